@@ -1,0 +1,117 @@
+"""``dataset.json``: what a dataset folder holds. It is written last; a shard that it does not name does not exist.
+
+A dataset folder:
+
+    dataset.json          this manifest
+    tokenizer/            a copy of the tokenizer, so that the folder is enough to train and to export
+    shard-00000.bin .idx  tokens (see token_file.py)
+    holdout/              with --holdout: a dataset of its own for evaluation, found by pre-training by itself
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from mpnet_ds.errors import UserError
+
+FILE_NAME = "dataset.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Size and checksums of one file: xxh3_64 for a fast check, sha256 for identity."""
+
+    bytes: int
+    xxh3_64: str
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> "FileRecord":
+        """Reads the whole file once."""
+        fast, sure, size = xxhash.xxh3_64(), hashlib.sha256(), 0
+        with open(path, "rb") as file:
+            while block := file.read(1 << 22):
+                fast.update(block)
+                sure.update(block)
+                size += len(block)
+        return cls(size, fast.hexdigest(), sure.hexdigest())
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    name: str
+    sequences: int
+    documents: int
+    tokens: int
+    files: dict[str, FileRecord]
+    """By suffix: ``bin`` and ``idx``."""
+
+
+@dataclass(frozen=True)
+class DatasetManifest:
+    dtype: str
+    vocab_size: int
+    special_ids: dict[str, int]
+    tokenizer_fingerprint: str
+    documents: int
+    sequences: int
+    tokens: int
+    shards: list[ShardRecord]
+    sources: list[dict]
+    command: str
+    tool_version: str
+    version: int = FORMAT_VERSION
+    options: dict = field(default_factory=dict)
+
+    def save(self, folder: Path) -> None:
+        """Puts the manifest in place in one step: readers see all of it or none."""
+        temporary = folder / (FILE_NAME + ".tmp")
+        with open(temporary, "w", encoding="utf-8") as file:
+            json.dump(asdict(self), file, indent=2)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, folder / FILE_NAME)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "DatasetManifest":
+        path = Path(folder) / FILE_NAME
+        if not Path(folder).is_dir():
+            raise UserError(f"no dataset folder {folder}. Build one with tools/build_dataset.py.")
+        if not path.is_file():
+            raise UserError(f"{folder} is no finished dataset ({FILE_NAME} is missing). Build it with tools/build_dataset.py.")
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["version"] != FORMAT_VERSION:
+                raise UserError(f"{path} has format version {content['version']}, this program reads {FORMAT_VERSION}.")
+            content["shards"] = [_shard_record(entry) for entry in content["shards"]]
+            return cls(**content)
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is damaged ({error}): build the dataset again.") from error
+
+    def check_sizes(self, folder: Path) -> None:
+        """Compares the size of each file with the manifest, without reading any; raises ``UserError`` at the first difference."""
+        for shard in self.shards:
+            for suffix, record in shard.files.items():
+                path = folder / f"{shard.name}.{suffix}"
+                if not path.is_file():
+                    raise UserError(f"{path} is missing, {FILE_NAME} names it: build the dataset again.")
+                if path.stat().st_size != record.bytes:
+                    found = f"{path} has {path.stat().st_size:,} bytes, {FILE_NAME} says {record.bytes:,}"
+                    raise UserError(f"{found}: the file is damaged, build the dataset again.")
+
+    @property
+    def token_dtype(self) -> np.dtype:
+        return np.dtype(self.dtype)
+
+
+def _shard_record(entry: dict) -> ShardRecord:
+    known = {f.name for f in fields(ShardRecord)}
+    files = {suffix: FileRecord(**record) for suffix, record in entry["files"].items()}
+    return ShardRecord(**{name: value for name, value in entry.items() if name in known} | {"files": files})

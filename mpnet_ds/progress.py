@@ -1,0 +1,60 @@
+"""Progress of long work: a bar on a terminal, a plain line now and then everywhere else."""
+
+import sys
+import time
+
+from tqdm import tqdm
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Progress:
+    """Counts ``total`` units of work and shows them on standard error.
+
+    On a terminal this is a ``tqdm`` bar; in a log file or a pipe it is one line at least
+    ``SECONDS_BETWEEN_LINES`` after the last, so that logs stay readable.
+    """
+
+    def __init__(self, what: str, total: int, unit: str = "it", initial: int = 0, enabled: bool = True):
+        self.what, self.total, self.unit, self.done = what, total, unit, initial
+        self._note = ""
+        self._enabled = enabled
+        self._last_line = time.monotonic()
+        on_terminal = enabled and sys.stderr.isatty()
+        scale = unit == "B"
+        self._bar = (
+            tqdm(total=total, initial=initial, desc=what, unit=unit, unit_scale=scale, dynamic_ncols=True)
+            if on_terminal
+            else None
+        )
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        self.close()
+
+    def update(self, count: int = 1) -> None:
+        self.done += count
+        if self._bar is not None:
+            self._bar.update(count)
+        elif self._enabled and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
+            share = f" ({100 * self.done / self.total:.0f} %)" if self.total else ""
+            note = f"  {self._note}" if self._note else ""
+            print(f"{self.what}: {self.done:,} of {self.total:,} {self.unit}{share}{note}", file=sys.stderr, flush=True)
+
+    def note(self, text: str) -> None:
+        """Shows ``text`` behind the bar, or at the end of the next line."""
+        self._note = text
+        if self._bar is not None:
+            self._bar.set_postfix_str(text, refresh=False)
+
+    def write(self, line: str) -> None:
+        """Prints a whole line without tearing the bar."""
+        if self._enabled:
+            tqdm.write(line, file=sys.stdout) if self._bar is not None else print(line, flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()

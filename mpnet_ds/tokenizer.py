@@ -1,0 +1,153 @@
+"""WordPiece tokenizers with MPNet's layout of special tokens: training, loading, identity.
+
+Layout of ids, the one of microsoft/mpnet-base, which ``transformers.MPNetTokenizer`` expects:
+
+    0 <s>   1 <pad>   2 </s>   3 <unk> (never produced)   4 … V-2 pieces, [UNK] among them   V-1 <mask>
+
+A folder written here holds tokenizer.json and tokenizer_config.json (transformers 5), and vocab.txt and
+special_tokens_map.json (transformers 4, sentence-transformers). Two tokenizers are the same when their
+*fingerprints* are: the sha256 of tokenizer.json in canonical form (sorted keys, no white space, truncation and
+padding switched off, for those two are settings of a call).
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from tokenizers import models, normalizers, pre_tokenizers, trainers
+
+from mpnet_ds.errors import UserError
+
+BOS, PAD, EOS, UNUSED_UNKNOWN = "<s>", "<pad>", "</s>", "<unk>"
+UNKNOWN, MASK = "[UNK]", "<mask>"
+FIRST_TOKENS = (BOS, PAD, EOS, UNUSED_UNKNOWN)
+BOS_ID, PAD_ID, EOS_ID = 0, 1, 2
+CONTINUATION = "##"
+SMALLEST_VOCABULARY = 64
+
+
+class PretrainingTokenizer:
+    """A WordPiece tokenizer as pre-training needs it: ids as arrays, word starts, special ids, a fingerprint.
+
+    Text is text: a corpus that spells ``<mask>`` gets ordinary pieces, never the special id.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, origin: str):
+        self.backend, self.origin = backend, origin
+        self.vocab_size = backend.get_vocab_size(with_added_tokens=True)
+        self._check_layout()
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = True
+
+    @classmethod
+    def load(cls, path: str | Path) -> "PretrainingTokenizer":
+        """Reads a folder with tokenizer.json, or that file itself."""
+        file = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
+        if not file.is_file():
+            raise UserError(f"no tokenizer at {path}: tokenizer.json is missing. Make one with tools/train_tokenizer.py.")
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises bare Exception for any malformed file
+            raise UserError(f"{file} is not a tokenizer: {error}") from error
+        return cls(backend, str(path))
+
+    def _check_layout(self) -> None:
+        if type(self.backend.model) is not models.WordPiece:
+            raise UserError(f"{self.origin}: a {type(self.backend.model).__name__} tokenizer; MPNet needs WordPiece.")
+        for expected, token in enumerate(FIRST_TOKENS[:3]):
+            found = self.backend.token_to_id(token)
+            if found != expected:
+                raise UserError(f"{self.origin}: '{token}' has id {found}, MPNet needs {expected}.")
+        for token in (UNKNOWN, MASK):
+            if self.backend.token_to_id(token) is None:
+                raise UserError(f"{self.origin}: the vocabulary has no '{token}', which MPNet needs.")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 (hex) of the canonical JSON: equal for two tokenizers that cut every text alike."""
+        content = json.loads(self.backend.to_str()) | {"truncation": None, "padding": None}
+        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    @cached_property
+    def pieces(self) -> list[str]:
+        """The token of each id, in order of ids."""
+        by_id = {i: token for token, i in self.backend.get_vocab(with_added_tokens=True).items()}
+        if sorted(by_id) != list(range(self.vocab_size)):
+            raise UserError(f"{self.origin}: the ids are not 0 … {self.vocab_size - 1} without gaps.")
+        return [by_id[i] for i in range(self.vocab_size)]
+
+    @property
+    def mask_id(self) -> int:
+        return self.backend.token_to_id(MASK)
+
+    @cached_property
+    def special_ids(self) -> np.ndarray:
+        """int64, sorted: ids that stand for no text, and [UNK]. They are never predicted by default, nor drawn at random."""
+        return np.array(sorted({i for i in range(4)} | {self.backend.token_to_id(UNKNOWN), self.mask_id}))
+
+    @cached_property
+    def starts_word(self) -> np.ndarray:
+        """bool [V]: False for a piece that continues the word before it (``##ing``)."""
+        return np.array([not piece.startswith(CONTINUATION) for piece in self.pieces])
+
+    def encode(self, texts: list[str]) -> list[np.ndarray]:
+        """Ids of each text, int32, without ``<s>`` and ``</s>``."""
+        encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self.backend.decode([int(i) for i in ids], skip_special_tokens=False)
+
+    def save(self, folder: str | Path, model_max_length: int = 512) -> None:
+        """Writes the files that ``AutoTokenizer`` of transformers 4 and 5 and sentence-transformers look for."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        normalizer = json.loads(self.backend.to_str())["normalizer"] or {}
+        named = _as_transformers(self.pieces, normalizer.get("lowercase", True), model_max_length)
+        named.save_pretrained(folder)
+        (folder / "vocab.txt").write_text("\n".join(self.pieces) + "\n", encoding="utf-8")
+        special_tokens = {role: getattr(named, role) for role in sorted(named.SPECIAL_TOKENS_ATTRIBUTES)}
+        (folder / "special_tokens_map.json").write_text(json.dumps(special_tokens, indent=2) + "\n")
+        # The backend as it was trained or loaded, so that the fingerprint is the same everywhere.
+        self.backend.save(str(folder / "tokenizer.json"))
+
+
+def train_tokenizer(texts: Iterator[str], vocab_size: int, lower_case: bool = True) -> PretrainingTokenizer:
+    """Learns WordPiece from ``texts`` and lays the vocabulary out as MPNet's.
+
+    Args:
+        texts: any number of strings; they are streamed, not held.
+        vocab_size: pieces and special tokens together. A small corpus may not yield that many: the result's
+            ``vocab_size`` tells.
+        lower_case: BERT's normalisation, lower case and no accents.
+    """
+    if vocab_size < SMALLEST_VOCABULARY:
+        raise UserError(f"--vocab_size {vocab_size} is too small: take at least {SMALLEST_VOCABULARY}; 30527 is usual.")
+    learner = tokenizers.Tokenizer(models.WordPiece(unk_token=UNKNOWN))
+    learner.normalizer = normalizers.BertNormalizer(lowercase=lower_case)
+    learner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size - 1,  # <mask> comes last
+        special_tokens=[*FIRST_TOKENS, UNKNOWN],
+        continuing_subword_prefix=CONTINUATION,
+        show_progress=False,
+    )
+    learner.train_from_iterator(texts, trainer)
+    pieces = sorted(learner.get_vocab(), key=learner.token_to_id)
+    if len(pieces) <= len(FIRST_TOKENS) + 1:
+        raise UserError("the corpus holds no text to learn a vocabulary from.")
+    named = _as_transformers([*pieces, MASK], lower_case, model_max_length=512)
+    return PretrainingTokenizer(named.backend_tokenizer, "the trained tokenizer")
+
+
+def _as_transformers(pieces: list[str], lower_case: bool, model_max_length: int):
+    from transformers import MPNetTokenizer
+
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    return MPNetTokenizer(vocab=vocabulary, do_lower_case=lower_case, model_max_length=model_max_length)

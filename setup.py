@@ -1,0 +1,32 @@
+"""Packaging of mpnet_ds. Ranges here, exact versions of a tested environment in constraints.txt."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+setup(
+    name="mpnet_ds",
+    version="0.1.0",
+    description="Pre-train MPNet text encoders on your own text with DeepSpeed, and export them to transformers",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["mpnet_ds", "mpnet_ds.*"]),
+    package_data={"mpnet_ds": ["recipes/*.json"]},
+    install_requires=[
+        "torch>=2.9",
+        "deepspeed>=0.18",
+        "transformers>=5",
+        "tokenizers>=0.22",
+        "datasets>=4",
+        "safetensors>=0.6",
+        "numpy>=2.0",
+        "tensorboard>=2.18",
+        "tqdm>=4.66",
+        "xxhash>=3.5",
+    ],
+    extras_require={"test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9"]},
+)

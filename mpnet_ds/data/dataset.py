@@ -65,7 +65,7 @@ class PretrainingDataset:
         self.folder = Path(folder)
         self.manifest = DatasetManifest.load(folder)
         self.manifest.check_sizes(self.folder)
-        self.tokenizer = PretrainingTokenizer.load(self.folder / TOKENIZER)
+        self.tokenizer = PretrainingTokenizer.load(self.tokenizer_folder)
         self._check_tokenizer()
         if not 8 <= seq_length <= MAX_SEQ_LENGTH:
             raise UserError(f"data.seq_length is {seq_length}; it must lie between 8 and {MAX_SEQ_LENGTH}.")
@@ -81,12 +81,16 @@ class PretrainingDataset:
     def _check_tokenizer(self) -> None:
         expected, found = self.manifest.tokenizer_fingerprint, self.tokenizer.fingerprint
         if found != expected:
-            what = f"{self.folder / TOKENIZER} (fingerprint {found[:12]}) is not the tokenizer that {self.folder / FILE_NAME}"
+            what = f"{self.tokenizer_folder} (fingerprint {found[:12]}) is not the tokenizer that {self.folder / FILE_NAME}"
             raise UserError(f"{what} was built with ({expected[:12]}): put that one back, or build the dataset again.")
 
     def __len__(self) -> int:
         """N, samples in an epoch."""
         return self.num_samples
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        return self.folder / TOKENIZER
 
     @property
     def holdout_folder(self) -> Path | None:

@@ -10,14 +10,13 @@ A dataset folder:
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-import numpy as np
 import xxhash
 
 from mpnet_ds.errors import UserError
+from mpnet_ds.files import digest, write_atomically
 
 FILE_NAME = "dataset.json"
 FORMAT_VERSION = 1
@@ -34,13 +33,8 @@ class FileRecord:
     @classmethod
     def of(cls, path: Path) -> "FileRecord":
         """Reads the whole file once."""
-        fast, sure, size = xxhash.xxh3_64(), hashlib.sha256(), 0
-        with open(path, "rb") as file:
-            while block := file.read(1 << 22):
-                fast.update(block)
-                sure.update(block)
-                size += len(block)
-        return cls(size, fast.hexdigest(), sure.hexdigest())
+        fast, sure = digest(path, xxhash.xxh3_64(), hashlib.sha256())
+        return cls(path.stat().st_size, fast, sure)
 
 
 @dataclass(frozen=True)
@@ -71,13 +65,7 @@ class DatasetManifest:
 
     def save(self, folder: Path) -> None:
         """Puts the manifest in place in one step: readers see all of it or none."""
-        temporary = folder / (FILE_NAME + ".tmp")
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(asdict(self), file, indent=2)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, folder / FILE_NAME)
+        write_atomically(folder / FILE_NAME, json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: str | Path) -> "DatasetManifest":
@@ -107,8 +95,10 @@ class DatasetManifest:
                     raise UserError(f"{found}: the file is damaged, build the dataset again.")
 
     @property
-    def token_dtype(self) -> np.dtype:
-        return np.dtype(self.dtype)
+    def checksum(self) -> str:
+        """Identity of the dataset's content: sha256 over the sha256 of all shard files, hexadecimal."""
+        parts = [record.sha256 for shard in self.shards for _, record in sorted(shard.files.items())]
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
 
 def _shard_record(entry: dict) -> ShardRecord:

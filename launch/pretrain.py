@@ -1,0 +1,18 @@
+"""Pre-trains an encoder: deepspeed launch/pretrain.py --deepspeed_config ds_configs/zero2.json --data DIR"""
+
+from mpnet_ds.command_line import Parser, run
+
+
+def main() -> int:
+    from mpnet_ds.training.pretrain import add_arguments, pretrain
+
+    parser = Parser(
+        "Pre-train a text encoder with DeepSpeed. Without --data it trains a demo on a built-in sample.",
+        "deepspeed launch/pretrain.py --deepspeed_config ds_configs/zero2.json --data my-data --output_dir runs/first",
+    )
+    add_arguments(parser)
+    return pretrain(parser.parse_args())
+
+
+if __name__ == "__main__":
+    run(main)

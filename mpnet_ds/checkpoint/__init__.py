@@ -1,0 +1,5 @@
+"""Checkpoints: saving as transactions, reading ZeRO shards, consolidation, Hugging Face folders."""
+
+from mpnet_ds.checkpoint.consolidate import consolidate, load_consolidated
+
+__all__ = ["consolidate", "load_consolidated"]

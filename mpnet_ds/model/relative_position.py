@@ -1,0 +1,30 @@
+"""Relative-position buckets: which of 32 learned biases a pair of positions gets.
+
+Distances below 8 have a bucket each; beyond, buckets widen logarithmically up to distance 128 and the last takes the rest.
+A key to the right of its query uses buckets 16 … 31, one to the left (or the same) 0 … 15; 16 is never used.
+
+    |distance|  0 … 7   8–11  12–15  16–22  23–31  32–45  46–63  64–90  >= 91
+    bucket      0 … 7     8      9     10     11     12     13     14     15     (+ 16 to the right)
+
+The formula is T5's (Raffel et al., arXiv 1910.10683) with 32 buckets and distance 128, which is all that
+``transformers.MPNetModel`` can compute. The edges are written down as integers, because the logarithm's rounding
+error would move a pair that sits on one.
+"""
+
+import torch
+from torch import Tensor
+
+NUM_BUCKETS = 32
+FIRST_DISTANCE_OF_BUCKET = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 23, 32, 46, 64, 91)  # of buckets 1 … 15
+
+
+def bucket(relative_position: Tensor) -> Tensor:
+    """Bucket of each ``key_position - query_position``; int64, same shape."""
+    edges = torch.tensor(FIRST_DISTANCE_OF_BUCKET, device=relative_position.device)
+    distance = torch.bucketize(relative_position.abs(), edges, right=True)
+    return distance + (relative_position > 0) * (NUM_BUCKETS // 2)
+
+
+def bucket_table(max_distance: int, device: torch.device) -> Tensor:
+    """int64 [2 * max_distance + 1]: the bucket of relative position ``r`` at index ``r + max_distance``."""
+    return bucket(torch.arange(-max_distance, max_distance + 1, device=device))

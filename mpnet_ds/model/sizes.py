@@ -1,0 +1,41 @@
+"""How large a model is and how much arithmetic a row costs, from shapes alone.
+
+A matrix product of [a, b] by [b, c] counts 2 a b c floating-point operations. Backward costs twice the forward.
+Counted is what this implementation executes: the last layer computes its query rows only, and only the p predicted
+rows meet the vocabulary. Softmax, LayerNorm, gelu and embeddings are left out, as is usual.
+"""
+
+from transformers import MPNetConfig
+
+from mpnet_ds.objectives import get_objective
+
+
+def parameter_count(config: MPNetConfig) -> int:
+    """Trainable numbers, tied ones once: 109,518,527 for MPNet-base with its vocabulary of 30,527."""
+    d, inner = config.hidden_size, config.intermediate_size
+    layer_norm = 2 * d
+    layer = 4 * (d * d + d) + (d * inner + inner) + (inner * d + d) + 2 * layer_norm
+    tables = (config.vocab_size + config.max_position_embeddings) * d
+    bias_table = config.relative_attention_num_buckets * config.num_attention_heads
+    head = d * d + d + layer_norm + config.vocab_size
+    return tables + layer_norm + bias_table + config.num_hidden_layers * layer + head
+
+
+def flops_per_row(config: MPNetConfig, seq_length: int, num_predicted: int, objective: str = "mpnet") -> int:
+    """Operations of forward and backward for one row of ``seq_length`` tokens, p of them predicted."""
+    kind = get_objective(objective)
+    content = seq_length + (num_predicted if kind.has_mask_rows else 0)
+    query = num_predicted if kind.has_query_stream else 0
+    last_layer_rows = query or content
+    layers = config.num_hidden_layers
+    forward = (layers - 1) * _layer_flops(config, content + query, content) + _layer_flops(config, last_layer_rows, content)
+    head = 2 * num_predicted * config.hidden_size * (config.hidden_size + config.vocab_size)
+    return 3 * (forward + head)
+
+
+def _layer_flops(config: MPNetConfig, rows: int, keys: int) -> int:
+    d = config.hidden_size
+    projections = 2 * (rows * 2 * d * d + keys * 2 * d * d)  # q and o of the rows, k and v of the keys
+    attention = 2 * (2 * rows * keys * d)
+    feed_forward = 2 * (2 * rows * d * config.intermediate_size)
+    return projections + attention + feed_forward

@@ -1,0 +1,289 @@
+"""MPNet with two streams, in natural order: tokens stay where they are, and one pass per layer serves both streams.
+
+A layer's rows are the content rows (n tokens and, for ``mpnet``, p mask rows) followed by p query rows; keys and values
+come from the content rows only. All weights are shared by the streams. The last layer computes the query rows alone,
+since nobody reads its content rows.
+
+Parameters have the names of ``transformers.MPNetForMaskedLM``, so that export and import are copies; ``encode`` computes
+what ``transformers.MPNetModel`` does.
+
+Shape legend: B rows of a batch, n tokens, p predicted slots, R rows of the network, K keys, H heads, d width, V vocabulary.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import MPNetConfig
+from transformers.utils import ModelOutput
+
+from mpnet_ds.errors import UserError
+from mpnet_ds.model.attention import attend, attention_bias, check_backend
+from mpnet_ds.model.relative_position import NUM_BUCKETS
+from mpnet_ds.model.visibility import Layout, plain_layout, two_stream_layout
+from mpnet_ds.objectives import get_objective
+
+PAD_ID = 1
+FIRST_POSITION = PAD_ID + 1  # row of the position table of the first token
+
+
+@dataclass
+class PretrainingOutput(ModelOutput):
+    """What one forward pass tells."""
+
+    loss: Tensor | None = None
+    """Mean cross-entropy over used slots, nats, fp32, scalar."""
+    logits: Tensor | None = None
+    """[B, p, V]; rows of unused slots mean nothing."""
+    num_targets: Tensor | None = None
+    """Used slots, int64 scalar."""
+    num_correct: Tensor | None = None
+    """Used slots whose highest logit is the true token's, int64 scalar."""
+
+
+class Embeddings(nn.Module):
+    def __init__(self, config: MPNetConfig):
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=PAD_ID)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size, padding_idx=PAD_ID)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """[B, R, d] from ids [B, R] and positions in the text [B, R], counted from 0."""
+        embedded = self.word_embeddings(ids) + self.position_embeddings(positions + FIRST_POSITION)
+        return self.dropout(self.LayerNorm(embedded))
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, config: MPNetConfig, backend: str):
+        super().__init__()
+        self.num_heads, self.backend = config.num_attention_heads, backend
+        self.dropout = config.attention_probs_dropout_prob
+        self.q, self.k, self.v, self.o = (nn.Linear(config.hidden_size, config.hidden_size) for _ in range(4))
+
+    def forward(self, rows: Tensor, content: Tensor, bias: Tensor) -> Tensor:
+        """[B, R, d] from rows [B, R, d], content [B, K, d] and bias [B, H, R, K]."""
+        query, key, value = (self._split(x) for x in (self.q(rows), self.k(content), self.v(content)))
+        dropout = self.dropout if self.training else 0.0
+        attended = attend(query, key, value, bias, dropout, self.backend)
+        return self.o(attended.transpose(1, 2).flatten(2))
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, H, rows, D)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: MPNetConfig, backend: str):
+        super().__init__()
+        self.attn = SelfAttention(config, backend)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, rows: Tensor, content: Tensor, bias: Tensor) -> Tensor:
+        return self.LayerNorm(rows + self.dropout(self.attn(rows, content, bias)))
+
+
+class Dense(nn.Module):
+    def __init__(self, size_in: int, size_out: int):
+        super().__init__()
+        self.dense = nn.Linear(size_in, size_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dense(x)
+
+
+class Output(Dense):
+    def __init__(self, config: MPNetConfig):
+        super().__init__(config.intermediate_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, inner: Tensor, residual: Tensor) -> Tensor:
+        return self.LayerNorm(residual + self.dropout(self.dense(inner)))
+
+
+class Layer(nn.Module):
+    """One post-LN block."""
+
+    def __init__(self, config: MPNetConfig, backend: str):
+        super().__init__()
+        self.attention = Attention(config, backend)
+        self.intermediate = Dense(config.hidden_size, config.intermediate_size)
+        self.output = Output(config)
+
+    def forward(self, hidden: Tensor, bias: Tensor, num_content: int, first_row: int = 0) -> Tensor:
+        """New values of the rows from ``first_row`` on.
+
+        Args:
+            hidden: [B, R, d], the content rows first.
+            bias: [B, H, R, K].
+            num_content: K, rows that are keys and values.
+        """
+        rows = hidden[:, first_row:]
+        rows = self.attention(rows, hidden[:, :num_content], bias[:, :, first_row:])
+        return self.output(F.gelu(self.intermediate(rows)), rows)
+
+
+class Encoder(nn.Module):
+    def __init__(self, config: MPNetConfig, backend: str):
+        super().__init__()
+        self.layer = nn.ModuleList(Layer(config, backend) for _ in range(config.num_hidden_layers))
+        self.relative_attention_bias = nn.Embedding(NUM_BUCKETS, config.num_attention_heads)
+
+
+class MPNet(nn.Module):
+    def __init__(self, config: MPNetConfig, backend: str):
+        super().__init__()
+        self.embeddings = Embeddings(config)
+        self.encoder = Encoder(config, backend)
+
+
+class LMHead(nn.Module):
+    """``LN(gelu(W x))`` times the token table, plus a bias."""
+
+    def __init__(self, config: MPNetConfig, token_table: nn.Parameter):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size, device="meta")  # tied below: no memory of its own
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.decoder.weight, self.decoder.bias = token_table, self.bias
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.decoder(self.layer_norm(F.gelu(self.dense(hidden))))
+
+
+class MPNetForPretraining(nn.Module):
+    """The encoder with its head and one of the pre-training objectives.
+
+    Args:
+        config: 514 positions and eps 1e-5 are those of the published model; ``MPNetConfig()`` says otherwise.
+        objective: ``mpnet``, ``plm`` or ``mlm`` (see ``mpnet_ds.objectives``).
+        attention: ``auto``, or a back-end by name (see ``attention.py``).
+    Raises:
+        UserError: a configuration that ``transformers`` could not represent after export, or unknown names.
+    """
+
+    def __init__(self, config: MPNetConfig, objective: str = "mpnet", attention: str = "auto"):
+        super().__init__()
+        _check_config(config)
+        self.config, self.objective = config, get_objective(objective)
+        self.mpnet = MPNet(config, check_backend(attention))
+        self.lm_head = LMHead(config, self.mpnet.embeddings.word_embeddings.weight)
+        self.checkpoint_function: Callable | None = None
+        """``f(function, *arguments)`` that runs a layer without keeping its activations; None keeps them."""
+        self.apply(self._initialise)
+        self.register_load_state_dict_pre_hook(_fill_tied_weights)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        predicted_positions: Tensor,
+        predicted_inputs: Tensor,
+        attention_mask: Tensor | None = None,
+    ) -> PretrainingOutput:
+        """Loss and logits of one batch.
+
+        Args:
+            input_ids: int64 [B, n], the true tokens in order.
+            predicted_positions: int64 [B, p], ``z_1 … z_p``; -1 in unused slots.
+            predicted_inputs: int64 [B, p], what stands in each slot's place.
+            attention_mask: bool [B, n], False on padding; all True by default.
+        """
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids, dtype=torch.bool)
+        attention_mask = attention_mask.bool()
+        slots = predicted_positions.clamp(min=0)
+        if self.objective.has_query_stream:
+            hidden = self._two_streams(input_ids, predicted_positions, predicted_inputs, attention_mask)
+        else:
+            hidden = self._one_stream(input_ids, predicted_positions, predicted_inputs, attention_mask)
+        logits = self.lm_head(hidden)
+        return _score(logits, labels=torch.where(predicted_positions >= 0, input_ids.gather(1, slots), -1))
+
+    def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Last hidden state [B, n, d] of the plain encoder: what ``transformers.MPNetModel`` gives after export.
+
+        Padding must be on the right.
+        """
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids, dtype=torch.bool)
+        layout = plain_layout(attention_mask.bool())
+        return self._run_layers(self.mpnet.embeddings(input_ids, layout.row_positions), layout)
+
+    def _two_streams(self, input_ids, predicted_positions, predicted_inputs, attention_mask) -> Tensor:
+        """Query rows after the last layer, [B, p, d]."""
+        has_mask_rows = self.objective.has_mask_rows
+        layout = two_stream_layout(predicted_positions, attention_mask, has_mask_rows)
+        ids = torch.cat([input_ids, *([predicted_inputs] * (2 if has_mask_rows else 1))], dim=1)
+        hidden = self.mpnet.embeddings(ids, layout.row_positions)
+        return self._run_layers(hidden, layout, first_row_of_last_layer=layout.key_positions.shape[1])
+
+    def _one_stream(self, input_ids, predicted_positions, predicted_inputs, attention_mask) -> Tensor:
+        """Rows at the predicted positions after the last layer, [B, p, d]."""
+        # Unused slots write into one extra column, which is cut off.
+        target = torch.where(predicted_positions >= 0, predicted_positions, input_ids.shape[1])
+        corrupted = F.pad(input_ids, (0, 1)).scatter(1, target, predicted_inputs)[:, :-1]
+        hidden = self.encode(corrupted, attention_mask)
+        return hidden.gather(1, predicted_positions.clamp(min=0)[:, :, None].expand(-1, -1, hidden.shape[2]))
+
+    def _run_layers(self, hidden: Tensor, layout: Layout, first_row_of_last_layer: int = 0) -> Tensor:
+        bias = attention_bias(self.mpnet.encoder.relative_attention_bias, layout)
+        num_content = layout.key_positions.shape[1]
+        layers = self.mpnet.encoder.layer
+        for number, layer in enumerate(layers, 1):
+            first_row = first_row_of_last_layer if number == len(layers) else 0
+            if self.checkpoint_function is not None and torch.is_grad_enabled():
+                hidden = self.checkpoint_function(layer, hidden, bias, num_content, first_row)
+            else:
+                hidden = layer(hidden, bias, num_content, first_row)
+        return hidden
+
+    @torch.no_grad()
+    def _initialise(self, module: nn.Module) -> None:
+        """N(0, initializer_range) for every matrix, zero biases and padding rows."""
+        if module is self.lm_head.decoder:
+            return  # its weight is the token table
+        if isinstance(module, nn.Linear | nn.Embedding):
+            module.weight.normal_(0.0, self.config.initializer_range)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            module.bias.zero_()
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            module.weight[module.padding_idx].zero_()
+
+
+def _score(logits: Tensor, labels: Tensor) -> PretrainingOutput:
+    """Loss and counts; labels int64 [B, p], -1 where there is nothing to predict."""
+    used = labels >= 0
+    num_targets = used.sum()
+    total = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-1, reduction="sum")
+    num_correct = ((logits.argmax(dim=-1) == labels) & used).sum()
+    return PretrainingOutput(total / num_targets.clamp(min=1), logits, num_targets, num_correct)
+
+
+def _check_config(config: MPNetConfig) -> None:
+    if config.relative_attention_num_buckets != NUM_BUCKETS:
+        found = config.relative_attention_num_buckets
+        raise UserError(f"relative_attention_num_buckets is {found}; transformers computes MPNet with {NUM_BUCKETS} always.")
+    if config.hidden_act != "gelu":
+        raise UserError(f"hidden_act is '{config.hidden_act}'; MPNet's head is always (erf) 'gelu', use it throughout.")
+    if config.hidden_size % config.num_attention_heads:
+        heads = config.num_attention_heads
+        raise UserError(f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads {heads}.")
+
+
+def _fill_tied_weights(module: MPNetForPretraining, state_dict: dict, prefix: str, *_) -> None:
+    """Lets ``load_state_dict`` take files that leave the tied copies out, as safetensors files do."""
+    for copy, source in TIED_WEIGHTS.items():
+        if prefix + source in state_dict:
+            state_dict.setdefault(prefix + copy, state_dict[prefix + source])
+
+
+TIED_WEIGHTS = {
+    "lm_head.decoder.weight": "mpnet.embeddings.word_embeddings.weight",
+    "lm_head.decoder.bias": "lm_head.bias",
+}
+"""Names under which a parameter appears a second time in a state dict, as in ``transformers``."""

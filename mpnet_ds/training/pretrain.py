@@ -1,0 +1,187 @@
+"""One pre-training run, from arguments to the last checkpoint: what ``launch/pretrain.py`` calls.
+
+Everything that can be wrong with the input is found before a model is built:
+recipe → DeepSpeed's JSON → data and tokenizer → output folder → model → training.
+"""
+
+import argparse
+import json
+import platform
+import sys
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import mpnet_ds
+from mpnet_ds.data.dataset import PretrainingDataset
+from mpnet_ds.errors import UserError
+from mpnet_ds.model.sizes import parameter_count
+from mpnet_ds.objectives import get_objective
+from mpnet_ds.training import processes, sample
+from mpnet_ds.training.deepspeed_config import EngineConfig, load_deepspeed_config, resolve
+from mpnet_ds.training.metrics import show_duration
+from mpnet_ds.training.recipe import DEFAULT_RECIPE, DEMO_RECIPE, Recipe, load_recipe
+from mpnet_ds.training.run_folder import Start, decide_start, free_output, identity, prepare
+
+PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "numpy")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--deepspeed_config", required=True, metavar="FILE", help="DeepSpeed's JSON: ZeRO, precision, …")
+    parser.add_argument("--recipe", metavar="NAME|FILE", help="model, objective, data, optimisation (mpnet-base with --data)")
+    parser.add_argument("--data", metavar="DIR", help="dataset to train on; without it, a demo on a built-in sample")
+    parser.add_argument("--eval_data", metavar="DIR", help="dataset to evaluate on (default: the one's that --holdout split off)")
+    parser.add_argument("--output_dir", metavar="DIR", help="where the run goes (default: a new folder in runs/)")
+    parser.add_argument("--max_steps", type=int, metavar="N", help="updates")
+    parser.add_argument("--objective", metavar="mpnet|mlm|plm", help="what is predicted from what")
+    parser.add_argument("--micro_batch_size", type=int, metavar="N", help="rows at once on each rank")
+    parser.add_argument("--global_batch_size", type=int, metavar="N", help="rows of one update")
+    parser.add_argument("--learning_rate", type=float, metavar="X", help="the highest")
+    parser.add_argument("--seed", type=int, metavar="N")
+    parser.add_argument("--save_interval", type=int, metavar="N", help="updates between checkpoints")
+    parser.add_argument("--eval_interval", type=int, metavar="N", help="updates between evaluations")
+    parser.add_argument("--log_interval", type=int, metavar="N", help="updates between lines of metrics.jsonl")
+    parser.add_argument("--resume", default="auto", metavar="auto|never|DIR", help="continue the run in --output_dir (auto)")
+    parser.add_argument("--init_from", metavar="HF_DIR", help="start from the weights of a Hugging Face MPNet folder")
+    parser.add_argument("--dry_run", action="store_true", help="check everything, print the resolved settings and stop")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the launcher adds it
+
+
+def pretrain(arguments: argparse.Namespace) -> int:
+    """Runs to the end; returns the exit code."""
+    recipe = recipe_of(arguments)
+    raw = load_deepspeed_config(arguments.deepspeed_config)
+    config = resolve(
+        raw,
+        recipe.optimization,
+        processes.world_size(),
+        processes.supported_precisions(),
+        arguments.deepspeed_config,
+        exact_micro_batch=arguments.micro_batch_size is not None,
+    )
+    data = eval_data = None
+    if arguments.data:
+        data, eval_data = open_data(arguments.data, arguments.eval_data, recipe)
+    elif arguments.eval_data:
+        raise UserError("--eval_data without --data: the demo has evaluation data of its own. Add --data DIR.")
+    ranks = processes.start()
+    try:
+        if data is None:
+            folder = sample.prepare_sample(ranks)
+            data, eval_data = open_data(folder, None, recipe)
+            _say(ranks, sample.DEMO_TEXT.format(recipe=recipe.name))
+        return _run(arguments, recipe, config, data, eval_data, ranks)
+    finally:
+        processes.stop()
+
+
+def recipe_of(arguments: argparse.Namespace) -> Recipe:
+    """The recipe with the command line's values in it."""
+    recipe = load_recipe(arguments.recipe or (DEFAULT_RECIPE if arguments.data else DEMO_RECIPE))
+    given = {name: value for name, value in vars(arguments).items() if value is not None}
+    optimization = {name: given[name] for name in
+                    ("max_steps", "micro_batch_size", "global_batch_size", "learning_rate") if name in given}  # fmt: skip
+    run = {name: given[name] for name in ("seed", "save_interval", "eval_interval", "log_interval") if name in given}
+    return replace(
+        recipe,
+        objective=given.get("objective", recipe.objective),
+        optimization=replace(recipe.optimization, **optimization),
+        run=replace(recipe.run, **run),
+    )
+
+
+def open_data(folder: str | Path, eval_folder: str | None, recipe: Recipe) -> tuple[PretrainingDataset, PretrainingDataset | None]:
+    """Training and evaluation data; they must share a tokenizer."""
+    masking = get_objective(recipe.objective).masking(recipe.data.masking)
+    data = PretrainingDataset(folder, recipe.data.seq_length, masking, recipe.run.seed)
+    eval_folder = eval_folder or data.holdout_folder
+    if eval_folder is None:
+        return data, None
+    eval_data = PretrainingDataset(eval_folder, recipe.data.seq_length, masking, recipe.run.seed)
+    if eval_data.tokenizer.fingerprint != data.tokenizer.fingerprint:
+        raise UserError(f"{eval_folder} was built with another tokenizer than {folder}: build both with the same --tokenizer.")
+    return data, eval_data
+
+
+def _run(arguments, recipe: Recipe, config: EngineConfig, data, eval_data, ranks) -> int:
+    run_identity = identity(recipe, data.tokenizer.fingerprint, data.manifest.checksum)
+    output = Path(arguments.output_dir) if arguments.output_dir else free_output(recipe.name, run_identity, recipe.optimization.max_steps)
+    output = ranks.from_main(output)
+    start = decide_start(output, arguments.resume, run_identity, ranks.world_size, config.zero_stage)
+    model_config = recipe.model_config(data.tokenizer.vocab_size)
+    record = _record(arguments, recipe, config, run_identity, model_config, ranks)
+    if arguments.dry_run:
+        _say(ranks, json.dumps(record, indent=2))
+        return 0
+    if start.step >= recipe.optimization.max_steps:
+        _say(ranks, f"{output} is trained to update {start.step} already: nothing to do. More with --max_steps, or a new --output_dir.")
+        return 0
+    if ranks.is_main:
+        prepare(start, record, data.tokenizer_folder)
+    ranks.barrier()
+    _announce(recipe, config, data, model_config, start, ranks)
+    summary = _train(arguments, recipe, config, model_config, data, eval_data, start, ranks)
+    _conclude(summary, output, ranks)
+    return 0
+
+
+def _train(arguments, recipe, config, model_config, data, eval_data, start: Start, ranks):
+    import torch
+
+    from mpnet_ds.checkpoint.huggingface import load_pretrained_weights
+    from mpnet_ds.model import MPNetForPretraining
+    from mpnet_ds.training.trainer import Trainer
+
+    torch.manual_seed(recipe.run.seed)
+    model = MPNetForPretraining(model_config, recipe.objective)
+    if arguments.init_from and start.checkpoint is None:
+        load_pretrained_weights(model, arguments.init_from)
+    return Trainer(recipe, config, model, data, eval_data, start, ranks).train()
+
+
+def _record(arguments, recipe, config: EngineConfig, run_identity, model_config, ranks) -> dict:
+    """Everything that is needed to repeat the run."""
+    return {
+        "command": " ".join(sys.argv),
+        "arguments": {name: value for name, value in vars(arguments).items() if name != "local_rank"},
+        "recipe": asdict(recipe),
+        "deepspeed_config": config.engine,
+        "monitors": config.monitors,
+        "batch": asdict(config.batch),
+        "precision": config.precision,
+        "model_config": model_config.to_diff_dict(),
+        "parameters": parameter_count(model_config),
+        "world_size": ranks.world_size,
+        "device": str(ranks.device),
+        "identity": run_identity,
+        "versions": {"mpnet_ds": mpnet_ds.__version__, "python": platform.python_version()}
+        | {package: version(package) for package in PACKAGES},
+    }
+
+
+def _announce(recipe, config: EngineConfig, data, model_config, start: Start, ranks) -> None:
+    batch = config.batch
+    sizes = f"{batch.micro_batch_size} rows × {batch.accumulation_steps} accumulated × {ranks.world_size} rank(s)"
+    _say(ranks, f"Recipe {recipe.name}, objective {recipe.objective}: {parameter_count(model_config):,} parameters, "
+                f"{data.tokenizer.vocab_size:,} pieces")  # fmt: skip
+    _say(ranks, f"Data {data.folder}: {data.manifest.tokens:,} tokens, {len(data):,} rows of {data.seq_length} an epoch")
+    _say(ranks, f"ZeRO {config.zero_stage}, {config.precision}, on {ranks.device.type}: {batch.global_batch_size} rows an update = {sizes}")
+    if start.checkpoint is not None:
+        _say(ranks, f"Continuing from {start.checkpoint} at update {start.step}")
+    _say(ranks, f"Output {start.output}")
+
+
+def _conclude(summary, output: Path, ranks) -> None:
+    def fall(first, last) -> str:
+        return f"{last:.4f}" if first is None else f"{first:.4f} → {last:.4f}"
+
+    _say(ranks, f"\nDone: {summary.step} updates. Training loss {fall(summary.first_loss, summary.last_loss)} nats")
+    if summary.last_eval_loss is not None:
+        _say(ranks, f"Held-out loss {fall(summary.first_eval_loss, summary.last_eval_loss)} nats")
+    _say(ranks, f"Everything lies in {output}: metrics.jsonl, tensorboard/, checkpoints/")
+    _say(ranks, f"To use the model: python tools/convert_to_hf.py {output} OUT")
+
+
+def _say(ranks, text: str) -> None:
+    if ranks.is_main:
+        print(text, flush=True)

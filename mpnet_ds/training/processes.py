@@ -1,0 +1,107 @@
+"""Starting and ending the ranks of a run, under any launcher or none.
+
+Nothing compiles: on CPU DeepSpeed would build a C++ shared-memory op at start (which takes minutes, needs a compiler and,
+if a build was killed, waits for ever on its lock file). It is switched off; ranks then talk through gloo.
+"""
+
+import logging
+import os
+import socket
+import warnings
+from dataclasses import dataclass
+
+import torch
+import torch.distributed
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among the others."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum over all ranks, in place; every rank must call it."""
+        if self.world_size > 1:
+            torch.distributed.all_reduce(values)
+        return values
+
+    def barrier(self) -> None:
+        if self.world_size > 1:
+            torch.distributed.barrier()
+
+    def from_main(self, value):
+        """Rank 0's value on every rank."""
+        box = [value]
+        if self.world_size > 1:
+            torch.distributed.broadcast_object_list(box, src=0)
+        return box[0]
+
+
+def world_size() -> int:
+    """Number of ranks, before they are connected."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def supported_precisions() -> set[str]:
+    """``fp32``, ``bf16``, ``fp16`` as far as this process's device has them, and ``fast-bf16`` where bf16 is worth it."""
+    quiet_libraries()
+    from deepspeed.accelerator import get_accelerator
+
+    accelerator = get_accelerator()
+    supported = {"fp32"}
+    if accelerator.is_bf16_supported():
+        supported |= {"bf16"} if accelerator.device_name() == "cpu" else {"bf16", "fast-bf16"}
+    if accelerator.is_fp16_supported():
+        supported.add("fp16")
+    return supported
+
+
+def start() -> Ranks:
+    """Connects the ranks. Without a launcher this process is the only one."""
+    quiet_libraries()
+    import deepspeed
+    from deepspeed.accelerator import get_accelerator
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if "RANK" not in os.environ:
+        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        os.environ.update(alone)
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    accelerator = get_accelerator()
+    accelerator.set_device(local_rank)
+    deepspeed.init_distributed(verbose=False)
+    rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return Ranks(rank, local_rank, size, torch.device(accelerator.device_name(local_rank)))
+
+
+def stop() -> None:
+    """Disconnects; without it ZeRO 3 on CPU may abort at exit."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def quiet_libraries() -> None:
+    """Keeps DeepSpeed's start-up messages to real warnings, and tells it where there is no accelerator."""
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="deepspeed")
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]

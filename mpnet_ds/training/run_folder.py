@@ -1,0 +1,133 @@
+"""The output folder of a run: whose run is in it, and where a run goes on.
+
+    OUT/run.json        all resolved settings and versions, written before the first update
+    OUT/metrics.jsonl   see metrics.py
+    OUT/tensorboard/    events
+    OUT/tokenizer/      a copy of the dataset's tokenizer
+    OUT/checkpoints/    see checkpoint/store.py
+
+Two runs are *the same* when model, objective, data, masking, seed and global batch size agree: then one can continue the
+other. Length, learning rate, intervals and the DeepSpeed file may differ.
+"""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from mpnet_ds.checkpoint.store import CheckpointStore, find_checkpoint, read_info, verify
+from mpnet_ds.errors import UserError
+from mpnet_ds.files import write_atomically
+from mpnet_ds.training.recipe import Recipe
+
+FILE_NAME = "run.json"
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins."""
+
+    output: Path
+    checkpoint: Path | None
+    """Whole and verified; None at the beginning."""
+
+    @property
+    def step(self) -> int:
+        return read_info(self.checkpoint).step if self.checkpoint else 0
+
+
+def identity(recipe: Recipe, tokenizer_fingerprint: str, data_checksum: str) -> dict:
+    """What must agree for a run to be continued."""
+    return {
+        "objective": recipe.objective,
+        "model": asdict(recipe.model),
+        "data": asdict(recipe.data),
+        "seed": recipe.run.seed,
+        "global_batch_size": recipe.optimization.global_batch_size,
+        "dataset": data_checksum,
+        "tokenizer": tokenizer_fingerprint,
+    }
+
+
+def decide_start(output: Path, resume: str, run_identity: dict, world_size: int, zero_stage: int) -> Start:
+    """What ``--output_dir`` and ``--resume`` mean together; raises ``UserError`` rather than touch another run.
+
+    Args:
+        resume: ``auto`` continues the run in ``output`` if there is one; ``never`` refuses it; else the path of a
+            checkpoint, or of a run, to go on from.
+    """
+    record = _read_record(output)
+    if record is not None:
+        if resume == "never":
+            raise UserError(f"{output} holds a run: choose another --output_dir, or --resume auto to continue it.")
+        difference = _first_difference(record["identity"], run_identity)
+        if difference:
+            raise UserError(f"{output} holds another run ({difference}): choose another --output_dir.")
+    elif output.exists() and any(output.iterdir()):
+        raise UserError(f"{output} is not empty and holds no run ({FILE_NAME} is missing): choose another --output_dir.")
+    if resume in ("auto", "never"):
+        checkpoint = CheckpointStore(output).newest()
+    else:
+        checkpoint = find_checkpoint(resume)
+    if checkpoint is not None:
+        verify(checkpoint)
+        _check_fits(checkpoint, world_size, zero_stage)
+    return Start(output, checkpoint)
+
+
+def free_output(name: str, run_identity: dict, max_steps: int) -> Path:
+    """``runs/NAME``, or ``runs/NAME-2`` and so on: the first folder that is free or holds this very run unfinished."""
+    number = 1
+    while True:
+        output = Path("runs") / (name if number == 1 else f"{name}-{number}")
+        number += 1
+        record = _read_record(output)
+        if record is None:
+            if not output.exists() or not any(output.iterdir()):
+                return output
+            continue
+        newest = CheckpointStore(output).newest()
+        unfinished = newest is None or read_info(newest).step < max_steps
+        if unfinished and not _first_difference(record["identity"], run_identity):
+            return output
+
+
+def prepare(start: Start, record: dict, tokenizer_folder: Path) -> None:
+    """Writes ``run.json`` and the tokenizer's copy."""
+    start.output.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(tokenizer_folder, start.output / "tokenizer", dirs_exist_ok=True)
+    write_atomically(start.output / FILE_NAME, json.dumps(record, indent=2) + "\n")
+
+
+def _read_record(output: Path) -> dict | None:
+    path = output / FILE_NAME
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is damaged ({error}): choose another --output_dir.") from error
+
+
+def _first_difference(before: dict, now: dict) -> str:
+    now = json.loads(json.dumps(now))  # tuples become lists, as in the file
+    for key in now:
+        if before.get(key) != now[key]:
+            if isinstance(now[key], dict) and isinstance(before.get(key), dict):
+                inner = _first_difference(before[key], now[key])
+                return f"{key}.{inner}" if inner else ""
+            return f"{key} was {_short(before.get(key))}, is now {_short(now[key])}"
+    return ""
+
+
+def _short(value) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 24 else text[:16] + '…"'
+
+
+def _check_fits(checkpoint: Path, world_size: int, zero_stage: int) -> None:
+    info = read_info(checkpoint)
+    if info.zero_stage != zero_stage or (zero_stage and info.world_size != world_size):
+        saved = f"{info.world_size} rank(s) at ZeRO stage {info.zero_stage}"
+        here = f"{world_size} at stage {zero_stage}"
+        raise UserError(f"{checkpoint} was saved by {saved}, this run has {here}: resume with the former, or use another --output_dir.")

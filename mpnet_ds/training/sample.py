@@ -1,0 +1,36 @@
+"""The demo's data: tokenizer and dataset made from the built-in sample, once for each Python version."""
+
+import platform
+import shutil
+from pathlib import Path
+
+from mpnet_ds.data.build import TOKENIZER, build_dataset
+from mpnet_ds.data.corpus import BUILTIN_SAMPLE, Corpus
+from mpnet_ds.data.manifest import FILE_NAME
+from mpnet_ds.tokenizer import train_tokenizer
+
+VOCAB_SIZE = 4096
+HOLDOUT = 0.05
+
+DEMO_TEXT = """
+This is the demo: recipe {recipe} on the documentation strings of Python's standard library.
+To train on your own text, build a dataset and pass it:
+    python tools/train_tokenizer.py --input TEXT… --vocab_size 30527 --output my-tokenizer
+    python tools/build_dataset.py   --input TEXT… --tokenizer my-tokenizer --output my-data --holdout 0.01
+    deepspeed launch/pretrain.py --deepspeed_config ds_configs/zero2.json --data my-data
+"""
+
+
+def prepare_sample(ranks) -> Path:
+    """The folder of the sample's dataset in ``sample/``, built by rank 0 if it is not there yet."""
+    folder = Path("sample") / f"python-{platform.python_version()}"
+    if ranks.is_main and not (folder / FILE_NAME).is_file():
+        print("Building the demo's dataset from Python's documentation strings …", flush=True)
+        tokenizer_folder = folder.with_name(folder.name + "-tokenizer")
+        corpus = Corpus([BUILTIN_SAMPLE])
+        train_tokenizer((document.text for document in corpus), VOCAB_SIZE).save(tokenizer_folder)
+        build_dataset([BUILTIN_SAMPLE], tokenizer_folder, folder, holdout=HOLDOUT)
+        shutil.rmtree(tokenizer_folder)  # the dataset has its copy, in TOKENIZER
+    ranks.barrier()
+    assert (folder / TOKENIZER).is_dir()
+    return folder

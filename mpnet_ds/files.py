@@ -1,11 +1,41 @@
 """Files that are either whole or not there, and their checksums."""
 
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import xxhash
 
+from mpnet_ds.errors import UserError
+
 BLOCK = 1 << 22
+
+
+@contextmanager
+def new_folder(output: str | Path) -> Iterator[Path]:
+    """A folder that appears whole or not at all: fill the yielded one, it takes its name when the block ends well.
+
+    Raises ``UserError`` if ``output`` holds anything, or cannot be made. What a killed program left is removed first.
+    """
+    output = Path(output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"{output} exists and is not empty: choose another output or remove it.")
+    partial = output.with_name(output.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {output.parent}: {error.strerror}.") from error
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if output.exists():
+        output.rmdir()
+    os.replace(partial, output)
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -89,7 +89,7 @@ class PretrainingTokenizer:
     @cached_property
     def special_ids(self) -> np.ndarray:
         """int64, sorted: ids that stand for no text, and [UNK]. They are never predicted by default, nor drawn at random."""
-        return np.array(sorted({i for i in range(4)} | {self.backend.token_to_id(UNKNOWN), self.mask_id}))
+        return np.array(sorted({*range(4), self.backend.token_to_id(UNKNOWN), self.mask_id}))
 
     @cached_property
     def starts_word(self) -> np.ndarray:

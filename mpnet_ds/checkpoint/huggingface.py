@@ -5,8 +5,6 @@ name: the folder is loaded with plain ``transformers`` and its hidden states and
 model's plain forward on real text.
 """
 
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +12,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForMaskedLM, AutoTokenizer, MPNetConfig, MPNetForMaskedLM
+from transformers.utils import logging as transformers_logging
 
-from mpnet_ds.checkpoint.consolidate import DTYPES, check_output_is_free, load_consolidated
+from mpnet_ds.checkpoint.consolidate import DTYPES, load_consolidated
 from mpnet_ds.checkpoint.store import CheckpointInfo, find_checkpoint, read_info
 from mpnet_ds.errors import UserError
+from mpnet_ds.files import new_folder
 from mpnet_ds.model import MPNetForPretraining
-from mpnet_ds.model.two_stream import TIED_WEIGHTS
 from mpnet_ds.tokenizer import PretrainingTokenizer
 
 TOLERANCE = 1e-5
@@ -49,27 +48,24 @@ def export_huggingface(source: str | Path, output: str | Path, dtype: str = "fp3
     Raises:
         UserError: no whole checkpoint, ``output`` exists, or the export differs from the training model.
     """
-    checkpoint, output = find_checkpoint(source), Path(output)
-    check_output_is_free(output)
+    checkpoint = find_checkpoint(source)
     info = read_info(checkpoint)
-    weights = {name: tensor.to(DTYPES[dtype]) for name, tensor in load_consolidated(checkpoint).items()}
-    partial = output.with_name(output.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    _write_model(weights, info, DTYPES[dtype], partial)
-    PretrainingTokenizer.load(checkpoint / "tokenizer").save(partial, model_max_length=info.seq_length)
-    (partial / "README.md").write_text(_model_card(info), encoding="utf-8")
-    comparison = compare(weights, info, partial)
-    if output.exists():
-        output.rmdir()
-    os.replace(partial, output)
-    return comparison
+    transformers_logging.disable_progress_bar()
+    with new_folder(output) as folder:
+        weights = {name: tensor.to(DTYPES[dtype]) for name, tensor in load_consolidated(checkpoint).items()}
+        _write_model(weights, info, DTYPES[dtype], folder)
+        PretrainingTokenizer.load(checkpoint / "tokenizer").save(folder, model_max_length=info.seq_length)
+        (folder / "README.md").write_text(_model_card(info), encoding="utf-8")
+        return compare(weights, info, folder)
 
 
 def load_pretrained_weights(model: MPNetForPretraining, folder: str | Path) -> None:
     """Starts ``model`` from a Hugging Face folder's ``model.safetensors``; encoder-only folders leave the head fresh."""
     file = Path(folder) / "model.safetensors"
     if not file.is_file():
-        raise UserError(f"--init_from {folder}: model.safetensors is missing; give a Hugging Face folder with an MPNet model.")
+        raise UserError(
+            f"--init_from {folder}: model.safetensors is missing; give a Hugging Face folder with an MPNet model."
+        )
     weights = load_file(file)
     own = model.state_dict()
     if not any(name.startswith("mpnet.") for name in weights):
@@ -113,8 +109,7 @@ def _config(info: CheckpointInfo) -> MPNetConfig:
 def _write_model(weights: dict[str, Tensor], info: CheckpointInfo, dtype: torch.dtype, folder: Path) -> None:
     with torch.device("meta"):
         model = MPNetForMaskedLM(_config(info))
-    tied = {copy: weights[source] for copy, source in TIED_WEIGHTS.items()}
-    model.load_state_dict(weights | tied, strict=True, assign=True)
+    model.load_state_dict(weights, strict=True, assign=True)
     model.tie_weights()
     model.config.dtype = dtype
     model.save_pretrained(folder)
@@ -148,4 +143,3 @@ tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")
 
 `MPNetModel`, `MPNetForSequenceClassification` and the other MPNet classes load the same folder.
 """
-

@@ -17,7 +17,8 @@ Where the fp32 weights lie:
   parameters end to end, in ``fp32_flat_groups`` (a list whose concatenation it is). The same example: parts of 2 and 2,
   rank 0 has a a b b, rank 1 has a · b b, with one padding number behind a's third.
 
-A parameter that appears under two names is stored under the first; ``shared_params`` maps the second to it.
+A parameter that appears under two names is stored under the first; ``shared_params`` maps the second to it (at ZeRO 0
+both names are in the file, as one memory).
 Read with ``weights_only=True``, and memory-mapped: a tensor's bytes are read when it is used.
 """
 
@@ -36,31 +37,47 @@ MODEL_STATES = "mp_rank_00_model_states.pt"
 _OPTIMIZER_STATES = "*zero_pp_rank_*_mp_rank_00_optim_states.pt"
 
 
-def named_tensors(folder: str | Path) -> Iterator[tuple[str, Tensor]]:
-    """(name, fp32 tensor) of every parameter, one at a time, from the fp32 master weights where they exist.
+class ZeroCheckpoint:
+    """A checkpoint folder of any ZeRO stage, opened for reading. Raises ``UserError`` when shards are missing.
 
-    Tied names come too, as the same tensor. Raises ``UserError`` when shards are missing or do not belong together.
+    Attributes:
+        tied: second name → first name of parameters that appear under two names.
     """
-    folder = Path(folder)
-    shard_paths = sorted(map(Path, glob.glob(str(folder / _OPTIMIZER_STATES))), key=_rank_of)
-    states = _load(_model_states_path(folder))
-    if shard_paths:
-        shards = [_load(path)["optimizer_state_dict"] for path in shard_paths]
-        _check_complete(shards, shard_paths)
-        read = _from_stage_3 if int(shards[0]["zero_stage"]) == 3 else _from_stages_1_and_2
-        found = dict.fromkeys(name for group in states["param_shapes"] for name in group)
-        yield from read(states["param_shapes"], shards)
-        tied = states.get("shared_params") or {}
-        yield from _others(states, found, tied)
-    else:
-        yield from _others(states, {}, {})
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self._states = _load(_model_states_path(self.folder))
+        paths = sorted(map(Path, glob.glob(str(self.folder / _OPTIMIZER_STATES))), key=_rank_of)
+        self._shards = [_load(path)["optimizer_state_dict"] for path in paths]
+        if paths:
+            _check_complete(self._shards, paths)
+        module = self._states["module"] or {}
+        self.tied = dict(self._states.get("shared_params") or _shared_storage(module))
+
+    def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, fp32 tensor) of every parameter once, from the fp32 master weights where they exist."""
+        param_shapes = self._states.get("param_shapes") or []
+        from_shards = set()
+        if self._shards:
+            read = _from_stage_3 if int(self._shards[0]["zero_stage"]) == 3 else _from_stages_1_and_2
+            from_shards = {name for group in param_shapes for name in group}
+            yield from read(param_shapes, self._shards)
+        # What no optimizer shard holds: frozen parameters, and everything at ZeRO 0.
+        for name, tensor in (self._states["module"] or {}).items():
+            if name not in from_shards and name not in self.tied:
+                yield name, tensor.float()
 
 
-def _others(states: dict, found: dict, tied: dict) -> Iterator[tuple[str, Tensor]]:
-    """What the optimizer does not hold: frozen parameters, and everything at ZeRO 0."""
-    for name, tensor in (states["module"] or {}).items():
-        if name not in found and name not in tied:
-            yield name, tensor.float()
+def _shared_storage(module: dict[str, Tensor]) -> dict[str, str]:
+    """Names whose tensors are the same memory, mapped to the first of them."""
+    first, tied = {}, {}
+    for name, tensor in module.items():
+        place = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape)
+        if place in first:
+            tied[name] = first[place]
+        else:
+            first[place] = name
+    return tied
 
 
 def _from_stages_1_and_2(param_shapes: list[dict], shards: list[dict]) -> Iterator[tuple[str, Tensor]]:
@@ -125,7 +142,9 @@ def _check_complete(shards: list[dict], paths: list[Path]) -> None:
     present = [_rank_of(path) for path in paths]
     missing = sorted(set(range(expected)) - set(present))
     if missing:
-        raise UserError(f"{paths[0].parent}: shards of rank {missing} are missing, the checkpoint was saved by {expected} ranks.")
+        raise UserError(
+            f"{paths[0].parent}: shards of rank {missing} are missing, the checkpoint was saved by {expected} ranks."
+        )
     if len(present) != expected:
         raise UserError(f"{paths[0].parent}: {len(present)} optimizer shards, the checkpoint was saved by {expected} ranks.")
 

@@ -3,13 +3,12 @@
     documents ──► holdout? by a hash of the text ──► tokenise in batches ──► shard files, a new one after so many tokens
 
 Everything is written into ``OUT.partial``; when all of it is on disk the folder takes its final name in one step.
-A build that was interrupted leaves only ``OUT.partial``, which the next build of the same name removes.
 """
 
 import hashlib
 import os
-import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,8 +17,9 @@ from mpnet_ds.data.corpus import Corpus, Document
 from mpnet_ds.data.manifest import DatasetManifest, FileRecord, ShardRecord
 from mpnet_ds.data.token_file import TokenFileWriter, token_dtype
 from mpnet_ds.errors import UserError
+from mpnet_ds.files import new_folder
 from mpnet_ds.progress import Progress
-from mpnet_ds.tokenizer import EOS_ID, PretrainingTokenizer
+from mpnet_ds.tokenizer import EOS_ID, PretrainingTokenizer, train_tokenizer
 
 HOLDOUT = "holdout"
 TOKENIZER = "tokenizer"
@@ -47,38 +47,44 @@ def build_dataset(
     Raises:
         UserError: bad input, or ``output`` exists.
     """
-    output = Path(output)
     if not 0 <= holdout < 1:
         raise UserError(f"--holdout {holdout} must be at least 0 and below 1: 0.01 keeps one document in a hundred aside.")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"{output} exists and is not empty: choose another --output or remove it.")
     if workers is not None:
         os.environ["RAYON_NUM_THREADS"] = str(workers)  # read by the tokenizers library at its first batch
-    corpus = Corpus(inputs, text_field)
     text_tokenizer = PretrainingTokenizer.load(tokenizer)
-    partial = output.with_name(output.name + ".partial")
-    if partial.exists():
-        shutil.rmtree(partial)
-    try:
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {output.parent}: {error.strerror}.") from error
-    train = _DatasetWriter(partial, text_tokenizer, tokens_per_shard)
-    evaluation = _DatasetWriter(partial / HOLDOUT, text_tokenizer, tokens_per_shard) if holdout else None
-    with Progress("Building", corpus.num_bytes, unit="B", enabled=show_progress) as progress:
-        for batch in _batches(corpus):
-            _write_batch(batch, text_tokenizer, train, evaluation, holdout)
-            progress.update(sum(document.num_bytes for document in batch))
+    corpus = Corpus(inputs, text_field)
     options = {"holdout": holdout, "text_field": text_field}
-    if evaluation is not None:
-        _finish_holdout(evaluation, corpus, options, holdout)
-    manifest = train.finish(corpus, options)
-    if manifest.documents == 0:
-        raise UserError(f"no document in {', '.join(inputs)}: nothing to build.")
-    if output.exists():
-        output.rmdir()
-    os.replace(partial, output)
+    with new_folder(output) as folder:
+        train = _DatasetWriter(folder, text_tokenizer, tokens_per_shard)
+        evaluation = _DatasetWriter(folder / HOLDOUT, text_tokenizer, tokens_per_shard) if holdout else None
+        with Progress("Building", corpus.num_bytes, unit="B", enabled=show_progress) as progress:
+            for batch in _batches(corpus):
+                _write_batch(batch, text_tokenizer, train, evaluation, holdout)
+                progress.update(sum(document.num_bytes for document in batch))
+        if evaluation is not None and evaluation.finish(corpus, options).documents == 0:
+            raise UserError(f"--holdout {holdout} left no document for evaluation: take a larger share or more text.")
+        manifest = train.finish(corpus, options)
+        if manifest.documents == 0:
+            raise UserError(f"no document for training in {', '.join(inputs)}: nothing to build.")
     return manifest
+
+
+def train_tokenizer_on(
+    inputs: list[str], vocab_size: int, output: str | Path, text_field: str = "text", lower_case: bool = True
+) -> PretrainingTokenizer:
+    """Learns a tokenizer from a corpus and saves it to the new folder ``output``."""
+    corpus = Corpus(inputs, text_field)
+    with new_folder(output) as folder:
+        with Progress("Reading for the tokenizer", corpus.num_bytes, unit="B") as progress:
+            tokenizer = train_tokenizer(_texts(corpus, progress), vocab_size, lower_case)
+        tokenizer.save(folder)
+    return tokenizer
+
+
+def _texts(corpus: Corpus, progress: Progress) -> Iterator[str]:
+    for document in corpus:
+        yield document.text
+        progress.update(document.num_bytes)
 
 
 def holdout_fraction_of(document_text: str) -> float:
@@ -134,7 +140,7 @@ class _DatasetWriter:
         return manifest
 
 
-def _batches(corpus: Corpus):
+def _batches(corpus: Corpus) -> Iterator[list[Document]]:
     """Lists of documents of about ``BATCH_BYTES``, so that the tokenizer's threads have enough to share."""
     batch: list[Document] = []
     size = 0
@@ -157,8 +163,3 @@ def _write_batch(batch, tokenizer, train, evaluation, holdout) -> None:
         sequences[-1] = [*sequences[-1], EOS_ID]
         held_out = evaluation is not None and holdout_fraction_of(document.text) < holdout
         (evaluation if held_out else train).add_document(sequences)
-
-
-def _finish_holdout(evaluation: _DatasetWriter, corpus: Corpus, options: dict, holdout: float) -> None:
-    if evaluation.finish(corpus, options).documents == 0:
-        raise UserError(f"--holdout {holdout} left no document for evaluation: take a larger share or more text.")

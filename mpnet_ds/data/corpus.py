@@ -93,7 +93,9 @@ def _decoded_lines(path: str) -> Iterator[tuple[int, int, str]]:
                 text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
                 place = f"{path}: byte {offset + error.start} (line {number})"
-                raise UserError(f"{place} is not UTF-8: {error.reason}. Convert the file, with iconv for example.") from error
+                raise UserError(
+                    f"{place} is not UTF-8: {error.reason}. Convert the file, with iconv for example."
+                ) from error
             offset += len(raw)
             yield number, len(raw), text.rstrip("\r\n")
 

@@ -73,7 +73,9 @@ class DatasetManifest:
         if not Path(folder).is_dir():
             raise UserError(f"no dataset folder {folder}. Build one with tools/build_dataset.py.")
         if not path.is_file():
-            raise UserError(f"{folder} is no finished dataset ({FILE_NAME} is missing). Build it with tools/build_dataset.py.")
+            raise UserError(
+                f"{folder} is no finished dataset ({FILE_NAME} is missing). Build it with tools/build_dataset.py."
+            )
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content["version"] != FORMAT_VERSION:
@@ -84,7 +86,7 @@ class DatasetManifest:
             raise UserError(f"{path} is damaged ({error}): build the dataset again.") from error
 
     def check_sizes(self, folder: Path) -> None:
-        """Compares the size of each file with the manifest, without reading any; raises ``UserError`` at the first difference."""
+        """Compares the size of each file with the manifest; raises ``UserError`` at the first difference."""
         for shard in self.shards:
             for suffix, record in shard.files.items():
                 path = folder / f"{shard.name}.{suffix}"

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mpnet_ds.data.counter_rng import below, draw, make_key, unit_interval
+from mpnet_ds.data.counter_rng import below, draw, unit_interval
 from mpnet_ds.errors import UserError
 
 _WORD_ORDER, _SLOT_ORDER, _CORRUPTION, _REPLACEMENT = range(4)  # purposes: each has random numbers of its own

@@ -25,7 +25,7 @@ def shuffled(positions: np.ndarray, num_samples: int, seed: int, epoch) -> np.nd
         int64 [...]. Over all positions of one epoch each number 0 … N-1 comes exactly once.
     """
     positions, epoch = np.broadcast_arrays(np.asarray(positions), np.asarray(epoch))
-    if positions.size and not (0 <= positions.min() and positions.max() < num_samples):
+    if positions.size and not (positions.min() >= 0 and positions.max() < num_samples):
         raise ValueError(f"positions must lie in 0 … {num_samples - 1}, got {positions.min()} … {positions.max()}")
     half_bits = max(1, (max(num_samples - 1, 1).bit_length() + 1) // 2)
     round_keys = [make_key(seed, epoch.ravel(), r) for r in range(ROUNDS)]

@@ -104,11 +104,15 @@ class TokenFile:
             raise UserError(f"{index_path} is not an index of tokens (no MMIDIDX header).")
         _, version, code, num_sequences, num_entries = HEADER.unpack(header)
         if version != VERSION or code not in TYPE_CODES:
-            raise UserError(f"{index_path}: version {version} with type code {code} is unknown; expected version 1, code 4 or 8.")
+            raise UserError(
+                f"{index_path}: version {version} with type code {code} is unknown; expected version 1, code 4 or 8."
+            )
         self._check_size(index_path, HEADER.size + 12 * num_sequences + 8 * num_entries)
         self.dtype = TYPE_CODES[code]
         at = HEADER.size
-        self.sizes = np.memmap(index_path, "<i4", "r", offset=at, shape=(num_sequences,)) if num_sequences else np.empty(0, "<i4")
+        self.sizes = (
+            np.memmap(index_path, "<i4", "r", offset=at, shape=(num_sequences,)) if num_sequences else np.empty(0, "<i4")
+        )
         at += 12 * num_sequences
         self.document_index = np.memmap(index_path, "<i8", "r", offset=at, shape=(num_entries,))
         self.tokens = np.memmap(bin_path, self.dtype, "r") if bin_path.stat().st_size else np.empty(0, self.dtype)
@@ -116,7 +120,9 @@ class TokenFile:
     @staticmethod
     def _check_size(path: Path, expected: int) -> None:
         if path.stat().st_size != expected:
-            raise UserError(f"{path} has {path.stat().st_size:,} bytes, its header says {expected:,}: build the dataset again.")
+            raise UserError(
+                f"{path} has {path.stat().st_size:,} bytes, its header says {expected:,}: build the dataset again."
+            )
 
 
 def _flush_to_disk(file) -> None:

@@ -2,7 +2,7 @@
 
 | objective | content rows | predictions come from | what they see |
 |---|---|---|---|
-| ``mpnet`` | n tokens + p mask rows | p query rows | earlier predicted tokens, mask rows for the later ones: all n positions |
+| ``mpnet`` | n tokens + p mask rows | p query rows | earlier predicted tokens, mask rows for the later: all n |
 | ``plm``   | n tokens | p query rows starting from ``<mask>`` | earlier predicted tokens, nothing of the later ones |
 | ``mlm``   | n tokens with the corrupted ones written over | the same rows | everything |
 

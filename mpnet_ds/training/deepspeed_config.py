@@ -70,7 +70,9 @@ def load_deepspeed_config(path: str | Path) -> dict:
         if key not in TOP_LEVEL_KEYS and not key.startswith("_"):
             raise UserError(f"{path}: unknown key '{key}'. {did_you_mean(key, TOP_LEVEL_KEYS)}")
     if "scheduler" in content:
-        raise UserError(f"{path}: remove 'scheduler': the recipe's optimization.warmup_steps and max_steps are the schedule.")
+        raise UserError(
+            f"{path}: remove 'scheduler': the recipe's optimization.warmup_steps and max_steps are the schedule."
+        )
     return content
 
 
@@ -117,7 +119,9 @@ def _settle(section: dict, key: str, value, place: str, origin: str) -> None:
         section[key] = value
     elif found != value:
         cure = 'write "auto" there, or change the recipe'
-        raise UserError(f"{origin}: {place} is {json.dumps(found)}, the recipe or command line says {json.dumps(value)}: {cure}.")
+        raise UserError(
+            f"{origin}: {place} is {json.dumps(found)}, the recipe or command line says {json.dumps(value)}: {cure}."
+        )
 
 
 def _resolve_precision(config: dict, wanted: str, supported: set[str], origin: str) -> str:
@@ -135,7 +139,11 @@ def _resolve_precision(config: dict, wanted: str, supported: set[str], origin: s
     else:
         precision = "fp32"
     if precision not in supported:
-        cure = "take ds_configs/bf16.json or ds_configs/zero2.json" if precision == "fp16" else "set optimization.precision to fp32"
+        cure = (
+            "take ds_configs/bf16.json or ds_configs/zero2.json"
+            if precision == "fp16"
+            else "set optimization.precision to fp32"
+        )
         raise UserError(f"{origin}: {precision} is enabled, but this device does not support it: {cure}.")
     for name in ("bf16", "fp16"):
         if name in config:
@@ -168,7 +176,9 @@ def _resolve_batch(config: dict, optimization: OptimizationRecipe, world_size: i
     found = config.get(ACCUMULATION, "auto")
     if found not in ("auto", accumulation):
         arithmetic = f"{total} rows / (micro batch {micro} × {world_size} ranks) = {accumulation}"
-        raise UserError(f'{origin}: {ACCUMULATION} is {found}, but {arithmetic}: write "auto" there, or change the batch sizes.')
+        raise UserError(
+            f'{origin}: {ACCUMULATION} is {found}, but {arithmetic}: write "auto" there, or change the batch sizes.'
+        )
     config[ACCUMULATION] = accumulation
     return BatchSizes(micro, accumulation, total)
 

@@ -16,7 +16,17 @@ import torch
 
 FILE_NAME = "metrics.jsonl"
 
-PEAK_TFLOPS = {"H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "A10G": 70, "V100": 125, "T4": 65}
+PEAK_TFLOPS = {
+    "H200": 989,
+    "H100 PCIe": 756,
+    "H100": 989,
+    "A100": 312,
+    "L40S": 362,
+    "L4": 121,
+    "A10G": 70,
+    "V100": 125,
+    "T4": 65,
+}
 """Dense 16-bit matrix rate by part of the device's name, from the vendor's datasheets; the first match counts."""
 
 

@@ -19,7 +19,6 @@ from mpnet_ds.model.sizes import parameter_count
 from mpnet_ds.objectives import get_objective
 from mpnet_ds.training import processes, sample
 from mpnet_ds.training.deepspeed_config import EngineConfig, load_deepspeed_config, resolve
-from mpnet_ds.training.metrics import show_duration
 from mpnet_ds.training.recipe import DEFAULT_RECIPE, DEMO_RECIPE, Recipe, load_recipe
 from mpnet_ds.training.run_folder import Start, decide_start, free_output, identity, prepare
 
@@ -28,9 +27,13 @@ PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "numpy")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--deepspeed_config", required=True, metavar="FILE", help="DeepSpeed's JSON: ZeRO, precision, …")
-    parser.add_argument("--recipe", metavar="NAME|FILE", help="model, objective, data, optimisation (mpnet-base with --data)")
+    parser.add_argument(
+        "--recipe", metavar="NAME|FILE", help="model, objective, data, optimisation (mpnet-base with --data)"
+    )
     parser.add_argument("--data", metavar="DIR", help="dataset to train on; without it, a demo on a built-in sample")
-    parser.add_argument("--eval_data", metavar="DIR", help="dataset to evaluate on (default: the one's that --holdout split off)")
+    parser.add_argument(
+        "--eval_data", metavar="DIR", help="dataset to evaluate on (default: the one's that --holdout split off)"
+    )
     parser.add_argument("--output_dir", metavar="DIR", help="where the run goes (default: a new folder in runs/)")
     parser.add_argument("--max_steps", type=int, metavar="N", help="updates")
     parser.add_argument("--objective", metavar="mpnet|mlm|plm", help="what is predicted from what")
@@ -69,7 +72,7 @@ def pretrain(arguments: argparse.Namespace) -> int:
         if data is None:
             folder = sample.prepare_sample(ranks)
             data, eval_data = open_data(folder, None, recipe)
-            _say(ranks, sample.DEMO_TEXT.format(recipe=recipe.name))
+            ranks.say(sample.DEMO_TEXT.format(recipe=recipe.name))
         return _run(arguments, recipe, config, data, eval_data, ranks)
     finally:
         processes.stop()
@@ -90,7 +93,9 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
     )
 
 
-def open_data(folder: str | Path, eval_folder: str | None, recipe: Recipe) -> tuple[PretrainingDataset, PretrainingDataset | None]:
+def open_data(
+    folder: str | Path, eval_folder: str | None, recipe: Recipe
+) -> tuple[PretrainingDataset, PretrainingDataset | None]:
     """Training and evaluation data; they must share a tokenizer."""
     masking = get_objective(recipe.objective).masking(recipe.data.masking)
     data = PretrainingDataset(folder, recipe.data.seq_length, masking, recipe.run.seed)
@@ -99,22 +104,30 @@ def open_data(folder: str | Path, eval_folder: str | None, recipe: Recipe) -> tu
         return data, None
     eval_data = PretrainingDataset(eval_folder, recipe.data.seq_length, masking, recipe.run.seed)
     if eval_data.tokenizer.fingerprint != data.tokenizer.fingerprint:
-        raise UserError(f"{eval_folder} was built with another tokenizer than {folder}: build both with the same --tokenizer.")
+        raise UserError(
+            f"{eval_folder} was built with another tokenizer than {folder}: build both with the same --tokenizer."
+        )
     return data, eval_data
 
 
 def _run(arguments, recipe: Recipe, config: EngineConfig, data, eval_data, ranks) -> int:
     run_identity = identity(recipe, data.tokenizer.fingerprint, data.manifest.checksum)
-    output = Path(arguments.output_dir) if arguments.output_dir else free_output(recipe.name, run_identity, recipe.optimization.max_steps)
+    output = (
+        Path(arguments.output_dir)
+        if arguments.output_dir
+        else free_output(recipe.name, run_identity, recipe.optimization.max_steps)
+    )
     output = ranks.from_main(output)
     start = decide_start(output, arguments.resume, run_identity, ranks.world_size, config.zero_stage)
     model_config = recipe.model_config(data.tokenizer.vocab_size)
     record = _record(arguments, recipe, config, run_identity, model_config, ranks)
     if arguments.dry_run:
-        _say(ranks, json.dumps(record, indent=2))
+        ranks.say(json.dumps(record, indent=2))
         return 0
     if start.step >= recipe.optimization.max_steps:
-        _say(ranks, f"{output} is trained to update {start.step} already: nothing to do. More with --max_steps, or a new --output_dir.")
+        ranks.say(
+            f"{output} is trained to update {start.step} already. Train on with --max_steps, or take a new --output_dir.",
+        )
         return 0
     if ranks.is_main:
         prepare(start, record, data.tokenizer_folder)
@@ -161,27 +174,23 @@ def _record(arguments, recipe, config: EngineConfig, run_identity, model_config,
 
 def _announce(recipe, config: EngineConfig, data, model_config, start: Start, ranks) -> None:
     batch = config.batch
-    sizes = f"{batch.micro_batch_size} rows × {batch.accumulation_steps} accumulated × {ranks.world_size} rank(s)"
-    _say(ranks, f"Recipe {recipe.name}, objective {recipe.objective}: {parameter_count(model_config):,} parameters, "
-                f"{data.tokenizer.vocab_size:,} pieces")  # fmt: skip
-    _say(ranks, f"Data {data.folder}: {data.manifest.tokens:,} tokens, {len(data):,} rows of {data.seq_length} an epoch")
-    _say(ranks, f"ZeRO {config.zero_stage}, {config.precision}, on {ranks.device.type}: {batch.global_batch_size} rows an update = {sizes}")
+    parameters, pieces = parameter_count(model_config), data.tokenizer.vocab_size
+    sizes = f"{batch.micro_batch_size} × {batch.accumulation_steps} accumulated × {ranks.world_size} rank(s)"
+    ranks.say(f"Recipe {recipe.name}, objective {recipe.objective}: {parameters:,} parameters, {pieces:,} pieces")
+    ranks.say(f"Data {data.folder}: {data.manifest.tokens:,} tokens, {len(data):,} rows of {data.seq_length} an epoch")
+    ranks.say(f"ZeRO {config.zero_stage} in {config.precision} on {ranks.device.type}")
+    ranks.say(f"{batch.global_batch_size} rows an update = {sizes}")
     if start.checkpoint is not None:
-        _say(ranks, f"Continuing from {start.checkpoint} at update {start.step}")
-    _say(ranks, f"Output {start.output}")
+        ranks.say(f"Continuing from {start.checkpoint} at update {start.step}")
+    ranks.say(f"Output {start.output}")
 
 
 def _conclude(summary, output: Path, ranks) -> None:
     def fall(first, last) -> str:
         return f"{last:.4f}" if first is None else f"{first:.4f} → {last:.4f}"
 
-    _say(ranks, f"\nDone: {summary.step} updates. Training loss {fall(summary.first_loss, summary.last_loss)} nats")
+    ranks.say(f"\nDone: {summary.step} updates. Training loss {fall(summary.first_loss, summary.last_loss)} nats")
     if summary.last_eval_loss is not None:
-        _say(ranks, f"Held-out loss {fall(summary.first_eval_loss, summary.last_eval_loss)} nats")
-    _say(ranks, f"Everything lies in {output}: metrics.jsonl, tensorboard/, checkpoints/")
-    _say(ranks, f"To use the model: python tools/convert_to_hf.py {output} OUT")
-
-
-def _say(ranks, text: str) -> None:
-    if ranks.is_main:
-        print(text, flush=True)
+        ranks.say(f"Held-out loss {fall(summary.first_eval_loss, summary.last_eval_loss)} nats")
+    ranks.say(f"Everything lies in {output}: metrics.jsonl, tensorboard/, checkpoints/")
+    ranks.say(f"To use the model: python tools/convert_to_hf.py {output} OUT")

@@ -37,6 +37,11 @@ class Ranks:
         if self.world_size > 1:
             torch.distributed.barrier()
 
+    def say(self, text: str) -> None:
+        """Prints on rank 0."""
+        if self.is_main:
+            print(text, flush=True)
+
     def from_main(self, value):
         """Rank 0's value on every rank."""
         box = [value]
@@ -76,7 +81,13 @@ def start() -> Ranks:
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if "RANK" not in os.environ:
-        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        alone = {
+            "RANK": "0",
+            "LOCAL_RANK": "0",
+            "WORLD_SIZE": "1",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(_free_port()),
+        }
         os.environ.update(alone)
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     accelerator = get_accelerator()
@@ -97,7 +108,8 @@ def quiet_libraries() -> None:
     if not torch.accelerator.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    warnings.filterwarnings("ignore", category=FutureWarning, module="deepspeed")
+    # DeepSpeed calls collectives by names that newer torch versions warn about; a user can do nothing about it.
+    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 
 

@@ -61,7 +61,7 @@ class OptimizationRecipe:
     gradient_clipping: float = 1.0
     """Largest norm of the gradient; 0 switches clipping off."""
     precision: str = "auto"
-    """``bf16`` or ``fp32``, where DeepSpeed's JSON says "auto"; ``auto`` is bf16 on devices that compute in it, else fp32."""
+    """``bf16`` or ``fp32``, where DeepSpeed's JSON says "auto". ``auto`` is bf16 on GPUs that compute in it, else fp32."""
 
 
 @dataclass(frozen=True)
@@ -168,5 +168,7 @@ def _convert(expected: Any, value: Any, origin: str, place: str):
         return float(value)
     elif isinstance(value, expected) and not (expected is int and isinstance(value, bool)):
         return value
-    name = expected.__name__ if isinstance(expected, type) and not isinstance(expected, types.GenericAlias) else str(expected)
+    name = (
+        expected.__name__ if isinstance(expected, type) and not isinstance(expected, types.GenericAlias) else str(expected)
+    )
     raise UserError(f"{origin}: '{place}' is {json.dumps(value)}; it must be of type {name}.")

@@ -130,4 +130,6 @@ def _check_fits(checkpoint: Path, world_size: int, zero_stage: int) -> None:
     if info.zero_stage != zero_stage or (zero_stage and info.world_size != world_size):
         saved = f"{info.world_size} rank(s) at ZeRO stage {info.zero_stage}"
         here = f"{world_size} at stage {zero_stage}"
-        raise UserError(f"{checkpoint} was saved by {saved}, this run has {here}: resume with the former, or use another --output_dir.")
+        raise UserError(
+            f"{checkpoint} was saved by {saved}, this run has {here}: resume with the former, or use another --output_dir."
+        )

@@ -4,10 +4,9 @@ import platform
 import shutil
 from pathlib import Path
 
-from mpnet_ds.data.build import TOKENIZER, build_dataset
-from mpnet_ds.data.corpus import BUILTIN_SAMPLE, Corpus
+from mpnet_ds.data.build import TOKENIZER, build_dataset, train_tokenizer_on
+from mpnet_ds.data.corpus import BUILTIN_SAMPLE
 from mpnet_ds.data.manifest import FILE_NAME
-from mpnet_ds.tokenizer import train_tokenizer
 
 VOCAB_SIZE = 4096
 HOLDOUT = 0.05
@@ -27,8 +26,8 @@ def prepare_sample(ranks) -> Path:
     if ranks.is_main and not (folder / FILE_NAME).is_file():
         print("Building the demo's dataset from Python's documentation strings …", flush=True)
         tokenizer_folder = folder.with_name(folder.name + "-tokenizer")
-        corpus = Corpus([BUILTIN_SAMPLE])
-        train_tokenizer((document.text for document in corpus), VOCAB_SIZE).save(tokenizer_folder)
+        shutil.rmtree(tokenizer_folder, ignore_errors=True)
+        train_tokenizer_on([BUILTIN_SAMPLE], VOCAB_SIZE, tokenizer_folder)
         build_dataset([BUILTIN_SAMPLE], tokenizer_folder, folder, holdout=HOLDOUT)
         shutil.rmtree(tokenizer_folder)  # the dataset has its copy, in TOKENIZER
     ranks.barrier()

@@ -11,7 +11,7 @@ Nothing waits for the device but logging, evaluation and saving.
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -118,7 +118,10 @@ class Trainer:
         first = (step - 1) * batch.global_batch_size
         parts = range(batch.accumulation_steps)
         offsets = [(part * self.ranks.world_size + self.ranks.rank) * batch.micro_batch_size for part in parts]
-        return [_to_tensors(self.data.consecutive(first + offset, batch.micro_batch_size), self.ranks.device) for offset in offsets]
+        return [
+            _to_tensors(self.data.consecutive(first + offset, batch.micro_batch_size), self.ranks.device)
+            for offset in offsets
+        ]
 
     def _update(self, batches: list[dict[str, Tensor]]) -> None:
         optimization = self.recipe.optimization

@@ -1,0 +1,39 @@
+"""A look at an exported model: the most likely words for a mask, computed by plain ``transformers``."""
+
+from functools import lru_cache
+from pathlib import Path
+
+from mpnet_ds.errors import UserError
+
+EXAMPLES = [
+    "return <mask> if the object is callable.",
+    "the <mask> argument is a list of strings.",
+    "open the file and <mask> its contents.",
+    "raise an <mask> if the key is not found.",
+]
+
+
+def top_words(folder: str | Path, sentence: str, count: int = 5) -> list[tuple[str, float]]:
+    """The ``count`` most likely pieces for the one ``<mask>`` of ``sentence``, with their probabilities."""
+    import torch
+
+    model, tokenizer = _load(str(folder))
+    if sentence.count(tokenizer.mask_token) != 1:
+        raise UserError(f"'{sentence}' must have one {tokenizer.mask_token}.")
+    batch = tokenizer(sentence, return_tensors="pt", truncation=True)
+    place = (batch["input_ids"][0] == tokenizer.mask_token_id).nonzero()[0, 0]
+    with torch.no_grad():
+        probabilities = model(**batch).logits[0, place].softmax(dim=-1)
+    top = probabilities.topk(count)
+    return [(tokenizer.convert_ids_to_tokens(int(i)), float(p)) for p, i in zip(top.values, top.indices, strict=True)]
+
+
+@lru_cache(maxsize=1)
+def _load(folder: str):
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+    from transformers.utils import logging
+
+    if not (Path(folder) / "config.json").is_file():
+        raise UserError(f"{folder} is no Hugging Face folder: config.json is missing. Make one with tools/convert_to_hf.py.")
+    logging.disable_progress_bar()
+    return AutoModelForMaskedLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)

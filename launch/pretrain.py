@@ -1,6 +1,12 @@
 """Pre-trains an encoder: deepspeed launch/pretrain.py --deepspeed_config ds_configs/zero2.json --data DIR"""
 
+import os
+
 from mpnet_ds.command_line import Parser, run
+
+if os.environ.get("WORLD_SIZE", "1") == "1":
+    # Before torch is loaded: with one rank on a GPU, torch warns of guessing which GPU a barrier is for.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 def main() -> int:

@@ -12,13 +12,15 @@ class Progress:
     """Counts ``total`` units of work and shows them on standard error.
 
     On a terminal this is a ``tqdm`` bar; in a log file or a pipe it is one line at least
-    ``SECONDS_BETWEEN_LINES`` after the last, so that logs stay readable.
+    ``SECONDS_BETWEEN_LINES`` after the last, so that logs stay readable (or none, where the work prints lines itself).
     """
 
-    def __init__(self, what: str, total: int, unit: str = "it", initial: int = 0, enabled: bool = True):
+    def __init__(
+        self, what: str, total: int, unit: str = "it", initial: int = 0, enabled: bool = True, plain_lines: bool = True
+    ):
         self.what, self.total, self.unit, self.done = what, total, unit, initial
         self._note = ""
-        self._enabled = enabled
+        self._enabled, self._plain_lines = enabled, plain_lines
         self._last_line = time.monotonic()
         on_terminal = enabled and sys.stderr.isatty()
         scale = unit == "B"
@@ -38,7 +40,7 @@ class Progress:
         self.done += count
         if self._bar is not None:
             self._bar.update(count)
-        elif self._enabled and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
+        elif self._enabled and self._plain_lines and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
             share = f" ({100 * self.done / self.total:.0f} %)" if self.total else ""
             note = f"  {self._note}" if self._note else ""

@@ -12,7 +12,7 @@ padding switched off, for those two are settings of a call).
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
@@ -118,32 +118,46 @@ class PretrainingTokenizer:
         self.backend.save(str(folder / "tokenizer.json"))
 
 
-def train_tokenizer(texts: Iterator[str], vocab_size: int, lower_case: bool = True) -> PretrainingTokenizer:
-    """Learns WordPiece from ``texts`` and lays the vocabulary out as MPNet's.
+def train_tokenizer(texts: Iterable[str], vocab_size: int, lower_case: bool = True) -> PretrainingTokenizer:
+    """Learns WordPiece from ``texts`` and lays the vocabulary out as MPNet's. The same texts give the same tokenizer.
 
     Args:
-        texts: any number of strings; they are streamed, not held.
+        texts: strings; they are streamed, not held, but gone through twice, so an iterator will not do.
         vocab_size: pieces and special tokens together. A small corpus may not yield that many: the result's
             ``vocab_size`` tells.
         lower_case: BERT's normalisation, lower case and no accents.
     """
     if vocab_size < SMALLEST_VOCABULARY:
         raise UserError(f"--vocab_size {vocab_size} is too small: take at least {SMALLEST_VOCABULARY}; 30527 is usual.")
+    if iter(texts) is texts:
+        raise TypeError("texts is an iterator; give a list, or an object that can be gone through twice")
+    special = [*FIRST_TOKENS, UNKNOWN]
+    # The library numbers single characters in a random order, by which it then breaks ties between merges. The first
+    # pass learns the characters alone; given in sorted order to the second, they make its result repeatable.
+    characters = sorted(set(_learn_pieces(texts, 1, special, lower_case)) - set(special))
+    if not characters:
+        raise UserError("the corpus holds no text to learn a vocabulary from.")
+    needed = len(special) + len(characters) + 1
+    if needed > vocab_size:
+        raise UserError(f"--vocab_size {vocab_size} is too small for this corpus: its characters alone take {needed}.")
+    pieces = _learn_pieces(texts, vocab_size - 1, special + characters, lower_case)
+    named = _as_transformers([*pieces, MASK], lower_case, model_max_length=512)
+    return PretrainingTokenizer(named.backend_tokenizer, "the trained tokenizer")
+
+
+def _learn_pieces(texts: Iterable[str], vocab_size: int, first_pieces: list[str], lower_case: bool) -> list[str]:
+    """WordPiece's pieces in order of ids, ``first_pieces`` at the beginning."""
     learner = tokenizers.Tokenizer(models.WordPiece(unk_token=UNKNOWN))
     learner.normalizer = normalizers.BertNormalizer(lowercase=lower_case)
     learner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size - 1,  # <mask> comes last
-        special_tokens=[*FIRST_TOKENS, UNKNOWN],
+        vocab_size=vocab_size,
+        special_tokens=first_pieces,
         continuing_subword_prefix=CONTINUATION,
         show_progress=False,
     )
-    learner.train_from_iterator(texts, trainer)
-    pieces = sorted(learner.get_vocab(), key=learner.token_to_id)
-    if len(pieces) <= len(FIRST_TOKENS) + 1:
-        raise UserError("the corpus holds no text to learn a vocabulary from.")
-    named = _as_transformers([*pieces, MASK], lower_case, model_max_length=512)
-    return PretrainingTokenizer(named.backend_tokenizer, "the trained tokenizer")
+    learner.train_from_iterator(iter(texts), trainer)
+    return sorted(learner.get_vocab(), key=learner.token_to_id)
 
 
 def _as_transformers(pieces: list[str], lower_case: bool, model_max_length: int):

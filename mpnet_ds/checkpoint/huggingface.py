@@ -71,9 +71,9 @@ def load_pretrained_weights(model: MPNetForPretraining, folder: str | Path) -> N
     if not any(name.startswith("mpnet.") for name in weights):
         weights = {f"mpnet.{name}": tensor for name, tensor in weights.items()}
     weights = {name: tensor for name, tensor in weights.items() if name in own}
-    for name, tensor in weights.items():
-        if tensor.shape != own[name].shape:
-            shapes = f"{list(tensor.shape)} there, {list(own[name].shape)} here"
+    for name, tensor in own.items():
+        if name in weights and weights[name].shape != tensor.shape:
+            shapes = f"{list(weights[name].shape)} there, {list(tensor.shape)} here"
             raise UserError(f"--init_from {folder}: {name} is {shapes}: take a recipe and tokenizer of that model's sizes.")
     missing = [name for name in own if name.startswith("mpnet.") and name not in weights]
     if missing:

@@ -75,16 +75,22 @@ def train_tokenizer_on(
     """Learns a tokenizer from a corpus and saves it to the new folder ``output``."""
     corpus = Corpus(inputs, text_field)
     with new_folder(output) as folder:
-        with Progress("Reading for the tokenizer", corpus.num_bytes, unit="B") as progress:
-            tokenizer = train_tokenizer(_texts(corpus, progress), vocab_size, lower_case)
+        with Progress("Learning the vocabulary", 2 * corpus.num_bytes, unit="B") as progress:
+            tokenizer = train_tokenizer(_Texts(corpus, progress), vocab_size, lower_case)
         tokenizer.save(folder)
     return tokenizer
 
 
-def _texts(corpus: Corpus, progress: Progress) -> Iterator[str]:
-    for document in corpus:
-        yield document.text
-        progress.update(document.num_bytes)
+class _Texts:
+    """The documents' texts, as often as one likes."""
+
+    def __init__(self, corpus: Corpus, progress: Progress):
+        self.corpus, self.progress = corpus, progress
+
+    def __iter__(self) -> Iterator[str]:
+        for document in self.corpus:
+            yield document.text
+            self.progress.update(document.num_bytes)
 
 
 def holdout_fraction_of(document_text: str) -> float:

@@ -15,6 +15,7 @@ import platform
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from mpnet_ds.errors import UserError
@@ -135,8 +136,9 @@ def _standard_library_files() -> list[Path]:
     return sorted(files)
 
 
-def _read_standard_library() -> Iterator[Document]:
-    found = False
+@cache
+def _read_standard_library() -> list[Document]:
+    documents = []
     for path in _standard_library_files():
         try:
             tree = ast.parse(path.read_bytes())
@@ -147,12 +149,12 @@ def _read_standard_library() -> Iterator[Document]:
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 paragraphs = _paragraphs(ast.get_docstring(node, clean=False) or "")
                 if paragraphs:
-                    found = True
-                    yield Document(paragraphs, size)
+                    documents.append(Document(paragraphs, size))
                     size = 0
-    if not found:
+    if not documents:
         where = sysconfig.get_path("stdlib")
         raise UserError(f"the standard library in {where} has no readable documentation strings: pass text with --input.")
+    return documents
 
 
 def _paragraphs(docstring: str) -> tuple[str, ...]:

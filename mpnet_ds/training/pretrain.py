@@ -70,7 +70,7 @@ def pretrain(arguments: argparse.Namespace) -> int:
     ranks = processes.start()
     try:
         if data is None:
-            folder = sample.prepare_sample(ranks)
+            folder = ranks.on_main(sample.prepare_sample)
             data, eval_data = open_data(folder, None, recipe)
             ranks.say(sample.DEMO_TEXT.format(recipe=recipe.name))
         return _run(arguments, recipe, config, data, eval_data, ranks)
@@ -112,13 +112,8 @@ def open_data(
 
 def _run(arguments, recipe: Recipe, config: EngineConfig, data, eval_data, ranks) -> int:
     run_identity = identity(recipe, data.tokenizer.fingerprint, data.manifest.checksum)
-    output = (
-        Path(arguments.output_dir)
-        if arguments.output_dir
-        else free_output(recipe.name, run_identity, recipe.optimization.max_steps)
-    )
-    output = ranks.from_main(output)
-    start = decide_start(output, arguments.resume, run_identity, ranks.world_size, config.zero_stage)
+    start = ranks.on_main(lambda: _find_start(arguments, recipe, config, run_identity, ranks.world_size))
+    output = start.output
     model_config = recipe.model_config(data.tokenizer.vocab_size)
     record = _record(arguments, recipe, config, run_identity, model_config, ranks)
     if arguments.dry_run:
@@ -136,6 +131,12 @@ def _run(arguments, recipe: Recipe, config: EngineConfig, data, eval_data, ranks
     summary = _train(arguments, recipe, config, model_config, data, eval_data, start, ranks)
     _conclude(summary, output, ranks)
     return 0
+
+
+def _find_start(arguments, recipe: Recipe, config: EngineConfig, run_identity: dict, world_size: int) -> Start:
+    output = Path(arguments.output_dir) if arguments.output_dir else None
+    output = output or free_output(recipe.name, run_identity, recipe.optimization.max_steps)
+    return decide_start(output, arguments.resume, run_identity, world_size, config.zero_stage)
 
 
 def _train(arguments, recipe, config, model_config, data, eval_data, start: Start, ranks):

@@ -8,10 +8,14 @@ import logging
 import os
 import socket
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed
+
+from mpnet_ds.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -42,21 +46,25 @@ class Ranks:
         if self.is_main:
             print(text, flush=True)
 
-    def from_main(self, value):
-        """Rank 0's value on every rank."""
-        box = [value]
+    def on_main(self, function: Callable[[], Any]):
+        """What ``function`` returns on rank 0, on every rank; a ``UserError`` that it raises is raised on every rank."""
+        outcome = None
+        if self.is_main:
+            try:
+                outcome = function()
+            except UserError as error:
+                outcome = error
+        box = [outcome]
         if self.world_size > 1:
             torch.distributed.broadcast_object_list(box, src=0)
+        if isinstance(box[0], UserError):
+            raise box[0]
         return box[0]
 
 
 def world_size() -> int:
     """Number of ranks, before they are connected."""
     return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_main_process() -> bool:
-    return os.environ.get("RANK", "0") == "0"
 
 
 def supported_precisions() -> set[str]:
@@ -108,7 +116,8 @@ def quiet_libraries() -> None:
     if not torch.accelerator.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    # DeepSpeed calls collectives by names that newer torch versions warn about; a user can do nothing about it.
+    # About how DeepSpeed calls torch: a user can do nothing about it.
+    warnings.filterwarnings("ignore", message=r"barrier\(\): using the device under current context")
     warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 

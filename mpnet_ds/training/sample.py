@@ -4,7 +4,7 @@ import platform
 import shutil
 from pathlib import Path
 
-from mpnet_ds.data.build import TOKENIZER, build_dataset, train_tokenizer_on
+from mpnet_ds.data.build import build_dataset, train_tokenizer_on
 from mpnet_ds.data.corpus import BUILTIN_SAMPLE
 from mpnet_ds.data.manifest import FILE_NAME
 
@@ -20,16 +20,14 @@ To train on your own text, build a dataset and pass it:
 """
 
 
-def prepare_sample(ranks) -> Path:
-    """The folder of the sample's dataset in ``sample/``, built by rank 0 if it is not there yet."""
+def prepare_sample() -> Path:
+    """The folder of the sample's dataset in ``sample/``, built if it is not there yet."""
     folder = Path("sample") / f"python-{platform.python_version()}"
-    if ranks.is_main and not (folder / FILE_NAME).is_file():
+    if not (folder / FILE_NAME).is_file():
         print("Building the demo's dataset from Python's documentation strings …", flush=True)
         tokenizer_folder = folder.with_name(folder.name + "-tokenizer")
         shutil.rmtree(tokenizer_folder, ignore_errors=True)
         train_tokenizer_on([BUILTIN_SAMPLE], VOCAB_SIZE, tokenizer_folder)
         build_dataset([BUILTIN_SAMPLE], tokenizer_folder, folder, holdout=HOLDOUT)
-        shutil.rmtree(tokenizer_folder)  # the dataset has its copy, in TOKENIZER
-    ranks.barrier()
-    assert (folder / TOKENIZER).is_dir()
+        shutil.rmtree(tokenizer_folder)  # the dataset has its copy
     return folder

@@ -79,7 +79,9 @@ class Trainer:
         """Trains to the recipe's last update; evaluates and saves on the way and at the end."""
         optimization, run = self.recipe.optimization, self.recipe.run
         summary = Summary(self.step)
-        progress = Progress("Training", optimization.max_steps, "step", initial=self.step, enabled=self.ranks.is_main)
+        progress = Progress(
+            "Training", optimization.max_steps, "step", self.step, enabled=self.ranks.is_main, plain_lines=False
+        )
         if self.step == 0:
             summary.first_eval_loss = summary.last_eval_loss = self._evaluate(progress)
         saved_step = self.step

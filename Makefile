@@ -1,0 +1,33 @@
+# make demo: the whole way, from text to a model.   make test: the tests.   Both make .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: setup demo test lint clean
+
+setup: $(VENV)/ready
+
+# The stamp comes last, so that an interrupted installation is taken up again.
+$(VENV)/ready: setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' \
+	  || { echo "error: $(PYTHON) is $$($(PYTHON) --version); take Python 3.10 to 3.13: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
+	@echo "Installing into $(VENV), once; it takes a minute or two ..."
+	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt pip
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	@touch $@
+
+demo: setup
+	@bash launch/demo.sh
+
+test: setup lint
+	@$(BIN)/python -m pytest
+
+lint: setup
+	@$(BIN)/ruff format --check --quiet . || { echo "error: run '.venv/bin/ruff format .'"; exit 1; }
+	@$(BIN)/ruff check --quiet .
+
+clean:
+	rm -rf $(VENV) runs sample

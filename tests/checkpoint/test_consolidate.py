@@ -1,0 +1,108 @@
+import json
+import os
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mpnet_ds.checkpoint import consolidate, load_consolidated
+from mpnet_ds.errors import UserError
+from mpnet_ds.model import MPNetForPretraining
+from mpnet_ds.training.recipe import load_recipe
+from tests.runs import RECIPE
+
+
+@pytest.mark.parametrize(("config", "ranks"), [("zero1", 1), ("zero2", 1), ("zero2", 2), ("zero3", 2), ("bf16", 1)])
+def test_weights_are_bit_equal_to_deepspeeds_own_tool(trained, config, ranks):
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    checkpoint = trained(config, ranks).newest_checkpoint
+    expected = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+    found = load_consolidated(checkpoint)
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, expected[name]), name
+
+
+@pytest.mark.parametrize("config", ["zero0", "zero1", "zero2", "zero3"])
+def test_weights_fill_the_model_whatever_the_stage(trained, config):
+    weights = load_consolidated(trained(config).folder)
+    model = MPNetForPretraining(load_recipe(str(RECIPE)).model_config(1000))
+    model.load_state_dict(weights, strict=True)
+    reference = load_consolidated(trained("zero2").folder)
+    for name, tensor in weights.items():
+        torch.testing.assert_close(tensor, reference[name], atol=2e-4, rtol=0, msg=name)
+
+
+def test_tied_names_are_one_tensor(trained):
+    for config in ("zero0", "zero2", "zero3"):
+        weights = load_consolidated(trained(config).folder)
+        assert weights["lm_head.decoder.weight"] is weights["mpnet.embeddings.word_embeddings.weight"]
+
+
+def test_file_holds_the_weights_once(trained, tmp_path):
+    weights = load_consolidated(trained().folder)
+    (path,) = consolidate(trained().folder, tmp_path / "out")
+    written = load_file(path)
+    assert path.name == "model.safetensors"
+    assert set(weights) - set(written) == {"lm_head.decoder.weight", "lm_head.decoder.bias"}
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in written.items())
+
+
+def test_dtype_and_shard_size_are_obeyed(trained, tmp_path):
+    paths = consolidate(trained().folder, tmp_path / "out", dtype="bf16", max_shard_size="50KB")
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    shards = [path for path in paths if path.suffix == ".safetensors"]
+    assert len(shards) > 1
+    assert set(index["weight_map"].values()) == {path.name for path in shards}
+    written = {name: tensor for path in shards for name, tensor in load_file(path).items()}
+    assert {tensor.dtype for tensor in written.values()} == {torch.bfloat16}
+    weights = load_consolidated(trained().folder)
+    assert all(torch.equal(tensor, weights[name].bfloat16()) for name, tensor in written.items())
+
+
+def test_existing_output_is_left_alone(trained, tmp_path):
+    (tmp_path / "precious").write_text("text")
+    with pytest.raises(UserError, match="exists and is not empty"):
+        consolidate(trained().folder, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["precious"]
+
+
+def test_missing_shard_is_named_and_nothing_is_written(trained, tmp_path):
+    copy = shutil.copytree(trained("zero2", 2).newest_checkpoint, tmp_path / "checkpoint")
+    next(copy.glob("zero_pp_rank_1_*optim_states.pt")).unlink()
+    with pytest.raises(UserError, match=r"shards of rank \[1\] are missing"):
+        consolidate(copy, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+@pytest.mark.parametrize("victim", ["mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"])
+def test_foreign_code_in_a_shard_is_refused_and_does_not_run(trained, tmp_path, victim):
+    class Malice:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'pwned'}",)
+
+    copy = shutil.copytree(trained("zero2").newest_checkpoint, tmp_path / "checkpoint")
+    content = torch.load(copy / victim, weights_only=False)
+    content["innocent"] = [{"deep": (Malice(),)}]
+    torch.save(content, copy / victim)
+    with pytest.raises(UserError, match=victim):
+        load_consolidated(copy)
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_truncated_shard_is_named(trained, tmp_path):
+    copy = shutil.copytree(trained("zero2").newest_checkpoint, tmp_path / "checkpoint")
+    shard = next(copy.glob("*optim_states.pt"))
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    with pytest.raises(UserError, match=shard.name):
+        load_consolidated(copy)
+
+
+def test_folder_without_a_checkpoint_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no checkpoint"):
+        load_consolidated(tmp_path)
+    with pytest.raises(UserError, match="no checkpoint folder"):
+        load_consolidated(tmp_path / "nowhere")

@@ -1,0 +1,93 @@
+"""Real runs of the launch script, in processes of their own, shared by the tests that look at their results."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+RECIPE = ROOT / "tests" / "fixtures" / "recipe.json"
+TIMEOUT = 240  # seconds
+
+
+@dataclass
+class Run:
+    """What came of one launch."""
+
+    code: int
+    out: str
+    err: str
+    folder: Path
+
+    @property
+    def metrics(self) -> list[dict]:
+        return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+
+    @property
+    def losses(self) -> list[float]:
+        return [line["loss"] for line in self.metrics if "loss" in line]
+
+    @property
+    def eval_losses(self) -> list[float]:
+        return [line["eval_loss"] for line in self.metrics if "eval_loss" in line]
+
+    @property
+    def newest_checkpoint(self) -> Path:
+        return self.folder / "checkpoints" / (self.folder / "checkpoints" / "latest").read_text().strip()
+
+
+def command(*arguments, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    """A program of the project, as a user would start it; paths of programs are relative to the repository."""
+    arguments = [str(argument) for argument in arguments]
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(arguments, cwd=cwd, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
+
+
+def pretrain(output: Path, *arguments, config: str = "zero2", ranks: int = 0, cwd: Path = ROOT) -> Run:
+    """``launch/pretrain.py`` under the deepspeed launcher with ``ranks`` ranks, or without a launcher (0)."""
+    launcher = [sys.executable]
+    if ranks:
+        launcher = ["deepspeed", "--num_accelerators", ranks, "--master_port", free_port()]
+    config_path = config if "/" in config else ROOT / "ds_configs" / f"{config}.json"
+    where = [] if "--output_dir" in arguments else ["--output_dir", output]
+    script = [ROOT / "launch" / "pretrain.py", "--deepspeed_config", config_path, *where]
+    done = command(*launcher, *script, *arguments, cwd=cwd)
+    return Run(done.returncode, done.stdout, done.stderr, output)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def recipe_with(folder: Path, **sections) -> Path:
+    """A copy of the test recipe with some values changed: ``recipe_with(tmp_path, model={"hidden_size": 48})``."""
+    content = json.loads(RECIPE.read_text())
+    for section, values in sections.items():
+        content[section] = content[section] | values if isinstance(values, dict) else values
+    path = folder / "recipe.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained(dataset_folder, tmp_path_factory):
+    """``trained(config, ranks)``: eight updates without dropout on the shared dataset; each combination runs once."""
+    runs: dict[tuple, Run] = {}
+
+    def train(config: str = "zero2", ranks: int = 1) -> Run:
+        key = (config, ranks)
+        if key not in runs:
+            output = tmp_path_factory.mktemp("runs") / f"{config}-{ranks}"
+            arguments = ["--recipe", RECIPE, "--data", dataset_folder, *(["--micro_batch_size", 4] if ranks == 2 else [])]
+            runs[key] = pretrain(output, *arguments, config=config, ranks=ranks)
+            assert runs[key].code == 0, runs[key].out + runs[key].err
+        return runs[key]
+
+    return train

@@ -1,0 +1,126 @@
+"""Bad input: exit code 2, one or two lines that name the thing and the cure, nothing overwritten."""
+
+import json
+import shutil
+
+import pytest
+
+from tests.runs import RECIPE, ROOT, pretrain, recipe_with
+
+
+def refused(run, *parts: str) -> None:
+    assert run.code == 2, run.out + run.err
+    assert "Traceback" not in run.err
+    lines = [line for line in run.err.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1
+    for part in parts:
+        assert part in lines[0]
+
+
+def config_with(folder, **changes):
+    content = json.loads((ROOT / "ds_configs" / "zero2.json").read_text()) | changes
+    path = folder / "config.json"
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+def test_unknown_recipe(dataset_folder, tmp_path):
+    run = pretrain(tmp_path / "run", "--recipe", "mpnet-tinny", "--data", dataset_folder)
+    refused(run, "unknown recipe 'mpnet-tinny'", "Did you mean 'mpnet-tiny'?")
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_data_folder(tmp_path):
+    run = pretrain(tmp_path / "run", "--recipe", RECIPE, "--data", tmp_path / "nowhere")
+    refused(run, f"no dataset folder {tmp_path / 'nowhere'}", "tools/build_dataset.py")
+
+
+def test_tokenizer_that_is_not_the_datasets(dataset_folder, tmp_path):
+    from mpnet_ds.tokenizer import train_tokenizer
+
+    data = tmp_path / "data"
+    shutil.copytree(dataset_folder, data)
+    shutil.rmtree(data / "tokenizer")
+    train_tokenizer(["another text altogether, with other words"], 64).save(data / "tokenizer")
+    run = pretrain(tmp_path / "run", "--recipe", RECIPE, "--data", data)
+    refused(run, "is not the tokenizer", "fingerprint", "dataset.json", "build the dataset again")
+
+
+def test_unknown_key_in_a_recipe(dataset_folder, tmp_path):
+    recipe = recipe_with(tmp_path, optimization={"learning_rte": 1.0})
+    run = pretrain(tmp_path / "run", "--recipe", recipe, "--data", dataset_folder)
+    refused(run, "unknown key 'optimization.learning_rte'", "Did you mean 'learning_rate'?")
+
+
+def test_unknown_key_at_the_top_of_the_deepspeed_json(dataset_folder, tmp_path):
+    config = config_with(tmp_path, gradient_clipp1ng=1.0)
+    run = pretrain(tmp_path / "run", "--recipe", RECIPE, "--data", dataset_folder, config=config)
+    refused(run, "unknown key 'gradient_clipp1ng'", "Did you mean 'gradient_clipping'?")
+
+
+def test_fp16_on_a_processor(dataset_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    run = pretrain(tmp_path / "run", "--recipe", RECIPE, "--data", dataset_folder, config="fp16")
+    refused(run, "fp16 is enabled, but this device does not support it", "ds_configs/")
+
+
+def test_output_folder_with_another_run(trained, dataset_folder, tmp_path):
+    before = trained()
+    content = {path: path.read_bytes() for path in before.folder.rglob("*") if path.is_file()}
+    recipe = recipe_with(tmp_path, model={"hidden_size": 48})
+    run = pretrain(before.folder, "--recipe", recipe, "--data", dataset_folder)
+    refused(run, "holds another run (model.hidden_size was 32, is now 48)", "--output_dir")
+    run = pretrain(before.folder, "--recipe", RECIPE, "--data", dataset_folder, "--resume", "never")
+    refused(run, "holds a run", "--resume auto")
+    assert {path: path.read_bytes() for path in before.folder.rglob("*") if path.is_file()} == content
+
+
+def test_output_folder_with_something_else(dataset_folder, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("precious")
+    run = pretrain(tmp_path / "run", "--recipe", RECIPE, "--data", dataset_folder)
+    refused(run, "holds no run", "--output_dir")
+    assert (tmp_path / "run" / "thesis.tex").read_text() == "precious"
+
+
+def test_batch_sizes_that_do_not_fit(dataset_folder, tmp_path):
+    arguments = ["--recipe", RECIPE, "--data", dataset_folder, "--micro_batch_size", 3]
+    refused(pretrain(tmp_path / "run", *arguments), "global_batch_size 8", "micro_batch_size 3", "take 6 or 9")
+
+
+def test_value_in_the_json_that_contradicts_the_recipe(dataset_folder, tmp_path):
+    config = config_with(tmp_path, gradient_clipping=0.5)
+    run = pretrain(tmp_path / "run", "--recipe", RECIPE, "--data", dataset_folder, config=config)
+    refused(run, "gradient_clipping is 0.5", "says 1.0", '"auto"')
+
+
+def test_misspelt_flag(tmp_path):
+    refused(pretrain(tmp_path / "run", "--max_step", 3), "--max_step", "Did you mean --max_steps?")
+
+
+def test_missing_deepspeed_configuration(tmp_path):
+    refused(pretrain(tmp_path / "run", config="./nowhere.json"), "no DeepSpeed configuration ./nowhere.json", "ds_configs/")
+
+
+def test_eval_data_without_data(dataset_folder, tmp_path):
+    refused(pretrain(tmp_path / "run", "--eval_data", dataset_folder), "--eval_data without --data")
+
+
+def test_checkpoint_of_another_number_of_ranks(trained, dataset_folder, tmp_path):
+    source = trained("zero2", ranks=2)
+    arguments = ["--recipe", RECIPE, "--data", dataset_folder, "--resume", source.folder]
+    refused(pretrain(tmp_path / "run", *arguments), "saved by 2 rank(s) at ZeRO stage 2", "this run has 1")
+
+
+def test_init_from_a_model_of_other_sizes(trained, dataset_folder, tmp_path):
+    from mpnet_ds.checkpoint.huggingface import export_huggingface
+
+    export_huggingface(trained().folder, tmp_path / "hf")
+    recipe = recipe_with(tmp_path, model={"hidden_size": 48})
+    run = pretrain(tmp_path / "run", "--recipe", recipe, "--data", dataset_folder, "--init_from", tmp_path / "hf")
+    refused(run, "[1000, 32] there, [1000, 48] here")
+
+
+def test_one_voice_with_two_ranks_and_the_launchers_exit_code(tmp_path):
+    run = pretrain(tmp_path / "run", "--recipe", "mpnet-tinny", ranks=2)
+    refused(run, "unknown recipe")

@@ -1,0 +1,167 @@
+"""Whole runs through the launch script and DeepSpeed."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from mpnet_ds.tokenizer import train_tokenizer
+from tests.runs import RECIPE, ROOT, pretrain, recipe_with
+
+SAME = pytest.approx
+
+
+@pytest.mark.parametrize("config", ["zero0", "zero1", "zero3", "activation_checkpointing", "fp32"])
+def test_every_stage_trains_to_the_same_losses(trained, config):
+    reference, run = trained("zero2"), trained(config)
+    assert run.losses == pytest.approx(reference.losses, abs=1e-5)
+    assert run.eval_losses == pytest.approx(reference.eval_losses, abs=1e-5)
+
+
+@pytest.mark.parametrize("config", ["zero2", "zero3"])
+def test_two_ranks_train_to_the_losses_of_one(trained, config):
+    one, two = trained("zero2"), trained(config, ranks=2)
+    assert two.losses == pytest.approx(one.losses, abs=1e-5)
+    assert two.eval_losses == pytest.approx(one.eval_losses, abs=1e-5)
+    assert "2 rank(s)" in two.out
+
+
+def test_bf16_trains_near_fp32(trained):
+    run = trained("bf16")
+    assert "in bf16" in run.out
+    assert run.losses == pytest.approx(trained("zero2").losses, abs=0.05)
+    assert run.losses != trained("zero2").losses
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="fp16 needs a GPU; without one it is refused, which is tested")
+def test_fp16_trains_near_fp32(trained):
+    run = trained("fp16")
+    assert run.losses == pytest.approx(trained("fp32").losses, abs=0.1)
+
+
+def test_loss_falls_from_about_log_vocabulary_on_both_sides(trained):
+    run = trained()
+    assert run.losses[0] == pytest.approx(6.9, abs=0.3)
+    assert run.losses[-1] < run.losses[0] - 0.3
+    assert run.eval_losses[-1] < run.eval_losses[0] - 0.3
+
+
+def test_a_finished_run_leaves_what_is_promised(trained):
+    run = trained()
+    training = [line for line in run.metrics if "loss" in line]
+    assert [line["step"] for line in training] == list(range(1, 9))
+    assert [line["consumed_samples"] for line in training] == [8 * step for step in range(1, 9)]
+    promised = {"accuracy", "learning_rate", "grad_norm", "tokens_per_second", "predicted_tokens_per_second"}
+    assert all(promised <= line.keys() for line in training)
+    assert training[0]["learning_rate"] == pytest.approx(2.5e-3)
+    assert training[1]["learning_rate"] == pytest.approx(5e-3)
+    assert [line["step"] for line in run.metrics if "eval_loss" in line] == [0, 4, 8]
+    record = json.loads((run.folder / "run.json").read_text())
+    assert record["batch"] == {"micro_batch_size": 8, "accumulation_steps": 1, "global_batch_size": 8}
+    assert record["versions"]["torch"] == torch.__version__.split("+")[0] or record["versions"]["torch"] == torch.__version__
+    events = EventAccumulator(str(run.folder / "tensorboard")).Reload()
+    written = [event.value for event in events.Scalars("train/loss")]
+    assert written == pytest.approx(run.losses, rel=1e-6)
+
+
+def test_newest_two_checkpoints_and_the_best_are_kept(trained):
+    run = trained()
+    kept = sorted(path.name for path in (run.folder / "checkpoints").glob("step-*"))
+    assert kept == ["step-00000006", "step-00000008"]
+    assert run.newest_checkpoint.name == "step-00000008"
+
+
+@pytest.mark.parametrize("objective", ["plm", "mlm"])
+def test_other_objectives_train(dataset_folder, tmp_path, objective):
+    run = pretrain(tmp_path / "run", "--recipe", RECIPE, "--data", dataset_folder, "--objective", objective)
+    assert run.code == 0, run.err
+    assert run.losses[-1] < run.losses[0] - 0.3
+
+
+@pytest.mark.parametrize(("config", "ranks"), [("zero0", 0), ("zero2", 2), ("zero3", 2), ("bf16", 0)])
+def test_a_resumed_run_repeats_the_losses_bit_for_bit_with_dropout(dataset_folder, tmp_path, config, ranks):
+    recipe = recipe_with(tmp_path, model={"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1})
+    arguments = ["--recipe", recipe, "--data", dataset_folder, "--micro_batch_size", 4]
+    whole = pretrain(tmp_path / "run", *arguments, config=config, ranks=ranks)
+    assert whole.code == 0, whole.err
+    before = whole.metrics
+    shutil.rmtree(whole.newest_checkpoint)
+    again = pretrain(tmp_path / "run", *arguments, config=config, ranks=ranks)
+    assert again.code == 0, again.err
+    assert "Continuing from" in again.out
+    assert "at update 6" in again.out
+    without_speed = [{name: value for name, value in line.items() if "per_second" not in name} for line in before]
+    assert [{name: value for name, value in line.items() if "per_second" not in name} for line in again.metrics] == without_speed
+
+
+def test_mean_is_over_all_slots_of_the_global_batch(tmp_path):
+    """Rows of unknown characters have fewer slots, so means of means would depend on how the batch is cut."""
+    text = tmp_path / "text.txt"
+    words = "the quick brown fox jumps over the lazy dog and runs away from the angry bear in the deep forest"
+    text.write_text("\n\n".join(words if i % 3 else "\u2603 " * 40 for i in range(120)))
+    train_tokenizer([words], 64).save(tmp_path / "tokenizer")
+    from mpnet_ds.data import build_dataset
+
+    build_dataset([str(text)], tmp_path / "tokenizer", tmp_path / "data", show_progress=False)
+    arguments = ["--recipe", RECIPE, "--data", tmp_path / "data"]
+    whole = pretrain(tmp_path / "whole", *arguments)
+    cut = pretrain(tmp_path / "cut", *arguments, "--micro_batch_size", 2)
+    ranks = pretrain(tmp_path / "ranks", *arguments, "--micro_batch_size", 2, ranks=2)
+    assert whole.code == cut.code == ranks.code == 0, whole.err + cut.err + ranks.err
+    assert cut.losses == pytest.approx(whole.losses, abs=1e-5)
+    assert ranks.losses == pytest.approx(whole.losses, abs=1e-5)
+    slots = {round(line["accuracy"] * 1e6) for line in whole.metrics if "loss" in line}
+    assert len(slots) > 1
+
+
+def test_the_bare_command_is_a_demo_and_says_how_to_pass_data(tmp_path):
+    run = pretrain(tmp_path / "runs" / "mpnet-tiny", "--max_steps", 12, "--output_dir", "runs/mpnet-tiny", cwd=tmp_path)
+    assert run.code == 0, run.err
+    assert "This is the demo: recipe mpnet-tiny" in run.out
+    assert "--data my-data" in run.out
+    assert (tmp_path / "runs" / "mpnet-tiny" / "checkpoints" / "latest").exists()
+    assert run.eval_losses[-1] < run.eval_losses[0]
+
+
+def test_without_an_output_folder_each_finished_run_gets_a_new_one(dataset_folder, tmp_path):
+    for _ in range(2):
+        arguments = ["--recipe", RECIPE, "--data", dataset_folder, "--max_steps", 2]
+        done = pretrain(tmp_path / "unused", *arguments, "--output_dir=", cwd=tmp_path)
+        assert done.code == 0, done.err
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["recipe", "recipe-2"]
+
+
+def test_a_finished_run_is_not_trained_again(trained, dataset_folder):
+    run = trained()
+    before = (run.folder / "metrics.jsonl").read_bytes()
+    again = pretrain(run.folder, "--recipe", RECIPE, "--data", dataset_folder)
+    assert again.code == 0
+    assert "trained to update 8 already" in again.out
+    assert (run.folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_dry_run_prints_the_resolved_settings_and_writes_nothing(dataset_folder, tmp_path):
+    run = pretrain(tmp_path / "run", "--recipe", RECIPE, "--data", dataset_folder, "--dry_run")
+    assert run.code == 0, run.err
+    record = json.loads(run.out)
+    assert record["deepspeed_config"]["train_micro_batch_size_per_gpu"] == 8
+    assert "auto" not in json.dumps(record["deepspeed_config"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_init_from_starts_with_the_weights_of_a_hugging_face_folder(trained, dataset_folder, tmp_path):
+    from mpnet_ds.checkpoint.huggingface import export_huggingface
+
+    source = trained()
+    export_huggingface(source.folder, tmp_path / "hf")
+    arguments = ["--recipe", RECIPE, "--data", dataset_folder, "--max_steps", 1, "--init_from", tmp_path / "hf"]
+    run = pretrain(tmp_path / "run", *arguments)
+    assert run.code == 0, run.err
+    assert run.eval_losses[0] == pytest.approx(source.eval_losses[-1], abs=1e-5)
+
+
+def test_every_shipped_configuration_says_what_it_is_for():
+    for path in (ROOT / "ds_configs").glob("*.json"):
+        assert len(json.loads(path.read_text())["_purpose"]) > 30, path

@@ -19,7 +19,7 @@ def new_folder(output: str | Path) -> Iterator[Path]:
 
     Raises ``UserError`` if ``output`` holds anything, or cannot be made. What a killed program left is removed first.
     """
-    output = Path(output)
+    output = Path(output).resolve()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} exists and is not empty: choose another output or remove it.")
     partial = output.with_name(output.name + ".partial")

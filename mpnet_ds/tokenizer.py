@@ -57,8 +57,17 @@ class PretrainingTokenizer:
         return cls(backend, str(path))
 
     def _check_layout(self) -> None:
-        if type(self.backend.model) is not models.WordPiece:
-            raise UserError(f"{self.origin}: a {type(self.backend.model).__name__} tokenizer; MPNet needs WordPiece.")
+        content = json.loads(self.backend.to_str())
+        kinds = {part: (content[part] or {}).get("type") for part in ("model", "normalizer", "pre_tokenizer")}
+        needed = {"model": "WordPiece", "normalizer": "BertNormalizer", "pre_tokenizer": "BertPreTokenizer"}
+        for part, kind in needed.items():
+            if kinds[part] != kind:
+                raise UserError(f"{self.origin}: the {part} is {kinds[part]}; MPNetTokenizer has {kind}.")
+        prefix = content["model"]["continuing_subword_prefix"]
+        if prefix != CONTINUATION:
+            raise UserError(
+                f"{self.origin}: a piece that continues a word begins with '{prefix}'; MPNet has '{CONTINUATION}'."
+            )
         for expected, token in enumerate(FIRST_TOKENS[:3]):
             found = self.backend.token_to_id(token)
             if found != expected:
@@ -66,6 +75,8 @@ class PretrainingTokenizer:
         for token in (UNKNOWN, MASK):
             if self.backend.token_to_id(token) is None:
                 raise UserError(f"{self.origin}: the vocabulary has no '{token}', which MPNet needs.")
+        if len(self.pieces) != self.vocab_size:
+            raise UserError(f"{self.origin}: the ids are not 0 … {self.vocab_size - 1} without gaps.")
 
     @cached_property
     def fingerprint(self) -> str:
@@ -77,10 +88,8 @@ class PretrainingTokenizer:
     @cached_property
     def pieces(self) -> list[str]:
         """The token of each id, in order of ids."""
-        by_id = {i: token for token, i in self.backend.get_vocab(with_added_tokens=True).items()}
-        if sorted(by_id) != list(range(self.vocab_size)):
-            raise UserError(f"{self.origin}: the ids are not 0 … {self.vocab_size - 1} without gaps.")
-        return [by_id[i] for i in range(self.vocab_size)]
+        tokens = (self.backend.id_to_token(i) for i in range(self.vocab_size))
+        return [token for token in tokens if token is not None]
 
     @property
     def mask_id(self) -> int:
@@ -108,8 +117,8 @@ class PretrainingTokenizer:
         """Writes the files that ``AutoTokenizer`` of transformers 4 and 5 and sentence-transformers look for."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        normalizer = json.loads(self.backend.to_str())["normalizer"] or {}
-        named = _as_transformers(self.pieces, normalizer.get("lowercase", True), model_max_length)
+        normalizer = json.loads(self.backend.to_str())["normalizer"]
+        named = _as_transformers(self.pieces, normalizer, model_max_length)
         named.save_pretrained(folder)
         (folder / "vocab.txt").write_text("\n".join(self.pieces) + "\n", encoding="utf-8")
         special_tokens = {role: getattr(named, role) for role in sorted(named.SPECIAL_TOKENS_ATTRIBUTES)}
@@ -141,7 +150,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, lower_case: bool = Tr
     if needed > vocab_size:
         raise UserError(f"--vocab_size {vocab_size} is too small for this corpus: its characters alone take {needed}.")
     pieces = _learn_pieces(texts, vocab_size - 1, special + characters, lower_case)
-    named = _as_transformers([*pieces, MASK], lower_case, model_max_length=512)
+    named = _as_transformers([*pieces, MASK], {"lowercase": lower_case}, model_max_length=512)
     return PretrainingTokenizer(named.backend_tokenizer, "the trained tokenizer")
 
 
@@ -160,8 +169,14 @@ def _learn_pieces(texts: Iterable[str], vocab_size: int, first_pieces: list[str]
     return sorted(learner.get_vocab(), key=learner.token_to_id)
 
 
-def _as_transformers(pieces: list[str], lower_case: bool, model_max_length: int):
+def _as_transformers(pieces: list[str], normalizer: dict, model_max_length: int):
+    """An ``MPNetTokenizer`` of these pieces; ``normalizer`` as tokenizer.json describes a BertNormalizer."""
     from transformers import MPNetTokenizer
 
-    vocabulary = {piece: i for i, piece in enumerate(pieces)}
-    return MPNetTokenizer(vocab=vocabulary, do_lower_case=lower_case, model_max_length=model_max_length)
+    return MPNetTokenizer(
+        vocab={piece: i for i, piece in enumerate(pieces)},
+        do_lower_case=normalizer["lowercase"],
+        strip_accents=normalizer.get("strip_accents"),
+        tokenize_chinese_chars=normalizer.get("handle_chinese_chars", True),
+        model_max_length=model_max_length,
+    )

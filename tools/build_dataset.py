@@ -16,7 +16,15 @@ def main() -> None:
     parser.add_argument("--workers", type=int, metavar="N", help="threads that tokenise (default: all cores)")
     parser.add_argument("--text_field", default="text", metavar="NAME", help="field of a .jsonl line that holds the text")
     parser.add_argument("--holdout", type=float, default=0.0, metavar="F", help="share of documents for evaluation")
-    built = build_dataset(**vars(parser.parse_args()))
+    arguments = parser.parse_args()
+    built = build_dataset(
+        arguments.input,
+        arguments.tokenizer,
+        arguments.output,
+        workers=arguments.workers,
+        text_field=arguments.text_field,
+        holdout=arguments.holdout,
+    )
     print(f"{built.documents:,} documents, {built.sequences:,} sequences, {built.tokens:,} tokens for training")
 
 

@@ -49,6 +49,8 @@ def build_dataset(
     """
     if not 0 <= holdout < 1:
         raise UserError(f"--holdout {holdout} must be at least 0 and below 1: 0.01 keeps one document in a hundred aside.")
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers {workers} must be at least 1.")
     if workers is not None:
         os.environ["RAYON_NUM_THREADS"] = str(workers)  # read by the tokenizers library at its first batch
     text_tokenizer = PretrainingTokenizer.load(tokenizer)

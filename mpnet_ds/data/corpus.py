@@ -9,6 +9,7 @@ Documents come in a fixed order: inputs as given, files of a folder sorted by pa
 """
 
 import ast
+import codecs
 import inspect
 import json
 import platform
@@ -42,6 +43,8 @@ class Source:
     """One file of the corpus, as it is recorded in the manifest."""
 
     path: str
+    kind: str
+    """``txt``, ``jsonl`` or ``builtin-sample``."""
     num_bytes: int
     modified: float
     """Seconds since 1970; 0 for the built-in sample."""
@@ -59,9 +62,9 @@ class Corpus:
 
     def __iter__(self) -> Iterator[Document]:
         for source in self.sources:
-            if source.path.startswith(BUILTIN_SAMPLE):
+            if source.kind == BUILTIN_SAMPLE:
                 yield from _read_standard_library()
-            elif source.path.endswith(".jsonl"):
+            elif source.kind == "jsonl":
                 yield from _read_json_lines(source.path, self.text_field)
             else:
                 yield from _read_text(source.path)
@@ -70,7 +73,7 @@ class Corpus:
 def _sources_of(name: str) -> list[Source]:
     if name == BUILTIN_SAMPLE:
         total = sum(path.stat().st_size for path in _standard_library_files())
-        return [Source(f"{BUILTIN_SAMPLE} (Python {platform.python_version()})", total, 0.0)]
+        return [Source(f"documentation strings of Python {platform.python_version()}", BUILTIN_SAMPLE, total, 0.0)]
     path = Path(name)
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix in SUFFIXES)
@@ -82,7 +85,7 @@ def _sources_of(name: str) -> list[Source]:
         raise UserError(f"{name}: the kind of text is told from the ending; known are {', '.join(SUFFIXES)}.")
     else:
         files = [path]
-    return [Source(str(file), file.stat().st_size, file.stat().st_mtime) for file in files]
+    return [Source(str(file), file.suffix[1:], file.stat().st_size, file.stat().st_mtime) for file in files]
 
 
 def _decoded_lines(path: str) -> Iterator[tuple[int, int, str]]:
@@ -90,10 +93,11 @@ def _decoded_lines(path: str) -> Iterator[tuple[int, int, str]]:
     offset = 0
     with open(path, "rb") as file:
         for number, raw in enumerate(file, 1):
+            mark = len(codecs.BOM_UTF8) if number == 1 and raw.startswith(codecs.BOM_UTF8) else 0
             try:
-                text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+                text = raw[mark:].decode("utf-8")
             except UnicodeDecodeError as error:
-                place = f"{path}: byte {offset + error.start} (line {number})"
+                place = f"{path}: byte {offset + mark + error.start} (line {number})"
                 raise UserError(
                     f"{place} is not UTF-8: {error.reason}. Convert the file, with iconv for example."
                 ) from error
@@ -120,12 +124,16 @@ def _read_json_lines(path: str, text_field: str) -> Iterator[Document]:
             continue
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}, line {number} is not JSON: {error}.") from error
         if not isinstance(record, dict) or not isinstance(record.get(text_field), str):
             found = ", ".join(sorted(record)) if isinstance(record, dict) else type(record).__name__
             raise UserError(f"{path}, line {number} has no text in field '{text_field}' (found: {found}). Use --text_field.")
-        sequences = tuple(part.strip() for part in record[text_field].splitlines() if part.strip())
+        try:
+            record[text_field].encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise UserError(f"{path}, line {number}: field '{text_field}' holds half a surrogate pair: {error}.") from error
+        sequences = tuple(part.strip() for part in record[text_field].split("\n") if part.strip())
         if sequences:
             yield Document(sequences, size)
 

@@ -23,7 +23,7 @@ def mix(x: np.ndarray) -> np.ndarray:
 def make_key(seed: int, *parts) -> np.ndarray:
     """uint64 key(s) of a seed and any integers or integer arrays (broadcast): epoch, sample number, purpose …"""
     with np.errstate(over="ignore"):
-        key = mix(np.asarray(seed % 2**64, dtype=np.uint64) + _WEYL)
+        key = mix(np.asarray(int(seed) % 2**64, dtype=np.uint64) + _WEYL)
         for part in parts:
             key = mix((key ^ np.asarray(part).astype(np.uint64)) + _WEYL)
     return key

@@ -16,7 +16,7 @@ import numpy as np
 
 from mpnet_ds.data.build import HOLDOUT, TOKENIZER
 from mpnet_ds.data.counter_rng import below, draw, make_key
-from mpnet_ds.data.manifest import FILE_NAME, DatasetManifest
+from mpnet_ds.data.manifest import FILE_NAME, DatasetManifest, ShardRecord
 from mpnet_ds.data.masking import MAX_SEQ_LENGTH, MaskingConfig, MaskingVocabulary, mask_rows
 from mpnet_ds.data.order import shuffled
 from mpnet_ds.data.token_file import TokenFile
@@ -72,11 +72,20 @@ class PretrainingDataset:
         self.seq_length, self.seed = seq_length, seed
         self.masking = masking or MaskingConfig()
         self.vocabulary = MaskingVocabulary.of(self.tokenizer)
-        self.stream = TokenStream([TokenFile(self.folder / shard.name) for shard in self.manifest.shards])
+        self.stream = TokenStream([self._open(shard) for shard in self.manifest.shards])
         self.num_samples = len(self.stream) // (seq_length - 1)
         if not self.num_samples:
             found = f"{folder} has {len(self.stream)} tokens, less than one row of {seq_length}"
             raise UserError(f"{found}: build it from more text, or use a recipe with a smaller data.seq_length.")
+
+    def _open(self, shard: ShardRecord) -> TokenFile:
+        file = TokenFile(self.folder / shard.name)
+        if (file.dtype.name, len(file.tokens)) != (self.manifest.dtype, shard.tokens):
+            found = f"{len(file.tokens):,} ids of {file.dtype.name}"
+            expected = f"{shard.tokens:,} of {self.manifest.dtype}"
+            path = self.folder / f"{shard.name}.idx"
+            raise UserError(f"{path} says {found}, {FILE_NAME} {expected}: damaged, build the dataset again.")
+        return file
 
     def _check_tokenizer(self) -> None:
         expected, found = self.manifest.tokenizer_fingerprint, self.tokenizer.fingerprint

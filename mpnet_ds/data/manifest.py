@@ -78,11 +78,15 @@ class DatasetManifest:
             )
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            if content["version"] != FORMAT_VERSION:
-                raise UserError(f"{path} has format version {content['version']}, this program reads {FORMAT_VERSION}.")
+            version = content["version"]
+        except (ValueError, LookupError, TypeError) as error:
+            raise UserError(f"{path} is damaged ({error}): build the dataset again.") from error
+        if version != FORMAT_VERSION:
+            raise UserError(f"{path} has format version {version}, this program reads {FORMAT_VERSION}.")
+        try:
             content["shards"] = [_shard_record(entry) for entry in content["shards"]]
             return cls(**content)
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (LookupError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is damaged ({error}): build the dataset again.") from error
 
     def check_sizes(self, folder: Path) -> None:

@@ -49,7 +49,7 @@ class MaskingConfig:
             raise UserError(f"masking.predicted_fraction is {self.predicted_fraction}; it must lie between 0 and 1.")
         names = ("mask_probability", "keep_probability", "random_probability")
         values = [getattr(self, name) for name in names]
-        if min(values) < 0 or abs(sum(values) - 1) > 1e-6:
+        if not (min(values) >= 0 and abs(sum(values) - 1) <= 1e-6):
             shown = ", ".join(f"{name} {value}" for name, value in zip(names, values, strict=True))
             raise UserError(f"masking: {shown} must be at least 0 and sum to 1.")
 
@@ -111,8 +111,6 @@ def _choose(input_ids, attention_mask, row_keys, vocabulary, config) -> np.ndarr
     first = np.broadcast_to(position, input_ids.shape)
     if config.whole_word:
         continues = ~vocabulary.starts_word[input_ids]
-        continues[:, 0] = False
-        continues[:, 1:] &= candidate[:, :-1]  # a word never reaches over a special token
         first = np.maximum.accumulate(np.where(continues, 0, position), axis=1)
     word_order = draw(_keys_for(row_keys, _WORD_ORDER)[:, None], first)
     # One sortable number a token: the word's random bits, then the position. The high bit marks candidates, so that

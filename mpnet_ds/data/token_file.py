@@ -113,6 +113,9 @@ class TokenFile:
         self.sizes = (
             np.memmap(index_path, "<i4", "r", offset=at, shape=(num_sequences,)) if num_sequences else np.empty(0, "<i4")
         )
+        offsets_at = at + 4 * num_sequences
+        offsets = np.memmap(index_path, "<i8", "r", offset=offsets_at, shape=(num_sequences,)) if num_sequences else []
+        self._check_size(bin_path, int(offsets[-1]) + int(self.sizes[-1]) * self.dtype.itemsize if num_sequences else 0)
         at += 12 * num_sequences
         self.document_index = np.memmap(index_path, "<i8", "r", offset=at, shape=(num_entries,))
         self.tokens = np.memmap(bin_path, self.dtype, "r") if bin_path.stat().st_size else np.empty(0, self.dtype)
@@ -121,7 +124,7 @@ class TokenFile:
     def _check_size(path: Path, expected: int) -> None:
         if path.stat().st_size != expected:
             raise UserError(
-                f"{path} has {path.stat().st_size:,} bytes, its header says {expected:,}: build the dataset again."
+                f"{path} has {path.stat().st_size:,} bytes, the index says {expected:,}: build the dataset again."
             )
 
 

@@ -3,8 +3,6 @@
 import json
 import shutil
 
-import pytest
-
 from tests.runs import RECIPE, ROOT, pretrain, recipe_with
 
 

@@ -80,7 +80,10 @@ def test_a_micro_batch_that_was_asked_for_is_never_changed(total, micro, ranks):
         ({"train_batch_size": 512}, "train_batch_size is 512, the recipe or command line says 256"),
         ({"gradient_accumulation_steps": 3}, r"gradient_accumulation_steps is 3, but 256 rows / .* = 8"),
         ({"optimizer": {"type": "AdamW", "params": {"lr": 0.1}}}, r"optimizer\.params\.lr is 0\.1"),
-        ({"zero_optimization": {"stage": 2, "reduce_bucket_size": "auto"}}, r"zero_optimization\.reduce_bucket_size' is \"auto\""),
+        (
+            {"zero_optimization": {"stage": 2, "reduce_bucket_size": "auto"}},
+            r"zero_optimization\.reduce_bucket_size' is \"auto\"",
+        ),
     ],
 )
 def test_contradictions_name_both_sides(changes, message):

@@ -1,18 +1,7 @@
-import json
-
 import pytest
 import torch
 
-from mpnet_ds.training.metrics import MetricsWriter, peak_flops, read_metrics, show_duration
-
-
-def test_lines_that_will_be_written_again_are_dropped_and_a_torn_line_too(tmp_path):
-    lines = [json.dumps({"step": step, "loss": 1.0}) for step in (1, 2, 3)]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 4, "lo')
-    writer = MetricsWriter(tmp_path, {"tensorboard": {"enabled": False}}, is_main=True, first_step=3)
-    writer.write({"step": 3, "loss": 0.5})
-    writer.close()
-    assert [(line["step"], line["loss"]) for line in read_metrics(tmp_path)] == [(1, 1.0), (2, 1.0), (3, 0.5)]
+from mpnet_ds.training.metrics import MetricsWriter, peak_flops, show_duration
 
 
 def test_other_ranks_write_nothing(tmp_path):

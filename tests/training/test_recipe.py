@@ -38,7 +38,7 @@ def test_mistakes_are_named_with_their_place(content, message):
 
 
 def test_files_and_names_that_do_not_exist(tmp_path):
-    with pytest.raises(UserError, match="unknown recipe 'mpnet-bsae'. Did you mean 'mpnet-base'"):
+    with pytest.raises(UserError, match=r"unknown recipe 'mpnet-bsae'\. Did you mean 'mpnet-base'"):
         load_recipe("mpnet-bsae")
     with pytest.raises(UserError, match="no recipe file"):
         load_recipe(str(tmp_path / "mine.json"))

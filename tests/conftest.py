@@ -1,0 +1,117 @@
+"""One small corpus, its tokenizer and its dataset for the whole session, and an independent reader of shards."""
+
+import itertools
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import tokenizers
+from hypothesis import settings
+from tokenizers import models, normalizers, pre_tokenizers
+
+from mpnet_ds.data import build_dataset
+from mpnet_ds.data.build import train_tokenizer_on
+from mpnet_ds.data.corpus import Corpus
+from mpnet_ds.tokenizer import PretrainingTokenizer
+
+pytest_plugins = ["tests.runs"]
+
+settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=60)
+settings.load_profile("repeatable")
+
+SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "[UNK]"]
+
+
+@dataclass(frozen=True)
+class CorpusFiles:
+    """The same documents twice."""
+
+    txt: str
+    jsonl: str
+    documents: list[str]
+
+
+@pytest.fixture(scope="session")
+def corpus_files(tmp_path_factory) -> CorpusFiles:
+    folder = tmp_path_factory.mktemp("corpus")
+    sample = (document.text for document in Corpus(["builtin-sample"]))
+    documents = list({text.lower(): text for text in itertools.islice(sample, 600)}.values())
+    (folder / "sample.txt").write_text("\n\n".join(documents) + "\n", encoding="utf-8")
+    (folder / "sample.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    return CorpusFiles(str(folder / "sample.txt"), str(folder / "sample.jsonl"), documents)
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory, corpus_files) -> Path:
+    folder = tmp_path_factory.mktemp("trained") / "tokenizer"
+    train_tokenizer_on([corpus_files.txt], 1000, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tokenizer_folder) -> PretrainingTokenizer:
+    return PretrainingTokenizer.load(tokenizer_folder)
+
+
+@pytest.fixture(scope="session")
+def dataset_folder(tmp_path_factory, corpus_files, tokenizer_folder) -> Path:
+    folder = tmp_path_factory.mktemp("built") / "dataset"
+    build_dataset([corpus_files.txt], tokenizer_folder, folder, holdout=0.1, show_progress=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def save_word_tokenizer():
+    """A function (folder, n): saves a tokenizer in which the word ``w7`` of ``w0`` … ``w<n-1>`` has the id 12."""
+
+    def save(folder: Path, num_words: int) -> Path:
+        pieces = [*SPECIAL_TOKENS, *(f"w{i}" for i in range(num_words)), "<mask>"]
+        vocabulary = {piece: i for i, piece in enumerate(pieces)}
+        backend = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+        backend.normalizer = normalizers.BertNormalizer()
+        backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        PretrainingTokenizer(backend, "words").save(folder)
+        return folder
+
+    return save
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard as it lies on disk."""
+
+    code: int
+    sequences: list[list[int]]
+    offsets: list[int]
+    document_index: list[int]
+
+    @property
+    def documents(self) -> list[list[list[int]]]:
+        return [self.sequences[a:b] for a, b in itertools.pairwise(self.document_index)]
+
+    @property
+    def tokens(self) -> list[int]:
+        return list(itertools.chain.from_iterable(self.sequences))
+
+
+@pytest.fixture(scope="session")
+def read_shard():
+    """A function (path without ending): reads a shard with ``struct``, from the layout that token_file.py documents."""
+
+    def read(prefix: Path) -> Shard:
+        index, ids = (Path(f"{prefix}.{suffix}").read_bytes() for suffix in ("idx", "bin"))
+        assert index[:9] == b"MMIDIDX\0\0"
+        version, code, num_sequences, num_entries = struct.unpack_from("<QBQQ", index, 9)
+        assert version == 1
+        assert len(index) == 34 + 12 * num_sequences + 8 * num_entries
+        letter, width = {4: ("i", 4), 8: ("H", 2)}[code]
+        sizes = struct.unpack_from(f"<{num_sequences}i", index, 34)
+        offsets = struct.unpack_from(f"<{num_sequences}q", index, 34 + 4 * num_sequences)
+        document_index = struct.unpack_from(f"<{num_entries}q", index, 34 + 12 * num_sequences)
+        assert len(ids) == width * sum(sizes)
+        sequences = [list(struct.unpack_from(f"<{size}{letter}", ids, at)) for size, at in zip(sizes, offsets, strict=True)]
+        return Shard(code, sequences, list(offsets), list(document_index))
+
+    return read

@@ -1,0 +1,101 @@
+import hashlib
+import json
+from dataclasses import replace
+
+import pytest
+import xxhash
+
+from mpnet_ds.data.manifest import DatasetManifest, FileRecord, ShardRecord
+from mpnet_ds.errors import UserError
+
+ENTRIES = {
+    "dtype": "uint16",
+    "vocab_size": 100,
+    "special_ids": {"bos": 0, "pad": 1, "eos": 2, "mask": 99},
+    "tokenizer_fingerprint": "f" * 64,
+    "documents": 2,
+    "sequences": 3,
+    "tokens": 9,
+    "sources": [{"path": "text.txt", "num_bytes": 40, "modified": 1.5}],
+    "command": "build",
+    "tool_version": "0.1.0",
+}
+
+
+@pytest.fixture
+def manifest(tmp_path) -> DatasetManifest:
+    (tmp_path / "shard-00000.bin").write_bytes(b"ids")
+    (tmp_path / "shard-00000.idx").write_bytes(b"index")
+    files = {suffix: FileRecord.of(tmp_path / f"shard-00000.{suffix}") for suffix in ("bin", "idx")}
+    manifest = DatasetManifest(shards=[ShardRecord("shard-00000", 3, 2, 9, files)], **ENTRIES)
+    manifest.save(tmp_path)
+    return manifest
+
+
+def test_a_saved_manifest_comes_back_whole(tmp_path, manifest):
+    assert DatasetManifest.load(tmp_path) == manifest
+    assert DatasetManifest.load(str(tmp_path)).shards[0].files["bin"].bytes == 3
+
+
+def test_a_file_record_holds_the_checksums_that_other_programs_compute(tmp_path):
+    content = b"some ids" * 1000
+    (tmp_path / "file").write_bytes(content)
+    expected = FileRecord(len(content), xxhash.xxh3_64_hexdigest(content), hashlib.sha256(content).hexdigest())
+    assert FileRecord.of(tmp_path / "file") == expected
+
+
+def test_a_missing_folder_and_an_unfinished_one_are_told_apart(tmp_path):
+    with pytest.raises(UserError, match=r"no dataset folder .*nowhere"):
+        DatasetManifest.load(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=f"{tmp_path} is no finished dataset"):
+        DatasetManifest.load(tmp_path)
+
+
+def test_another_format_version_is_refused_with_both_numbers(tmp_path, manifest):
+    replace(manifest, version=7).save(tmp_path)
+    with pytest.raises(UserError, match=r"dataset\.json has format version 7, this program reads 1"):
+        DatasetManifest.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"", id="empty"),
+        pytest.param(b'{"version": 1, "dtype": "ui', id="cut"),
+        pytest.param(b"[]", id="a list"),
+        pytest.param(b"null", id="null"),
+        pytest.param(b"\xff\xfe{}", id="not UTF-8"),
+        pytest.param(b'{"shards": []}', id="no version"),
+        pytest.param(b'{"version": 1, "shards": []}', id="entries missing"),
+        pytest.param(b'{"version": 1, "shards": [{"name": "shard-00000"}]}', id="shard without files"),
+        pytest.param(b'{"version": 1, "shards": [{"files": []}]}', id="files of another type"),
+    ],
+)
+def test_a_damaged_manifest_is_named(tmp_path, content):
+    (tmp_path / "dataset.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"dataset\.json is damaged"):
+        DatasetManifest.load(tmp_path)
+
+
+def test_sizes_are_compared_with_the_files(tmp_path, manifest):
+    manifest.check_sizes(tmp_path)
+    (tmp_path / "shard-00000.idx").write_bytes(b"index and more")
+    with pytest.raises(UserError, match=r"shard-00000\.idx has 14 bytes, dataset\.json says 5"):
+        manifest.check_sizes(tmp_path)
+    (tmp_path / "shard-00000.bin").unlink()
+    with pytest.raises(UserError, match=r"shard-00000\.bin is missing"):
+        manifest.check_sizes(tmp_path)
+
+
+def test_the_checksum_follows_the_content_of_the_shards_only(tmp_path, manifest):
+    elsewhere = replace(manifest, command="other", sources=[], tool_version="9")
+    assert elsewhere.checksum == manifest.checksum
+    (tmp_path / "shard-00000.bin").write_bytes(b"idz")
+    files = manifest.shards[0].files | {"bin": FileRecord.of(tmp_path / "shard-00000.bin")}
+    changed = replace(manifest, shards=[replace(manifest.shards[0], files=files)])
+    assert changed.checksum != manifest.checksum
+
+
+def test_the_manifest_is_readable_json_and_leaves_no_other_file(tmp_path, manifest):
+    assert json.loads((tmp_path / "dataset.json").read_text())["shards"][0]["tokens"] == 9
+    assert {path.name for path in tmp_path.iterdir()} == {"dataset.json", "shard-00000.bin", "shard-00000.idx"}

@@ -1,0 +1,263 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mpnet_ds.data import MaskingConfig
+from mpnet_ds.data.counter_rng import make_key
+from mpnet_ds.data.masking import MaskingVocabulary, mask_rows
+from mpnet_ds.errors import UserError
+
+V = 1000
+MASK_ID = V - 1
+SPECIAL = np.array([0, 1, 2, 3, 4, MASK_ID])
+TOKEN_BY_TOKEN = MaskingConfig(whole_word=False)
+
+
+def vocabulary(share_of_continuations: float = 0.4) -> MaskingVocabulary:
+    is_special = np.isin(np.arange(V), SPECIAL)
+    starts_word = np.random.default_rng(0).random(V) >= share_of_continuations
+    return MaskingVocabulary(starts_word | is_special, is_special, MASK_ID)
+
+
+def full_rows(num_rows: int, n: int = 512, seed: int = 0, share_of_ends: float = 0.02) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    input_ids = rng.integers(5, MASK_ID, (num_rows, n))
+    input_ids[rng.random(input_ids.shape) < share_of_ends] = 2
+    input_ids[:, 0] = 0
+    return input_ids, np.ones(input_ids.shape, dtype=bool)
+
+
+def mask(input_ids, attention_mask, words=None, config=None, first_key=0):
+    keys = make_key(0, first_key + np.arange(len(input_ids)))
+    return mask_rows(input_ids, attention_mask, keys, words or vocabulary(), config or MaskingConfig())
+
+
+def words_of(row: np.ndarray, length: int, words: MaskingVocabulary) -> list[list[int]]:
+    """Positions of each word; a special token stands alone."""
+    found = []
+    for position in range(length):
+        token = row[position]
+        alone = position == 0 or words.is_special[token] or words.is_special[row[position - 1]]
+        if alone or words.starts_word[token]:
+            found.append([])
+        found[-1].append(position)
+    return found
+
+
+@st.composite
+def batches(draw):
+    """Rows of several lengths with padding, of any mixture of words, continuations and special tokens."""
+    n = draw(st.integers(8, 80))
+    lengths = np.array(draw(st.lists(st.integers(1, n), min_size=1, max_size=5)))
+    shares = draw(st.tuples(st.floats(0, 1), st.floats(0, 0.9)))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    input_ids = rng.integers(5, MASK_ID, (len(lengths), n))
+    special = rng.random(input_ids.shape) < shares[1]
+    input_ids[special] = rng.choice([0, 2, 4], special.sum())
+    attention_mask = np.arange(n) < lengths[:, None]
+    input_ids[~attention_mask] = 1
+    config = MaskingConfig(
+        predicted_fraction=draw(st.floats(0.01, 0.99)),
+        whole_word=draw(st.booleans()),
+        predict_special_tokens=draw(st.booleans()),
+    )
+    return input_ids, attention_mask, vocabulary(shares[0]), config
+
+
+@given(batches(), st.integers(0, 2**32))
+def test_slots_are_distinct_allowed_positions_and_unused_ones_come_last(batch, first_key):
+    input_ids, attention_mask, words, config = batch
+    positions, inputs = mask(*batch, first_key)
+    width = round(config.predicted_fraction * input_ids.shape[1])
+    assert positions.shape == inputs.shape == (len(input_ids), width)
+    assert positions.dtype == inputs.dtype == np.int64
+    for row, real, slots, shown in zip(input_ids, attention_mask, positions, inputs, strict=True):
+        allowed = real if config.predict_special_tokens else real & ~words.is_special[row]
+        used = min(round(config.predicted_fraction * real.sum()), allowed.sum())
+        assert np.unique(slots[:used]).size == used
+        assert allowed[slots[:used]].all()
+        assert (slots[used:] == -1).all()
+        assert (shown[used:] == 0).all()
+        ordinary = ~words.is_special[shown[:used]]
+        assert ((shown[:used] == MASK_ID) | (shown[:used] == row[slots[:used]]) | ordinary).all()
+
+
+@given(batches(), st.integers(0, 2**32))
+def test_at_most_one_word_of_a_row_is_cut(batch, first_key):
+    input_ids, attention_mask, words, config = batch
+    if not config.whole_word:
+        config = MaskingConfig(predicted_fraction=config.predicted_fraction)
+    positions, _ = mask(input_ids, attention_mask, words, config, first_key)
+    for row, real, slots in zip(input_ids, attention_mask, positions, strict=True):
+        shares = [np.isin(word, slots).mean() for word in words_of(row, real.sum(), words)]
+        assert sum(0 < share < 1 for share in shares) <= 1
+
+
+@given(batches(), st.integers(0, 2**32), st.randoms())
+def test_a_row_does_not_depend_on_the_rows_beside_it(batch, first_key, random):
+    input_ids, attention_mask, words, config = batch
+    keys = make_key(0, first_key + np.arange(len(input_ids)))
+    positions, inputs = mask_rows(input_ids, attention_mask, keys, words, config)
+    order = random.sample(range(len(keys)), len(keys))
+    shuffled = mask_rows(input_ids[order], attention_mask[order], keys[order], words, config)
+    np.testing.assert_array_equal(shuffled, [positions[order], inputs[order]])
+    alone = mask_rows(input_ids[:1], attention_mask[:1], keys[:1], words, config)
+    np.testing.assert_array_equal(alone, [positions[:1], inputs[:1]])
+
+
+@pytest.mark.parametrize("whole_word", [True, False])
+def test_a_row_of_512_has_exactly_77_slots(whole_word):
+    positions, _ = mask(*full_rows(50), config=MaskingConfig(whole_word=whole_word))
+    assert positions.shape == (50, 77)
+    assert (positions > 0).all()
+
+
+def test_short_rows_have_their_own_number_of_slots():
+    input_ids, attention_mask = full_rows(4, share_of_ends=0)
+    attention_mask[:] = np.arange(512) < np.array([512, 256, 10, 3])[:, None]
+    positions, _ = mask(input_ids, attention_mask)
+    assert (positions >= 0).sum(axis=1).tolist() == [77, 38, 2, 0]
+
+
+def test_the_number_of_slots_rounds_as_the_original_does():
+    lengths = np.arange(2049)
+    assert MaskingConfig().num_predicted(lengths).tolist() == [round(0.15 * n) for n in lengths.tolist()]
+
+
+def test_a_row_of_one_long_word_is_cut_to_its_number_of_slots():
+    input_ids, attention_mask = full_rows(3, n=40, share_of_ends=0)
+    no_starts = MaskingVocabulary(np.zeros(V, dtype=bool), vocabulary().is_special, MASK_ID)
+    positions, _ = mask(input_ids, attention_mask, no_starts)
+    np.testing.assert_array_equal(np.sort(positions), np.broadcast_to(np.arange(34, 40), (3, 6)))
+
+
+def test_inputs_are_masked_kept_and_replaced_80_10_10():
+    input_ids, attention_mask = full_rows(2000)
+    positions, inputs = mask(input_ids, attention_mask)
+    true = np.take_along_axis(input_ids, positions, axis=1)
+    num_ordinary = V - len(SPECIAL)
+    hit_by_chance = 0.1 / num_ordinary
+    masked, kept = inputs == MASK_ID, inputs == true
+    shares = [(masked, 0.8), (kept, 0.1 + hit_by_chance), (~masked & ~kept, 0.1 - hit_by_chance)]
+    for found, expected in shares:
+        sigma = np.sqrt(expected * (1 - expected) / inputs.size)
+        assert found.mean() == pytest.approx(expected, abs=5 * sigma)
+    for slot in (0, 38, 76):
+        assert masked[:, slot].mean() == pytest.approx(0.8, abs=5 * np.sqrt(0.16 / 2000))
+
+
+def test_replacements_are_every_ordinary_id_equally_often_and_no_special_one():
+    input_ids, attention_mask = full_rows(1000)
+    config = MaskingConfig(mask_probability=0, keep_probability=0, random_probability=1)
+    _, inputs = mask(input_ids, attention_mask, config=config)
+    counts = np.bincount(inputs.ravel(), minlength=V)
+    assert not counts[SPECIAL].any()
+    counts = np.delete(counts, SPECIAL)
+    chi_square = ((counts - counts.mean()) ** 2 / counts.mean()).sum()
+    assert abs(chi_square - (counts.size - 1)) < 6 * np.sqrt(2 * (counts.size - 1))
+
+
+def test_special_tokens_are_predicted_only_when_asked_for():
+    input_ids, attention_mask = full_rows(200, share_of_ends=0.2)
+    input_ids[:, 1] = 4
+    for asked, least in ((False, 0), (True, 1000)):
+        positions, _ = mask(input_ids, attention_mask, config=MaskingConfig(predict_special_tokens=asked))
+        predicted = np.take_along_axis(input_ids, positions, axis=1)
+        for special in (0, 2, 4):
+            assert (predicted == special).any() == asked
+        assert np.isin(predicted, SPECIAL).sum() >= least
+
+
+def test_a_row_of_special_tokens_predicts_nothing():
+    input_ids = np.full((2, 16), 2)
+    positions, inputs = mask(input_ids, np.ones((2, 16), dtype=bool))
+    assert positions.tolist() == [[-1, -1]] * 2
+    assert inputs.tolist() == [[0, 0]] * 2
+
+
+@pytest.mark.parametrize("config", [MaskingConfig(), TOKEN_BY_TOKEN])
+def test_every_position_is_predicted_equally_often(config):
+    input_ids, attention_mask = full_rows(3000, n=128, share_of_ends=0)
+    positions, _ = mask(input_ids, attention_mask, vocabulary(0), config)
+    counts = np.bincount(positions.ravel(), minlength=128)
+    share = 19 / 127
+    assert counts[0] == 0
+    assert np.abs(counts[1:] - 3000 * share).max() < 5 * np.sqrt(3000 * share * (1 - share))
+
+
+@pytest.mark.parametrize("config", [MaskingConfig(), TOKEN_BY_TOKEN])
+def test_the_order_of_slots_does_not_follow_the_order_of_positions(config):
+    positions, _ = mask(*full_rows(2000), config=config)
+    for slot in (0, 76):
+        assert positions[:, slot].mean() == pytest.approx(256, abs=5 * 512 / np.sqrt(12 * 2000))
+        assert positions[:, slot].std() == pytest.approx(512 / np.sqrt(12), rel=0.05)
+    ascending = np.diff(positions, axis=1) > 0
+    assert ascending.mean() == pytest.approx(0.5, abs=5 * 0.5 / np.sqrt(ascending.size))
+
+
+def test_the_tokens_of_a_word_are_not_kept_together_in_the_order():
+    words = vocabulary(0.6)
+    input_ids, attention_mask = full_rows(300)
+    positions, _ = mask(input_ids, attention_mask, words)
+    neighbours = np.abs(np.diff(positions, axis=1)) == 1
+    pairs = np.diff(np.sort(positions, axis=1), axis=1) == 1
+    assert pairs.mean() > 0.4
+    assert neighbours.mean() < 0.05
+
+
+def test_whole_words_are_chosen_together_more_often_than_single_tokens():
+    words = vocabulary(0.6)
+    input_ids, attention_mask = full_rows(100)
+    complete = []
+    for config in (MaskingConfig(), TOKEN_BY_TOKEN):
+        positions, _ = mask(input_ids, attention_mask, words, config)
+        long_words = [
+            np.isin(word, slots).mean()
+            for row, slots in zip(input_ids, positions, strict=True)
+            for word in words_of(row, 512, words)
+            if len(word) >= 3
+        ]
+        complete.append(np.mean(np.array(long_words) == 1))
+    assert complete[0] > 0.1
+    assert complete[1] < 0.02
+
+
+def test_other_keys_give_other_slots():
+    input_ids, attention_mask = full_rows(1)
+    rows = np.repeat(input_ids, 50, axis=0), np.repeat(attention_mask, 50, axis=0)
+    positions, _ = mask(*rows)
+    assert np.unique(positions, axis=0).shape[0] == 50
+    common = [np.intersect1d(positions[0], other).size for other in positions[1:]]
+    assert np.mean(common) == pytest.approx(77 * 77 / 502, abs=4)
+
+
+def test_the_arguments_are_left_as_they_were():
+    input_ids, attention_mask = full_rows(3)
+    words = vocabulary()
+    before = input_ids.copy(), attention_mask.copy(), words.starts_word.copy(), words.is_special.copy()
+    mask(input_ids, attention_mask, words)
+    for array, copy in zip((input_ids, attention_mask, words.starts_word, words.is_special), before, strict=True):
+        np.testing.assert_array_equal(array, copy)
+
+
+def test_the_vocabulary_is_taken_from_the_tokenizer(tokenizer):
+    words = MaskingVocabulary.of(tokenizer)
+    assert np.flatnonzero(words.is_special).tolist() == tokenizer.special_ids.tolist()
+    assert words.mask_id == tokenizer.mask_id
+    assert [tokenizer.pieces[i].startswith("##") for i in range(1000)] == (~words.starts_word).tolist()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"predicted_fraction": 0}, "predicted_fraction is 0"),
+        ({"predicted_fraction": 1.0}, "predicted_fraction is 1.0"),
+        ({"mask_probability": 0.9}, "sum to 1"),
+        ({"keep_probability": -0.1, "random_probability": 0.3}, "at least 0"),
+        ({"mask_probability": float("nan")}, "mask_probability nan"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        MaskingConfig(**settings)

@@ -1,0 +1,233 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoTokenizer, MPNetTokenizer
+
+from mpnet_ds.errors import UserError
+from mpnet_ds.tokenizer import PretrainingTokenizer, train_tokenizer
+
+TEXT = "Über the naïve Bäcker: unbelievably, 12.5 % of NASA's e-mails 日本 are running…"
+
+
+@pytest.fixture
+def edited(tokenizer_folder, tmp_path):
+    """A function (edit): path of a tokenizer.json to whose content ``edit`` was applied."""
+
+    def edit_copy(edit):
+        content = json.loads((tokenizer_folder / "tokenizer.json").read_text(encoding="utf-8"))
+        edit(content)
+        path = tmp_path / "tokenizer.json"
+        path.write_text(json.dumps(content), encoding="utf-8")
+        return path
+
+    return edit_copy
+
+
+def test_special_tokens_have_the_ids_of_mpnet_base(tokenizer):
+    assert tokenizer.pieces[:4] == ["<s>", "<pad>", "</s>", "<unk>"]
+    assert tokenizer.pieces[-1] == "<mask>"
+    assert tokenizer.mask_id == tokenizer.vocab_size - 1
+    assert len(set(tokenizer.pieces)) == tokenizer.vocab_size == 1000
+    assert tokenizer.special_ids.tolist() == [0, 1, 2, 3, tokenizer.pieces.index("[UNK]"), 999]
+
+
+@given(st.lists(st.sampled_from(["<mask>", "</s>", "<s>", "<pad>", "<unk>", "[UNK]", "##", "the", "x", " "])).map("".join))
+def test_text_that_spells_special_tokens_gets_ordinary_pieces(tokenizer, text):
+    (ids,) = tokenizer.encode([text])
+    assert not np.isin(ids, tokenizer.special_ids).any()
+
+
+def test_only_what_the_vocabulary_cannot_spell_is_unknown(tokenizer):
+    unknown = tokenizer.pieces.index("[UNK]")
+    before, after, strange = tokenizer.encode(["list of", "values", "list of ☃ values"])
+    assert strange.tolist() == [*before, unknown, *after]
+    assert strange.tolist().count(unknown) == 1
+
+
+def test_encoding_adds_no_special_token_and_keeps_the_order_of_texts(tokenizer):
+    several = tokenizer.encode(["the list", "", "a value of the list"])
+    assert [tokenizer.decode(ids) for ids in several] == ["the list", "", "a value of the list"]
+    assert all(ids.dtype == np.int32 for ids in several)
+    assert several[1].size == 0
+
+
+def test_a_long_text_is_not_cut(tokenizer):
+    once, often = tokenizer.encode(["the list", "the list " * 2000])
+    assert len(often) == 2000 * len(once)
+
+
+def test_starts_word_is_false_for_continuations_only(tokenizer):
+    words = ["list", "unbelievably", "of", "zzqqx", "interpreters"]
+    (ids,) = tokenizer.encode([" ".join(words)])
+    starts = tokenizer.starts_word[ids]
+    assert starts.sum() == len(words) < len(ids)
+    parts = np.split(ids, np.flatnonzero(starts)[1:])
+    assert ["".join(tokenizer.pieces[i].removeprefix("##") for i in part) for part in parts] == words
+    assert tokenizer.starts_word.shape == (tokenizer.vocab_size,)
+
+
+def test_the_folder_holds_what_both_generations_of_transformers_look_for(tokenizer_folder, tokenizer):
+    names = {path.name for path in tokenizer_folder.iterdir()}
+    assert names == {"tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"}
+    assert (tokenizer_folder / "vocab.txt").read_text(encoding="utf-8").split("\n") == [*tokenizer.pieces, ""]
+    assert json.loads((tokenizer_folder / "special_tokens_map.json").read_text())["mask_token"] == "<mask>"
+
+
+@pytest.mark.parametrize("loader", [AutoTokenizer, MPNetTokenizer])
+def test_transformers_gives_the_same_ids(tokenizer_folder, tokenizer, corpus_files, loader):
+    theirs = loader.from_pretrained(tokenizer_folder)
+    assert isinstance(theirs, MPNetTokenizer)
+    texts = [TEXT, *corpus_files.documents[:50]]
+    for text, ours in zip(texts, tokenizer.encode(texts), strict=True):
+        assert theirs(text, truncation=False)["input_ids"] == [0, *ours.tolist(), 2]
+    assert (theirs.mask_token_id, theirs.pad_token_id, theirs.unk_token) == (tokenizer.mask_id, 1, "[UNK]")
+    assert theirs("a <mask> b")["input_ids"].count(tokenizer.mask_id) == 1
+
+
+def test_transformers_gives_the_same_ids_for_a_cased_tokenizer(corpus_files, tmp_path):
+    cased = train_tokenizer(corpus_files.documents, 800, lower_case=False)
+    cased.save(tmp_path)
+    upper, lower = cased.encode(["True", "true"])
+    assert upper.tolist() != lower.tolist()
+    for loader in (AutoTokenizer, MPNetTokenizer):
+        assert (
+            loader.from_pretrained(tmp_path)(TEXT, add_special_tokens=False)["input_ids"] == cased.encode([TEXT])[0].tolist()
+        )
+
+
+def test_transformers_gives_the_same_ids_for_a_tokenizer_that_keeps_accents(corpus_files, edited, tmp_path):
+    keeps_accents = PretrainingTokenizer.load(edited(lambda content: content["normalizer"].update(strip_accents=False)))
+    keeps_accents.save(tmp_path / "saved")
+    ours = keeps_accents.encode([TEXT])[0].tolist()
+    assert AutoTokenizer.from_pretrained(tmp_path / "saved")(TEXT, add_special_tokens=False)["input_ids"] == ours
+
+
+def test_the_fingerprint_survives_saving_and_loading(tokenizer, tmp_path):
+    tokenizer.save(tmp_path / "a")
+    AutoTokenizer.from_pretrained(tmp_path / "a").save_pretrained(tmp_path / "b")
+    assert len(tokenizer.fingerprint) == 64
+    for folder in ("a", "b"):
+        assert PretrainingTokenizer.load(tmp_path / folder).fingerprint == tokenizer.fingerprint
+        assert PretrainingTokenizer.load(tmp_path / folder / "tokenizer.json").fingerprint == tokenizer.fingerprint
+
+
+def test_truncation_and_padding_change_neither_the_fingerprint_nor_the_ids(tokenizer, edited):
+    truncation = {"direction": "Right", "max_length": 5, "strategy": "LongestFirst", "stride": 0}
+    padding = {"strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": None}
+    padding |= {"pad_id": 1, "pad_type_id": 0, "pad_token": "<pad>"}
+    other = PretrainingTokenizer.load(edited(lambda content: content.update(truncation=truncation, padding=padding)))
+    assert other.fingerprint == tokenizer.fingerprint
+    for text in ("the", TEXT):
+        np.testing.assert_array_equal(other.encode([text])[0], tokenizer.encode([text])[0])
+    switched_on_later = PretrainingTokenizer.load(edited(lambda content: None))
+    switched_on_later.backend.enable_truncation(5)
+    switched_on_later.backend.enable_padding(length=9)
+    assert switched_on_later.fingerprint == tokenizer.fingerprint
+
+
+def test_the_fingerprint_changes_with_whatever_cuts_text_differently(tokenizer, edited):
+    def swap_two_pieces(content):
+        vocabulary = content["model"]["vocab"]
+        a, b = tokenizer.pieces[500], tokenizer.pieces[501]
+        vocabulary[a], vocabulary[b] = 501, 500
+
+    def keep_case(content):
+        content["normalizer"]["lowercase"] = False
+
+    fingerprints = {PretrainingTokenizer.load(edited(edit)).fingerprint for edit in (swap_two_pieces, keep_case)}
+    assert len(fingerprints | {tokenizer.fingerprint}) == 3
+
+
+def remove(piece):
+    def edit(content):
+        del content["model"]["vocab"][piece]
+        content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] != piece]
+
+    return edit
+
+
+def leave_a_gap(content):
+    vocabulary = content["model"]["vocab"]
+    last = max((piece for piece in vocabulary if piece != "<mask>"), key=vocabulary.get)
+    vocabulary[last] = 5000
+
+
+def swap_padding_and_end(content):
+    content["model"]["vocab"].update({"<pad>": 2, "</s>": 1})
+    content["added_tokens"] = []
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        pytest.param(remove("<mask>"), "no '<mask>'", id="no mask"),
+        pytest.param(remove("[UNK]"), r"no '\[UNK\]'", id="no unknown token"),
+        pytest.param(swap_padding_and_end, "'<pad>' has id 2, MPNet needs 1", id="other layout"),
+        pytest.param(leave_a_gap, "without gaps", id="ids with a gap"),
+        pytest.param(lambda content: content["model"].update(continuing_subword_prefix="@@"), "@@", id="other continuation"),
+    ],
+)
+def test_a_tokenizer_that_mpnet_cannot_use_is_refused_on_loading(edited, edit, message):
+    path = edited(edit)
+    with pytest.raises(UserError, match=message) as caught:
+        PretrainingTokenizer.load(path)
+    assert str(path) in str(caught.value)
+
+
+def test_another_kind_of_tokenizer_is_refused(tmp_path):
+    model = {"type": "BPE", "vocab": {"<s>": 0, "<pad>": 1, "</s>": 2}, "merges": []}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
+    with pytest.raises(UserError, match="the model is BPE; MPNetTokenizer has WordPiece"):
+        PretrainingTokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"{}", b"\xff\xfe"])
+def test_a_damaged_tokenizer_file_is_named(tmp_path, content):
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"tokenizer\.json is not a tokenizer"):
+        PretrainingTokenizer.load(tmp_path)
+
+
+def test_a_folder_without_a_tokenizer_is_named(tmp_path, tokenizer_folder):
+    shutil.copy(tokenizer_folder / "vocab.txt", tmp_path)
+    for path in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(UserError, match=f"no tokenizer at {path}"):
+            PretrainingTokenizer.load(path)
+
+
+def test_training_refuses_too_small_a_vocabulary_and_an_empty_corpus():
+    with pytest.raises(UserError, match="--vocab_size 10 is too small"):
+        train_tokenizer(["some text"], 10)
+    with pytest.raises(UserError, match="no text"):
+        train_tokenizer([" ", "\n"], 100)
+
+
+def test_training_yields_no_more_pieces_than_asked_for(corpus_files):
+    many_letters = "".join(chr(code) for code in range(0x4E00, 0x4E00 + 300))
+    texts = [*corpus_files.documents[:50], many_letters]
+    for vocab_size in (100, 300):
+        with pytest.raises(UserError, match=f"--vocab_size {vocab_size} is too small for this corpus"):
+            train_tokenizer(texts, vocab_size)
+    assert train_tokenizer(texts, 600).vocab_size == 600
+
+
+def test_a_small_corpus_yields_the_pieces_it_has():
+    trained = train_tokenizer(["abc abd"], 5000)
+    assert trained.vocab_size == len(trained.pieces) < 30
+    assert trained.pieces[-1] == "<mask>"
+
+
+@pytest.mark.parametrize("lower_case", [True, False])
+def test_the_same_texts_give_the_same_tokenizer(corpus_files, lower_case):
+    texts = [*corpus_files.documents[:100], "<s> <mask> [UNK] ## é 日本"]
+    fingerprints = {train_tokenizer(texts, 500, lower_case).fingerprint for _ in range(3)}
+    assert len(fingerprints) == 1
+
+
+def test_texts_that_can_be_read_only_once_are_refused():
+    with pytest.raises(TypeError, match="iterator"):
+        train_tokenizer(iter(["some text"]), 100)

@@ -1,0 +1,72 @@
+"""The programs as a user starts them."""
+
+import json
+import sys
+
+import pytest
+
+from tests.runs import RECIPE, ROOT, command, pretrain
+
+PROGRAMS = sorted([*(ROOT / "tools").glob("*.py"), ROOT / "launch" / "pretrain.py"])
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.stem)
+def test_help_shows_an_example_that_names_the_program(program):
+    done = command(sys.executable, program, "--help")
+    assert done.returncode == 0
+    assert (
+        f"example:\n  {'deepspeed launch' if program.stem == 'pretrain' else 'python tools'}/{program.name}" in done.stdout
+    )
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.stem)
+def test_misspelt_flag_is_one_line_and_exit_code_2(program):
+    done = command(sys.executable, program, "--hlep")
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_whole_way_from_text_to_words(corpus_files, tmp_path):
+    def tool(name, *arguments):
+        done = command(sys.executable, f"tools/{name}.py", *arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    tokenizer, data, run, weights, model = (tmp_path / name for name in ("tokenizer", "data", "run", "weights", "model"))
+    assert "pieces in" in tool("train_tokenizer", "--input", corpus_files.jsonl, "--vocab_size", 800, "--output", tokenizer)
+    built = tool(
+        "build_dataset", "--input", corpus_files.jsonl, "--tokenizer", tokenizer, "--output", data, "--holdout", 0.1
+    )
+    documents = int(built.split()[0].replace(",", ""))
+    held_out = json.loads((data / "holdout" / "dataset.json").read_text())["documents"]
+    assert documents + held_out == len(corpus_files.documents)
+    assert pretrain(run, "--recipe", RECIPE, "--data", data, ranks=1).code == 0
+    assert "model.safetensors" in tool("consolidate", run, weights)
+    assert "agrees with the training model" in tool("convert_to_hf", run, model)
+    words = tool("fill_mask", model, "return the <mask> of the list.", "--top", 3)
+    assert words.count("%") == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["build_dataset", "--input", "nowhere.txt", "--tokenizer", "nowhere", "--output", "out"],
+            "no tokenizer at nowhere",
+        ),
+        (
+            ["train_tokenizer", "--input", "nowhere.txt", "--vocab_size", "900", "--output", "out"],
+            "nowhere.txt: no such file",
+        ),
+        (["consolidate", "nowhere", "out"], "no checkpoint folder nowhere"),
+        (["convert_to_hf", "nowhere", "out"], "no checkpoint in nowhere"),
+        (["fill_mask", "nowhere", "the <mask>"], "nowhere is no Hugging Face folder"),
+    ],
+)
+def test_what_is_missing_is_named(arguments, message, tmp_path):
+    name, *rest = arguments
+    done = command(sys.executable, ROOT / "tools" / f"{name}.py", *rest, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert not list(tmp_path.iterdir())

@@ -11,6 +11,9 @@ step() { # step RESULT COMMAND…: runs the command unless its result is there
   if [ -e "$result" ]; then echo "  $result is there already"; else "$@"; fi
 }
 
+# Where there is no GPU, DeepSpeed's launcher need not warn of it.
+python -c 'import sys, torch; sys.exit(torch.accelerator.is_available())' && export DS_ACCELERATOR=cpu
+
 say "1 of 6  A tokenizer, from the documentation strings of Python's standard library"
 step $out/tokenizer python tools/train_tokenizer.py --input builtin-sample --vocab_size 4096 --output $out/tokenizer
 

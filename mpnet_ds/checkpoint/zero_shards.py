@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from mpnet_ds.errors import UserError
+from mpnet_ds.quiet import quiet_libraries
 
 MODEL_STATES = "mp_rank_00_model_states.pt"
 _OPTIMIZER_STATES = "*zero_pp_rank_*_mp_rank_00_optim_states.pt"
@@ -123,6 +124,7 @@ def _model_states_path(folder: Path) -> Path:
 
 
 def _load(path: Path) -> dict:
+    quiet_libraries()
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address

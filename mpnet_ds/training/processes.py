@@ -4,10 +4,8 @@ Nothing compiles: on CPU DeepSpeed would build a C++ shared-memory op at start (
 if a build was killed, waits for ever on its lock file). It is switched off; ranks then talk through gloo.
 """
 
-import logging
 import os
 import socket
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +14,7 @@ import torch
 import torch.distributed
 
 from mpnet_ds.errors import UserError
+from mpnet_ds.quiet import quiet_libraries
 
 
 @dataclass(frozen=True)
@@ -109,17 +108,6 @@ def stop() -> None:
     """Disconnects; without it ZeRO 3 on CPU may abort at exit."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-def quiet_libraries() -> None:
-    """Keeps DeepSpeed's start-up messages to real warnings, and tells it where there is no accelerator."""
-    if not torch.accelerator.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    # About how DeepSpeed calls torch: a user can do nothing about it.
-    warnings.filterwarnings("ignore", message=r"barrier\(\): using the device under current context")
-    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 
 
 def _free_port() -> int:

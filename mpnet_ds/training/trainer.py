@@ -62,7 +62,7 @@ class Trainer:
         self.data, self.eval_data = data, eval_data
         self.model_config = model.config
         self.store = CheckpointStore(start.output)
-        self.engine = _build_engine(model, config, recipe.optimization.weight_decay)
+        self.engine = build_engine(model, config, recipe.optimization.weight_decay)
         self.step = 0
         self.eval_loss: float | None = None
         if start.checkpoint is not None:
@@ -250,7 +250,8 @@ class _Throughput:
         return rates | ({"mfu": self.updates_per_second * self.flops / self.peak} if self.peak else {})
 
 
-def _build_engine(model: MPNetForPretraining, config: EngineConfig, weight_decay: float):
+def build_engine(model: MPNetForPretraining, config: EngineConfig, weight_decay: float):
+    """A DeepSpeed engine around ``model``, with activation checkpointing where the JSON has that section."""
     import deepspeed
 
     if "activation_checkpointing" in config.engine:

@@ -73,9 +73,12 @@ def pretrain(arguments: argparse.Namespace) -> int:
             folder = ranks.on_main(sample.prepare_sample)
             data, eval_data = open_data(folder, None, recipe)
             ranks.say(sample.DEMO_TEXT.format(recipe=recipe.name))
-        return _run(arguments, recipe, config, data, eval_data, ranks)
-    finally:
-        processes.stop()
+        code = _run(arguments, recipe, config, data, eval_data, ranks)
+    except UserError:
+        processes.stop()  # not after a fault: the other ranks may wait in a collective, and this one would join them
+        raise
+    processes.stop()
+    return code
 
 
 def recipe_of(arguments: argparse.Namespace) -> Recipe:

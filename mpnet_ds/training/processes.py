@@ -74,7 +74,10 @@ def supported_precisions() -> set[str]:
     accelerator = get_accelerator()
     supported = {"fp32"}
     if accelerator.is_bf16_supported():
-        supported |= {"bf16"} if accelerator.device_name() == "cpu" else {"bf16", "fast-bf16"}
+        supported.add("bf16")
+        # Before compute capability 8.0 torch emulates bf16 in fp32: it works, and is no gain.
+        if torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0):
+            supported.add("fast-bf16")
     if accelerator.is_fp16_supported():
         supported.add("fp16")
     return supported

@@ -99,7 +99,7 @@ def test_the_manifest_records_how_the_dataset_was_made(dataset_folder, corpus_fi
     manifest = DatasetManifest.load(dataset_folder)
     assert manifest.options["holdout"] == 0.1
     assert [source["path"] for source in manifest.sources] == [corpus_files.txt]
-    assert (manifest.vocab_size, manifest.dtype) == (1000, "uint16")
+    assert (manifest.vocab_size, manifest.dtype) == (999, "uint16")
     assert manifest.special_ids == {"bos": 0, "pad": 1, "eos": 2, "mask": tokenizer.mask_id}
 
 

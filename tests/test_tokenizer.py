@@ -32,7 +32,7 @@ def test_special_tokens_have_the_ids_of_mpnet_base(tokenizer):
     assert tokenizer.pieces[-1] == "<mask>"
     assert tokenizer.mask_id == tokenizer.vocab_size - 1
     assert len(set(tokenizer.pieces)) == tokenizer.vocab_size == 999
-    assert tokenizer.special_ids.tolist() == [0, 1, 2, 3, tokenizer.pieces.index("[UNK]"), 999]
+    assert tokenizer.special_ids.tolist() == [0, 1, 2, 3, tokenizer.pieces.index("[UNK]"), tokenizer.mask_id]
 
 
 @given(st.lists(st.sampled_from(["<mask>", "</s>", "<s>", "<pad>", "<unk>", "[UNK]", "##", "the", "x", " "])).map("".join))

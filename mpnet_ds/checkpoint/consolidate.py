@@ -8,7 +8,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mpnet_ds.checkpoint.store import find_checkpoint
+from mpnet_ds.checkpoint.store import MANIFEST, find_checkpoint, verify
 from mpnet_ds.checkpoint.zero_shards import ZeroCheckpoint
 from mpnet_ds.errors import UserError
 from mpnet_ds.files import new_folder
@@ -44,8 +44,15 @@ def consolidate(source: str | Path, output: str | Path, dtype: str = "fp32", max
 
 
 def _open(folder: str | Path) -> ZeroCheckpoint:
-    """``folder`` if it holds shards itself (any program's), else the newest checkpoint of the run in it."""
+    """``folder`` if it holds shards itself (any program's), else the newest checkpoint of the run in it.
+
+    Checksums are compared where there is a manifest, as in checkpoints of this project.
+    """
     path = Path(folder)
     if not path.is_dir():
         raise UserError(f"no checkpoint folder {folder}.")
-    return ZeroCheckpoint(path if any(path.glob("*_states.pt")) else find_checkpoint(path))
+    if not any(path.glob("*_states.pt")):
+        path = find_checkpoint(path)
+    if (path / MANIFEST).is_file():
+        verify(path)
+    return ZeroCheckpoint(path)

@@ -115,9 +115,9 @@ def open_data(
 
 def _run(arguments, recipe: Recipe, config: EngineConfig, data, eval_data, ranks) -> int:
     run_identity = identity(recipe, data.tokenizer.fingerprint, data.manifest.checksum)
-    start = ranks.on_main(lambda: _find_start(arguments, recipe, config, run_identity, ranks.world_size))
-    output = start.output
     model_config = recipe.model_config(data.tokenizer.vocab_size)
+    start = ranks.on_main(lambda: _find_start(arguments, recipe, config, run_identity, model_config, ranks.world_size))
+    output = start.output
     record = _record(arguments, recipe, config, run_identity, model_config, ranks)
     if arguments.dry_run:
         ranks.say(json.dumps(record, indent=2))
@@ -136,10 +136,11 @@ def _run(arguments, recipe: Recipe, config: EngineConfig, data, eval_data, ranks
     return 0
 
 
-def _find_start(arguments, recipe: Recipe, config: EngineConfig, run_identity: dict, world_size: int) -> Start:
+def _find_start(arguments, recipe: Recipe, config: EngineConfig, run_identity, model_config, world_size: int) -> Start:
     output = Path(arguments.output_dir) if arguments.output_dir else None
     output = output or free_output(recipe.name, run_identity, recipe.optimization.max_steps)
-    return decide_start(output, arguments.resume, run_identity, world_size, config.zero_stage)
+    sizes = model_config.to_diff_dict()
+    return decide_start(output, arguments.resume, run_identity, sizes, world_size, config.zero_stage)
 
 
 def _train(arguments, recipe, config, model_config, data, eval_data, start: Start, ranks):

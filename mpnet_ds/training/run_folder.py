@@ -49,12 +49,15 @@ def identity(recipe: Recipe, tokenizer_fingerprint: str, data_checksum: str) -> 
     }
 
 
-def decide_start(output: Path, resume: str, run_identity: dict, world_size: int, zero_stage: int) -> Start:
+def decide_start(
+    output: Path, resume: str, run_identity: dict, model_config: dict, world_size: int, zero_stage: int
+) -> Start:
     """What ``--output_dir`` and ``--resume`` mean together; raises ``UserError`` rather than touch another run.
 
     Args:
         resume: ``auto`` continues the run in ``output`` if there is one; ``never`` refuses it; else the path of a
             checkpoint, or of a run, to go on from.
+        model_config: as a checkpoint's manifest has it.
     """
     record = _read_record(output)
     if record is not None:
@@ -71,7 +74,7 @@ def decide_start(output: Path, resume: str, run_identity: dict, world_size: int,
         checkpoint = find_checkpoint(resume)
     if checkpoint is not None:
         verify(checkpoint)
-        _check_fits(checkpoint, world_size, zero_stage)
+        _check_fits(checkpoint, model_config, world_size, zero_stage)
     return Start(output, checkpoint)
 
 
@@ -125,8 +128,11 @@ def _short(value) -> str:
     return text if len(text) <= 24 else text[:16] + '…"'
 
 
-def _check_fits(checkpoint: Path, world_size: int, zero_stage: int) -> None:
+def _check_fits(checkpoint: Path, model_config: dict, world_size: int, zero_stage: int) -> None:
     info = read_info(checkpoint)
+    difference = _first_difference(info.model_config, model_config)
+    if difference:
+        raise UserError(f"{checkpoint} is of another model ({difference}): take its recipe, or another checkpoint.")
     if info.zero_stage != zero_stage or (zero_stage and info.world_size != world_size):
         saved = f"{info.world_size} rank(s) at ZeRO stage {info.zero_stage}"
         here = f"{world_size} at stage {zero_stage}"

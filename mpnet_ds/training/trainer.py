@@ -85,7 +85,7 @@ class Trainer:
         if self.step == 0:
             summary.first_eval_loss = summary.last_eval_loss = self._evaluate(progress)
         saved_step = self.step
-        self._throughput.restart()
+        self._throughput.restart(self.step)
         with progress:
             for batches in self._batches(self.step + 1, optimization.max_steps):
                 self.step += 1
@@ -236,12 +236,12 @@ class _Throughput:
         self.peak = peak * ranks.world_size if peak else None
         self.updates_per_second = 1.0
 
-    def restart(self, step: int | None = None) -> None:
+    def restart(self, step: int) -> None:
         self._step, self._time = step, time.perf_counter()
 
     def measure(self, step: int) -> dict[str, float]:
         now = time.perf_counter()
-        self.updates_per_second = (step - (self._step or 0)) / max(now - self._time, 1e-9)
+        self.updates_per_second = (step - self._step) / max(now - self._time, 1e-9)
         self.restart(step)
         rates = {
             "tokens_per_second": self.updates_per_second * self.tokens,

@@ -70,8 +70,15 @@ def test_existing_output_is_left_alone(trained, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["precious"]
 
 
+def foreign_copy(checkpoint, folder):
+    """A copy as another program would have written it: without this project's manifest."""
+    copy = shutil.copytree(checkpoint, folder)
+    (copy / "manifest.json").unlink()
+    return copy
+
+
 def test_missing_shard_is_named_and_nothing_is_written(trained, tmp_path):
-    copy = shutil.copytree(trained("zero2", 2).newest_checkpoint, tmp_path / "checkpoint")
+    copy = foreign_copy(trained("zero2", 2).newest_checkpoint, tmp_path / "checkpoint")
     next(copy.glob("zero_pp_rank_1_*optim_states.pt")).unlink()
     with pytest.raises(UserError, match=r"shards of rank \[1\] are missing"):
         consolidate(copy, tmp_path / "out")
@@ -84,7 +91,7 @@ def test_foreign_code_in_a_shard_is_refused_and_does_not_run(trained, tmp_path, 
         def __reduce__(self):
             return os.system, (f"touch {tmp_path / 'pwned'}",)
 
-    copy = shutil.copytree(trained("zero2").newest_checkpoint, tmp_path / "checkpoint")
+    copy = foreign_copy(trained("zero2").newest_checkpoint, tmp_path / "checkpoint")
     content = torch.load(copy / victim, weights_only=False)
     content["innocent"] = [{"deep": (Malice(),)}]
     torch.save(content, copy / victim)
@@ -94,10 +101,20 @@ def test_foreign_code_in_a_shard_is_refused_and_does_not_run(trained, tmp_path, 
 
 
 def test_truncated_shard_is_named(trained, tmp_path):
-    copy = shutil.copytree(trained("zero2").newest_checkpoint, tmp_path / "checkpoint")
+    copy = foreign_copy(trained("zero2").newest_checkpoint, tmp_path / "checkpoint")
     shard = next(copy.glob("*optim_states.pt"))
     shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
     with pytest.raises(UserError, match=shard.name):
+        load_consolidated(copy)
+
+
+def test_a_flipped_bit_is_found_by_the_manifests_checksum(trained, tmp_path):
+    copy = shutil.copytree(trained("zero2").newest_checkpoint, tmp_path / "checkpoint")
+    shard = next(copy.glob("*optim_states.pt"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(UserError, match=f"{shard.name} is not what manifest.json says"):
         load_consolidated(copy)
 
 

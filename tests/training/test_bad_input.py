@@ -110,6 +110,12 @@ def test_checkpoint_of_another_number_of_ranks(trained, dataset_folder, tmp_path
     refused(pretrain(tmp_path / "run", *arguments), "saved by 2 rank(s) at ZeRO stage 2", "this run has 1")
 
 
+def test_checkpoint_of_another_model(trained, dataset_folder, tmp_path):
+    recipe = recipe_with(tmp_path, model={"hidden_size": 48})
+    arguments = ["--recipe", recipe, "--data", dataset_folder, "--resume", trained().folder]
+    refused(pretrain(tmp_path / "run", *arguments), "of another model (hidden_size was 32, is now 48)")
+
+
 def test_init_from_a_model_of_other_sizes(trained, dataset_folder, tmp_path):
     from mpnet_ds.checkpoint.huggingface import export_huggingface
 

@@ -127,9 +127,7 @@ def _run(arguments, recipe: Recipe, config: EngineConfig, data, eval_data, ranks
             f"{output} is trained to update {start.step} already. Train on with --max_steps, or take a new --output_dir.",
         )
         return 0
-    if ranks.is_main:
-        prepare(start, record, data.tokenizer_folder)
-    ranks.barrier()
+    ranks.on_main(lambda: prepare(start, record, data.tokenizer_folder))
     _announce(recipe, config, data, model_config, start, ranks)
     summary = _train(arguments, recipe, config, model_config, data, eval_data, start, ranks)
     _conclude(summary, output, ranks)

@@ -20,6 +20,9 @@ from mpnet_ds.tokenizer import BOS_ID, EOS_ID, PAD_ID
 RECIPES = Path(__file__).parent.parent / "recipes"
 DEMO_RECIPE = "mpnet-tiny"
 DEFAULT_RECIPE = "mpnet-base"
+POSITIVE = {"learning_rate", "eps"}
+POSITIVE |= {"max_steps", "warmup_steps", "global_batch_size", "micro_batch_size"}
+POSITIVE |= {"log_interval", "eval_interval", "eval_samples", "save_interval"}
 
 
 @dataclass(frozen=True)
@@ -98,10 +101,12 @@ class Recipe:
                 "For fp16 use ds_configs/fp16.json."
             )
         for section in (self.optimization, self.run):
-            for name in ("max_steps", "warmup_steps", "global_batch_size", "micro_batch_size", "log_interval",
-                         "eval_interval", "eval_samples", "save_interval"):  # fmt: skip
-                if getattr(section, name, 1) < 1:
-                    raise UserError(f"{name} is {getattr(section, name)}; it must be at least 1.")
+            for name in sorted(POSITIVE & {f.name for f in fields(section)}):
+                if not getattr(section, name) > 0:
+                    raise UserError(f"{name} is {getattr(section, name)}; it must be greater than 0.")
+        for name in ("weight_decay", "gradient_clipping"):
+            if not getattr(self.optimization, name) >= 0:
+                raise UserError(f"{name} is {getattr(self.optimization, name)}; it must be at least 0.")
 
     def model_config(self, vocab_size: int) -> MPNetConfig:
         """The configuration as ``transformers`` knows it, with the published model's eps of 1e-5."""

@@ -66,6 +66,8 @@ def decide_start(
         difference = _first_difference(record["identity"], run_identity)
         if difference:
             raise UserError(f"{output} holds another run ({difference}): choose another --output_dir.")
+    elif output.exists() and not output.is_dir():
+        raise UserError(f"{output} is a file: choose another --output_dir.")
     elif output.exists() and any(output.iterdir()):
         raise UserError(f"{output} is not empty and holds no run ({FILE_NAME} is missing): choose another --output_dir.")
     if resume in ("auto", "never"):
@@ -97,7 +99,10 @@ def free_output(name: str, run_identity: dict, max_steps: int) -> Path:
 
 def prepare(start: Start, record: dict, tokenizer_folder: Path) -> None:
     """Writes ``run.json`` and the tokenizer's copy."""
-    start.output.mkdir(parents=True, exist_ok=True)
+    try:
+        start.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {start.output}: {error.strerror}. Choose another --output_dir.") from error
     shutil.copytree(tokenizer_folder, start.output / "tokenizer", dirs_exist_ok=True)
     write_atomically(start.output / FILE_NAME, json.dumps(record, indent=2) + "\n")
 

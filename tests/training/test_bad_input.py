@@ -81,6 +81,13 @@ def test_output_folder_with_something_else(dataset_folder, tmp_path):
     assert (tmp_path / "run" / "thesis.tex").read_text() == "precious"
 
 
+def test_output_folder_that_is_a_file_or_below_one(dataset_folder, tmp_path):
+    (tmp_path / "file").write_text("precious")
+    arguments = ["--recipe", RECIPE, "--data", dataset_folder]
+    refused(pretrain(tmp_path / "file", *arguments), "is a file", "--output_dir")
+    refused(pretrain(tmp_path / "file" / "run", *arguments), "cannot write to", "--output_dir")
+
+
 def test_batch_sizes_that_do_not_fit(dataset_folder, tmp_path):
     arguments = ["--recipe", RECIPE, "--data", dataset_folder, "--micro_batch_size", 3]
     refused(pretrain(tmp_path / "run", *arguments), "global_batch_size 8", "micro_batch_size 3", "take 6 or 9")

@@ -23,6 +23,7 @@ setup(
         "tokenizers>=0.22",
         "datasets>=4",
         "safetensors>=0.6",
+        "huggingface-hub>=1.0",
         "numpy>=2.0",
         "tensorboard>=2.18",
         "tqdm>=4.66",

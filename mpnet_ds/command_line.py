@@ -48,8 +48,7 @@ def run(main: Callable[[], int | None]) -> None:
 
 
 def _say_error(text: str) -> None:
-    """Prints once per host: every rank finds the same mistake, and one voice is enough."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"error: {text}", file=sys.stderr, flush=True)
-    else:
-        time.sleep(5)  # a launcher ends all ranks as soon as one leaves: let local rank 0 speak first
+    """Prints once per host where every rank finds the same mistake: one voice is enough."""
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(5)  # a launcher ends all ranks as soon as one leaves: if local rank 0 found it too, it speaks first
+    print(f"error: {text}", file=sys.stderr, flush=True)

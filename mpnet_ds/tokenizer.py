@@ -128,7 +128,8 @@ class PretrainingTokenizer:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, lower_case: bool = True) -> PretrainingTokenizer:
-    """Learns WordPiece from ``texts`` and lays the vocabulary out as MPNet's. The same texts give the same tokenizer.
+    """Learns WordPiece from ``texts`` and lays the vocabulary out as MPNet's. With one version of
+    tokenizers, the same texts give the same tokenizer.
 
     Args:
         texts: strings; they are streamed, not held, but gone through twice, so an iterator will not do.

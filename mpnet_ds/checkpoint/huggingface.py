@@ -61,12 +61,7 @@ def export_huggingface(source: str | Path, output: str | Path, dtype: str = "fp3
 
 def load_pretrained_weights(model: MPNetForPretraining, folder: str | Path) -> None:
     """Starts ``model`` from a Hugging Face folder's ``model.safetensors``; encoder-only folders leave the head fresh."""
-    file = Path(folder) / "model.safetensors"
-    if not file.is_file():
-        raise UserError(
-            f"--init_from {folder}: model.safetensors is missing; give a Hugging Face folder with an MPNet model."
-        )
-    weights = load_file(file)
+    weights = load_file(weights_file(folder))
     own = model.state_dict()
     if not any(name.startswith("mpnet.") for name in weights):
         weights = {f"mpnet.{name}": tensor for name, tensor in weights.items()}
@@ -79,6 +74,16 @@ def load_pretrained_weights(model: MPNetForPretraining, folder: str | Path) -> N
     if missing:
         raise UserError(f"--init_from {folder}: {missing[0]} is missing; is this an MPNet model with as many layers?")
     model.load_state_dict(weights, strict=False)
+
+
+def weights_file(folder: str | Path) -> Path:
+    """The weights of a Hugging Face folder that a run can start from; raises ``UserError`` if there are none."""
+    file = Path(folder) / "model.safetensors"
+    if not file.is_file():
+        raise UserError(
+            f"--init_from {folder}: model.safetensors is missing; give a Hugging Face folder with an MPNet model."
+        )
+    return file
 
 
 def compare(weights: dict[str, Tensor], info: CheckpointInfo, folder: Path) -> Comparison:

@@ -39,6 +39,8 @@ class CheckpointInfo:
     model_config: dict
     """As ``transformers.MPNetConfig`` writes it."""
     seq_length: int
+    identity: dict
+    """Of the run, see training/run_folder.py: what must agree for another run to go on from here."""
     eval_loss: float | None = None
     """Of the last evaluation before the save, nats."""
 
@@ -69,17 +71,21 @@ class CheckpointStore:
             shutil.copytree(tokenizer_folder, folder / "tokenizer", dirs_exist_ok=True)
             _write_manifest(folder, info)
             write_atomically(self.root / LATEST, folder.name)
-            self._prune()
+            self._prune(just_saved=folder)
         ranks.barrier()
         return folder
 
-    def _prune(self) -> None:
+    def _prune(self, just_saved: Path) -> None:
+        for path in self.root.glob("step-*"):
+            if not (path / MANIFEST).is_file():
+                shutil.rmtree(path)  # what a kill during a save left
         whole = self.all()
         losses = {path: read_info(path).eval_loss for path in whole}
         scored = [path for path in whole if losses[path] is not None]
         best = min(scored, key=losses.get) if scored else None
         for path in whole[:-NEWEST_KEPT]:
-            if path != best:
+            if path not in (best, just_saved):
+                (path / MANIFEST).unlink()  # from here on it is no checkpoint
                 shutil.rmtree(path)
 
 
@@ -117,7 +123,7 @@ def _read_manifest(folder: Path) -> dict:
         raise UserError(f"{folder} is not a whole checkpoint: {MANIFEST} is missing.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise UserError(f"{path} is damaged: {error}. Use another checkpoint.") from error
     if content.get("version") != FORMAT_VERSION:
         raise UserError(f"{path} has format version {content.get('version')}, this program reads {FORMAT_VERSION}.")

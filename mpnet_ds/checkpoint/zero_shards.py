@@ -47,16 +47,20 @@ class ZeroCheckpoint:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        self._states = _load(_model_states_path(self.folder))
+        self._states = load_shard(_model_states_path(self.folder))
         paths = sorted(map(Path, glob.glob(str(self.folder / _OPTIMIZER_STATES))), key=_rank_of)
-        self._shards = [_load(path)["optimizer_state_dict"] for path in paths]
+        self._shards = [load_shard(path)["optimizer_state_dict"] for path in paths]
         if paths:
             _check_complete(self._shards, paths)
         module = self._states["module"] or {}
         self.tied = dict(self._states.get("shared_params") or _shared_storage(module))
 
     def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, fp32 tensor) of every parameter once, from the fp32 master weights where they exist."""
+        """(name, fp32 tensor) of every parameter once.
+
+        At ZeRO 1 to 3 from the fp32 master weights; at ZeRO 0 from the module's weights, in training precision. Parameters
+        that are frozen at ZeRO 3, and buffers, are not supported yet.
+        """
         param_shapes = self._states.get("param_shapes") or []
         from_shards = set()
         if self._shards:
@@ -123,7 +127,8 @@ def _model_states_path(folder: Path) -> Path:
     raise UserError(f"{folder} holds no DeepSpeed checkpoint: {MODEL_STATES} is missing.")
 
 
-def _load(path: Path) -> dict:
+def load_shard(path: Path) -> dict:
+    """One file of a checkpoint, memory-mapped; raises ``UserError`` if it holds more than tensors and a few known types."""
     quiet_libraries()
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum

@@ -169,7 +169,7 @@ class MPNetForPretraining(nn.Module):
 
     def __init__(self, config: MPNetConfig, objective: str = "mpnet", attention: str = "auto"):
         super().__init__()
-        _check_config(config)
+        check_config(config)
         self.config, self.objective = config, get_objective(objective)
         self.mpnet = MPNet(config, check_backend(attention))
         self.lm_head = LMHead(config, self.mpnet.embeddings.word_embeddings.weight)
@@ -264,7 +264,8 @@ def _score(logits: Tensor, labels: Tensor) -> PretrainingOutput:
     return PretrainingOutput(total / num_targets.clamp(min=1), logits, num_targets, num_correct)
 
 
-def _check_config(config: MPNetConfig) -> None:
+def check_config(config: MPNetConfig) -> None:
+    """Raises ``UserError`` for what ``transformers`` could not represent after export, or what cannot be built."""
     if config.relative_attention_num_buckets != NUM_BUCKETS:
         found = config.relative_attention_num_buckets
         raise UserError(f"relative_attention_num_buckets is {found}; transformers computes MPNet with {NUM_BUCKETS} always.")

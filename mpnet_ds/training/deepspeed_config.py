@@ -62,13 +62,20 @@ def load_deepspeed_config(path: str | Path) -> dict:
         raise UserError(f"no DeepSpeed configuration {path}. Shipped ones lie in ds_configs/, zero2.json for example.")
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}.") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold a JSON object.")
     for key in content:
         if key not in TOP_LEVEL_KEYS and not key.startswith("_"):
             raise UserError(f"{path}: unknown key '{key}'. {did_you_mean(key, TOP_LEVEL_KEYS)}")
+    for key in ("bf16", "fp16", "zero_optimization", "optimizer", "activation_checkpointing"):
+        if key in content and not isinstance(content[key], dict):
+            raise UserError(f"{path}: '{key}' must be an object, not {json.dumps(content[key])}.")
+    for key in (MICRO, ACCUMULATION, GLOBAL):
+        value = content.get(key, "auto")
+        if value != "auto" and not (type(value) is int and value > 0):
+            raise UserError(f"{path}: '{key}' is {json.dumps(value)}; it must be \"auto\" or a whole number above 0.")
     if "scheduler" in content:
         raise UserError(
             f"{path}: remove 'scheduler': the recipe's optimization.warmup_steps and max_steps are the schedule."
@@ -106,10 +113,27 @@ def resolve(
         ("weight_decay", optimization.weight_decay),
     ):
         _settle(parameters, name, value, f"optimizer.params.{name}", origin)
+    if optimizer.get("type", "").lower() in ("adam", "adamw") and "offload_optimizer" not in config.get(
+        "zero_optimization", {}
+    ):
+        # DeepSpeed's own Adam compiles for minutes, without a word, at its first use.
+        parameters.setdefault("torch_adam", True)
+        parameters.setdefault("fused", True)
     config.setdefault("steps_per_print", 2**31)
     config["zero_allow_untested_optimizer"] = config.get("zero_allow_untested_optimizer", True)
     _refuse_leftover_auto(config, "", origin)
     return EngineConfig(config, {name: raw[name] for name in MONITORS if name in raw}, batch, precision)
+
+
+def check_accepted(engine: dict, origin: str) -> None:
+    """Lets DeepSpeed itself check a resolved configuration; raises ``UserError`` with its first objection."""
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    try:
+        DeepSpeedConfig(engine)
+    except Exception as error:  # pydantic's, assertions, ValueError: whatever kind each section raises
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise UserError(f"{origin}: DeepSpeed does not accept it: {' '.join(lines[:3])}") from error
 
 
 def _settle(section: dict, key: str, value, place: str, origin: str) -> None:
@@ -138,6 +162,8 @@ def _resolve_precision(config: dict, wanted: str, supported: set[str], origin: s
         precision = wanted if wanted != "auto" else ("bf16" if "fast-bf16" in supported else "fp32")
     else:
         precision = "fp32"
+    if wanted not in ("auto", precision):
+        raise UserError(f"{origin} enables {precision}, the recipe's optimization.precision is {wanted}: make them agree.")
     if precision not in supported:
         cure = (
             "take ds_configs/bf16.json or ds_configs/zero2.json"
@@ -163,6 +189,8 @@ def _resolve_batch(config: dict, optimization: OptimizationRecipe, world_size: i
     per_rank = total // world_size
     if total % world_size == 0 and not exact:
         micro = max(size for size in range(1, min(micro, per_rank) + 1) if per_rank % size == 0)
+    if total % world_size and not exact:
+        micro = 1
     at_once = micro * world_size
     if total % at_once:
         below = total // at_once * at_once

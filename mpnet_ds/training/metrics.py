@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+from mpnet_ds.files import write_atomically
+
 FILE_NAME = "metrics.jsonl"
 
 PEAK_TFLOPS = {
@@ -57,12 +59,6 @@ class MetricsWriter:
                 board.summary_writer.close()
 
 
-def read_metrics(output: str | Path) -> list[dict]:
-    """The lines of a run's ``metrics.jsonl``, in order."""
-    with open(Path(output) / FILE_NAME, encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
-
-
 def peak_flops(device: torch.device, precision: str) -> float | None:
     """Operations a second that the device could do at best in 16 bits; None where it is not known, or in fp32."""
     if device.type != "cuda" or precision == "fp32":
@@ -88,7 +84,7 @@ def _open_monitors(output: Path, monitors: dict):
     from deepspeed.monitor.monitor import MonitorMaster
 
     board = {"enabled": True, "output_path": str(output), "job_name": "tensorboard"}
-    return MonitorMaster(get_monitor_config({"tensorboard": board} | monitors))
+    return MonitorMaster(get_monitor_config(monitors | {"tensorboard": board | monitors.get("tensorboard", {})}))
 
 
 def _drop_lines_from(path: Path, first_step: int) -> None:
@@ -102,4 +98,4 @@ def _drop_lines_from(path: Path, first_step: int) -> None:
                 kept.append(line + "\n")
         except json.JSONDecodeError:
             break
-    path.write_text("".join(kept), encoding="utf-8")
+    write_atomically(path, "".join(kept))

@@ -13,12 +13,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 import mpnet_ds
+from mpnet_ds.checkpoint.huggingface import weights_file
 from mpnet_ds.data.dataset import PretrainingDataset
 from mpnet_ds.errors import UserError
 from mpnet_ds.model.sizes import parameter_count
+from mpnet_ds.model.two_stream import check_config
 from mpnet_ds.objectives import get_objective
 from mpnet_ds.training import processes, sample
-from mpnet_ds.training.deepspeed_config import EngineConfig, load_deepspeed_config, resolve
+from mpnet_ds.training.deepspeed_config import EngineConfig, check_accepted, load_deepspeed_config, resolve
 from mpnet_ds.training.recipe import DEFAULT_RECIPE, DEMO_RECIPE, Recipe, load_recipe
 from mpnet_ds.training.run_folder import Start, decide_start, free_output, identity, prepare
 
@@ -116,7 +118,11 @@ def open_data(
 def _run(arguments, recipe: Recipe, config: EngineConfig, data, eval_data, ranks) -> int:
     run_identity = identity(recipe, data.tokenizer.fingerprint, data.manifest.checksum)
     model_config = recipe.model_config(data.tokenizer.vocab_size)
-    start = ranks.on_main(lambda: _find_start(arguments, recipe, config, run_identity, model_config, ranks.world_size))
+    check_config(model_config)
+    check_accepted(config.engine, arguments.deepspeed_config)
+    if arguments.init_from:
+        weights_file(arguments.init_from)
+    start = ranks.on_main(lambda: _find_start(arguments, recipe, config, run_identity, ranks.world_size))
     output = start.output
     record = _record(arguments, recipe, config, run_identity, model_config, ranks)
     if arguments.dry_run:
@@ -134,11 +140,11 @@ def _run(arguments, recipe: Recipe, config: EngineConfig, data, eval_data, ranks
     return 0
 
 
-def _find_start(arguments, recipe: Recipe, config: EngineConfig, run_identity, model_config, world_size: int) -> Start:
+def _find_start(arguments, recipe: Recipe, config: EngineConfig, run_identity, world_size: int) -> Start:
     output = Path(arguments.output_dir) if arguments.output_dir else None
-    output = output or free_output(recipe.name, run_identity, recipe.optimization.max_steps)
-    sizes = model_config.to_diff_dict()
-    return decide_start(output, arguments.resume, run_identity, sizes, world_size, config.zero_stage)
+    may_continue = arguments.resume != "never"
+    output = output or free_output(recipe.name, run_identity, recipe.optimization.max_steps, may_continue)
+    return decide_start(output, arguments.resume, run_identity, world_size, config.zero_stage, config.precision)
 
 
 def _train(arguments, recipe, config, model_config, data, eval_data, start: Start, ranks):

@@ -1,4 +1,4 @@
-"""Starting and ending the ranks of a run, under any launcher or none.
+"""Starting and ending the ranks of a run, under deepspeed, torchrun or no launcher.
 
 Nothing compiles: on CPU DeepSpeed would build a C++ shared-memory op at start (which takes minutes, needs a compiler and,
 if a build was killed, waits for ever on its lock file). It is switched off; ranks then talk through gloo.
@@ -91,6 +91,9 @@ def start() -> Ranks:
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if "RANK" not in os.environ:
+        for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS"):
+            if int(os.environ.get(name, "1")) > 1:
+                raise UserError(f"{name} is {os.environ[name]}, but RANK is not set: start with deepspeed or torchrun.")
         alone = {
             "RANK": "0",
             "LOCAL_RANK": "0",

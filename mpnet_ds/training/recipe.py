@@ -138,8 +138,10 @@ def load_recipe(name_or_file: str) -> Recipe:
         raise UserError(f"{what} '{name_or_file}'. {did_you_mean(name_or_file, shipped)}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a JSON object.")
     return recipe_from_dict({"name": path.stem} | content, str(path))
 
 

@@ -7,7 +7,7 @@
     OUT/checkpoints/    see checkpoint/store.py
 
 Two runs are *the same* when model, objective, data, masking, seed and global batch size agree: then one can continue the
-other. Length, learning rate, intervals and the DeepSpeed file may differ.
+other. Length, learning rate and intervals may differ; betas and weight decay stay as they were saved.
 """
 
 import json
@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mpnet_ds.checkpoint.store import CheckpointStore, find_checkpoint, read_info, verify
+from mpnet_ds.checkpoint.zero_shards import load_shard
 from mpnet_ds.errors import UserError
 from mpnet_ds.files import write_atomically
 from mpnet_ds.training.recipe import Recipe
@@ -30,6 +31,8 @@ class Start:
     output: Path
     checkpoint: Path | None
     """Whole and verified; None at the beginning."""
+    identity: dict
+    """Of this run, see ``identity``."""
 
     @property
     def step(self) -> int:
@@ -49,51 +52,56 @@ def identity(recipe: Recipe, tokenizer_fingerprint: str, data_checksum: str) -> 
     }
 
 
-def decide_start(
-    output: Path, resume: str, run_identity: dict, model_config: dict, world_size: int, zero_stage: int
-) -> Start:
+def decide_start(output: Path, resume: str, run_identity: dict, world_size: int, zero_stage: int, precision: str) -> Start:
     """What ``--output_dir`` and ``--resume`` mean together; raises ``UserError`` rather than touch another run.
 
     Args:
         resume: ``auto`` continues the run in ``output`` if there is one; ``never`` refuses it; else the path of a
             checkpoint, or of a run, to go on from.
-        model_config: as a checkpoint's manifest has it.
     """
     record = _read_record(output)
     if record is not None:
         if resume == "never":
             raise UserError(f"{output} holds a run: choose another --output_dir, or --resume auto to continue it.")
-        difference = _first_difference(record["identity"], run_identity)
+        difference = _first_difference(record.get("identity", {}), run_identity)
         if difference:
             raise UserError(f"{output} holds another run ({difference}): choose another --output_dir.")
     elif output.exists() and not output.is_dir():
         raise UserError(f"{output} is a file: choose another --output_dir.")
-    elif output.exists() and any(output.iterdir()):
+    elif _holds_something(output):
         raise UserError(f"{output} is not empty and holds no run ({FILE_NAME} is missing): choose another --output_dir.")
     if resume in ("auto", "never"):
         checkpoint = CheckpointStore(output).newest()
     else:
         checkpoint = find_checkpoint(resume)
+        newest = CheckpointStore(output).newest()
+        if newest is not None and read_info(newest).step > read_info(checkpoint).step:
+            raise UserError(
+                f"{output} has gone on to update {read_info(newest).step} since {checkpoint}: choose another --output_dir, "
+                "or remove the later checkpoints first."
+            )
     if checkpoint is not None:
         verify(checkpoint)
-        _check_fits(checkpoint, model_config, world_size, zero_stage)
-    return Start(output, checkpoint)
+        for shard in checkpoint.glob("*.pt"):
+            load_shard(shard)  # refuses what DeepSpeed, which unpickles anything, would run
+        _check_fits(checkpoint, run_identity, world_size, zero_stage, precision)
+    return Start(output, checkpoint, json.loads(json.dumps(run_identity)))
 
 
-def free_output(name: str, run_identity: dict, max_steps: int) -> Path:
-    """``runs/NAME``, or ``runs/NAME-2`` and so on: the first folder that is free or holds this very run unfinished."""
+def free_output(name: str, run_identity: dict, max_steps: int, may_continue: bool = True) -> Path:
+    """``runs/NAME``, or ``runs/NAME-2`` and so on: the first that is free or, if allowed, holds this very run unfinished."""
     number = 1
     while True:
         output = Path("runs") / (name if number == 1 else f"{name}-{number}")
         number += 1
         record = _read_record(output)
         if record is None:
-            if not output.exists() or not any(output.iterdir()):
+            if not _holds_something(output):
                 return output
             continue
         newest = CheckpointStore(output).newest()
         unfinished = newest is None or read_info(newest).step < max_steps
-        if unfinished and not _first_difference(record["identity"], run_identity):
+        if may_continue and unfinished and not _first_difference(record.get("identity", {}), run_identity):
             return output
 
 
@@ -103,8 +111,14 @@ def prepare(start: Start, record: dict, tokenizer_folder: Path) -> None:
         start.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {start.output}: {error.strerror}. Choose another --output_dir.") from error
-    shutil.copytree(tokenizer_folder, start.output / "tokenizer", dirs_exist_ok=True)
+    # First what tells whose folder it is: after a kill at any point from here on, the same command goes on.
     write_atomically(start.output / FILE_NAME, json.dumps(record, indent=2) + "\n")
+    shutil.copytree(tokenizer_folder, start.output / "tokenizer", dirs_exist_ok=True)
+
+
+def _holds_something(output: Path) -> bool:
+    """Whether there is more than what a kill during the first write leaves."""
+    return output.exists() and any(path.name != FILE_NAME + ".tmp" for path in output.iterdir())
 
 
 def _read_record(output: Path) -> dict | None:
@@ -113,7 +127,7 @@ def _read_record(output: Path) -> dict | None:
         return None
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): choose another --output_dir.") from error
 
 
@@ -123,7 +137,9 @@ def _first_difference(before: dict, now: dict) -> str:
         if before.get(key) != now[key]:
             if isinstance(now[key], dict) and isinstance(before.get(key), dict):
                 inner = _first_difference(before[key], now[key])
-                return f"{key}.{inner}" if inner else ""
+                if inner:
+                    return f"{key}.{inner}"
+                continue
             return f"{key} was {_short(before.get(key))}, is now {_short(now[key])}"
     return ""
 
@@ -133,11 +149,15 @@ def _short(value) -> str:
     return text if len(text) <= 24 else text[:16] + '…"'
 
 
-def _check_fits(checkpoint: Path, model_config: dict, world_size: int, zero_stage: int) -> None:
+def _check_fits(checkpoint: Path, run_identity: dict, world_size: int, zero_stage: int, precision: str) -> None:
     info = read_info(checkpoint)
-    difference = _first_difference(info.model_config, model_config)
+    difference = _first_difference(info.identity, run_identity)
     if difference:
-        raise UserError(f"{checkpoint} is of another model ({difference}): take its recipe, or another checkpoint.")
+        raise UserError(f"{checkpoint} is of another run ({difference}): take its settings, or another checkpoint.")
+    if info.precision != precision:
+        raise UserError(
+            f"{checkpoint} was saved in {info.precision}, this run computes in {precision}: resume in the former."
+        )
     if info.zero_stage != zero_stage or (zero_stage and info.world_size != world_size):
         saved = f"{info.world_size} rank(s) at ZeRO stage {info.zero_stage}"
         here = f"{world_size} at stage {zero_stage}"

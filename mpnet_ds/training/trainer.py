@@ -84,7 +84,6 @@ class Trainer:
         )
         if self.step == 0:
             summary.first_eval_loss = summary.last_eval_loss = self._evaluate(progress)
-        saved_step = self.step
         self._throughput.restart(self.step)
         with progress:
             for batches in self._batches(self.step + 1, optimization.max_steps):
@@ -100,9 +99,7 @@ class Trainer:
                     summary.last_eval_loss = self._evaluate(progress)
                 if self.step % run.save_interval == 0 or is_last:
                     self._save()
-                    saved_step = self.step
-        assert saved_step == self.step
-        summary.step = self.step
+                    summary.step = self.step
         self.metrics.close()
         return summary
 
@@ -196,6 +193,7 @@ class Trainer:
             world_size=self.ranks.world_size,
             model_config=self.model_config.to_diff_dict(),
             seq_length=self.recipe.data.seq_length,
+            identity=self.start.identity,
             eval_loss=self.eval_loss,
         )
         self.store.save(self.engine, info, self.start.output / "tokenizer", self.ranks)

@@ -1,8 +1,13 @@
 """Bad input: exit code 2, one or two lines that name the thing and the cure, nothing overwritten."""
 
 import json
+import os
 import shutil
 
+import pytest
+import torch
+
+from mpnet_ds.files import fast_checksum
 from tests.runs import RECIPE, ROOT, pretrain, recipe_with
 
 
@@ -120,7 +125,7 @@ def test_checkpoint_of_another_number_of_ranks(trained, dataset_folder, tmp_path
 def test_checkpoint_of_another_model(trained, dataset_folder, tmp_path):
     recipe = recipe_with(tmp_path, model={"hidden_size": 48})
     arguments = ["--recipe", recipe, "--data", dataset_folder, "--resume", trained().folder]
-    refused(pretrain(tmp_path / "run", *arguments), "of another model (hidden_size was 32, is now 48)")
+    refused(pretrain(tmp_path / "run", *arguments), "of another run (model.hidden_size was 32, is now 48)")
 
 
 def test_init_from_a_model_of_other_sizes(trained, dataset_folder, tmp_path):
@@ -135,3 +140,42 @@ def test_init_from_a_model_of_other_sizes(trained, dataset_folder, tmp_path):
 def test_one_voice_with_two_ranks_and_the_launchers_exit_code(tmp_path):
     run = pretrain(tmp_path / "run", "--recipe", "mpnet-tinny", ranks=2)
     refused(run, "unknown recipe")
+
+
+def test_going_back_in_a_run_that_has_gone_on(trained, dataset_folder, tmp_path):
+    run = shutil.copytree(trained().folder, tmp_path / "run")
+    arguments = ["--recipe", RECIPE, "--data", dataset_folder, "--resume", run / "checkpoints" / "step-00000006"]
+    refused(pretrain(run, *arguments, "--max_steps", 9), "has gone on to update 8", "choose another --output_dir")
+    assert (run / "checkpoints" / "step-00000008" / "manifest.json").exists()
+
+
+def test_checkpoint_with_foreign_code_is_not_resumed(trained, dataset_folder, tmp_path):
+    class Malice:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'pwned'}",)
+
+    run = shutil.copytree(trained().folder, tmp_path / "run")
+    checkpoint = run / "checkpoints" / "step-00000008"
+    name = "mp_rank_00_model_states.pt"
+    content = torch.load(checkpoint / name, weights_only=False)
+    torch.save(content | {"innocent": [Malice()]}, checkpoint / name)
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    manifest["files"][name] = {"bytes": (checkpoint / name).stat().st_size, "xxh3_64": fast_checksum(checkpoint / name)}
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    refused(pretrain(run, "--recipe", RECIPE, "--data", dataset_folder, "--max_steps", 9), name, "foreign code")
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"zero_optimization": {"stage": 2, "stagee": 1}}, "DeepSpeed does not accept it"),
+        ({"zero_optimization": "2"}, "'zero_optimization' must be an object"),
+        ({"train_micro_batch_size_per_gpu": 0}, 'must be "auto" or a whole number above 0'),
+    ],
+)
+def test_what_deepspeed_would_not_take_is_found_before_anything_is_written(dataset_folder, tmp_path, changes, message):
+    config = config_with(tmp_path, **changes)
+    run = pretrain(tmp_path / "run", "--recipe", RECIPE, "--data", dataset_folder, config=config)
+    refused(run, message)
+    assert not (tmp_path / "run").exists()

@@ -110,3 +110,14 @@ def test_files_that_are_no_configuration(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(UserError, match=message):
         load_deepspeed_config(path)
+
+
+def test_a_common_adamw_section_does_not_compile():
+    parameters = resolved(changes={"optimizer": {"type": "AdamW", "params": {"lr": "auto"}}}).engine["optimizer"]["params"]
+    assert parameters["torch_adam"] is True
+    assert parameters["fused"] is True
+
+
+def test_precision_of_the_recipe_and_of_the_json_must_agree():
+    with pytest.raises(UserError, match=r"enables bf16, the recipe's optimization\.precision is fp32"):
+        resolved(supported=GPU, changes={"bf16": {"enabled": True}}, precision="fp32")

@@ -85,13 +85,15 @@ def test_a_resumed_run_repeats_the_losses_bit_for_bit_with_dropout(dataset_folde
     whole = pretrain(tmp_path / "run", *arguments, config=config, ranks=ranks)
     assert whole.code == 0, whole.err
     before = whole.metrics
-    shutil.rmtree(whole.newest_checkpoint)
+    (whole.newest_checkpoint / "manifest.json").unlink()  # what a kill in the middle of a save leaves
+    shutil.rmtree(whole.folder / "tokenizer")  # and one right after run.json
     with open(whole.folder / "metrics.jsonl", "a") as file:
         file.write('{"step": 9, "lo')  # what a kill in the middle of a line leaves
     again = pretrain(tmp_path / "run", *arguments, config=config, ranks=ranks)
     assert again.code == 0, again.err
     assert "Continuing from" in again.out
     assert "at update 6" in again.out
+    assert (whole.newest_checkpoint / "manifest.json").exists()
     without_speed = [{name: value for name, value in line.items() if "per_second" not in name} for line in before]
     assert [
         {name: value for name, value in line.items() if "per_second" not in name} for line in again.metrics
@@ -114,8 +116,6 @@ def test_mean_is_over_all_slots_of_the_global_batch(tmp_path):
     assert whole.code == cut.code == ranks.code == 0, whole.err + cut.err + ranks.err
     assert cut.losses == pytest.approx(whole.losses, abs=1e-5)
     assert ranks.losses == pytest.approx(whole.losses, abs=1e-5)
-    slots = {round(line["accuracy"] * 1e6) for line in whole.metrics if "loss" in line}
-    assert len(slots) > 1
 
 
 def test_the_bare_command_is_a_demo_and_says_how_to_pass_data(tmp_path):

@@ -1,6 +1,8 @@
 """Files that are either whole or not there, and their checksums."""
 
+import fcntl
 import os
+import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +13,8 @@ import xxhash
 from mpnet_ds.errors import UserError
 
 BLOCK = 1 << 22
+TEMPORARY = ".tmp"
+"""Ending of files that are being written."""
 
 
 @contextmanager
@@ -38,9 +42,38 @@ def new_folder(output: str | Path) -> Iterator[Path]:
     os.replace(partial, output)
 
 
+@contextmanager
+def locked(path: Path, what: str) -> Iterator[None]:
+    """Holds ``path`` as a lock of this process; it is free again as soon as the process ends, however that happens.
+
+    Raises ``UserError`` if another process holds it: ``what`` says what that one is doing.
+    """
+    with open(path, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise UserError(f"{what} ({file.read().strip()}): wait for it, or end it.") from None
+        if not path.exists():
+            raise UserError(f"{what}: that one has just ended. Start again.")
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}\n")
+        file.flush()
+        yield
+
+
+def sync_folder(folder: Path) -> None:
+    """Puts the names in a folder on disk: what ``os.replace`` did survives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Puts a text file in place in one step: readers see the old one or all of the new one."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(path.name + TEMPORARY)
     with open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

@@ -9,14 +9,14 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress:
-    """Counts ``total`` units of work and shows them on standard error.
+    """Counts ``total`` units of work (None: nobody knows how many) and shows them on standard error.
 
     On a terminal this is a ``tqdm`` bar; in a log file or a pipe it is one line at least
     ``SECONDS_BETWEEN_LINES`` after the last, so that logs stay readable (or none, where the work prints lines itself).
     """
 
     def __init__(
-        self, what: str, total: int, unit: str = "it", initial: int = 0, enabled: bool = True, plain_lines: bool = True
+        self, what: str, total: int | None, unit: str = "it", initial: int = 0, enabled: bool = True, plain_lines: bool = True
     ):
         self.what, self.total, self.unit, self.done = what, total, unit, initial
         self._note = ""
@@ -44,7 +44,8 @@ class Progress:
             self._last_line = time.monotonic()
             share = f" ({100 * self.done / self.total:.0f} %)" if self.total else ""
             note = f"  {self._note}" if self._note else ""
-            print(f"{self.what}: {self.done:,} of {self.total:,} {self.unit}{share}{note}", file=sys.stderr, flush=True)
+            of = f" of {self.total:,}" if self.total else ""
+            print(f"{self.what}: {self.done:,}{of} {self.unit}{share}{note}", file=sys.stderr, flush=True)
 
     def note(self, text: str) -> None:
         """Shows ``text`` behind the bar, or at the end of the next line."""

@@ -1,8 +1,11 @@
-"""WordPiece tokenizers with MPNet's layout of special tokens: training, loading, identity.
+"""Tokenizers with MPNet's layout of special tokens: training, loading, identity.
 
 Layout of ids, the one of microsoft/mpnet-base, which ``transformers.MPNetTokenizer`` expects:
 
     0 <s>   1 <pad>   2 </s>   3 <unk> (never produced)   4 … V-2 pieces, [UNK] among them   V-1 <mask>
+
+WordPiece is what is trained here and what MPNet's own tokenizer class holds. BPE and Unigram tokenizers with ``<s>``,
+``<pad>`` and ``</s>`` in these places (RoBERTa's, XLM-RoBERTa's) serve as well.
 
 A folder written here holds tokenizer.json and tokenizer_config.json (transformers 5), and vocab.txt and
 special_tokens_map.json (transformers 4, sentence-transformers). Two tokenizers are the same when their
@@ -27,11 +30,12 @@ UNKNOWN, MASK = "[UNK]", "<mask>"
 FIRST_TOKENS = (BOS, PAD, EOS, UNUSED_UNKNOWN)
 BOS_ID, PAD_ID, EOS_ID = 0, 1, 2
 CONTINUATION = "##"
+WORD_STARTS = {"ByteLevel": "Ġ", "Metaspace": "▁"}  # what a BPE or Unigram piece begins with where a word begins
 SMALLEST_VOCABULARY = 64
 
 
 class PretrainingTokenizer:
-    """A WordPiece tokenizer as pre-training needs it: ids as arrays, word starts, special ids, a fingerprint.
+    """A tokenizer as pre-training needs it: ids as arrays, word starts, special ids, a fingerprint.
 
     Text is text: a corpus that spells ``<mask>`` gets ordinary pieces, never the special id.
     """
@@ -39,7 +43,11 @@ class PretrainingTokenizer:
     def __init__(self, backend: tokenizers.Tokenizer, origin: str):
         self.backend, self.origin = backend, origin
         self.vocab_size = backend.get_vocab_size(with_added_tokens=True)
-        self._check_layout()
+        content = json.loads(backend.to_str())
+        self._kinds = {part: (content[part] or {}).get("type") for part in ("model", "normalizer", "pre_tokenizer")}
+        self._added_are_special = all(token["special"] for token in content["added_tokens"])
+        self.unknown = content["model"].get("unk_token") or UNKNOWN
+        self._check_layout(content)
         backend.no_truncation()
         backend.no_padding()
         backend.encode_special_tokens = True
@@ -56,27 +64,44 @@ class PretrainingTokenizer:
             raise UserError(f"{file} is not a tokenizer: {error}") from error
         return cls(backend, str(path))
 
-    def _check_layout(self) -> None:
-        content = json.loads(self.backend.to_str())
-        kinds = {part: (content[part] or {}).get("type") for part in ("model", "normalizer", "pre_tokenizer")}
-        needed = {"model": "WordPiece", "normalizer": "BertNormalizer", "pre_tokenizer": "BertPreTokenizer"}
-        for part, kind in needed.items():
-            if kinds[part] != kind:
-                raise UserError(f"{self.origin}: the {part} is {kinds[part]}; MPNetTokenizer has {kind}.")
-        prefix = content["model"]["continuing_subword_prefix"]
-        if prefix != CONTINUATION:
+    def _check_layout(self, content: dict) -> None:
+        prefix = content["model"].get("continuing_subword_prefix") or ""
+        if self.kind == "WordPiece" and prefix != CONTINUATION:
             raise UserError(
                 f"{self.origin}: a piece that continues a word begins with '{prefix}'; MPNet has '{CONTINUATION}'."
             )
+        if self.kind != "WordPiece" and self._word_start is None:
+            known = " or ".join(WORD_STARTS)
+            raise UserError(f"{self.origin}: the model is {self.kind} without {known}: where a word begins cannot be told.")
         for expected, token in enumerate(FIRST_TOKENS[:3]):
             found = self.backend.token_to_id(token)
             if found != expected:
                 raise UserError(f"{self.origin}: '{token}' has id {found}, MPNet needs {expected}.")
-        for token in (UNKNOWN, MASK):
+        for token in (MASK, *([self.unknown] if self.kind == "WordPiece" else [])):
             if self.backend.token_to_id(token) is None:
                 raise UserError(f"{self.origin}: the vocabulary has no '{token}', which MPNet needs.")
         if len(self.pieces) != self.vocab_size:
             raise UserError(f"{self.origin}: the ids are not 0 … {self.vocab_size - 1} without gaps.")
+
+    @property
+    def kind(self) -> str:
+        """``WordPiece``, ``BPE`` or ``Unigram``."""
+        return self._kinds["model"]
+
+    @property
+    def is_mpnets(self) -> bool:
+        """Whether ``transformers.MPNetTokenizer`` can hold it: WordPiece with BERT's normalisation."""
+        return list(self._kinds.values()) == ["WordPiece", "BertNormalizer", "BertPreTokenizer"]
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the ids of a chunk between two blanks depend on that chunk alone."""
+        return self.is_mpnets and self._added_are_special
+
+    @cached_property
+    def _word_start(self) -> str | None:
+        content = self.backend.to_str()
+        return next((start for name, start in WORD_STARTS.items() if f'"type":"{name}"' in content), None)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -97,28 +122,33 @@ class PretrainingTokenizer:
 
     @cached_property
     def special_ids(self) -> np.ndarray:
-        """int64, sorted: ids that stand for no text, and [UNK]. They are never predicted by default, nor drawn at random."""
-        return np.array(sorted({*range(4), self.backend.token_to_id(UNKNOWN), self.mask_id}))
+        """int64, sorted: ids that stand for no text, and the unknown piece. They are never predicted by default, nor drawn at random."""
+        unknown = self.backend.token_to_id(self.unknown)
+        return np.array(sorted({*range(4), *([] if unknown is None else [unknown]), self.mask_id}))
 
     @cached_property
     def starts_word(self) -> np.ndarray:
         """bool [V]: False for a piece that continues the word before it (``##ing``)."""
-        return np.array([not piece.startswith(CONTINUATION) for piece in self.pieces])
+        if self.kind == "WordPiece":
+            return np.array([not piece.startswith(CONTINUATION) for piece in self.pieces])
+        starts = np.array([piece.startswith(self._word_start) for piece in self.pieces])
+        starts[self.special_ids] = True
+        return starts
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         """Ids of each text, int32, without ``<s>`` and ``</s>``."""
         encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
 
-    def decode(self, ids: Iterable[int]) -> str:
-        return self.backend.decode([int(i) for i in ids], skip_special_tokens=False)
-
     def save(self, folder: str | Path, model_max_length: int = 512) -> None:
         """Writes the files that ``AutoTokenizer`` of transformers 4 and 5 and sentence-transformers look for."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        normalizer = json.loads(self.backend.to_str())["normalizer"]
-        named = _as_transformers(self.pieces, normalizer, model_max_length)
+        if self.is_mpnets:
+            normalizer = json.loads(self.backend.to_str())["normalizer"]
+            named = _as_transformers(self.pieces, normalizer, model_max_length)
+        else:
+            named = _as_any_tokenizer(self.backend, self.unknown, model_max_length)
         named.save_pretrained(folder)
         (folder / "vocab.txt").write_text("\n".join(self.pieces) + "\n", encoding="utf-8")
         special_tokens = {role: getattr(named, role) for role in sorted(named.SPECIAL_TOKENS_ATTRIBUTES)}
@@ -179,5 +209,22 @@ def _as_transformers(pieces: list[str], normalizer: dict, model_max_length: int)
         do_lower_case=normalizer["lowercase"],
         strip_accents=normalizer.get("strip_accents"),
         tokenize_chinese_chars=normalizer.get("handle_chinese_chars", True),
+        model_max_length=model_max_length,
+    )
+
+
+def _as_any_tokenizer(backend: tokenizers.Tokenizer, unknown: str, model_max_length: int):
+    """A tokenizer of transformers that takes its behaviour from ``backend`` alone."""
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizers.Tokenizer.from_str(backend.to_str()),
+        bos_token=BOS,
+        cls_token=BOS,
+        eos_token=EOS,
+        sep_token=EOS,
+        pad_token=PAD,
+        unk_token=unknown if backend.token_to_id(unknown) is not None else None,
+        mask_token=MASK,
         model_max_length=model_max_length,
     )

@@ -1,173 +1,277 @@
-"""Builds a dataset: corpus → ids → token shards, with the manifest last.
+"""Builds a dataset: corpus → pieces → one shard each, by several processes → the manifest, last.
 
-    documents ──► holdout? by a hash of the text ──► tokenise in batches ──► shard files, a new one after so many tokens
+While it is built, a dataset is ``OUT.partial``:
 
-Everything is written into ``OUT.partial``; when all of it is on disk the folder takes its final name in one step.
+    plan.json                        sources, tokenizer and options of this build
+    shard-00000.bin .idx .json       finished shards; the .json says what is in them (see shard_builder.py)
+    shard-00007.bin.4711.tmp         files that are being written
+    lock                             held by the program that builds
+
+A build that was interrupted goes on with the shards that are missing, if it is the same build. At the end the manifest is
+written, what only the build needs is removed, and the folder takes its name ``OUT`` in one step.
 """
 
-import hashlib
+import errno
+import json
 import os
+import shlex
+import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import mpnet_ds
-from mpnet_ds.data.corpus import Corpus, Document
-from mpnet_ds.data.manifest import DatasetManifest, FileRecord, ShardRecord
-from mpnet_ds.data.token_file import TokenFileWriter, token_dtype
+from mpnet_ds.data.corpus import Corpus, ReadOptions, check_unchanged
+from mpnet_ds.data.manifest import FILE_NAME, HOLDOUT, TOKENIZER, DatasetManifest
+from mpnet_ds.data.plan import Part, available_cores, cut, difference, settings_of
+from mpnet_ds.data.shard_builder import SENTENCES, TRAINING, Job, PieceRecord, record_path
+from mpnet_ds.data.standard_input import with_standard_input
+from mpnet_ds.data.token_file import token_dtype
+from mpnet_ds.data.workers import build_shards
 from mpnet_ds.errors import UserError
-from mpnet_ds.files import new_folder
+from mpnet_ds.files import TEMPORARY, locked, sync_folder, write_atomically
 from mpnet_ds.progress import Progress
-from mpnet_ds.tokenizer import EOS_ID, PretrainingTokenizer, train_tokenizer
+from mpnet_ds.tokenizer import PretrainingTokenizer
 
-HOLDOUT = "holdout"
-TOKENIZER = "tokenizer"
-TOKENS_PER_SHARD = 1 << 28
-BATCH_BYTES = 1 << 20
+PLAN, LOCK = "plan.json", "lock"
+SHARD_BYTES = 1 << 26
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How a dataset is built, beside what it is built from."""
+
+    holdout: float = 0.0
+    """Share of the documents that go to ``OUT/holdout``. A document's side follows from its text alone."""
+    sentences: str = "line"
+    """What a sequence of the index is: a ``line`` or a whole ``document``. Samples do not depend on it."""
+    shard_bytes: int = SHARD_BYTES
+    """Bytes of text for each shard, about; what cannot be divided may make a larger one."""
+
+    def __post_init__(self):
+        if not 0 <= self.holdout < 1:
+            cure = "0.01 keeps one document in a hundred aside"
+            raise UserError(f"--holdout {self.holdout} must be at least 0 and below 1: {cure}.")
+        if self.sentences not in SENTENCES:
+            raise UserError(f"--sentences {self.sentences}: it takes {' or '.join(SENTENCES)}.")
+        if self.shard_bytes < 1:
+            raise UserError(f"--shard_size {self.shard_bytes} must be at least 1 byte.")
 
 
 def build_dataset(
     inputs: list[str],
     tokenizer: str | Path,
     output: str | Path,
+    options: BuildOptions | None = None,
+    reading: ReadOptions | None = None,
+    dataset: str | None = None,
     workers: int | None = None,
-    text_field: str = "text",
-    holdout: float = 0.0,
-    tokens_per_shard: int = TOKENS_PER_SHARD,
+    part: Part | None = None,
     show_progress: bool = True,
 ) -> DatasetManifest:
     """Builds the dataset folder ``output`` and returns its manifest.
 
     Args:
-        inputs: files, folders, or ``builtin-sample``; see ``corpus.py``.
+        inputs: files, folders, globs, ``-`` for standard input, or ``builtin-sample``; see ``corpus.py``.
         tokenizer: folder of the tokenizer; a copy of it goes into the dataset.
-        workers: threads that tokenise; all cores by default.
-        holdout: share of the documents that go to ``output/holdout``. A document's side follows from its text alone.
+        dataset: a ``datasets`` set, by name or folder, besides or instead of ``inputs``.
+        workers: processes; all cores by default. They start this program's main module anew, as ``multiprocessing``
+            does, so a script that calls this with several needs ``if __name__ == "__main__":``.
+        part: builds this part alone, into a folder of its own within ``output``.
     Raises:
-        UserError: bad input, or ``output`` exists.
+        UserError: bad input; ``output`` exists and holds something else; an interrupted build of other things is there.
     """
-    if not 0 <= holdout < 1:
-        raise UserError(f"--holdout {holdout} must be at least 0 and below 1: 0.01 keeps one document in a hundred aside.")
+    options, reading = options or BuildOptions(), reading or ReadOptions()
     if workers is not None and workers < 1:
         raise UserError(f"--workers {workers} must be at least 1.")
-    if workers is not None:
-        os.environ["RAYON_NUM_THREADS"] = str(workers)  # read by the tokenizers library at its first batch
-    text_tokenizer = PretrainingTokenizer.load(tokenizer)
-    corpus = Corpus(inputs, text_field)
-    options = {"holdout": holdout, "text_field": text_field}
-    with new_folder(output) as folder:
-        train = _DatasetWriter(folder, text_tokenizer, tokens_per_shard)
-        evaluation = _DatasetWriter(folder / HOLDOUT, text_tokenizer, tokens_per_shard) if holdout else None
-        with Progress("Building", corpus.num_bytes, unit="B", enabled=show_progress) as progress:
-            for batch in _batches(corpus):
-                _write_batch(batch, text_tokenizer, train, evaluation, holdout)
-                progress.update(sum(document.num_bytes for document in batch))
-        if evaluation is not None and evaluation.finish(corpus, options).documents == 0:
-            raise UserError(f"--holdout {holdout} left no document for evaluation: take a larger share or more text.")
-        manifest = train.finish(corpus, options)
-        if manifest.documents == 0:
-            raise UserError(f"no document for training in {', '.join(inputs)}: nothing to build.")
-    return manifest
+    output = Path(output).resolve()
+    if part is not None:
+        output = output / part.folder_name
+    loaded = PretrainingTokenizer.load(tokenizer)
+    with _partial_folder(output) as folder, with_standard_input(inputs, folder, reading.stdin_format) as files:
+        corpus = Corpus(files, reading, dataset)
+        settings = settings_of(corpus, loaded.fingerprint, _record_of(options, reading, dataset, part))
+        finished = _finished_already(output, folder, settings)
+        if finished is not None:
+            return finished
+        _continue_or_begin(folder, settings)
+        pieces = cut(corpus.sources, options.shard_bytes)
+        numbers = part.pieces(len(pieces)) if part is not None else range(len(pieces))
+        job = Job(str(folder), str(tokenizer), corpus.sources, reading, options.holdout, options.sentences)
+        if options.holdout:
+            (folder / HOLDOUT).mkdir(exist_ok=True)
+        _build_missing(job, {number: pieces[number] for number in numbers}, workers or available_cores(), show_progress)
+        for source in corpus.sources:
+            check_unchanged(source)
+        return _finish(folder, output, loaded, settings, options, numbers, require_documents=part is None)
 
 
-def train_tokenizer_on(
-    inputs: list[str], vocab_size: int, output: str | Path, text_field: str = "text", lower_case: bool = True
-) -> PretrainingTokenizer:
-    """Learns a tokenizer from a corpus and saves it to the new folder ``output``."""
-    corpus = Corpus(inputs, text_field)
-    with new_folder(output) as folder:
-        with Progress("Learning the vocabulary", 2 * corpus.num_bytes, unit="B") as progress:
-            tokenizer = train_tokenizer(_Texts(corpus, progress), vocab_size, lower_case)
-        tokenizer.save(folder)
-    return tokenizer
+def _record_of(options: BuildOptions, reading: ReadOptions, dataset: str | None, part: Part | None) -> dict:
+    """The options as the manifest records them: those of the set only where there is one."""
+    record = asdict(options) | asdict(reading)
+    if dataset is None:
+        for name in ("dataset_config", "split", "streaming"):
+            del record[name]
+    return record | ({"part": [part.number, part.of]} if part is not None else {})
 
 
-class _Texts:
-    """The documents' texts, as often as one likes."""
+@contextmanager
+def _partial_folder(output: Path) -> Iterator[Path]:
+    """``OUT.partial``, held by this process. It stays after a failure if shards in it are finished."""
+    folder = output.with_name(output.name + ".partial")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder / LOCK, f"{output} is being built by another program"):
+            for left in folder.rglob(f"*{TEMPORARY}"):
+                left.unlink(missing_ok=True)
+            try:
+                yield folder
+            except BaseException as error:
+                _say_how_to_go_on(folder, error)
+                raise
+            finally:
+                if folder.exists() and not _has_finished_shards(folder):
+                    shutil.rmtree(folder)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            free = shutil.disk_usage(_existing(output)).free
+            raise UserError(
+                f"{error.filename or folder}: {error.strerror}, {free:,} bytes are free. Make room (--dry_run says how much "
+                "is needed); the same command goes on from here."
+            ) from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+            raise UserError(f"cannot write to {error.filename or output.parent}: {error.strerror}.") from error
+        raise
 
-    def __init__(self, corpus: Corpus, progress: Progress):
-        self.corpus, self.progress = corpus, progress
 
-    def __iter__(self) -> Iterator[str]:
-        for document in self.corpus:
-            yield document.text
-            self.progress.update(document.num_bytes)
+def _has_finished_shards(folder: Path) -> bool:
+    return (folder / FILE_NAME).exists() or any(folder.glob("shard-*.json"))
 
 
-def holdout_fraction_of(document_text: str) -> float:
-    """Where a document falls in [0, 1): it is held out if this is below ``holdout``. A pure function of the text."""
-    digest = hashlib.sha256(document_text.encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
+def _say_how_to_go_on(folder: Path, error: BaseException) -> None:
+    """Adds to an error of the data that the finished shards are kept."""
+    count = len(list(folder.glob("shard-*.json")))
+    if isinstance(error, UserError) and count and "--on_error" in str(error):
+        error.args = (f"{error} ({count} finished shards are kept: the same command goes on, also with --on_error.)",)
 
 
-class _DatasetWriter:
-    """One dataset folder while it is written: rolls over to the next shard when one is full."""
+def _existing(path: Path) -> Path:
+    return next(parent for parent in (path, *path.parents) if parent.exists())
 
-    def __init__(self, folder: Path, tokenizer: PretrainingTokenizer, tokens_per_shard: int):
-        self.folder, self.tokenizer, self.tokens_per_shard = folder, tokenizer, tokens_per_shard
-        self.dtype = token_dtype(tokenizer.vocab_size)
-        self.shards: list[ShardRecord] = []
-        self._shard: TokenFileWriter | None = None
-        folder.mkdir(exist_ok=True)
 
-    def add_document(self, sequences) -> None:
-        if self._shard is None:
-            self._shard = TokenFileWriter(self.folder / f"shard-{len(self.shards):05d}", self.dtype)
-        self._shard.add_document(sequences)
-        if self._shard.num_tokens >= self.tokens_per_shard:
-            self._close_shard()
-
-    def _close_shard(self) -> None:
-        shard, self._shard = self._shard, None
-        shard.close()
-        files = {suffix: FileRecord.of(shard.prefix.with_suffix(f".{suffix}")) for suffix in ("bin", "idx")}
-        counts = (shard.num_sequences, shard.num_documents, shard.num_tokens)
-        self.shards.append(ShardRecord(shard.prefix.name, *counts, files))
-
-    def finish(self, corpus: Corpus, options: dict) -> DatasetManifest:
-        if self._shard is not None:
-            self._close_shard()
-        self.tokenizer.save(self.folder / TOKENIZER)
-        ids = {"bos": 0, "pad": 1, "eos": 2, "mask": self.tokenizer.mask_id}
-        manifest = DatasetManifest(
-            dtype=self.dtype.name,
-            vocab_size=self.tokenizer.vocab_size,
-            special_ids=ids,
-            tokenizer_fingerprint=self.tokenizer.fingerprint,
-            documents=sum(shard.documents for shard in self.shards),
-            sequences=sum(shard.sequences for shard in self.shards),
-            tokens=sum(shard.tokens for shard in self.shards),
-            shards=self.shards,
-            sources=[asdict(source) for source in corpus.sources],
-            command=" ".join(sys.argv),
-            tool_version=mpnet_ds.__version__,
-            options=options,
-        )
-        manifest.save(self.folder)
+def _finished_already(output: Path, folder: Path, settings: dict) -> DatasetManifest | None:
+    """The manifest, if this very dataset is there; moves it to its name if only that was left to do."""
+    if (folder / FILE_NAME).exists():
+        _refuse_if_different(folder, json.loads((folder / FILE_NAME).read_text(encoding="utf-8")), settings)
+        return _take_name(folder, output)
+    if not output.exists():
+        return None
+    if (output / FILE_NAME).is_file():
+        manifest = DatasetManifest.load(output)
+        what = difference(asdict(manifest), settings)
+        if what:
+            raise UserError(f"{output} holds another dataset ({what}): choose another --output or remove it.")
         return manifest
+    if not output.is_dir() or any(output.iterdir()):
+        raise UserError(f"{output} exists and is not empty: choose another --output or remove it.")
+    return None
 
 
-def _batches(corpus: Corpus) -> Iterator[list[Document]]:
-    """Lists of documents of about ``BATCH_BYTES``, so that the tokenizer's threads have enough to share."""
-    batch: list[Document] = []
-    size = 0
-    for document in corpus:
-        batch.append(document)
-        size += len(document.text)
-        if size >= BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+def _continue_or_begin(folder: Path, settings: dict) -> None:
+    plan = folder / PLAN
+    if plan.exists() and _has_finished_shards(folder):
+        _refuse_if_different(folder, json.loads(plan.read_text(encoding="utf-8")), settings)
+    write_atomically(plan, json.dumps(settings, indent=1) + "\n")
 
 
-def _write_batch(batch, tokenizer, train, evaluation, holdout) -> None:
-    encoded = iter(tokenizer.encode([text for document in batch for text in document.sequences]))
-    for document in batch:
-        sequences = [ids for ids in (next(encoded) for _ in document.sequences) if len(ids)]
-        if not sequences:
-            continue  # only control characters: no token
-        sequences[-1] = [*sequences[-1], EOS_ID]
-        held_out = evaluation is not None and holdout_fraction_of(document.text) < holdout
-        (evaluation if held_out else train).add_document(sequences)
+def _refuse_if_different(folder: Path, before: dict, settings: dict) -> None:
+    what = difference(before, settings)
+    if what:
+        raise UserError(f"{folder} holds an interrupted build of something else ({what}): go on with that, or remove it.")
+
+
+def _build_missing(job: Job, pieces: dict, workers: int, show_progress: bool) -> None:
+    folder = Path(job.folder)
+    missing = {number: piece for number, piece in pieces.items() if not record_path(folder, number).exists()}
+    if len(missing) < len(pieces) and show_progress:
+        print(f"Going on: {len(pieces) - len(missing)} of {len(pieces)} shards are finished.", file=sys.stderr, flush=True)
+    sizes = [_bytes_of(job, piece) for piece in missing.values()]
+    if missing:
+        with Progress("Building", sum(sizes) or None, unit="B", enabled=show_progress) as progress:
+            build_shards(job, missing, workers, progress.update)
+
+
+def _bytes_of(job: Job, piece) -> int:
+    """Bytes of a piece: its share of its sources."""
+    total = 0
+    for span in piece:
+        source = job.sources[span.source]
+        units = source.num_bytes if source.is_divisible else max(source.units, 1)
+        total += source.num_bytes * (span.end - span.start) // max(units, 1)
+    return total
+
+
+def _finish(folder, output, tokenizer, settings, options: BuildOptions, numbers, require_documents: bool) -> DatasetManifest:
+    """Writes the manifests, removes what only the build needed, and gives the folder its name."""
+    records = [PieceRecord.load(record_path(folder, number)) for number in numbers]
+    if options.holdout:
+        held_out = _manifest(tokenizer, settings, HOLDOUT, records)
+        if require_documents and not held_out.documents:
+            _discard(folder)
+            raise UserError(f"--holdout {options.holdout} left no document for evaluation: take a larger share or more text.")
+        _save(held_out, tokenizer, folder / HOLDOUT)
+    manifest = _manifest(tokenizer, settings, TRAINING, records)
+    if require_documents and not manifest.documents:
+        _discard(folder)
+        names = ", ".join(source["path"] for source in settings["sources"][:3])
+        raise UserError(f"no document for training in {names}: nothing to build.")
+    _save(manifest, tokenizer, folder)
+    return _take_name(folder, output)
+
+
+def _discard(folder: Path) -> None:
+    """Forgets the shards of a build that came to nothing."""
+    for path in folder.glob("shard-*.json"):
+        path.unlink()
+
+
+def _manifest(tokenizer: PretrainingTokenizer, settings: dict, side: str, records: list[PieceRecord]) -> DatasetManifest:
+    shards = [record.shards[side] for record in records if side in record.shards]
+    return DatasetManifest(
+        dtype=token_dtype(tokenizer.vocab_size).name,
+        vocab_size=tokenizer.vocab_size,
+        special_ids={"bos": 0, "pad": 1, "eos": 2, "mask": tokenizer.mask_id},
+        tokenizer_fingerprint=tokenizer.fingerprint,
+        documents=sum(shard.documents for shard in shards),
+        sequences=sum(shard.sequences for shard in shards),
+        tokens=sum(shard.tokens for shard in shards),
+        shards=shards,
+        sources=settings["sources"],
+        command=shlex.join(sys.argv),
+        tool_version=mpnet_ds.__version__,
+        options=settings["options"],
+        left_out={
+            "empty_documents": sum(record.empty_documents for record in records),
+            "faulty_documents": sum(record.faulty_documents for record in records),
+            "first_fault": next((record.first_fault for record in records if record.first_fault), ""),
+        },
+    )
+
+
+def _save(manifest: DatasetManifest, tokenizer: PretrainingTokenizer, folder: Path) -> None:
+    tokenizer.save(folder / TOKENIZER)
+    sync_folder(folder / TOKENIZER)
+    manifest.save(folder)
+
+
+def _take_name(folder: Path, output: Path) -> DatasetManifest:
+    for path in (folder / PLAN, *folder.glob("shard-*.json"), folder / LOCK):
+        path.unlink(missing_ok=True)
+    sync_folder(folder)
+    if output.exists():
+        output.rmdir()
+    os.replace(folder, output)
+    sync_folder(output.parent)
+    return DatasetManifest.load(output)

@@ -1,177 +1,230 @@
-"""A corpus: documents from text files, JSON lines or the built-in sample, one at a time.
+"""A corpus: which sources of text there are, and the documents that each of them holds.
 
-* ``.txt``: documents are separated by blank lines; each line is a sequence of the index.
-* ``.jsonl``: each line is an object whose text field is a document; each of its non-blank lines is a sequence.
-* ``builtin-sample``: the documentation strings of this interpreter's standard library, about 2 MB of English. Each
-  module's and each class's or function's docstring is a document; each paragraph is a sequence.
+| kind | documents | can be divided at |
+|---|---|---|
+| ``.txt`` | separated by blank lines, or one a line (``txt_documents``) | a border between documents near any byte |
+| ``.jsonl`` (``.json`` when named itself) | one a line, in the text field of an object | any line |
+| ``.csv``, ``.tsv`` | one a row, in the column of that name | nowhere: a quoted field may span lines |
+| ``.parquet`` | one a row, in the column of that name | row groups |
+| a ``datasets`` set | one a row | rows; when it is streamed, its own shards |
+| ``builtin-sample`` | see ``builtin_sample.py`` | nowhere |
 
-Documents come in a fixed order: inputs as given, files of a folder sorted by path.
+A file may be compressed as ``.gz`` or ``.zst``; then it can be divided nowhere. Sources come in a fixed order: inputs as
+given, files of a folder or glob sorted by path.
+
+A document is a list of *sequences*: its lines without blanks at both ends, empty ones left out. Readers yield *blocks* of
+some megabytes of documents, since all that follows works on blocks.
 """
 
-import ast
-import codecs
-import inspect
-import json
-import platform
-import sysconfig
+import glob
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
+from mpnet_ds.data import builtin_sample
 from mpnet_ds.errors import UserError
 
-BUILTIN_SAMPLE = "builtin-sample"
-SUFFIXES = (".txt", ".jsonl")
-_NO_SAMPLE_IN = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
-
-
-@dataclass(frozen=True)
-class Document:
-    """One document and how many bytes of its source it took, for progress."""
-
-    sequences: tuple[str, ...]
-    num_bytes: int
-
-    @property
-    def text(self) -> str:
-        return "\n".join(self.sequences)
+STANDARD_INPUT = "-"
+TEXT_KINDS = {".txt": "txt", ".jsonl": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
+NAMED_KINDS = TEXT_KINDS | {".json": "jsonl", ".ndjson": "jsonl"}
+COMPRESSIONS = {".gz": "gz", ".zst": "zst"}
+ON_ERROR = ("stop", "skip", "replace")
+TXT_DOCUMENTS = ("blank_line", "line")
+STDIN_FORMATS = ("txt", "jsonl", "csv", "tsv")
+LONGEST_DOCUMENT = 1 << 26
+"""Bytes. A longer one is a mistake nearly always (a file without line ends), and memory would have to hold it."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """One file of the corpus, as it is recorded in the manifest."""
+    """One file or set of the corpus, as it is recorded in the manifest."""
 
     path: str
     kind: str
-    """``txt``, ``jsonl`` or ``builtin-sample``."""
+    """``txt``, ``jsonl``, ``csv``, ``tsv``, ``parquet``, ``datasets`` or ``builtin-sample``."""
     num_bytes: int
-    modified: float
-    """Seconds since 1970; 0 for the built-in sample."""
+    modified: float = 0.0
+    """Seconds since 1970; 0 where there is no file."""
+    compression: str = ""
+    """``gz``, ``zst`` or nothing."""
+    units: int = 0
+    """Row groups of a parquet file, rows or shards of a set: what it is divided by. 0: see ``is_divisible``."""
+    version: str = ""
+    """What tells two contents apart where there is no file: the set's fingerprint, the checksum of standard input."""
+
+    @property
+    def is_divisible(self) -> bool:
+        """Whether it may be divided near any byte."""
+        return self.kind in ("txt", "jsonl") and not self.compression
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How sources are read."""
+
+    text_field: str = "text"
+    """Key, column or field that holds the text."""
+    txt_documents: str = "blank_line"
+    """``line``: each line of a .txt is a document; ``blank_line``: blank lines separate them."""
+    on_error: str = "stop"
+    """What to do with a document that cannot be read: ``stop``, ``skip`` it, or ``replace`` bytes that are no UTF-8."""
+    stdin_format: str = "txt"
+    """What standard input holds: ``txt``, ``jsonl``, ``csv`` or ``tsv``."""
+    dataset_config: str | None = None
+    split: str = "train"
+    streaming: bool = False
+
+    def __post_init__(self):
+        checked = (("on_error", ON_ERROR), ("txt_documents", TXT_DOCUMENTS), ("stdin_format", STDIN_FORMATS))
+        for name, choices in checked:
+            if getattr(self, name) not in choices:
+                raise UserError(f"--{name} {getattr(self, name)}: it takes {', '.join(choices)}.")
+
+
+@dataclass
+class Block:
+    """Some documents and how many bytes of their source they took, for progress."""
+
+    documents: list[list[str]]
+    num_bytes: int
+
+
+@dataclass
+class Faults:
+    """What to do with documents that cannot be read, and how many there were."""
+
+    on_error: str = "stop"
+    skipped: int = 0
+    """Documents left out, or with ``replace`` those that were repaired."""
+    first: str = ""
+    """What the first of them was."""
+    place: str = ""
+    """Where the last bytes were that are no UTF-8."""
+
+    def report(self, message: str, can_replace: bool = False) -> None:
+        """Raises ``UserError``, or counts, as ``on_error`` says."""
+        if self.on_error == "stop" or (self.on_error == "replace" and not can_replace):
+            cure = "--on_error skip leaves it out" + (", replace puts U+FFFD there" if can_replace else "")
+            raise UserError(f"{message} {cure}, and the manifest counts it.")
+        self.note(message)
+
+    def note(self, message: str) -> None:
+        """Counts one."""
+        self.first = self.first or message
+        self.skipped += 1
 
 
 class Corpus:
-    """All documents of some inputs. Paths are checked on construction, contents while reading."""
+    """All documents of some inputs. Paths are checked on construction, contents while reading.
 
-    def __init__(self, inputs: list[str], text_field: str = "text"):
-        self.text_field = text_field
-        self.sources = [source for name in inputs for source in _sources_of(name)]
+    Args:
+        inputs: files, folders, globs, ``builtin-sample``.
+        dataset: name or folder of a ``datasets`` set, read after the inputs.
+    """
+
+    def __init__(self, inputs: list[str], options: ReadOptions | None = None, dataset: str | None = None):
+        self.options = options or ReadOptions()
+        self.sources = [source for name in inputs for source in sources_of(name, self.options)]
+        if dataset is not None:
+            from mpnet_ds.data.tables import dataset_source
+
+            self.sources.append(dataset_source(dataset, self.options))
         if not self.sources:
-            raise UserError("no input: give files, folders or 'builtin-sample' with --input.")
+            raise UserError("no input: give files, folders or 'builtin-sample' with --input, or a set with --dataset.")
         self.num_bytes = sum(source.num_bytes for source in self.sources)
 
-    def __iter__(self) -> Iterator[Document]:
+    def blocks(self) -> Iterator[Block]:
+        faults = Faults(self.options.on_error)
         for source in self.sources:
-            if source.kind == BUILTIN_SAMPLE:
-                yield from _read_standard_library()
-            elif source.kind == "jsonl":
-                yield from _read_json_lines(source.path, self.text_field)
-            else:
-                yield from _read_text(source.path)
+            yield from read(source, 0, last_unit(source), self.options, faults)
 
 
-def _sources_of(name: str) -> list[Source]:
-    if name == BUILTIN_SAMPLE:
-        total = sum(path.stat().st_size for path in _standard_library_files())
-        return [Source(f"documentation strings of Python {platform.python_version()}", BUILTIN_SAMPLE, total, 0.0)]
-    path = Path(name)
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix in SUFFIXES)
-        if not files:
-            raise UserError(f"{name}: no {' or '.join(SUFFIXES)} file in this folder.")
-    elif not path.exists():
-        raise UserError(f"{name}: no such file or folder.")
-    elif path.suffix not in SUFFIXES:
-        raise UserError(f"{name}: the kind of text is told from the ending; known are {', '.join(SUFFIXES)}.")
+def read(source: Source, start: int, end: int, options: ReadOptions, faults: Faults) -> Iterator[Block]:
+    """The documents of a part of a source.
+
+    Args:
+        start, end: bytes of a divisible file, row groups, rows or shards of a table. The parts of a source that tile
+            0 … ``last_unit`` hold each document exactly once.
+    Raises:
+        UserError: what cannot be read, unless ``faults`` lets it pass; a source that has changed since it was listed.
+    """
+    if source.kind == "builtin-sample":
+        yield Block(builtin_sample.documents(), source.num_bytes)
+    elif source.kind in ("parquet", "datasets"):
+        from mpnet_ds.data import tables
+
+        yield from tables.read(source, start, end, options, faults)
     else:
-        files = [path]
-    return [Source(str(file), file.suffix[1:], file.stat().st_size, file.stat().st_mtime) for file in files]
+        from mpnet_ds.data import text_files
+
+        yield from text_files.read(source, start, end, options, faults)
+    check_unchanged(source)
 
 
-def _decoded_lines(path: str) -> Iterator[tuple[int, int, str]]:
-    """(line number from 1, bytes of the line, text without its line end)."""
-    offset = 0
-    with open(path, "rb") as file:
-        for number, raw in enumerate(file, 1):
-            mark = len(codecs.BOM_UTF8) if number == 1 and raw.startswith(codecs.BOM_UTF8) else 0
-            try:
-                text = raw[mark:].decode("utf-8")
-            except UnicodeDecodeError as error:
-                place = f"{path}: byte {offset + mark + error.start} (line {number})"
-                raise UserError(
-                    f"{place} is not UTF-8: {error.reason}. Convert the file, with iconv for example."
-                ) from error
-            offset += len(raw)
-            yield number, len(raw), text.rstrip("\r\n")
+def last_unit(source: Source) -> int:
+    """Where a source ends, in the unit by which it is divided."""
+    return source.num_bytes if source.is_divisible else max(source.units, 1)
 
 
-def _read_text(path: str) -> Iterator[Document]:
-    lines, num_bytes = [], 0
-    for _, size, line in _decoded_lines(path):
-        num_bytes += size
-        if line.strip():
-            lines.append(line.strip())
-        elif lines:
-            yield Document(tuple(lines), num_bytes)
-            lines, num_bytes = [], 0
-    if lines:
-        yield Document(tuple(lines), num_bytes)
+def check_unchanged(source: Source) -> None:
+    """Raises ``UserError`` if a file's size or time are not what they were when it was listed."""
+    if not source.modified:
+        return
+    try:
+        now = os.stat(source.path)
+    except OSError as error:
+        raise UserError(f"{source.path} cannot be read any more: {error.strerror}.") from error
+    if (now.st_size, now.st_mtime) != (source.num_bytes, source.modified):
+        raise UserError(f"{source.path} was changed while the dataset was built from it: build again.")
 
 
-def _read_json_lines(path: str, text_field: str) -> Iterator[Document]:
-    for number, size, line in _decoded_lines(path):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}, line {number} is not JSON: {error}.") from error
-        if not isinstance(record, dict) or not isinstance(record.get(text_field), str):
-            found = ", ".join(sorted(record)) if isinstance(record, dict) else type(record).__name__
-            raise UserError(f"{path}, line {number} has no text in field '{text_field}' (found: {found}). Use --text_field.")
-        try:
-            record[text_field].encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise UserError(f"{path}, line {number}: field '{text_field}' holds half a surrogate pair: {error}.") from error
-        sequences = tuple(part.strip() for part in record[text_field].split("\n") if part.strip())
-        if sequences:
-            yield Document(sequences, size)
+def split_lines(text: str) -> list[str]:
+    """A document's sequences."""
+    return [line for line in (part.strip() for part in text.split("\n")) if line]
 
 
-def _standard_library_files() -> list[Path]:
-    root = Path(sysconfig.get_path("stdlib"))
-    files = (file for file in root.rglob("*.py") if not _NO_SAMPLE_IN & set(file.relative_to(root).parts))
-    return sorted(files)
+def sources_of(name: str, options: ReadOptions) -> list[Source]:
+    """What an input stands for; raises ``UserError`` if that is nothing."""
+    if name == builtin_sample.NAME:
+        import platform
+
+        total = sum(path.stat().st_size for path in builtin_sample.files())
+        path = f"documentation strings of Python {platform.python_version()}"
+        return [Source(path, "builtin-sample", total, version=platform.python_version())]
+    if os.path.isdir(name):
+        files = sorted(file for file in Path(name).rglob("*") if file.is_file() and _kind(file, TEXT_KINDS))
+        if not files:
+            raise UserError(f"{name}: no {', '.join(TEXT_KINDS)} file in this folder (also .gz or .zst).")
+    elif os.path.exists(name):
+        files = [Path(name)]
+    elif glob.has_magic(name):
+        files = sorted(Path(path) for path in glob.glob(name, recursive=True) if os.path.isfile(path))
+        if not files:
+            raise UserError(f"{name}: no file has such a name.")
+    else:
+        raise UserError(f"{name}: no such file or folder.")
+    return [_file_source(file, options) for file in files]
 
 
-@cache
-def _read_standard_library() -> list[Document]:
-    documents = []
-    for path in _standard_library_files():
-        try:
-            tree = ast.parse(path.read_bytes())
-        except SyntaxError:  # a few files of the library are broken on purpose, or templates
-            continue
-        size = path.stat().st_size
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                paragraphs = _paragraphs(ast.get_docstring(node, clean=False) or "")
-                if paragraphs:
-                    documents.append(Document(paragraphs, size))
-                    size = 0
-    if not documents:
-        where = sysconfig.get_path("stdlib")
-        raise UserError(f"the standard library in {where} has no readable documentation strings: pass text with --input.")
-    return documents
+def _file_source(file: Path, options: ReadOptions) -> Source:
+    kind = _kind(file, NAMED_KINDS)
+    if kind is None:
+        known = ", ".join(NAMED_KINDS)
+        raise UserError(f"{file}: the kind of text is told from the ending; known are {known}, each also with .gz or .zst.")
+    if not os.access(file, os.R_OK):
+        raise UserError(f"{file} cannot be read: permission denied.")
+    found = file.stat()
+    source = Source(str(file), kind, found.st_size, found.st_mtime, COMPRESSIONS.get(file.suffix.lower(), ""))
+    if kind == "parquet":
+        from mpnet_ds.data.tables import with_row_groups
+
+        return with_row_groups(source, options)
+    return source
 
 
-def _paragraphs(docstring: str) -> tuple[str, ...]:
-    """Paragraphs with their line breaks and indentation folded to single spaces."""
-    paragraphs, lines = [], []
-    for line in [*inspect.cleandoc(docstring).splitlines(), ""]:
-        if line.strip():
-            lines.append(line)
-        elif lines:
-            paragraphs.append(" ".join(" ".join(lines).split()))
-            lines = []
-    return tuple(paragraphs)
+def _kind(file: Path, kinds: dict[str, str]) -> str | None:
+    suffixes = [suffix.lower() for suffix in file.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSIONS:
+        suffixes.pop()
+    return kinds.get(suffixes[-1]) if suffixes else None

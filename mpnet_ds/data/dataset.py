@@ -14,9 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mpnet_ds.data.build import HOLDOUT, TOKENIZER
 from mpnet_ds.data.counter_rng import below, draw, make_key
-from mpnet_ds.data.manifest import FILE_NAME, DatasetManifest, ShardRecord
+from mpnet_ds.data.manifest import FILE_NAME, HOLDOUT, TOKENIZER, DatasetManifest, ShardRecord
 from mpnet_ds.data.masking import MAX_SEQ_LENGTH, MaskingConfig, MaskingVocabulary, mask_rows
 from mpnet_ds.data.order import shuffled
 from mpnet_ds.data.token_file import TokenFile

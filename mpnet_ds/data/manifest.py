@@ -19,6 +19,7 @@ from mpnet_ds.errors import UserError
 from mpnet_ds.files import digest, write_atomically
 
 FILE_NAME = "dataset.json"
+TOKENIZER, HOLDOUT = "tokenizer", "holdout"
 FORMAT_VERSION = 1
 
 
@@ -62,6 +63,8 @@ class DatasetManifest:
     tool_version: str
     version: int = FORMAT_VERSION
     options: dict = field(default_factory=dict)
+    left_out: dict = field(default_factory=dict)
+    """How many documents had no token or could not be read, and what the first of the latter was."""
 
     def save(self, folder: Path) -> None:
         """Puts the manifest in place in one step: readers see all of it or none."""
@@ -84,7 +87,7 @@ class DatasetManifest:
         if version != FORMAT_VERSION:
             raise UserError(f"{path} has format version {version}, this program reads {FORMAT_VERSION}.")
         try:
-            content["shards"] = [_shard_record(entry) for entry in content["shards"]]
+            content["shards"] = [shard_record(entry) for entry in content["shards"]]
             return cls(**content)
         except (LookupError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is damaged ({error}): build the dataset again.") from error
@@ -107,7 +110,7 @@ class DatasetManifest:
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
 
-def _shard_record(entry: dict) -> ShardRecord:
+def shard_record(entry: dict) -> ShardRecord:
     known = {f.name for f in fields(ShardRecord)}
     files = {suffix: FileRecord(**record) for suffix, record in entry["files"].items()}
     return ShardRecord(**{name: value for name, value in entry.items() if name in known} | {"files": files})

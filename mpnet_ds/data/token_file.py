@@ -20,13 +20,14 @@ Opening maps the files and reads the header only.
 """
 
 import os
+import shutil
 import struct
-from array import array
 from pathlib import Path
 
 import numpy as np
 
 from mpnet_ds.errors import UserError
+from mpnet_ds.files import BLOCK, TEMPORARY
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
@@ -40,49 +41,71 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 class TokenFileWriter:
-    """Writes one shard document by document. The .idx appears only in ``close``; memory grows by
-    4 bytes a sequence and 8 a document."""
+    """Writes one shard. Both files appear under their names in ``close`` only, the .idx last; until then, and after
+    ``discard``, there are but temporary files. Memory does not grow with the shard."""
 
     def __init__(self, prefix: str | Path, dtype: np.dtype):
         self.prefix, self.dtype = Path(prefix), np.dtype(dtype)
-        self._bin = open(self.prefix.with_suffix(".bin"), "wb")
-        self._sizes = array("i")
-        self._documents = array("q", [0])
-        self.num_tokens = 0
-
-    @property
-    def num_sequences(self) -> int:
-        return len(self._sizes)
-
-    @property
-    def num_documents(self) -> int:
-        return len(self._documents) - 1
+        self.num_tokens = self.num_sequences = self.num_documents = 0
+        self._ids, self._index, self._documents = (open(self._temporary(part), "w+b") for part in ("bin", "idx", "documents"))
+        self._index.write(bytes(HEADER.size))  # then the sizes, as they come; close() adds the rest
+        self._documents.write(np.zeros(1, "<i8").tobytes())
 
     def add_document(self, sequences: list[np.ndarray]) -> None:
         """Appends one document; empty sequences are kept out by the caller."""
-        for ids in sequences:
-            self._bin.write(np.asarray(ids).astype(self.dtype).tobytes())
-            self._sizes.append(len(ids))
-            self.num_tokens += len(ids)
-        self._documents.append(len(self._sizes))
+        sizes = np.array([len(ids) for ids in sequences])
+        self.add_documents(np.concatenate([np.asarray(ids) for ids in sequences]), sizes, np.array([len(sequences)]))
+
+    def add_documents(self, ids: np.ndarray, sizes: np.ndarray, lengths: np.ndarray) -> None:
+        """Appends several documents.
+
+        Args:
+            ids: int [tokens] of all of them, end to end.
+            sizes: int [sequences], tokens in each.
+            lengths: int [documents], sequences in each.
+        """
+        self._ids.write(np.ascontiguousarray(ids, self.dtype))
+        self._index.write(np.ascontiguousarray(sizes, "<i4"))
+        self._documents.write(np.ascontiguousarray(self.num_sequences + np.cumsum(lengths), "<i8"))
+        self.num_tokens += len(ids)
+        self.num_sequences += len(sizes)
+        self.num_documents += len(lengths)
 
     def close(self) -> None:
-        """Writes the index; both files are on disk when it returns."""
-        _flush_to_disk(self._bin)
-        sizes = np.array(self._sizes, dtype="<i4")
-        offsets = np.zeros(len(sizes), dtype="<i8")
-        np.cumsum(sizes[:-1], dtype=np.int64, out=offsets[1:])
+        """Finishes both files; they are on disk when it returns."""
+        self._append_offsets()
+        self._documents.seek(0)
+        shutil.copyfileobj(self._documents, self._index)
         code = next(code for code, dtype in TYPE_CODES.items() if dtype == self.dtype)
-        with open(self.prefix.with_suffix(".idx"), "wb") as index:
-            index.write(HEADER.pack(MAGIC, VERSION, code, len(sizes), len(self._documents)))
-            index.write(sizes.tobytes())
-            index.write((offsets * self.dtype.itemsize).tobytes())
-            index.write(np.array(self._documents, dtype="<i8").tobytes())
-            _flush_to_disk(index)
+        self._index.seek(0)
+        self._index.write(HEADER.pack(MAGIC, VERSION, code, self.num_sequences, self.num_documents + 1))
+        self._documents.close()
+        for file, part in ((self._ids, "bin"), (self._index, "idx")):
+            _flush_to_disk(file)
+            os.replace(self._temporary(part), _path(self.prefix, part))
+        self._temporary("documents").unlink()
 
-    def abandon(self) -> None:
-        """Closes the half-written .bin without an index."""
-        self._bin.close()
+    def _append_offsets(self) -> None:
+        at, offset = HEADER.size, 0
+        self._index.flush()
+        end = self._index.tell()
+        while at < end:
+            self._index.seek(at)
+            sizes = np.frombuffer(self._index.read(min(BLOCK, end - at)), "<i4").astype("<i8")
+            at += 4 * len(sizes)
+            ends = offset + np.cumsum(sizes) * self.dtype.itemsize
+            self._index.seek(0, os.SEEK_END)
+            self._index.write(ends - sizes * self.dtype.itemsize)
+            offset = ends[-1]
+
+    def discard(self) -> None:
+        """Removes what was written."""
+        for file, part in ((self._ids, "bin"), (self._index, "idx"), (self._documents, "documents")):
+            file.close()
+            self._temporary(part).unlink(missing_ok=True)
+
+    def _temporary(self, part: str) -> Path:
+        return _path(self.prefix, f"{part}.{os.getpid()}{TEMPORARY}")
 
 
 class TokenFile:
@@ -126,6 +149,10 @@ class TokenFile:
             raise UserError(
                 f"{path} has {path.stat().st_size:,} bytes, the index says {expected:,}: build the dataset again."
             )
+
+
+def _path(prefix: Path, suffix: str) -> Path:
+    return prefix.with_name(f"{prefix.name}.{suffix}")
 
 
 def _flush_to_disk(file) -> None:

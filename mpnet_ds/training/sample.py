@@ -4,8 +4,9 @@ import platform
 import shutil
 from pathlib import Path
 
-from mpnet_ds.data.build import build_dataset, train_tokenizer_on
-from mpnet_ds.data.corpus import BUILTIN_SAMPLE
+from mpnet_ds.data import builtin_sample
+from mpnet_ds.data.build import BuildOptions, build_dataset
+from mpnet_ds.data.learn_tokenizer import train_tokenizer_on
 from mpnet_ds.data.manifest import FILE_NAME
 
 VOCAB_SIZE = 4096
@@ -27,7 +28,7 @@ def prepare_sample() -> Path:
         print("Building the demo's dataset from Python's documentation strings …", flush=True)
         tokenizer_folder = folder.with_name(folder.name + "-tokenizer")
         shutil.rmtree(tokenizer_folder, ignore_errors=True)
-        train_tokenizer_on([BUILTIN_SAMPLE], VOCAB_SIZE, tokenizer_folder)
-        build_dataset([BUILTIN_SAMPLE], tokenizer_folder, folder, holdout=HOLDOUT)
+        train_tokenizer_on([builtin_sample.NAME], VOCAB_SIZE, tokenizer_folder)
+        build_dataset([builtin_sample.NAME], tokenizer_folder, folder, BuildOptions(holdout=HOLDOUT))
         shutil.rmtree(tokenizer_folder)  # the dataset has its copy
     return folder

@@ -1,0 +1,53 @@
+"""The built-in sample: the documentation strings of this interpreter's standard library, about 2 MB of English.
+
+Each module's and each class's or function's docstring is a document; each paragraph of it is a sequence.
+"""
+
+import ast
+import inspect
+import sysconfig
+from functools import cache
+from pathlib import Path
+
+from mpnet_ds.errors import UserError
+
+NAME = "builtin-sample"
+_LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+
+
+def files() -> list[Path]:
+    """The standard library's modules, sorted."""
+    root = Path(sysconfig.get_path("stdlib"))
+    return sorted(file for file in root.rglob("*.py") if not _LEFT_OUT & set(file.relative_to(root).parts))
+
+
+@cache
+def documents() -> list[list[str]]:
+    """Sequences of each document."""
+    found = []
+    for path in files():
+        try:
+            tree = ast.parse(path.read_bytes())
+        except SyntaxError:  # a few files of the library are broken on purpose, or templates
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                paragraphs = _paragraphs(ast.get_docstring(node, clean=False) or "")
+                if paragraphs:
+                    found.append(paragraphs)
+    if not found:
+        where = sysconfig.get_path("stdlib")
+        raise UserError(f"the standard library in {where} has no readable documentation strings: pass text with --input.")
+    return found
+
+
+def _paragraphs(docstring: str) -> list[str]:
+    """Paragraphs with their line breaks and indentation folded to single spaces."""
+    paragraphs, lines = [], []
+    for line in [*inspect.cleandoc(docstring).splitlines(), ""]:
+        if line.strip():
+            lines.append(line)
+        elif lines:
+            paragraphs.append(" ".join(" ".join(lines).split()))
+            lines = []
+    return paragraphs

@@ -1,0 +1,38 @@
+"""Learns a tokenizer from a corpus and saves it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from mpnet_ds.data.corpus import Corpus, ReadOptions
+from mpnet_ds.files import new_folder
+from mpnet_ds.progress import Progress
+from mpnet_ds.tokenizer import PretrainingTokenizer, train_tokenizer
+
+
+def train_tokenizer_on(
+    inputs: list[str],
+    vocab_size: int,
+    output: str | Path,
+    options: ReadOptions | None = None,
+    dataset: str | None = None,
+    lower_case: bool = True,
+) -> PretrainingTokenizer:
+    """Learns a tokenizer from a corpus and saves it to the new folder ``output``; arguments as ``Corpus`` takes them."""
+    corpus = Corpus(inputs, options, dataset)
+    with new_folder(output) as folder:
+        with Progress("Learning the vocabulary", 2 * corpus.num_bytes or None, unit="B") as progress:
+            tokenizer = train_tokenizer(_Texts(corpus, progress), vocab_size, lower_case)
+        tokenizer.save(folder)
+    return tokenizer
+
+
+class _Texts:
+    """The documents' texts, as often as one likes."""
+
+    def __init__(self, corpus: Corpus, progress: Progress):
+        self.corpus, self.progress = corpus, progress
+
+    def __iter__(self) -> Iterator[str]:
+        for block in self.corpus.blocks():
+            yield from map("\n".join, block.documents)
+            self.progress.update(block.num_bytes)

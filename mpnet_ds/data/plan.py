@@ -1,0 +1,166 @@
+"""How a build is divided, and whether an interrupted one can be continued.
+
+The corpus, source after source, is cut into *pieces* of about ``shard_bytes``; each piece becomes the shard of its number,
+whoever builds it and whenever. So the files do not depend on the number of processes or machines, and a build that was
+interrupted continues with the pieces that are missing. A piece may hold many small files, or a stretch of a large one:
+
+    sources   |  a.txt  | b.jsonl |          c.txt          | d.gz |
+    pieces    |---- 0 -----|--- 1 ---|--- 2 ---|--- 3 ---|-- 4 --|
+
+Where several machines build, each takes a run of consecutive pieces.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+
+from mpnet_ds.data.corpus import Corpus, Source, last_unit
+from mpnet_ds.errors import UserError
+
+
+@dataclass(frozen=True)
+class Span:
+    """A part of a source; ``start`` and ``end`` as ``corpus.read`` takes them."""
+
+    source: int
+    """Number of the source."""
+    start: int
+    end: int
+
+
+Piece = list[Span]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which of several machines this is."""
+
+    number: int
+    """From 1 to ``of``."""
+    of: int
+    origin: str = "--part"
+
+    def __post_init__(self):
+        if not 1 <= self.number <= self.of:
+            raise UserError(f"{self.origin}: part {self.number} of {self.of} cannot be; parts count from 1/{self.of}.")
+
+    @property
+    def folder_name(self) -> str:
+        return f"part-{self.number:05d}-of-{self.of:05d}"
+
+    def pieces(self, count: int) -> range:
+        """The numbers of this part's pieces among ``count``: parts tile them in order."""
+        return range((self.number - 1) * count // self.of, self.number * count // self.of)
+
+
+def parse_part(text: str) -> Part:
+    """``2/8`` as a part."""
+    number, slash, of = text.partition("/")
+    if not (slash and number.strip().isdigit() and of.strip().isdigit()):
+        raise UserError(f"--part {text}: it takes two numbers such as 2/8, the second part of eight.")
+    return Part(int(number), int(of))
+
+
+def part_of_environment(environment: Mapping[str, str]) -> Part | None:
+    """The part that a task of a SLURM array, ``srun`` or ``mpirun`` is; None outside of these, or where it is alone."""
+    if "SLURM_ARRAY_TASK_COUNT" in environment:
+        names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_MAX", "SLURM_ARRAY_TASK_COUNT")
+        number, first, last, count = (int(environment[name]) for name in names)
+        if last - first + 1 != count:
+            raise UserError(f"{names[0]}: the array {first}…{last} has gaps ({count} tasks): say --part I/N.")
+        return Part(number - first + 1, count, names[0]) if count > 1 else None
+    for rank, size in (("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"), ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+                       ("PMI_RANK", "PMI_SIZE")):  # fmt: skip
+        if rank in environment and int(environment.get(size, 1)) > 1:
+            return Part(int(environment[rank]) + 1, int(environment[size]), rank)
+    return None
+
+
+def cut(sources: list[Source], shard_bytes: int) -> list[Piece]:
+    """All pieces, in order."""
+    pieces: list[Piece] = [[]]
+    room = shard_bytes
+    for number, source in enumerate(sources):
+        for start, end, size in _units(source, shard_bytes):
+            while start < end:
+                taken = min(end - start, max(room, 0)) if source.is_divisible else end - start
+                if room <= 0 or (pieces[-1] and not source.is_divisible and size > room):
+                    pieces.append([])
+                    room = shard_bytes
+                    continue
+                _append(pieces[-1], Span(number, start, start + taken))
+                room -= taken if source.is_divisible else size
+                start += taken
+    return [piece for piece in pieces if piece]
+
+
+def _units(source: Source, shard_bytes: int) -> list[tuple[int, int, int]]:
+    """(start, end, bytes) of what a source is divided by; a divisible file is one, which ``cut`` divides."""
+    if source.kind == "parquet":
+        from mpnet_ds.data.tables import row_group_bytes
+
+        return [(i, i + 1, size) for i, size in enumerate(row_group_bytes(source))]
+    if source.kind == "datasets" and not source.num_bytes:  # streamed: nobody knows the size
+        return [(i, i + 1, shard_bytes) for i in range(source.units)]
+    if source.kind == "datasets":
+        rows = max(1, min(source.units, source.units * shard_bytes // source.num_bytes))
+        size = rows * source.num_bytes // source.units
+        return [(i, min(i + rows, source.units), size) for i in range(0, source.units, rows)]
+    return [(0, last_unit(source), source.num_bytes)]
+
+
+def _append(piece: Piece, span: Span) -> None:
+    """Adds a span, joined to the one before where it continues that."""
+    if piece and (piece[-1].source, piece[-1].end) == (span.source, span.start):
+        span = Span(span.source, piece.pop().start, span.end)
+    piece.append(span)
+
+
+def settings_of(corpus: Corpus, tokenizer_fingerprint: str, options: dict) -> dict:
+    """What a build depends on, as ``plan.json`` and the manifest record it."""
+    settings = {
+        "sources": [asdict(source) for source in corpus.sources],
+        "tokenizer_fingerprint": tokenizer_fingerprint,
+        "options": options | {"plan": _digest(corpus, tokenizer_fingerprint, options)},
+    }
+    return json.loads(json.dumps(settings))
+
+
+def _digest(corpus: Corpus, tokenizer_fingerprint: str, options: dict) -> str:
+    """sha256 (hex) of what all parts of a build have in common: not times, which copies of a corpus may differ in."""
+    sources = [[source.path, source.num_bytes, source.units, source.version] for source in corpus.sources]
+    common = {name: value for name, value in options.items() if name not in ("part", "on_error")}
+    return hashlib.sha256(json.dumps([sources, tokenizer_fingerprint, common], sort_keys=True).encode()).hexdigest()
+
+
+def difference(before: dict, now: dict) -> str:
+    """The first difference between two builds' settings, for a person; empty if one may continue the other."""
+    if before["tokenizer_fingerprint"] != now["tokenizer_fingerprint"]:
+        old, new = (settings["tokenizer_fingerprint"][:12] for settings in (before, now))
+        return f"the tokenizer was {old}, is now {new}"
+    for name, value in now["options"].items():
+        was = before["options"].get(name)
+        may_change = name == "plan" or (name == "on_error" and was == "stop")  # what was built had no fault
+        if was != value and not may_change:
+            return f"--{name} was {was}, is now {value}"
+    old, new = ({source["path"]: source for source in settings["sources"]} for settings in (before, now))
+    for path in old.keys() | new.keys():
+        if path not in new or path not in old:
+            return f"{path} is {'gone' if path in old else 'new'}"
+        if old[path] != new[path]:
+            return f"{path} has changed: {_describe(old[path])} then, {_describe(new[path])} now"
+    order = [[source["path"] for source in settings["sources"]] for settings in (before, now)]
+    return "the sources are in another order" if order[0] != order[1] else ""
+
+
+def _describe(source: dict) -> str:
+    time = datetime.fromtimestamp(source["modified"]).isoformat(" ", "microseconds") if source["modified"] else ""
+    return " ".join(filter(None, (f"{source['num_bytes']:,} bytes", time, source["version"][:12])))
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,34 @@
+"""Standard input as a source: it is stored first, so that it can be divided, and read twice."""
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mpnet_ds.data.corpus import STANDARD_INPUT
+from mpnet_ds.errors import UserError
+from mpnet_ds.files import BLOCK, fast_checksum
+
+FILE_NAME = "standard-input"
+
+
+@contextmanager
+def with_standard_input(inputs: list[str], folder: Path, kind: str) -> Iterator[list[str]]:
+    """The inputs with ``-`` replaced by a file in ``folder`` that holds what standard input had; gone at the end."""
+    if STANDARD_INPUT not in inputs:
+        yield inputs
+        return
+    if sys.stdin.isatty():
+        raise UserError("--input -: standard input is a terminal. Pipe text into this program: zcat a.gz | … --input -")
+    stored = folder / FILE_NAME
+    with open(stored, "wb") as file:
+        shutil.copyfileobj(sys.stdin.buffer, file, BLOCK)
+    os.utime(stored, (0, 0))
+    # Its name tells other contents from these when an interrupted build goes on.
+    path = stored.rename(folder / f"{FILE_NAME}-{fast_checksum(stored)}.{kind}")
+    try:
+        yield [str(path) if name == STANDARD_INPUT else name for name in inputs]
+    finally:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,320 @@
+"""Documents of text, JSON lines and CSV files, plain or compressed, by parts that begin and end between documents.
+
+A file is read in stretches of whole lines. The part (a, b) of a file holds the bytes from ``border(a)`` to ``border(b)``,
+where a border is the first place at or after a byte at which a document may begin: after a line's end, and for documents
+that blank lines separate after the next blank line. So parts meet exactly, whoever reads them.
+
+Bytes that are no UTF-8 are carried as lone surrogates ("surrogateescape") as far as the document that holds them.
+"""
+
+import codecs
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import pyarrow as pa
+
+from mpnet_ds.data.corpus import LONGEST_DOCUMENT, Block, Faults, ReadOptions, Source, split_lines
+from mpnet_ds.errors import UserError, did_you_mean
+
+STRETCH_BYTES = 1 << 22
+_DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile, OSError, pa.ArrowException)  # what decompression raises
+
+
+@dataclass
+class _Stretch:
+    """Whole lines of a file."""
+
+    text: str
+    offset: int
+    """Byte at which it begins."""
+    num_bytes: int
+    suspect: bool
+    """Whether bytes of it are no UTF-8."""
+
+
+@dataclass
+class _Found:
+    """Documents of a stretch, before those with faults are mended or left out."""
+
+    documents: list[list[str]]
+    suspect: bool
+
+
+def read(source: Source, start: int, end: int, options: ReadOptions, faults: Faults) -> Iterator[Block]:
+    """The documents of a part of a file; see ``corpus.read``."""
+    reader = {"txt": _read_txt, "jsonl": _read_json_lines, "csv": _read_csv, "tsv": _read_csv}[source.kind]
+    with open(source.path, "rb") as stored:
+        lines = _Lines(stored, source, start, end, options, faults)
+        done = stored.tell()
+        for found in reader(lines, options):
+            now = stored.tell()
+            yield Block(_mend(found.documents, faults) if found.suspect else found.documents, max(now - done, 0))
+            done = now
+
+
+def decompressed(stored: BinaryIO, source: Source) -> BinaryIO:
+    """The content of an open file."""
+    if source.compression == "gz":
+        return gzip.GzipFile(fileobj=stored)
+    if source.compression == "zst":
+        return pa.BufferedInputStream(pa.CompressedInputStream(stored, "zstd"), STRETCH_BYTES)
+    return stored
+
+
+def border(file: BinaryIO, byte: int, num_bytes: int, after_blank_line: bool) -> int:
+    """The first place at or after ``byte`` at which a document may begin; the file's end if there is none."""
+    if byte == 0 or byte >= num_bytes:
+        return min(byte, num_bytes)
+    file.seek(byte - 1)
+    place = byte - 1 + _skip_line(file)
+    is_blank = not after_blank_line
+    while not is_blank and (line := file.readline(STRETCH_BYTES)):
+        place += len(line)
+        is_blank = not line.decode("utf-8", "replace").strip()
+        if not line.endswith(b"\n"):
+            is_blank = False
+            place += _skip_line(file)
+    return place
+
+
+def _skip_line(file: BinaryIO) -> int:
+    """Reads past the next line end and returns how many bytes that were."""
+    skipped = 0
+    while part := file.readline(STRETCH_BYTES):
+        skipped += len(part)
+        if part.endswith(b"\n"):
+            break
+    return skipped
+
+
+def _mend(documents: list[list[str]], faults: Faults) -> list[list[str]]:
+    """Puts U+FFFD for lone surrogates, or leaves out documents that hold them."""
+    kept = []
+    for document in documents:
+        text = "\n".join(document)
+        mended = text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+        if mended != text:
+            faults.note(f"{faults.place} is not UTF-8, or half a surrogate pair")
+        if mended == text or faults.on_error == "replace":
+            kept.append(mended.split("\n"))
+    return kept
+
+
+class _Lines:
+    """A part of a file in stretches of whole lines; a line longer than ``LONGEST_DOCUMENT`` is reported and left out."""
+
+    def __init__(self, stored: BinaryIO, source: Source, start: int, end: int, options: ReadOptions, faults: Faults):
+        self.source, self.faults = source, faults
+        self.file = decompressed(stored, source)
+        self.first, self.last = 0, None
+        if source.is_divisible:
+            blank_lines = source.kind == "txt" and options.txt_documents == "blank_line"
+            self.last = border(stored, end, source.num_bytes, blank_lines)
+            self.first = border(stored, start, source.num_bytes, blank_lines)
+            stored.seek(self.first)
+
+    def __iter__(self) -> Iterator[_Stretch]:
+        for raw, offset in self._stretches():
+            mark = len(codecs.BOM_UTF8) if offset == 0 and raw.startswith(codecs.BOM_UTF8) else 0
+            try:
+                yield _Stretch(raw[mark:].decode("utf-8"), offset, len(raw), suspect=False)
+            except UnicodeDecodeError as error:
+                if self.faults.on_error == "stop":
+                    self.report(offset + mark + error.start, f"not UTF-8 ({error.reason}): convert the file.", True)
+                self.faults.place = f"{self.source.path}: byte {offset + mark + error.start}"
+                yield _Stretch(raw[mark:].decode("utf-8", "surrogateescape"), offset, len(raw), suspect=True)
+
+    def _stretches(self) -> Iterator[tuple[bytes, int]]:
+        offset, rest = self.first, b""
+        while more := self._read(offset + len(rest)):
+            cut = more.rfind(b"\n") + 1
+            if cut:
+                yield rest + more[:cut], offset
+                offset, rest = offset + len(rest) + cut, more[cut:]
+                continue
+            rest += more
+            if len(rest) > LONGEST_DOCUMENT:
+                self.report_too_long(offset)
+                offset, rest = offset + len(rest) + _skip_line(self.file), b""
+        if rest:
+            yield rest, offset
+
+    def _read(self, offset: int) -> bytes:
+        count = STRETCH_BYTES if self.last is None else min(STRETCH_BYTES, self.last - offset)
+        try:
+            return self.file.read(count) if count > 0 else b""
+        except _DAMAGE as error:
+            path = self.source.path
+            self.faults.report(f"{path} is damaged or cut short after byte {offset} of its text ({error}): fetch it again.")
+            return b""
+
+    def report(self, offset: int, what: str, can_replace: bool = False) -> None:
+        """Says ``a.txt: byte 17 (line 3): what``, or counts it."""
+        line = f" (line {self._line_number(offset)})" if self.faults.on_error == "stop" else ""  # that takes time
+        of = " of its text" if self.source.compression else ""
+        self.faults.report(f"{self.source.path}: byte {offset}{of}{line}: {what}", can_replace)
+
+    def report_too_long(self, offset: int) -> None:
+        cure = "break it up."
+        if self.source.kind == "txt":
+            cure = "blank lines separate documents; if each line is one, add --txt_documents line."
+        self.report(offset, f"a document of more than {LONGEST_DOCUMENT >> 20} MiB begins here: {cure}")
+
+    def _line_number(self, offset: int) -> int:
+        number = 1
+        with open(self.source.path, "rb") as stored:
+            file = decompressed(stored, self.source)
+            while offset > 0 and (part := file.read(min(offset, STRETCH_BYTES))):
+                number += part.count(b"\n")
+                offset -= len(part)
+        return number
+
+
+def _read_txt(lines: _Lines, options: ReadOptions) -> Iterator[_Found]:
+    if options.txt_documents == "line":
+        for stretch in lines:
+            yield _Found([[line] for line in split_lines(stretch.text)], stretch.suspect)
+        return
+    paragraphs = _Paragraphs(lines)
+    for stretch in lines:
+        yield paragraphs.of(stretch)
+    yield paragraphs.rest()
+
+
+class _Paragraphs:
+    """Documents that blank lines separate; one may reach over several stretches."""
+
+    def __init__(self, lines: _Lines):
+        self.lines = lines
+        self._begin()
+
+    def _begin(self) -> None:
+        self.begun: list[str] = []
+        self.size, self.offset, self.suspect, self.is_too_long = 0, 0, False, False
+
+    def of(self, stretch: _Stretch) -> _Found:
+        """The documents that end in this stretch."""
+        stripped = [line.strip() for line in stretch.text.split("\n")]
+        if stretch.text.endswith("\n"):
+            stripped.pop()
+        found, start = _Found([], stretch.suspect), 0
+        for _ in range(stripped.count("")):
+            end = stripped.index("", start)
+            if not self.is_too_long and (document := self.begun + stripped[start:end]):
+                found.documents.append(document)
+                found.suspect |= self.suspect
+            self._begin()
+            start = end + 1
+        self._continue(stripped[start:], stretch)
+        return found
+
+    def _continue(self, sequences: list[str], stretch: _Stretch) -> None:
+        if self.is_too_long or not sequences:
+            return
+        self.offset = self.offset if self.begun else stretch.offset
+        self.begun += sequences
+        self.suspect |= stretch.suspect
+        self.size += sum(map(len, sequences))
+        if self.size > LONGEST_DOCUMENT:
+            self.lines.report_too_long(self.offset)
+            self.is_too_long, self.begun = True, []
+
+    def rest(self) -> _Found:
+        return _Found([self.begun] if self.begun else [], self.suspect)
+
+
+def _read_json_lines(lines: _Lines, options: ReadOptions) -> Iterator[_Found]:
+    for stretch in lines:
+        found = _Found([], stretch.suspect)
+        for number, line in enumerate(stretch.text.split("\n")):
+            if line and not line.isspace():
+                text, fault = _text_of_json(line, options.text_field)
+                if fault:
+                    lines.report(_offset_of_line(stretch, number), fault)
+                elif text:
+                    found.suspect |= "\\ud" in line or "\\uD" in line  # perhaps half of a surrogate pair
+                    found.documents.append(split_lines(text))
+        if found.suspect:
+            _report_half_pairs(lines, stretch, found)
+        yield found
+
+
+def _text_of_json(line: str, field: str) -> tuple[str, str]:
+    """(text, fault): one of them is empty. No text, as in ``null``, is an empty document."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return "", f"not JSON: {error}. Each line must hold one object."
+    if not isinstance(record, dict):
+        return "", f"a JSON {type(record).__name__}, not an object with the field '{field}'."
+    text = record.get(field, 0)
+    if text is None or isinstance(text, str):
+        return text or "", ""
+    if field in record:
+        return "", f"field '{field}' is no text but {json.dumps(text)[:40]}."
+    return "", f"no text in field '{field}' (found: {', '.join(sorted(record))}): use --text_field."
+
+
+def _report_half_pairs(lines: _Lines, stretch: _Stretch, found: _Found) -> None:
+    if lines.faults.on_error == "stop" and not stretch.suspect:
+        for document in found.documents:
+            try:
+                "\n".join(document).encode("utf-8")
+            except UnicodeEncodeError as error:
+                what = f"a document of the lines that begin here holds half a surrogate pair ({error.reason})."
+                lines.report(stretch.offset, what, can_replace=True)
+
+
+def _offset_of_line(stretch: _Stretch, number: int) -> int:
+    before = stretch.text.split("\n")[:number]
+    return stretch.offset + sum(len(line.encode("utf-8", "surrogatepass")) + 1 for line in before)
+
+
+def _read_csv(lines: _Lines, options: ReadOptions) -> Iterator[_Found]:
+    csv.field_size_limit(LONGEST_DOCUMENT)
+    pending = _Found([], False)
+    begins = []  # stretches that the reader has entered
+
+    def rows_of_text() -> Iterator[str]:
+        for stretch in lines:
+            begins.append(stretch)
+            yield from io.StringIO(stretch.text, newline="\n")
+
+    rows = csv.reader(rows_of_text(), delimiter="\t" if lines.source.kind == "tsv" else ",")
+    header = next(rows, [])
+    column = _column(header, options.text_field, lines.source)
+    while (row := _next_row(rows, lines, begins)) is not None:
+        if len(row) > column:
+            pending.documents.append(split_lines(row[column]))
+        elif row:
+            offset, number = begins[-1].offset, rows.line_num
+            lines.report(offset, f"a row soon after has {len(row)} of {len(header)} columns (it ends in line {number}).")
+        if len(begins) > 1:
+            pending.suspect = any(stretch.suspect for stretch in begins)
+            del begins[:-1]
+            yield pending
+            pending = _Found([], False)
+    pending.suspect = any(stretch.suspect for stretch in begins)
+    yield pending
+
+
+def _next_row(rows, lines: _Lines, begins: list[_Stretch]) -> list[str] | None:
+    try:
+        return next(rows, None)
+    except csv.Error as error:
+        lines.report(begins[-1].offset, f"not CSV in line {rows.line_num} ({error}); the rest of the file is left out.")
+        return None
+
+
+def _column(header: list[str], name: str, source: Source) -> int:
+    names = [cell.strip() for cell in header]
+    if name not in names:
+        hint = did_you_mean(name, names) if names else "The file is empty."
+        raise UserError(f"{source.path}: no column '{name}' in its first line. {hint} Name it with --text_field.")
+    return names.index(name)

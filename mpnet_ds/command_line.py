@@ -6,9 +6,20 @@ Exit codes: 0 done, 2 the user must change something (one or two lines on standa
 import argparse
 import difflib
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
+
+UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+def size(text: str) -> int:
+    """An argument type: ``64MB``, ``1.5GiB`` or ``1000`` in bytes."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    if not found or found[2].upper() not in UNITS or float(found[1]) == 0:
+        raise argparse.ArgumentTypeError(f"'{text}' is no size such as 64MB or 2GiB")
+    return int(float(found[1]) * UNITS[found[2].upper()])
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,6 +41,22 @@ class Parser(argparse.ArgumentParser):
                 message += f". Did you mean {near[0]}?"
         _say_error(f"{message} (see {self.prog} --help)")
         raise SystemExit(2)
+
+
+def add_reading_arguments(parser: Parser) -> None:
+    """What the tools that read a corpus have in common: inputs, and the fields of ``ReadOptions``."""
+    kinds = ".txt, .jsonl, .csv, .parquet (also .gz, .zst), folders, globs, - or builtin-sample"
+    parser.add_argument("--input", nargs="+", default=[], metavar="PATH", help=kinds)
+    parser.add_argument("--text_field", default="text", metavar="NAME", help="field or column that holds the text (text)")
+    parser.add_argument(
+        "--txt_documents", default="blank_line", metavar="blank_line|line", help="what separates documents of a .txt"
+    )
+    parser.add_argument("--on_error", default="stop", metavar="stop|skip|replace", help="at a document that cannot be read")
+    parser.add_argument("--stdin_format", default="txt", metavar="txt|jsonl|csv|tsv", help="what --input - holds (txt)")
+    parser.add_argument("--dataset", metavar="NAME|DIR", help="a set of the datasets library, as well or instead")
+    parser.add_argument("--dataset_config", metavar="NAME", help="its configuration")
+    parser.add_argument("--split", default="train", metavar="NAME", help="its split (train)")
+    parser.add_argument("--streaming", action="store_true", help="read it over the network, without a download")
 
 
 def run(main: Callable[[], int | None]) -> None:

@@ -16,7 +16,13 @@ class Progress:
     """
 
     def __init__(
-        self, what: str, total: int | None, unit: str = "it", initial: int = 0, enabled: bool = True, plain_lines: bool = True
+        self,
+        what: str,
+        total: int | None,
+        unit: str = "it",
+        initial: int = 0,
+        enabled: bool = True,
+        plain_lines: bool = True,
     ):
         self.what, self.total, self.unit, self.done = what, total, unit, initial
         self._note = ""
@@ -61,3 +67,10 @@ class Progress:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+def show_duration(seconds: float) -> str:
+    """``2h05m``, ``3m20s`` or ``12s``."""
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s" if minutes else f"{seconds}s"

@@ -122,7 +122,8 @@ class PretrainingTokenizer:
 
     @cached_property
     def special_ids(self) -> np.ndarray:
-        """int64, sorted: ids that stand for no text, and the unknown piece. They are never predicted by default, nor drawn at random."""
+        """int64, sorted: ids that stand for no text, and the unknown piece. They are never drawn at random, nor predicted
+        by default."""
         unknown = self.backend.token_to_id(self.unknown)
         return np.array(sorted({*range(4), *([] if unknown is None else [unknown]), self.mask_id}))
 

@@ -11,9 +11,8 @@ import tokenizers
 from hypothesis import settings
 from tokenizers import models, normalizers, pre_tokenizers
 
-from mpnet_ds.data import build_dataset
-from mpnet_ds.data.build import train_tokenizer_on
-from mpnet_ds.data.corpus import Corpus
+from mpnet_ds.data import BuildOptions, build_dataset, builtin_sample
+from mpnet_ds.data.learn_tokenizer import train_tokenizer_on
 from mpnet_ds.tokenizer import PretrainingTokenizer
 
 pytest_plugins = ["tests.runs"]
@@ -36,7 +35,7 @@ class CorpusFiles:
 @pytest.fixture(scope="session")
 def corpus_files(tmp_path_factory) -> CorpusFiles:
     folder = tmp_path_factory.mktemp("corpus")
-    sample = (document.text for document in Corpus(["builtin-sample"]))
+    sample = map("\n".join, builtin_sample.documents())
     documents = list({text.lower(): text for text in itertools.islice(sample, 600)}.values())
     (folder / "sample.txt").write_text("\n\n".join(documents) + "\n", encoding="utf-8")
     (folder / "sample.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
@@ -58,7 +57,7 @@ def tokenizer(tokenizer_folder) -> PretrainingTokenizer:
 @pytest.fixture(scope="session")
 def dataset_folder(tmp_path_factory, corpus_files, tokenizer_folder) -> Path:
     folder = tmp_path_factory.mktemp("built") / "dataset"
-    build_dataset([corpus_files.txt], tokenizer_folder, folder, holdout=0.1, show_progress=False)
+    build_dataset([corpus_files.txt], tokenizer_folder, folder, BuildOptions(holdout=0.1), show_progress=False)
     return folder
 
 

@@ -1,31 +1,42 @@
 """Builds a dataset: python tools/build_dataset.py --input corpus/ --tokenizer my-tokenizer --output my-data"""
 
-from mpnet_ds.command_line import Parser, run
+import os
+
+from mpnet_ds.command_line import Parser, add_reading_arguments, run, size
 
 
 def main() -> None:
-    from mpnet_ds.data import build_dataset
+    from mpnet_ds.data.build import BuildOptions, build_dataset
+    from mpnet_ds.data.corpus import ReadOptions
+    from mpnet_ds.data.estimate import estimate
+    from mpnet_ds.data.plan import parse_part, part_of_environment
 
     parser = Parser(
-        "Turn text into token shards and a manifest, ready for pre-training.",
+        "Turn text into token shards and a manifest, ready for pre-training. An interrupted build goes on where it was.",
         "python tools/build_dataset.py --input corpus/ --tokenizer my-tokenizer --output my-data --holdout 0.01",
     )
-    parser.add_argument("--input", nargs="+", required=True, metavar="PATH", help=".txt, .jsonl, folders, or builtin-sample")
+    add_reading_arguments(parser)
     parser.add_argument("--tokenizer", required=True, metavar="DIR", help="folder of the tokenizer")
     parser.add_argument("--output", required=True, metavar="DIR", help="new folder for the dataset")
-    parser.add_argument("--workers", type=int, metavar="N", help="threads that tokenise (default: all cores)")
-    parser.add_argument("--text_field", default="text", metavar="NAME", help="field of a .jsonl line that holds the text")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: all cores)")
     parser.add_argument("--holdout", type=float, default=0.0, metavar="F", help="share of documents for evaluation")
-    arguments = parser.parse_args()
-    built = build_dataset(
-        arguments.input,
-        arguments.tokenizer,
-        arguments.output,
-        workers=arguments.workers,
-        text_field=arguments.text_field,
-        holdout=arguments.holdout,
-    )
+    parser.add_argument("--sentences", default="line", metavar="line|document", help="what a sequence of the index is")
+    parser.add_argument("--shard_size", type=size, default="64MiB", metavar="SIZE", help="text for each shard (64MiB)")
+    parser.add_argument("--part", metavar="I/N", help="build part I of N; by itself in SLURM arrays, srun and mpirun")
+    parser.add_argument("--dry_run", action="store_true", help="say what it will come to, from a sample, and stop")
+    given = parser.parse_args()
+    reading = ReadOptions(**{name: getattr(given, name) for name in ReadOptions.__dataclass_fields__})
+    what = (given.input, given.tokenizer, given.output, BuildOptions(given.holdout, given.sentences, given.shard_size))
+    part = parse_part(given.part) if given.part else part_of_environment(os.environ)
+    if given.dry_run:
+        print(estimate(*what, reading, given.dataset, given.workers, part))
+        return
+    if part is not None:
+        print(f"Part {part.number} of {part.of} (by {part.origin}). Join all with tools/merge_datasets.py.")
+    built = build_dataset(*what, reading, given.dataset, given.workers, part)
     print(f"{built.documents:,} documents, {built.sequences:,} sequences, {built.tokens:,} tokens for training")
+    if built.left_out["faulty_documents"]:
+        print(f"{built.left_out['faulty_documents']:,} could not be read. The first: {built.left_out['first_fault']}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Joins ZeRO shards into safetensors: python tools/consolidate.py runs/first weights"""
 
-from mpnet_ds.command_line import Parser, run
+from mpnet_ds.command_line import Parser, run, size
 
 
 def main() -> None:
@@ -14,7 +14,7 @@ def main() -> None:
     parser.add_argument("output", help="new folder for the weights")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32")
     parser.add_argument(
-        "--max_shard_size", default="5GB", metavar="SIZE", help="a larger model is split into files of this size"
+        "--max_shard_size", type=size, default="5GB", metavar="SIZE", help="a larger model is split into files of this size"
     )
     arguments = parser.parse_args()
     for path in consolidate(arguments.checkpoint, arguments.output, arguments.dtype, arguments.max_shard_size):

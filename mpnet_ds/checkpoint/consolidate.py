@@ -26,7 +26,9 @@ def load_consolidated(folder: str | Path) -> dict[str, Tensor]:
     return weights | {name: weights[source] for name, source in checkpoint.tied.items() if source in weights}
 
 
-def consolidate(source: str | Path, output: str | Path, dtype: str = "fp32", max_shard_size: str = "5GB") -> list[Path]:
+def consolidate(
+    source: str | Path, output: str | Path, dtype: str = "fp32", max_shard_size: int | str = "5GB"
+) -> list[Path]:
     """Writes ``model.safetensors``, or several files and their index above ``max_shard_size``, to a new folder.
 
     A tied parameter is written once, under its first name. The folder appears when all is whole. Returns the files in it.

@@ -19,7 +19,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import mpnet_ds
@@ -136,7 +136,7 @@ def _partial_folder(output: Path) -> Iterator[Path]:
                     shutil.rmtree(folder)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            free = shutil.disk_usage(_existing(output)).free
+            free = shutil.disk_usage(existing_folder(output)).free
             raise UserError(
                 f"{error.filename or folder}: {error.strerror}, {free:,} bytes are free. Make room (--dry_run says how much "
                 "is needed); the same command goes on from here."
@@ -157,7 +157,8 @@ def _say_how_to_go_on(folder: Path, error: BaseException) -> None:
         error.args = (f"{error} ({count} finished shards are kept: the same command goes on, also with --on_error.)",)
 
 
-def _existing(path: Path) -> Path:
+def existing_folder(path: Path) -> Path:
+    """The path, or the nearest folder above it that is there."""
     return next(parent for parent in (path, *path.parents) if parent.exists())
 
 
@@ -220,7 +221,9 @@ def _finish(folder, output, tokenizer, settings, options: BuildOptions, numbers,
         held_out = _manifest(tokenizer, settings, HOLDOUT, records)
         if require_documents and not held_out.documents:
             _discard(folder)
-            raise UserError(f"--holdout {options.holdout} left no document for evaluation: take a larger share or more text.")
+            raise UserError(
+                f"--holdout {options.holdout} left no document for evaluation: take a larger share or more text."
+            )
         _save(held_out, tokenizer, folder / HOLDOUT)
     manifest = _manifest(tokenizer, settings, TRAINING, records)
     if require_documents and not manifest.documents:

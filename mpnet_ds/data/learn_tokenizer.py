@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mpnet_ds.data.corpus import Corpus, ReadOptions
+from mpnet_ds.data.standard_input import with_standard_input
 from mpnet_ds.files import new_folder
 from mpnet_ds.progress import Progress
 from mpnet_ds.tokenizer import PretrainingTokenizer, train_tokenizer
@@ -18,8 +19,9 @@ def train_tokenizer_on(
     lower_case: bool = True,
 ) -> PretrainingTokenizer:
     """Learns a tokenizer from a corpus and saves it to the new folder ``output``; arguments as ``Corpus`` takes them."""
-    corpus = Corpus(inputs, options, dataset)
-    with new_folder(output) as folder:
+    options = options or ReadOptions()
+    with new_folder(output) as folder, with_standard_input(inputs, folder, options.stdin_format) as files:
+        corpus = Corpus(files, options, dataset)
         with Progress("Learning the vocabulary", 2 * corpus.num_bytes or None, unit="B") as progress:
             tokenizer = train_tokenizer(_Texts(corpus, progress), vocab_size, lower_case)
         tokenizer.save(folder)

@@ -87,7 +87,9 @@ class ShardBuilder:
         """Writes shard ``number``; ``advance`` is told of each stretch of bytes that is done."""
         faults, empty = Faults(self.job.options.on_error), 0
         with ExitStack() as stack:
-            writers = {side: self._writer(side, number) for side in ([TRAINING, HOLDOUT] if self.job.holdout else [TRAINING])}
+            writers = {
+                side: self._writer(side, number) for side in ([TRAINING, HOLDOUT] if self.job.holdout else [TRAINING])
+            }
             for writer in writers.values():
                 stack.callback(writer.discard)  # what is not closed by the end is removed
             for block in self._blocks(piece, faults):

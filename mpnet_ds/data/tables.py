@@ -39,7 +39,9 @@ def dataset_source(name: str, options: ReadOptions) -> Source:
     data = load_set(name, options.dataset_config, options.split, options.streaming)
     names = data.column_names
     if names is not None and options.text_field not in names:
-        raise UserError(f"{name}: no column '{options.text_field}'. {did_you_mean(options.text_field, names)} Use --text_field.")
+        raise UserError(
+            f"{name}: no column '{options.text_field}'. {did_you_mean(options.text_field, names)} Use --text_field."
+        )
     if options.streaming:
         return Source(name, "datasets", 0, units=data.num_shards)
     num_bytes = data.data.nbytes if data.num_rows else 0

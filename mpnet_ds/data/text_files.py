@@ -12,6 +12,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from mpnet_ds.data.corpus import LONGEST_DOCUMENT, Block, Faults, ReadOptions, S
 from mpnet_ds.errors import UserError, did_you_mean
 
 STRETCH_BYTES = 1 << 22
+_SURROGATES = re.compile("[\ud800-\udfff]")
 _DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile, OSError, pa.ArrowException)  # what decompression raises
 
 
@@ -98,7 +100,7 @@ def _mend(documents: list[list[str]], faults: Faults) -> list[list[str]]:
     kept = []
     for document in documents:
         text = "\n".join(document)
-        mended = text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+        mended = _SURROGATES.sub("\ufffd", text)
         if mended != text:
             faults.note(f"{faults.place} is not UTF-8, or half a surrogate pair")
         if mended == text or faults.on_error == "replace":
@@ -146,13 +148,18 @@ class _Lines:
             yield rest, offset
 
     def _read(self, offset: int) -> bytes:
-        count = STRETCH_BYTES if self.last is None else min(STRETCH_BYTES, self.last - offset)
+        """The next bytes; none at the end, or where a damaged file cannot be read on."""
+        wanted = STRETCH_BYTES if self.last is None else min(STRETCH_BYTES, self.last - offset)
+        parts: list[bytes] = []
         try:
-            return self.file.read(count) if count > 0 else b""
+            while wanted > 0 and (part := self.file.read1(wanted)):
+                parts.append(part)
+                wanted -= len(part)
         except _DAMAGE as error:
-            path = self.source.path
-            self.faults.report(f"{path} is damaged or cut short after byte {offset} of its text ({error}): fetch it again.")
-            return b""
+            if not parts:
+                place = f"{self.source.path} is damaged or cut short: it ends at byte {offset} of its text ({error})."
+                self.faults.report(f"{place} Fetch it again, or use what there is:")
+        return b"".join(parts)
 
     def report(self, offset: int, what: str, can_replace: bool = False) -> None:
         """Says ``a.txt: byte 17 (line 3): what``, or counts it."""

@@ -40,6 +40,11 @@ def token_dtype(vocab_size: int) -> np.dtype:
     return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<i4")
 
 
+def index_bytes(sequences: int, documents: int) -> int:
+    """Size of an .idx file."""
+    return HEADER.size + 12 * sequences + 8 * (documents + 1)
+
+
 class TokenFileWriter:
     """Writes one shard. Both files appear under their names in ``close`` only, the .idx last; until then, and after
     ``discard``, there are but temporary files. Memory does not grow with the shard."""
@@ -47,7 +52,9 @@ class TokenFileWriter:
     def __init__(self, prefix: str | Path, dtype: np.dtype):
         self.prefix, self.dtype = Path(prefix), np.dtype(dtype)
         self.num_tokens = self.num_sequences = self.num_documents = 0
-        self._ids, self._index, self._documents = (open(self._temporary(part), "w+b") for part in ("bin", "idx", "documents"))
+        self._ids, self._index, self._documents = (
+            open(self._temporary(part), "w+b") for part in ("bin", "idx", "documents")
+        )
         self._index.write(bytes(HEADER.size))  # then the sizes, as they come; close() adds the rest
         self._documents.write(np.zeros(1, "<i8").tobytes())
 

@@ -67,13 +67,6 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
     return next((tera * 1e12 for part, tera in PEAK_TFLOPS.items() if part in name), None)
 
 
-def show_duration(seconds: float) -> str:
-    """``2h05m``, ``3m20s`` or ``12s``."""
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s" if minutes else f"{seconds}s"
-
-
 def _monitor_name(name: str) -> str:
     return f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else f"train/{name}"
 

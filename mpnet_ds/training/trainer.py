@@ -24,9 +24,9 @@ from mpnet_ds.data.dataset import PretrainingDataset
 from mpnet_ds.errors import UserError
 from mpnet_ds.model import MPNetForPretraining
 from mpnet_ds.model.sizes import flops_per_row
-from mpnet_ds.progress import Progress
+from mpnet_ds.progress import Progress, show_duration
 from mpnet_ds.training.deepspeed_config import EngineConfig
-from mpnet_ds.training.metrics import MetricsWriter, peak_flops, show_duration
+from mpnet_ds.training.metrics import MetricsWriter, peak_flops
 from mpnet_ds.training.processes import Ranks
 from mpnet_ds.training.recipe import Recipe
 from mpnet_ds.training.run_folder import Start

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from mpnet_ds.training.metrics import MetricsWriter, peak_flops, show_duration
+from mpnet_ds.progress import show_duration
+from mpnet_ds.training.metrics import MetricsWriter, peak_flops
 
 
 def test_other_ranks_write_nothing(tmp_path):

@@ -68,8 +68,8 @@ def run(main: Callable[[], int | None]) -> None:
     except UserError as error:
         _say_error(str(error))
         code = 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(": ".join(filter(None, ("interrupted", str(interrupt)))), file=sys.stderr)
         code = 130
     sys.exit(code)
 

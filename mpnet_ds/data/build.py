@@ -151,9 +151,11 @@ def _has_finished_shards(folder: Path) -> bool:
 
 
 def _say_how_to_go_on(folder: Path, error: BaseException) -> None:
-    """Adds to an error of the data that the finished shards are kept."""
+    """Adds to an interruption, or an error of the data, that the finished shards are kept."""
     count = len(list(folder.glob("shard-*.json")))
-    if isinstance(error, UserError) and count and "--on_error" in str(error):
+    if isinstance(error, KeyboardInterrupt) and count:
+        error.args = (f"{count} finished shards are kept, the same command goes on with the others.",)
+    elif isinstance(error, UserError) and count and "--on_error" in str(error):
         error.args = (f"{error} ({count} finished shards are kept: the same command goes on, also with --on_error.)",)
 
 

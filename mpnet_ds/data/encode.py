@@ -34,7 +34,10 @@ BLOCK_CHARACTERS = 1 << 22
 _END = "\n"  # between texts; a text's own line ends become blanks first
 _BLANK = re.compile("[ \n]")
 _PUNCTUATION = r"!-/:-@\[-`{-~"
-_CHINESE = "\u4e00-\u9fff\u3400-\u4dbf\U00020000-\U0002a6df\U0002a700-\U0002ebe0\uf900-\ufaff\U0002f800-\U0002fa1f"
+_CHINESE = (  # what BertNormalizer takes for Chinese characters
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    "\U00020000-\U0002a6df\U0002a700-\U0002b81f\U0002b920-\U0002ceaf\U0002f800-\U0002fa1f"
+)
 
 
 @dataclass(frozen=True)

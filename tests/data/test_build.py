@@ -1,16 +1,15 @@
 import hashlib
 import json
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import xxhash
 
-from mpnet_ds.data import PretrainingDataset, build_dataset
-from mpnet_ds.data.build import holdout_fraction_of, train_tokenizer_on
+from mpnet_ds.data import BuildOptions, PretrainingDataset, ReadOptions, build_dataset
+from mpnet_ds.data.learn_tokenizer import train_tokenizer_on
 from mpnet_ds.data.manifest import DatasetManifest
+from mpnet_ds.data.shard_builder import holdout_fraction_of
 from mpnet_ds.errors import UserError
 from mpnet_ds.tokenizer import PretrainingTokenizer
 
@@ -21,8 +20,9 @@ HOLDOUT = 0.1
 def build(tokenizer_folder, tmp_path):
     """A function (*inputs, **options): builds a dataset and returns its folder."""
 
-    def build_next(*inputs, name="dataset", **options):
-        build_dataset([str(path) for path in inputs], tokenizer_folder, tmp_path / name, show_progress=False, **options)
+    def build_next(*inputs, name="dataset", reading=None, workers=1, part=None, **options):
+        what = ([str(path) for path in inputs], tokenizer_folder, tmp_path / name, BuildOptions(**options), reading)
+        build_dataset(*what, workers=workers, part=part, show_progress=False)
         return tmp_path / name
 
     return build_next
@@ -66,13 +66,38 @@ def test_both_kinds_of_file_give_the_same_bytes(build, corpus_files):
         assert (from_text / name).read_bytes() == (from_json / name).read_bytes()
 
 
-def test_one_thread_and_a_second_run_build_the_same_bytes(dataset_folder, tokenizer_folder, corpus_files, tmp_path):
-    program = "import sys; from mpnet_ds.data import build_dataset\n"
-    program += "build_dataset([sys.argv[1]], sys.argv[2], sys.argv[3], workers=1, holdout=0.1)"
-    arguments = [corpus_files.txt, str(tokenizer_folder), str(tmp_path / "again")]
-    subprocess.run([sys.executable, "-c", program, *arguments], check=True)
-    assert DatasetManifest.load(tmp_path / "again").checksum == DatasetManifest.load(dataset_folder).checksum
-    assert (tmp_path / "again/shard-00000.bin").read_bytes() == (dataset_folder / "shard-00000.bin").read_bytes()
+def files_of(folder):
+    """The bytes of each file, but for the command in the manifest."""
+    found = {}
+    for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+        found[str(path.relative_to(folder))] = path.read_bytes()
+        if path.name == "dataset.json":
+            found[str(path.relative_to(folder))] = json.loads(path.read_text()) | {"command": ""}
+    return found
+
+
+@pytest.mark.parametrize("workers", [2, 5])
+def test_any_number_of_processes_builds_the_same_bytes(build, corpus_files, workers):
+    options = {"holdout": 0.1, "shard_bytes": 10_000}
+    alone = build(corpus_files.txt, corpus_files.jsonl, name="alone", **options)
+    together = build(corpus_files.txt, corpus_files.jsonl, name="together", workers=workers, **options)
+    assert len(DatasetManifest.load(alone).shards) > 10
+    assert files_of(together) == files_of(alone)
+
+
+def test_a_single_large_file_is_divided_among_the_processes(build, corpus_files):
+    folder = build(corpus_files.txt, workers=2, shard_bytes=Path(corpus_files.txt).stat().st_size // 4 + 1)
+    shards = DatasetManifest.load(folder).shards
+    assert len(shards) == 4
+    assert max(shard.tokens for shard in shards) < 1.5 * min(shard.tokens for shard in shards)
+
+
+def test_sequences_may_be_lines_or_documents_over_the_same_ids(build, corpus_files, read_shard):
+    lines, documents = (build(corpus_files.txt, name=name, sentences=name) for name in ("line", "document"))
+    assert (lines / "shard-00000.bin").read_bytes() == (documents / "shard-00000.bin").read_bytes()
+    whole = read_shard(documents / "shard-00000")
+    assert [len(document) for document in whole.documents] == [1] * len(corpus_files.documents)
+    assert len(read_shard(lines / "shard-00000").sequences) > len(whole.sequences)
 
 
 def test_the_manifest_counts_what_the_shards_hold(dataset_folder, read_shard):
@@ -109,12 +134,11 @@ def test_the_copied_tokenizer_is_the_one_that_was_used(dataset_folder, tokenizer
         assert copied.fingerprint == DatasetManifest.load(folder).tokenizer_fingerprint == tokenizer.fingerprint
 
 
-def test_a_full_shard_is_followed_by_the_next_one(build, corpus_files, documents_of, read_shard):
-    whole, parts = build(corpus_files.txt), build(corpus_files.txt, name="parts", tokens_per_shard=5000)
+def test_shards_hold_the_documents_in_order(build, corpus_files, documents_of, read_shard):
+    whole, parts = build(corpus_files.txt), build(corpus_files.txt, name="parts", shard_bytes=10_000)
     manifest = DatasetManifest.load(parts)
     assert [shard.name for shard in manifest.shards] == [f"shard-{i:05d}" for i in range(len(manifest.shards))]
     assert len(manifest.shards) > 5
-    assert all(5000 <= shard.tokens < 15_000 for shard in manifest.shards[:-1])
     assert documents_of(parts) == documents_of(whole)
     tokens = [token for shard in manifest.shards for token in read_shard(parts / shard.name).tokens]
     assert tokens == read_shard(whole / "shard-00000").tokens
@@ -177,18 +201,18 @@ def test_a_full_output_is_refused_and_left_alone(build, corpus_files, tmp_path):
     (tmp_path / "dataset" / "mine.txt").write_text("precious")
     with pytest.raises(UserError, match="dataset exists and is not empty"):
         build(corpus_files.txt)
-    assert [path.name for path in tmp_path.rglob("*")] == ["dataset", "mine.txt"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["dataset", "mine.txt"]
     assert (tmp_path / "dataset" / "mine.txt").read_text() == "precious"
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", b"fine\n\nal\xe4s\n", r"a\.txt: byte 8 \(line 3\) is not UTF-8"),
-        ("a.jsonl", b'{"text": "fine"}\n{"body": "lost"}\n', r"a\.jsonl, line 2 has no text in field 'text'"),
-        ("a.jsonl", b'{"text": "fine"}\n{"text": "cut\n', r"a\.jsonl, line 2 is not JSON"),
-        ("a.jsonl", b'{"text": "fine"}\n{"text": "half a pair \\ud83d"}\n', r"a\.jsonl, line 2"),
+        ("a.txt", b"fine\n\nal\xe4s\n", r"a\.txt: byte 8 \(line 3\): not UTF-8"),
+        ("a.jsonl", b'{"text": "fine"}\n{"body": "lost"}\n', r"a\.jsonl: byte 17 \(line 2\): no text in field 'text'"),
+        ("a.jsonl", b'{"text": "fine"}\n{"text": "cut\n', r"a\.jsonl: byte 17 \(line 2\): not JSON"),
         ("a.txt", b"\n \n", r"no document for training in .*a\.txt"),
+        ("a.txt", b"", r"no document for training in .*a\.txt"),
     ],
 )
 def test_a_failing_build_names_the_place_and_leaves_nothing(build, corpus_files, tmp_path, name, content, message):
@@ -226,3 +250,29 @@ def test_a_tokenizer_is_not_written_over_another(corpus_files, tokenizer_folder)
     with pytest.raises(UserError, match="exists and is not empty"):
         train_tokenizer_on([corpus_files.txt], 200, tokenizer_folder)
     assert (tokenizer_folder / "tokenizer.json").read_bytes() == before
+
+
+def test_faulty_and_empty_documents_are_counted_in_the_manifest(build, tmp_path, documents_of):
+    (tmp_path / "a.txt").write_bytes(b"one\n\ntw\xff\n\n\x01\n\nthree\n")
+    folder = build(tmp_path / "a.txt", reading=ReadOptions(on_error="skip"))
+    left_out = json.loads((folder / "dataset.json").read_text())["left_out"]
+    assert (left_out["faulty_documents"], left_out["empty_documents"]) == (1, 1)
+    assert "a.txt: byte 7" in left_out["first_fault"]
+    assert len(documents_of(folder)) == 2
+
+
+def test_a_finished_dataset_is_taken_as_it_is_by_the_same_command_and_refused_by_another(build, corpus_files):
+    folder = build(corpus_files.txt)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert build(corpus_files.txt) == folder
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    with pytest.raises(UserError, match=r"holds another dataset \(--holdout was 0.0, is now 0.2\)"):
+        build(corpus_files.txt, holdout=0.2)
+
+
+def test_nothing_but_the_dataset_is_left_after_a_build(build, corpus_files, tmp_path):
+    folder = build(corpus_files.txt, shard_bytes=50_000, holdout=0.1)
+    assert [path.name for path in tmp_path.iterdir()] == ["dataset"]
+    suffixes = {path.suffix for path in folder.rglob("*") if path.parent.name != "tokenizer" and path.is_file()}
+    assert suffixes == {".bin", ".idx", ".json"}
+    assert [path.name for path in folder.rglob("*.json") if path.parent.name != "tokenizer"] == ["dataset.json"] * 2

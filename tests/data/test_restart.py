@@ -1,0 +1,248 @@
+"""Builds that are killed, stopped or short of room go on, and end with the same bytes."""
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mpnet_ds.data import BuildOptions, ReadOptions, build_dataset
+from mpnet_ds.errors import UserError
+from tests.data.test_encode import real_text
+from tests.runs import ROOT
+
+KILLS = 20
+TOOL = str(ROOT / "tools" / "build_dataset.py")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """A little more than 20 MB of real text, in a large file and some small ones."""
+    folder = tmp_path_factory.mktemp("corpus")
+    lines = list(real_text(21 << 20))
+    (folder / "large.txt").write_text("\n".join(lines[:-20_000]), encoding="utf-8", errors="ignore")
+    for number in range(10):
+        chosen = lines[-20_000 + 2000 * number :][:2000]
+        (folder / f"small{number}.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in chosen))
+    assert sum(path.stat().st_size for path in folder.iterdir()) > 20 << 20
+    return folder
+
+
+def command(corpus, tokenizer, output, workers=2):
+    given = ["--input", corpus, "--tokenizer", tokenizer, "--output", output, "--holdout", "0.05", "--shard_size", "1MB"]
+    return [sys.executable, TOOL, *map(str, given), "--workers", str(workers)]
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def children_of(pid):
+    """Processes that ``pid`` started and that live."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if int(fields[1]) == pid and fields[0] != "Z":
+            found.append(int(path.parent.name))
+    return found
+
+
+def kill(process, whom):
+    """SIGKILL for all of a build's processes, for the first one, or for one of its workers."""
+    if whom == "all":
+        os.killpg(process.pid, signal.SIGKILL)
+    elif whom == "parent":
+        process.kill()
+    else:
+        for child in children_of(process.pid)[-1:]:
+            os.kill(child, signal.SIGKILL)
+    return process.wait(timeout=60)
+
+
+def test_a_build_killed_twenty_times_at_random_moments_ends_with_the_same_bytes(corpus, tokenizer_folder, tmp_path):
+    output = tmp_path / "dataset"
+    arguments = command(corpus, tokenizer_folder, output)
+    began = time.monotonic()
+    subprocess.run(arguments, check=True, capture_output=True)
+    duration = time.monotonic() - began
+    undisturbed = contents(output)
+    shutil.rmtree(output)
+    chance, kills, finished = random.Random(1), 0, 0
+    while kills < KILLS:
+        process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        time.sleep(chance.uniform(0.2, 0.6) * duration)
+        if process.poll() is None:
+            kill(process, chance.choice(["all", "parent", "worker"]))
+            kills += 1
+        if output.exists():  # not before all of it is there
+            assert contents(output) == undisturbed
+            shutil.rmtree(output)
+            finished += 1
+    subprocess.run(arguments, check=True, capture_output=True)
+    assert contents(output) == undisturbed
+    assert finished
+    assert [path.name for path in tmp_path.iterdir()] == ["dataset"]
+
+
+def wait_for_shards(folder, count):
+    deadline = time.monotonic() + 60
+    while len(list(folder.glob("shard-*.json"))) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def interrupted(corpus, tokenizer_folder, tmp_path):
+    """A build of ``tmp_path/dataset`` that was killed after some shards: its command."""
+    arguments = command(corpus, tokenizer_folder, tmp_path / "dataset")
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    wait_for_shards(tmp_path / "dataset.partial", 3)
+    kill(process, "all")
+    return arguments
+
+
+def test_going_on_builds_only_what_is_missing(interrupted, tmp_path):
+    partial = tmp_path / "dataset.partial"
+    before = {path.name: path.stat().st_mtime_ns for path in partial.glob("shard-*.bin")}
+    done = subprocess.run(interrupted, capture_output=True, text=True)
+    assert "Going on:" in done.stderr
+    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "dataset").glob("shard-*.bin")}
+    finished = {name for name in before if after[name] == before[name]}
+    assert 3 <= len(finished) < len(after)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda arguments: arguments + ["--sentences", "document"], "--sentences was line, is now document"),
+        (lambda arguments: arguments + ["--input", __file__.replace(".py", ".nothing")], "no such file"),
+        (lambda arguments: [a.replace("0.05", "0.5") for a in arguments], "--holdout was 0.05, is now 0.5"),
+    ],
+)
+def test_going_on_with_something_else_is_refused_with_the_difference(interrupted, tmp_path, change, words):
+    before = contents(tmp_path / "dataset.partial")
+    done = subprocess.run(change(interrupted), capture_output=True, text=True)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert {name: data for name, data in contents(tmp_path / "dataset.partial").items() if name != "lock"} == {
+        name: data for name, data in before.items() if name != "lock" and not name.endswith(".tmp")
+    }
+
+
+def test_going_on_with_a_changed_corpus_or_tokenizer_is_refused(interrupted, corpus, tmp_path, save_word_tokenizer):
+    os.utime(corpus / "small3.jsonl", (0, 0))
+    done = subprocess.run(interrupted, capture_output=True, text=True)
+    assert (done.returncode, "small3.jsonl has changed" in done.stderr) == (2, True)
+    other = save_word_tokenizer(tmp_path / "other", 10)
+    arguments = [str(other) if before == "--tokenizer" else word for before, word in zip(["", *interrupted], interrupted)]
+    done = subprocess.run(arguments, capture_output=True, text=True)
+    assert (done.returncode, "the tokenizer was" in done.stderr) == (2, True)
+
+
+def test_two_builders_of_one_folder_do_not_mix(corpus, tokenizer_folder, tmp_path):
+    arguments = command(corpus, tokenizer_folder, tmp_path / "dataset")
+    first = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for_shards(tmp_path / "dataset.partial", 1)
+    second = subprocess.run(arguments, capture_output=True, text=True)
+    assert second.returncode == 2
+    assert f"is being built by another program (process {first.pid} on " in second.stderr
+    assert first.wait(timeout=120) == 0
+
+
+def test_an_interrupted_build_says_that_it_can_go_on(corpus, tokenizer_folder, tmp_path):
+    arguments = command(corpus, tokenizer_folder, tmp_path / "dataset")
+    process = subprocess.Popen(
+        arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    wait_for_shards(tmp_path / "dataset.partial", 2)
+    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in errors and "Traceback" not in errors
+    assert "the same command goes on" in errors
+    assert not children_of(process.pid)
+
+
+def test_shards_finished_before_a_fault_are_kept_and_the_fault_can_be_skipped(tokenizer_folder, tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"a fine document\n\n" * 100 + b"bad \xff\n\n" + b"fine again\n\n" * 100)
+    what = ([str(tmp_path / "a.txt")], tokenizer_folder, tmp_path / "dataset", BuildOptions(shard_bytes=500))
+    with pytest.raises(UserError, match=r"byte 1704 .*finished shards are kept"):
+        build_dataset(*what, workers=1, show_progress=False)
+    assert len(list((tmp_path / "dataset.partial").glob("shard-*.json"))) == 3
+    manifest = build_dataset(*what, ReadOptions(on_error="skip"), workers=1, show_progress=False)
+    assert manifest.documents == 200
+    assert manifest.left_out["faulty_documents"] == 1
+
+
+def test_a_build_that_failed_at_once_leaves_nothing(tokenizer_folder, tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"bad \xff\n\n")
+    with pytest.raises(UserError):
+        build_dataset([str(tmp_path / "a.txt")], tokenizer_folder, tmp_path / "dataset", show_progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def assert_room_is_asked_for(done, output):
+    assert done.returncode == 2
+    assert "Make room" in done.stderr and "the same command goes on" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not output.exists()
+
+
+def test_a_limit_on_file_sizes_is_met_like_a_full_disk(corpus, tokenizer_folder, tmp_path):
+    output = tmp_path / "dataset"
+    arguments = command(corpus, tokenizer_folder, output)
+    arguments[arguments.index("1MB")] = "8MB"
+
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+
+    done = subprocess.run(arguments, capture_output=True, text=True, preexec_fn=limit)
+    assert_room_is_asked_for(done, output)
+    assert subprocess.run(arguments, capture_output=True).returncode == 0
+
+
+def can_mount():
+    done = subprocess.run(["unshare", "--mount", "true"], capture_output=True) if shutil.which("unshare") else None
+    return done is not None and done.returncode == 0
+
+
+@pytest.mark.skipif(not can_mount(), reason="this user may not mount a small file system of its own")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_full_disk_is_named_and_the_build_goes_on_when_there_is_room(corpus, tokenizer_folder, tmp_path, workers):
+    (tmp_path / "disk").mkdir()
+    arguments = command(corpus, tokenizer_folder, tmp_path / "disk" / "dataset", workers)
+    script = """
+        mount -t tmpfs -o size=6m tmpfs "$DISK"; "$@"; code=$?
+        find "$DISK" -name dataset.json | grep . && exit 99
+        mount -o remount,size=100m "$DISK"; "$@" >&2 && test -f "$DISK/dataset/dataset.json" && exit $code
+    """
+    shell = ["unshare", "--mount", "bash", "-c", script, "build", *arguments]
+    done = subprocess.run(shell, capture_output=True, text=True, env=os.environ | {"DISK": str(tmp_path / "disk")})
+    assert_room_is_asked_for(done, tmp_path / "disk" / "dataset")
+    assert "No space left on device" in done.stderr
+    assert "Going on:" in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not can_mount(), reason="root may write everywhere, and may not mount")
+def test_a_read_only_folder_is_named(corpus, tokenizer_folder, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir(mode=0o500)
+    arguments = command(corpus, tokenizer_folder, folder / "dataset")
+    if os.geteuid() == 0:
+        script = 'mount -t tmpfs -o ro tmpfs "$DISK"; "$@"'
+        arguments = ["unshare", "--mount", "bash", "-c", script, "build", *arguments]
+    done = subprocess.run(arguments, capture_output=True, text=True, env=os.environ | {"DISK": str(folder)})
+    assert done.returncode == 2
+    assert f"cannot write to {folder}" in done.stderr
+    assert len(done.stderr.splitlines()) == 1

@@ -27,7 +27,7 @@ from mpnet_ds.data.corpus import Corpus, ReadOptions, check_unchanged
 from mpnet_ds.data.manifest import FILE_NAME, HOLDOUT, TOKENIZER, DatasetManifest
 from mpnet_ds.data.plan import Part, available_cores, cut, difference, settings_of
 from mpnet_ds.data.shard_builder import SENTENCES, TRAINING, Job, PieceRecord, record_path
-from mpnet_ds.data.standard_input import with_standard_input
+from mpnet_ds.data.standard_input import STORED, with_standard_input
 from mpnet_ds.data.token_file import token_dtype
 from mpnet_ds.data.workers import build_shards
 from mpnet_ds.errors import UserError
@@ -272,7 +272,7 @@ def _save(manifest: DatasetManifest, tokenizer: PretrainingTokenizer, folder: Pa
 
 
 def _take_name(folder: Path, output: Path) -> DatasetManifest:
-    for path in (folder / PLAN, *folder.glob("shard-*.json"), folder / LOCK):
+    for path in (folder / PLAN, *folder.glob("shard-*.json"), *folder.glob(f"{STORED}*"), folder / LOCK):
         path.unlink(missing_ok=True)
     sync_folder(folder)
     if output.exists():

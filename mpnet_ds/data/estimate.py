@@ -119,7 +119,7 @@ class _Sample:
             documents=documents,
             sequences=sequences,
             tokens=tokens,
-            disk_bytes=tokens * width + index_bytes(sequences, documents + shards),
+            disk_bytes=tokens * width + index_bytes(shards, sequences, documents),
             free_bytes=shutil.disk_usage(folder).free,
             seconds=self.seconds * factor / min(workers, max(shards, 1)),
             workers=workers,

@@ -11,7 +11,7 @@ from mpnet_ds.data.corpus import STANDARD_INPUT
 from mpnet_ds.errors import UserError
 from mpnet_ds.files import BLOCK, fast_checksum
 
-FILE_NAME = "standard-input"
+STORED = "standard-input"
 
 
 @contextmanager
@@ -22,12 +22,12 @@ def with_standard_input(inputs: list[str], folder: Path, kind: str) -> Iterator[
         return
     if sys.stdin.isatty():
         raise UserError("--input -: standard input is a terminal. Pipe text into this program: zcat a.gz | … --input -")
-    stored = folder / FILE_NAME
+    stored = folder / STORED
     with open(stored, "wb") as file:
         shutil.copyfileobj(sys.stdin.buffer, file, BLOCK)
     os.utime(stored, (0, 0))
     # Its name tells other contents from these when an interrupted build goes on.
-    path = stored.rename(folder / f"{FILE_NAME}-{fast_checksum(stored)}.{kind}")
+    path = stored.rename(folder / f"{STORED}-{fast_checksum(stored)}.{kind}")
     try:
         yield [str(path) if name == STANDARD_INPUT else name for name in inputs]
     finally:

@@ -40,9 +40,9 @@ def token_dtype(vocab_size: int) -> np.dtype:
     return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<i4")
 
 
-def index_bytes(sequences: int, documents: int) -> int:
-    """Size of an .idx file."""
-    return HEADER.size + 12 * sequences + 8 * (documents + 1)
+def index_bytes(files: int, sequences: int, documents: int) -> int:
+    """Size of some .idx files that hold so much together."""
+    return files * (HEADER.size + 8) + 12 * sequences + 8 * documents
 
 
 class TokenFileWriter:

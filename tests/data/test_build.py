@@ -1,5 +1,8 @@
+import gzip
 import hashlib
 import json
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from mpnet_ds.data.manifest import DatasetManifest
 from mpnet_ds.data.shard_builder import holdout_fraction_of
 from mpnet_ds.errors import UserError
 from mpnet_ds.tokenizer import PretrainingTokenizer
+from tests.runs import ROOT
 
 HOLDOUT = 0.1
 
@@ -276,3 +280,53 @@ def test_nothing_but_the_dataset_is_left_after_a_build(build, corpus_files, tmp_
     suffixes = {path.suffix for path in folder.rglob("*") if path.parent.name != "tokenizer" and path.is_file()}
     assert suffixes == {".bin", ".idx", ".json"}
     assert [path.name for path in folder.rglob("*.json") if path.parent.name != "tokenizer"] == ["dataset.json"] * 2
+
+
+def test_standard_input_is_a_source(build, corpus_files, tokenizer_folder, tmp_path):
+    tool = [sys.executable, ROOT / "tools/build_dataset.py", "--input", "-", "--stdin_format", "jsonl"]
+    arguments = [*tool, "--tokenizer", tokenizer_folder, "--output", tmp_path / "piped"]
+    with open(corpus_files.jsonl, "rb") as file:
+        subprocess.run(list(map(str, arguments)), stdin=file, check=True, capture_output=True)
+    by_name = build(corpus_files.jsonl)
+    for name in ("shard-00000.bin", "shard-00000.idx"):
+        assert (tmp_path / "piped" / name).read_bytes() == (by_name / name).read_bytes()
+    assert not list((tmp_path / "piped").glob("standard-input*"))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_set_of_the_datasets_library_is_built_by_several_processes(
+    corpus_files, tokenizer_folder, tmp_path, monkeypatch, streaming, documents_of, build
+):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "files").mkdir()
+    lines = Path(corpus_files.jsonl).read_text().splitlines(keepends=True)
+    for number in range(4):
+        (tmp_path / "files" / f"{number}.jsonl").write_text("".join(lines[number * 50 : (number + 1) * 50]))
+    what = ([], tokenizer_folder, tmp_path / "from_set", BuildOptions(shard_bytes=20_000))
+    reading = ReadOptions(streaming=streaming)
+    built = build_dataset(*what, reading, dataset=str(tmp_path / "files"), workers=2, show_progress=False)
+    assert len(built.shards) > 1
+    assert documents_of(tmp_path / "from_set") == documents_of(build(tmp_path / "files"))
+
+
+def test_memory_does_not_grow_with_a_shard(tmp_path, tokenizer_folder):
+    """Twenty times the text in one indivisible file takes as much memory as the text once."""
+    peaks = []
+    for times in (1, 20):
+        path = tmp_path / f"{times}.txt.gz"
+        lines = "".join(f"line {i} of a text {i * i}\n" + "\n" * (i % 10 == 0) for i in range(40_000))
+        path.write_bytes(gzip.compress(lines.encode()) * times)
+        command = [sys.executable, "-c", BUILD_AND_REPORT, path, tokenizer_folder, tmp_path / str(times)]
+        done = subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True)
+        sequences, peak = map(int, done.stdout.split())
+        assert sequences == 40_000 * times
+        peaks.append(peak)
+    assert peaks[1] < 1.15 * peaks[0]
+
+
+BUILD_AND_REPORT = """
+import resource, sys
+from mpnet_ds.data import build_dataset
+built = build_dataset([sys.argv[1]], sys.argv[2], sys.argv[3], workers=1, show_progress=False)
+print(built.sequences, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""

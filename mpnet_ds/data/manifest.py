@@ -6,45 +6,86 @@ A dataset folder:
     tokenizer/            a copy of the tokenizer, so that the folder is enough to train and to export
     shard-00000.bin .idx  tokens (see token_file.py)
     holdout/              with --holdout: a dataset of its own for evaluation, found by pre-training by itself
+
+A shard's name is a path without ending, seen from this folder. In a dataset that was merged by reference it leads
+elsewhere: ``../january/shard-00000``. Of each file the manifest holds its size and three checksums:
+
+    xxh3_64               of the whole file: fast, finds damage
+    sha256                of the whole file: its identity
+    xxh3_64_of_each_mib   one after another, 16 hexadecimal digits for each started MiB: tells *where* the damage is
 """
 
 import hashlib
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import xxhash
 
 from mpnet_ds.errors import UserError
-from mpnet_ds.files import digest, write_atomically
+from mpnet_ds.files import write_atomically
 
 FILE_NAME = "dataset.json"
 FORMAT_VERSION = 1
+MIB = 1 << 20
+HEX_DIGITS = 16  # of one xxh3_64
 
 
 @dataclass(frozen=True)
 class FileRecord:
-    """Size and checksums of one file: xxh3_64 for a fast check, sha256 for identity."""
+    """Size and checksums of one file, hexadecimal; what each is for stands at the top of this file."""
 
     bytes: int
     xxh3_64: str
     sha256: str
+    xxh3_64_of_each_mib: str
 
     @classmethod
     def of(cls, path: Path) -> "FileRecord":
         """Reads the whole file once."""
-        fast, sure = digest(path, xxhash.xxh3_64(), hashlib.sha256())
-        return cls(path.stat().st_size, fast, sure)
+        with open(path, "rb") as file:
+            return cls.of_blocks(iter(lambda: file.read(MIB), b""))
+
+    @classmethod
+    def of_blocks(cls, blocks: Iterable[bytes]) -> "FileRecord":
+        """The record of a file that comes as blocks of ``MIB`` bytes, of which only the last may be shorter."""
+        size, fast, sure, of_each = 0, xxhash.xxh3_64(), hashlib.sha256(), []
+        for block in blocks:
+            assert size % MIB == 0, "a block that is not the last is shorter than a MiB"
+            size += len(block)
+            fast.update(block)
+            sure.update(block)
+            of_each.append(xxhash.xxh3_64_hexdigest(block))
+        return cls(size, fast.hexdigest(), sure.hexdigest(), "".join(of_each))
+
+    def mib_checksums(self) -> list[str]:
+        """``xxh3_64_of_each_mib``, cut into one checksum for each MiB."""
+        joined = self.xxh3_64_of_each_mib
+        return [joined[at : at + HEX_DIGITS] for at in range(0, len(joined), HEX_DIGITS)]
 
 
 @dataclass(frozen=True)
 class ShardRecord:
     name: str
+    """Path without ending, seen from the folder of the manifest; see ``file``."""
     sequences: int
     documents: int
     tokens: int
     files: dict[str, FileRecord]
     """By suffix: ``bin`` and ``idx``."""
+
+    def file(self, folder: Path, suffix: str) -> Path:
+        """Where a file of the shard lies; dots in the name mean nothing."""
+        return Path(folder) / f"{self.name}.{suffix}"
+
+    @property
+    def cure(self) -> str:
+        """What to do when a file of this shard is not as it should be."""
+        elsewhere = Path(self.name).parent
+        if elsewhere == Path("."):
+            return "build the dataset again"
+        return f"it belongs to the dataset in {elsewhere}, merged by reference: put that one back, or merge again"
 
 
 @dataclass(frozen=True)
@@ -89,16 +130,20 @@ class DatasetManifest:
         except (LookupError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is damaged ({error}): build the dataset again.") from error
 
-    def check_sizes(self, folder: Path) -> None:
-        """Compares the size of each file with the manifest; raises ``UserError`` at the first difference."""
+    def files(self, folder: Path) -> Iterator[tuple[ShardRecord, Path, FileRecord]]:
+        """Every file of every shard: its shard, its path, its record."""
         for shard in self.shards:
             for suffix, record in shard.files.items():
-                path = folder / f"{shard.name}.{suffix}"
-                if not path.is_file():
-                    raise UserError(f"{path} is missing, {FILE_NAME} names it: build the dataset again.")
-                if path.stat().st_size != record.bytes:
-                    found = f"{path} has {path.stat().st_size:,} bytes, {FILE_NAME} says {record.bytes:,}"
-                    raise UserError(f"{found}: the file is damaged, build the dataset again.")
+                yield shard, shard.file(folder, suffix), record
+
+    def check_sizes(self, folder: Path) -> None:
+        """Compares the size of each file with the manifest; raises ``UserError`` at the first difference."""
+        for shard, path, record in self.files(folder):
+            if not path.is_file():
+                raise UserError(f"{path} is missing, {FILE_NAME} names it: {shard.cure}.")
+            if path.stat().st_size != record.bytes:
+                found = f"{path} has {path.stat().st_size:,} bytes, {FILE_NAME} says {record.bytes:,}"
+                raise UserError(f"{found}: the file is damaged; {shard.cure}.")
 
     @property
     def checksum(self) -> str:

@@ -79,12 +79,16 @@ class DocumentLengths:
         return float(self._counts[self._lengths > length].sum()) / self.num_documents
 
     def buckets(self) -> list[tuple[int, int, int]]:
-        """(shortest, longest, documents) for 1, 2–3, 4–7, 8–15 … tokens, from the first bucket with documents to the last."""
+        """(shortest, longest, documents) for 1, 2–3, 4–7, 8–15 … tokens, from the first bucket in use to the last."""
         used = np.flatnonzero(self._counts)
         exponents = np.frexp(self._lengths[used])[1] - 1  # floor(log2), and -1 for an empty document
         numbers = np.bincount(exponents + 1, self._counts[used]).astype(int)
         return [
-            (2**exponent if exponent >= 0 else 0, 2 ** (exponent + 1) - 1 if exponent >= 0 else 0, int(numbers[exponent + 1]))
+            (
+                2**exponent if exponent >= 0 else 0,
+                2 ** (exponent + 1) - 1 if exponent >= 0 else 0,
+                int(numbers[exponent + 1]),
+            )
             for exponent in range(int(exponents.min()), int(exponents.max()) + 1)
         ]
 

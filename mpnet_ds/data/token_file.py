@@ -124,12 +124,16 @@ class TokenFile:
     def document_starts(self, first: int, last: int) -> np.ndarray:
         """Number of the first token of the documents ``first`` … ``last - 1``, and where the last of them ends.
 
-        Returns int64 [last - first + 1]; reads that part of the index only.
+        Returns int64 [last - first + 1], rising; reads that part of the index only. Raises ``UserError`` where the
+        index is damaged so that they do not rise.
         """
         sequences = self.document_index[first : last + 1]
         starts = np.full(len(sequences), len(self.tokens), dtype=np.int64)
         inside = sequences < self.num_sequences
-        starts[inside] = self.offsets[sequences[inside]] // self.dtype.itemsize
+        if sequences.min(initial=0) >= 0:
+            starts[inside] = self.offsets[sequences[inside]] // self.dtype.itemsize
+        if (np.diff(starts, prepend=0) < 0).any() or sequences.min(initial=0) < 0:
+            raise UserError(f"{self.index_path} is damaged between documents {first} and {last}: build the dataset again.")
         return starts
 
     def _read_header(self) -> tuple[int, int, int]:

@@ -134,7 +134,19 @@ def _place_for(output: Path, datasets: Datasets, copy: bool) -> AbstractContextM
     for entry in sorted(output.iterdir()):
         if entry not in datasets and entry.name not in ours and not entry.name.startswith("."):
             raise UserError(f"{output} holds {entry.name}, which is none of the datasets to merge: choose another output.")
+    _check_remains(output, datasets)
     return nullcontext(output)
+
+
+def _check_remains(output: Path, datasets: Datasets) -> None:
+    """What looks like the remains of an interrupted merge may be the user's own: only the very same is overwritten."""
+    expected = next(iter(datasets.values())).tokenizer_fingerprint
+    for tokenizer in (output / TOKENIZER, output / HOLDOUT / TOKENIZER):
+        if tokenizer.exists() and PretrainingTokenizer.load(tokenizer).fingerprint != expected:
+            raise UserError(f"{tokenizer} is not the tokenizer of the datasets: choose another output, or move it away.")
+    holdout = output / HOLDOUT
+    if (holdout / FILE_NAME).exists() and "merged_from" not in DatasetManifest.load(holdout).options:
+        raise UserError(f"{holdout} is a dataset of its own: choose another output, or move it away.")
 
 
 class _MergeWriter:
@@ -162,9 +174,6 @@ class _MergeWriter:
                         target = shards[-1].file(self.place / where, suffix)
                         _copy_file(shard.file(folder, suffix), target, record, self._progress)
         merged = _manifest_of(datasets, shards, "copy" if self.copy else "reference")
-        existing = self.place / where / FILE_NAME
-        if existing.exists() and DatasetManifest.load(existing.parent).shards != shards:
-            raise UserError(f"{existing} belongs to another dataset: choose another output, or remove it.")
         merged.save(self.place / where)
         return merged
 
@@ -174,14 +183,12 @@ class _MergeWriter:
 
 
 def _put_tokenizer(source: Path, target: Path) -> None:
-    """A copy; one that is there already stays, if it is the same tokenizer."""
+    """A copy, whole or not there."""
     if not target.exists():
         partial = target.with_name(target.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(source, partial)
         os.replace(partial, target)
-    elif PretrainingTokenizer.load(target).fingerprint != PretrainingTokenizer.load(source).fingerprint:
-        raise UserError(f"{target} is another tokenizer than {source}: choose another output, or remove it.")
 
 
 def _copy_file(source: Path, target: Path, record: FileRecord, progress: Progress) -> None:

@@ -67,11 +67,12 @@ def merge_datasets(
 
 def _load(folders: list[str | Path]) -> Datasets:
     datasets: Datasets = {}
-    for folder in (Path(folder).resolve() for folder in folders):
+    for named in folders:
+        manifest, folder = DatasetManifest.load(named), Path(named).resolve()
         if folder in datasets:
-            raise UserError(f"{folder} is named twice: name each dataset once.")
-        datasets[folder] = DatasetManifest.load(folder)
-        datasets[folder].check_sizes(folder)
+            raise UserError(f"{named} is named twice: name each dataset once.")
+        manifest.check_sizes(folder)
+        datasets[folder] = manifest
     if not datasets:
         raise UserError("no dataset to merge: name at least one folder.")
     return datasets

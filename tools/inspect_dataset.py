@@ -4,7 +4,8 @@ from mpnet_ds.command_line import Parser, run
 
 
 def main() -> int:
-    from mpnet_ds.data import inspect
+    from mpnet_ds.data.inspect import describe, show
+    from mpnet_ds.data.lengths import draw_lengths
     from mpnet_ds.data.verify import verify
 
     parser = Parser(
@@ -16,7 +17,7 @@ def main() -> int:
     parser.add_argument("--show", type=int, metavar="I", help="print sample I with its predicted tokens")
     parser.add_argument("--seq_length", type=int, default=128, metavar="N", help="tokens in a sample (default: 128)")
     arguments = parser.parse_args()
-    print(inspect.describe(arguments.folder))
+    print(describe(arguments.folder))
     if arguments.verify:
         found = verify(arguments.folder)
         print("\n".join(["", *found.problems]))
@@ -24,9 +25,9 @@ def main() -> int:
             print(f"{len(found.problems)} problem(s): do not train on this dataset")
             return 1
         print(f"all {found.num_bytes:,} bytes are as they should be")
-    print("\n" + inspect.draw_lengths(arguments.folder))
+    print("\n" + draw_lengths(arguments.folder))
     if arguments.show is not None:
-        print("\n" + inspect.show(arguments.folder, arguments.show, arguments.seq_length))
+        print("\n" + show(arguments.folder, arguments.show, arguments.seq_length))
     return 0
 
 

@@ -1,93 +1,35 @@
 import io
 import re
 import sys
+from dataclasses import replace
 
-import numpy as np
 import pytest
 
-from mpnet_ds.data import PretrainingDataset, inspect
-from mpnet_ds.data.import_indexed import import_dataset
-from mpnet_ds.data.inspect import DocumentLengths, describe, draw_lengths, show
+from mpnet_ds.data import PretrainingDataset
+from mpnet_ds.data.inspect import COLOURS, describe, show
+from mpnet_ds.data.manifest import DatasetManifest
 from mpnet_ds.errors import UserError
 from mpnet_ds.tokenizer import PretrainingTokenizer
 
 ESCAPES = re.compile(r"\x1b\[\d*m")
 
 
-@pytest.fixture
-def dataset_of_lengths(tokenizer_folder, write_foreign, tmp_path):
-    """A function (lengths): a dataset whose documents have so many tokens."""
-
-    def make(lengths):
-        documents = [[[5] * (length - 1)] for length in lengths]
-        prefix = write_foreign(tmp_path / "foreign", documents)
-        import_dataset([str(prefix)], tokenizer_folder, tmp_path / "dataset", tokens_per_shard=1000, show_progress=False)
-        return tmp_path / "dataset"
-
-    return make
-
-
-def test_the_summary_tells_what_the_manifest_holds(dataset_folder, corpus_files):
+def test_the_summary_tells_what_the_manifests_hold(dataset_folder, corpus_files):
     text = describe(dataset_folder)
-    manifest = PretrainingDataset(dataset_folder, 64).manifest
-    for expected in (f"{manifest.documents:,} documents", f"{manifest.tokens:,} tokens", corpus_files.txt, "uint16"):
-        assert expected in text
+    for folder in (dataset_folder, dataset_folder / "holdout"):
+        manifest = DatasetManifest.load(folder)
+        assert f": {manifest.documents:,} documents, {manifest.sequences:,} sequences, {manifest.tokens:,} tokens" in text
+    assert corpus_files.txt in text
+    assert "uint16" in text
 
 
-def test_the_figures_are_those_of_all_documents(dataset_of_lengths):
-    rng = np.random.default_rng(0)
-    lengths = np.concatenate([rng.integers(2, 900, 300), [70_000, 80_000]])
-    found = DocumentLengths(dataset_of_lengths(lengths))
-    ordered = np.sort(lengths)
-    assert found.num_documents == 302
-    assert found.mean == pytest.approx(lengths.mean())
-    for share in (0.01, 0.5, 0.95, 1):
-        assert found.quantile(share) == ordered[int(np.ceil(share * 302)) - 1]
-    assert found.share_above(512) == np.mean(lengths > 512)
-    assert found.share_above(75_000) == 1 / 302
-
-
-def test_documents_are_counted_the_same_in_parts(dataset_folder, monkeypatch):
-    whole = DocumentLengths(dataset_folder).buckets()
-    monkeypatch.setattr(inspect, "DOCUMENTS_AT_ONCE", 7)
-    assert DocumentLengths(dataset_folder).buckets() == whole
-
-
-def test_buckets_double(dataset_of_lengths):
-    lengths = [2, 3, 4, 7, 8, 15, 16, 16, 16, 127, 128, 2048]
-    assert DocumentLengths(dataset_of_lengths(lengths)).buckets() == [
-        (2, 3, 2),
-        (4, 7, 2),
-        (8, 15, 2),
-        (16, 31, 3),
-        (32, 63, 0),
-        (64, 127, 1),
-        (128, 255, 1),
-        (256, 511, 0),
-        (512, 1023, 0),
-        (1024, 2047, 0),
-        (2048, 4095, 1),
-    ]
-
-
-@pytest.mark.parametrize("width", [40, 80, 200])
-@pytest.mark.parametrize("unicode", [False, True])
-def test_the_histogram_fits_the_line(dataset_of_lengths, width, unicode):
-    lines = draw_lengths(dataset_of_lengths([2] * 100 + [8] * 50 + [600]), width, unicode).splitlines()
-    rows = lines[1:-1]
-    assert max(map(len, rows)) == width
-    assert "".join(rows).isascii() is not unicode
-    long, half, least = (len(re.findall("[█#]", row)) for row in (rows[0], rows[2], rows[-1]))
-    assert abs(long - 2 * half) <= 1
-    assert least <= 2
-    assert re.search("[▏▎▍▌▋▊▉█#]", rows[-1])
-    assert lines[-1] == "median 2, mean 7.9, 95 % up to 8; 0.7 % longer than 512"
-
-
-def test_an_encoding_without_blocks_gets_plain_characters(dataset_folder, monkeypatch):
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="latin-1"))
-    assert draw_lengths(dataset_folder, 80).isascii()
-    assert "->" in show(dataset_folder, 0)
+def test_of_many_sources_some_are_listed(tmp_path, dataset_folder):
+    manifest = DatasetManifest.load(dataset_folder)
+    sources = [{"path": f"file-{number}.txt", "num_bytes": number} for number in range(1000)]
+    replace(manifest, sources=sources).save(tmp_path)
+    text = describe(tmp_path)
+    assert "from file-9.txt, 9 bytes\nand 990 sources more, listed in dataset.json" in text
+    assert len(text.splitlines()) < 20
 
 
 def test_a_shown_sample_is_the_text_with_its_masking(dataset_folder, tokenizer_folder):
@@ -112,7 +54,7 @@ def test_colours_tell_masked_kept_and_random_tokens_apart(dataset_folder):
     assert len(found) == plain.count("→") > 20
     for colour, true, seen in found:
         kind = "mask" if seen == "<mask>" else "kept" if seen == true else "random"
-        assert colour == inspect.COLOURS[kind]
+        assert colour == COLOURS[kind]
         assert f"{colour}{kind}" in coloured.split("\n\n")[1]
     assert len({colour for colour, _, _ in found}) == 3
     assert ESCAPES.sub("", coloured).split("\n\n")[1] == plain.split("\n\n")[1]
@@ -130,3 +72,8 @@ def test_a_sample_that_is_not_there_is_refused_with_the_range(dataset_folder):
     for index in (-1, last + 1):
         with pytest.raises(UserError, match=rf"--show {index}: .* samples 0 … {last} at 64 tokens"):
             show(dataset_folder, index, 64)
+
+
+def test_an_encoding_without_arrows_gets_plain_characters(dataset_folder, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="latin-1"))
+    assert "->" in show(dataset_folder, 0)

@@ -9,6 +9,7 @@ import pytest
 
 from mpnet_ds.data import PretrainingDataset, build_dataset
 from mpnet_ds.data import merge as merge_module
+from mpnet_ds.data.inspect import describe
 from mpnet_ds.data.manifest import DatasetManifest
 from mpnet_ds.data.merge import merge_datasets
 from mpnet_ds.data.verify import verify
@@ -99,6 +100,7 @@ def test_a_merged_dataset_has_the_documents_of_all_in_order(halves, tmp_path, do
         assert manifest.tokens == sum(len(ids) for document in expected for ids in document)
         assert [source["path"] for source in manifest.sources] == [str(folder.with_suffix(".txt")) for folder in halves]
     assert verify(merged, show_progress=False).problems == []
+    assert f"merged by {'copy' if copy else 'reference'} from {halves[0]}, {halves[1]}" in describe(merged)
 
 
 @pytest.mark.parametrize("copy", [False, True])

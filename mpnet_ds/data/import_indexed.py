@@ -49,7 +49,7 @@ from mpnet_ds.progress import Progress
 from mpnet_ds.tokenizer import BOS_ID, EOS_ID, PAD_ID, PretrainingTokenizer
 
 TOKENS_PER_SHARD = 1 << 28
-TOKENS_AT_ONCE = 1 << 21
+TOKENS_AT_ONCE = 1 << 20
 DOCUMENTS_AT_ONCE = 1 << 16
 
 START = struct.Struct("<9sQBQ")
@@ -68,7 +68,8 @@ def import_dataset(
 ) -> DatasetManifest:
     """Imports token files into the new dataset folder ``output`` and returns its manifest.
 
-    Memory: some tens of megabytes, 8 bytes for each document of a fairseq file with blank lines, and the longest document.
+    Memory: some tens of megabytes, the index of one shard, 8 bytes for each document of a fairseq file with blank lines,
+    and the longest document.
 
     Args:
         inputs: prefixes, with or without ``.idx`` or ``.bin``, or patterns of them; one dataset is made of all, in this

@@ -201,6 +201,15 @@ def test_ids_that_no_text_gives_are_found_behind_good_checksums(make_dataset, tm
     assert problems_of(folder) == [f"{path}: {message.format(byte=token * ids.itemsize)}"]
 
 
+def test_an_end_that_moved_is_found_at_both_places(make_dataset, tmp_path):
+    folder = make_dataset(tmp_path / "dataset", [[[5, 6, 7], [8, 9]], [[10, 2, 11, 2]]])
+    path = folder / "shard-00000.bin"
+    assert problems_of(folder) == [
+        f"{path}: byte 8 (sequence 1, document 0): a document that does not end in </s>",
+        f"{path}: byte 12 (sequence 2, document 1): </s> before the end of a document",
+    ]
+
+
 def test_an_id_below_0_is_found(make_dataset, tmp_path):
     folder = make_dataset(tmp_path / "dataset", [[[5, -1, 2]]], dtype="int32")
     (found,) = problems_of(folder)

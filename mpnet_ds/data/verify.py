@@ -142,17 +142,22 @@ def _file_problems(
         return [f"{path} cannot be read at byte {size:,}: {error.strerror}"]
     finally:
         digest = sure.hexdigest()
-    problems = [f"{path} has {size:,} bytes, {FILE_NAME} says {record.bytes:,}"] if size != record.bytes else []
-    comparable = len(of_each) if size == record.bytes else min(size, record.bytes) // MIB
-    pairs = zip(of_each[:comparable], record.mib_checksums(), strict=False)
-    damaged = [number for number, (found, expected) in enumerate(pairs) if found != expected]
-    for first, last in _runs(damaged):
-        end = min(last * MIB, size)
+    return _differences(path, FileRecord(size, fast.hexdigest(), digest, "".join(of_each)), record)
+
+
+def _differences(path: Path, found: FileRecord, expected: FileRecord) -> list[str]:
+    """Where a file is not what its record says. Of a cut file, the MiBs that are still whole are compared."""
+    problems, comparable = [], -(-expected.bytes // MIB)
+    if found.bytes != expected.bytes:
+        problems.append(f"{path} has {found.bytes:,} bytes, {FILE_NAME} says {expected.bytes:,}")
+        comparable = min(found.bytes, expected.bytes) // MIB
+    pairs = zip(found.mib_checksums()[:comparable], expected.mib_checksums(), strict=False)
+    for first, last in _runs([number for number, (here, there) in enumerate(pairs) if here != there]):
+        end = min(last * MIB, found.bytes)
         problems.append(f"{path}: bytes {first * MIB:,} to {end - 1:,} are damaged: not the checksum of {FILE_NAME}")
-    if not problems and (fast.hexdigest(), digest) != (record.xxh3_64, record.sha256):
-        problems.append(
-            f"{path}: xxh3_64 or sha256 is not that of {FILE_NAME}, though each MiB's is: {FILE_NAME} was changed"
-        )
+    if not problems and found != expected:
+        what = f"xxh3_64 or sha256 is not that of {FILE_NAME}, though each MiB's is"
+        problems.append(f"{path}: {what}: {FILE_NAME} was changed")
     return problems
 
 

@@ -33,7 +33,8 @@ def test_the_figures_are_those_of_all_documents(dataset_of_lengths):
     for share in (0.01, 0.5, 0.95, 1):
         assert found.quantile(share) == ordered[int(np.ceil(share * 302)) - 1]
     assert found.share_above(512) == np.mean(lengths > 512)
-    assert found.share_above(75_000) == 1 / 302
+    assert found.share_above(75_000) == found.share_above(79_999) == 1 / 302
+    assert found.share_above(80_000) == 0
 
 
 def test_documents_are_counted_the_same_in_parts(dataset_folder, monkeypatch):

@@ -179,8 +179,7 @@ class _MergeWriter:
         return merged
 
     def _path_to(self, prefix: Path, where: Path) -> str:
-        real = prefix.parent.resolve() / prefix.name
-        return Path(os.path.relpath(real, self.output / where)).as_posix()
+        return Path(os.path.relpath(prefix, self.output / where)).as_posix()
 
 
 def _put_tokenizer(source: Path, target: Path) -> None:

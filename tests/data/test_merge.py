@@ -270,3 +270,11 @@ def test_a_part_without_held_out_text_is_no_obstacle(parts, whole, tmp_path):
     remaining = [folder for folder in parts if (folder / "holdout").exists()]
     expected = sum(DatasetManifest.load(folder / "holdout").documents for folder in remaining)
     assert DatasetManifest.load(merged / "holdout").documents == expected
+
+
+def test_the_only_part_of_a_build_becomes_a_whole_dataset(halves, tmp_path):
+    part = shutil.copytree(halves[0], tmp_path / "out" / "part-00001-of-00001")
+    change(part, options=DatasetManifest.load(part).options | {"part": [1, 1], "plan": "abc"})
+    merged = merge([part], tmp_path / "out")
+    assert "part" not in DatasetManifest.load(merged).options
+    merge([merged, halves[1]], tmp_path / "merged")

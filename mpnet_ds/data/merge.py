@@ -57,8 +57,16 @@ def merge_datasets(
     holdouts = _holdouts(datasets, partial_holdout)
     _check_alike(datasets | holdouts)
     output = Path(output).resolve()
-    with _place_for(output, datasets, copy) as place:
-        writer = _MergeWriter(place, output, copy, datasets | holdouts, show_progress)
+    every = (datasets | holdouts).items()
+    total = sum(record.bytes for folder, manifest in every for _, _, record in manifest.files(folder)) if copy else 0
+    with (
+        _place_for(output, datasets, copy) as place,
+        Progress("Copying", total, unit="B", enabled=show_progress and copy) as progress,
+    ):
+        if total > (free := shutil.disk_usage(place).free):
+            found = f"copying takes {total:,} bytes, {place.parent} has {free:,} free"
+            raise UserError(f"{found}: make room, or merge by reference.")
+        writer = _MergeWriter(place, output, copy, progress)
         if holdouts:
             (place / HOLDOUT).mkdir(exist_ok=True)
             writer.write(holdouts, Path(HOLDOUT))
@@ -136,6 +144,8 @@ def _place_for(output: Path, datasets: Datasets, copy: bool) -> AbstractContextM
         if entry not in datasets and entry.name not in ours and not entry.name.startswith("."):
             raise UserError(f"{output} holds {entry.name}, which is none of the datasets to merge: choose another output.")
     _check_remains(output, datasets)
+    if not os.access(output, os.W_OK):
+        raise UserError(f"cannot write to {output}: choose another output, or ask for the right to write there.")
     return nullcontext(output)
 
 
@@ -153,14 +163,8 @@ def _check_remains(output: Path, datasets: Datasets) -> None:
 class _MergeWriter:
     """Writes merged datasets below ``place``, which will be called ``output``."""
 
-    def __init__(self, place: Path, output: Path, copy: bool, datasets: Datasets, show_progress: bool):
-        self.place, self.output, self.copy = place, output, copy
-        total = sum(record.bytes for folder, manifest in datasets.items() for _, _, record in manifest.files(folder))
-        self._progress = Progress("Copying", total, unit="B", enabled=show_progress and copy)
-        if copy and total > (free := shutil.disk_usage(place).free):
-            raise UserError(
-                f"copying takes {total:,} bytes, {place.parent} has {free:,} free: make room, or merge by reference."
-            )
+    def __init__(self, place: Path, output: Path, copy: bool, progress: Progress):
+        self.place, self.output, self.copy, self.progress = place, output, copy, progress
 
     def write(self, datasets: Datasets, where: Path) -> DatasetManifest:
         """One dataset in the subfolder ``where``; its manifest comes last."""
@@ -173,7 +177,7 @@ class _MergeWriter:
                 if self.copy:
                     for suffix, record in shard.files.items():
                         target = shards[-1].file(self.place / where, suffix)
-                        _copy_file(shard.file(folder, suffix), target, record, self._progress)
+                        _copy_file(shard.file(folder, suffix), target, record, self.progress)
         merged = _manifest_of(datasets, shards, "copy" if self.copy else "reference")
         merged.save(self.place / where)
         return merged

@@ -122,13 +122,13 @@ def _shard_problems(folder: Path, manifest: DatasetManifest, shard: ShardRecord,
 
 
 def _file_problems(
-    path: Path, record: FileRecord, count: _Counter, look: Callable[[int, bytes], None] | None = None
+    path: Path, record: FileRecord, count: _Counter, look: Callable[[int, memoryview], None] | None = None
 ) -> list[str]:
     """Reads a file once; compares size and checksums. ``look`` gets the number and the bytes of each MiB as well."""
     size, of_each, fast, sure = 0, [], xxhash.xxh3_64(), _Sha256Thread()
     try:
         with open(path, "rb", buffering=0) as file:
-            while block := _read_mib(file):
+            while block := _read_mib(file, sure.free_buffer()):
                 sure.update(block)
                 fast.update(block)
                 if look is not None:
@@ -161,12 +161,12 @@ def _differences(path: Path, found: FileRecord, expected: FileRecord) -> list[st
     return problems
 
 
-def _read_mib(file) -> bytes:
-    """The next MiB; an unbuffered file may give it in pieces."""
-    block = file.read(MIB)
-    while 0 < len(block) < MIB and (more := file.read(MIB - len(block))):
-        block += more
-    return block
+def _read_mib(file, buffer: bytearray) -> memoryview:
+    """The next MiB, in ``buffer``; an unbuffered file may give it in pieces."""
+    block, size = memoryview(buffer), 0
+    while size < MIB and (more := file.readinto(block[size:])):
+        size += more
+    return block[:size]
 
 
 def _runs(numbers: list[int]) -> list[tuple[int, int]]:
@@ -177,18 +177,29 @@ def _runs(numbers: list[int]) -> list[tuple[int, int]]:
 
 
 class _Sha256Thread:
-    """sha256 of blocks, in a thread of its own: it takes longer than all other checks together."""
+    """sha256 of blocks, in a thread of its own: it takes longer than all other checks together.
+
+    The blocks lie in a few buffers that are used in turn: fresh memory for each costs a tenth of the time.
+    """
 
     def __init__(self):
-        self._sha256, self._blocks = hashlib.sha256(), Queue(BLOCKS_IN_FLIGHT)
+        self._sha256, self._blocks, self._free = hashlib.sha256(), Queue(), Queue()
+        for _ in range(BLOCKS_IN_FLIGHT):
+            self._free.put(bytearray(MIB))
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         while block := self._blocks.get():
             self._sha256.update(block)
+            self._free.put(block.obj)
 
-    def update(self, block: bytes) -> None:
+    def free_buffer(self) -> bytearray:
+        """A buffer whose block is done; waits for one."""
+        return self._free.get()
+
+    def update(self, block: memoryview) -> None:
+        """The caller may read the block until it asks for another buffer."""
         self._blocks.put(block)
 
     def hexdigest(self) -> str:
@@ -252,7 +263,7 @@ class _TokenChecks:
     def problems(self) -> list[str]:
         return self._places.lines
 
-    def __call__(self, number: int, block: bytes) -> None:
+    def __call__(self, number: int, block: memoryview) -> None:
         tokens = np.frombuffer(block, self._unsigned)
         first = number * MIB // self._unsigned.itemsize
         if tokens.max() >= self.vocab_size:

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from mpnet_ds.data.import_indexed import import_dataset
 from tests.runs import RECIPE, ROOT, command, pretrain
 
 PROGRAMS = sorted([*(ROOT / "tools").glob("*.py"), ROOT / "launch" / "pretrain.py"])
@@ -85,6 +86,16 @@ def test_inspection_shows_lengths_and_a_sample_in_plain_text_in_a_pipe(dataset_f
     for expected in ("bytes are as they should be", "tokens in a document:", "median", "<mask>]", "predicted: "):
         assert expected in done.stdout
     assert "\x1b" not in done.stdout
+
+
+def test_a_terminal_of_ascii_gets_ascii(tokenizer_folder, write_foreign, tmp_path, monkeypatch):
+    prefix = write_foreign(tmp_path / "français", [[[5, 6, 7, 8, 9] * 10]])
+    import_dataset([str(prefix)], tokenizer_folder, tmp_path / "data", show_progress=False)
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    done = command(sys.executable, "tools/inspect_dataset.py", tmp_path / "data", "--show", 0, "--seq_length", 16)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.isascii()
+    assert "fran\\xe7ais" in done.stdout
 
 
 def test_damage_is_printed_with_its_place_and_exit_code_1(dataset_folder, tmp_path):

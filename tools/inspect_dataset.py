@@ -1,5 +1,7 @@
 """Looks into a dataset: python tools/inspect_dataset.py my-data --verify --show 0"""
 
+import sys
+
 from mpnet_ds.command_line import Parser, run
 
 
@@ -17,6 +19,7 @@ def main() -> int:
     parser.add_argument("--show", type=int, metavar="I", help="print sample I with its predicted tokens")
     parser.add_argument("--seq_length", type=int, default=128, metavar="N", help="tokens in a sample (default: 128)")
     arguments = parser.parse_args()
+    sys.stdout.reconfigure(errors="backslashreplace")  # a piece that the terminal cannot show is no reason to stop
     print(describe(arguments.folder))
     if arguments.verify:
         found = verify(arguments.folder)

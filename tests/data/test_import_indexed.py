@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpnet_ds.data import PretrainingDataset, import_indexed
+from mpnet_ds.data import PretrainingDataset, indexed_file
 from mpnet_ds.data.import_indexed import find_prefixes, import_dataset
 from mpnet_ds.data.manifest import DatasetManifest
 from mpnet_ds.data.verify import verify
@@ -73,8 +73,8 @@ sequences = st.lists(st.lists(st.integers(4, 997), max_size=4), max_size=4)
 
 @pytest.mark.parametrize("kind", ["megatron", "fairseq"])
 def test_any_documents_come_back(import_into, write_foreign, documents_of, tmp_path_factory, monkeypatch, kind):
-    monkeypatch.setattr(import_indexed, "TOKENS_AT_ONCE", 7)
-    monkeypatch.setattr(import_indexed, "DOCUMENTS_AT_ONCE", 3)
+    monkeypatch.setattr(indexed_file, "TOKENS_AT_ONCE", 7)
+    monkeypatch.setattr(indexed_file, "ENTRIES_AT_ONCE", 3)
 
     @settings(max_examples=40)
     @given(st.lists(sequences, min_size=1, max_size=12), st.booleans(), st.booleans(), st.integers(1, 9))
@@ -138,7 +138,7 @@ def test_ids_that_the_tokenizer_does_not_give_are_named_with_their_place(importe
 
 
 def test_the_place_is_right_beyond_the_first_part(imported, monkeypatch):
-    monkeypatch.setattr(import_indexed, "TOKENS_AT_ONCE", 10)
+    monkeypatch.setattr(indexed_file, "TOKENS_AT_ONCE", 10)
     with pytest.raises(UserError, match="byte 202, sequence 101: id 5000"):
         imported([[[5], [6]] for _ in range(50)] + [[[7], [5000]]])
 
@@ -169,7 +169,7 @@ def test_the_size_tells_both_kinds_apart_whatever_the_counts(write_foreign, tmp_
     documents = [[[5]] * num_sequences] + [[]] * num_documents
     for kind in ("megatron", "fairseq"):
         prefix = write_foreign(tmp_path / kind, documents, kind=kind)
-        assert import_indexed.IndexedFile(str(prefix)).kind == kind
+        assert indexed_file.IndexedFile(str(prefix)).kind == kind
 
 
 def change(path, at, value):

@@ -1,4 +1,4 @@
-"""One small corpus, its tokenizer and its dataset for the whole session, and an independent reader of shards."""
+"""One small corpus, its tokenizer and its dataset for the whole session; an independent reader and writer of token files."""
 
 import itertools
 import json
@@ -114,3 +114,30 @@ def read_shard():
         return Shard(code, sequences, list(offsets), list(document_index))
 
     return read
+
+
+FOREIGN_TYPES = {1: "B", 2: "b", 3: "h", 4: "i", 5: "q", 6: "d", 7: "f", 8: "H", 9: "I", 10: "Q"}
+
+
+@pytest.fixture(scope="session")
+def write_foreign():
+    """A function (path without ending, documents, code, kind): what Megatron-LM or fairseq would write, with ``struct``.
+
+    ``documents`` are lists of sequences of ids; fairseq's files forget where a document begins.
+    """
+
+    def write(prefix: Path, documents: list[list[list[int]]], code: int = 8, kind: str = "megatron") -> Path:
+        letter = FOREIGN_TYPES[code]
+        sequences = list(itertools.chain.from_iterable(documents))
+        offsets = list(itertools.accumulate((struct.calcsize(letter) * len(ids) for ids in sequences), initial=0))
+        starts = list(itertools.accumulate(map(len, documents), initial=0))
+        index = b"MMIDIDX\0\0" + struct.pack("<QBQ", 1, code, len(sequences))
+        index += struct.pack("<Q", len(starts)) if kind == "megatron" else b""
+        index += struct.pack(f"<{len(sequences)}i", *map(len, sequences)) + struct.pack(f"<{len(sequences)}q", *offsets[:-1])
+        index += struct.pack(f"<{len(starts)}q", *starts) if kind == "megatron" else b""
+        prefix.with_name(prefix.name + ".idx").write_bytes(index)
+        ids = b"".join(struct.pack(f"<{len(ids)}{letter}", *ids) for ids in sequences)
+        prefix.with_name(prefix.name + ".bin").write_bytes(ids)
+        return prefix
+
+    return write

@@ -1,10 +1,12 @@
 """The programs as a user starts them."""
 
 import json
+import shutil
 import sys
 
 import pytest
 
+from mpnet_ds.data.import_indexed import import_dataset
 from tests.runs import RECIPE, ROOT, command, pretrain
 
 PROGRAMS = sorted([*(ROOT / "tools").glob("*.py"), ROOT / "launch" / "pretrain.py"])
@@ -58,6 +60,12 @@ def test_the_whole_way_from_text_to_words(corpus_files, tmp_path):
             ["train_tokenizer", "--input", "nowhere.txt", "--vocab_size", "900", "--output", "out"],
             "nowhere.txt: no such file",
         ),
+        (["inspect_dataset", "nowhere", "--verify"], "no dataset folder nowhere"),
+        (["merge_datasets", "nowhere", "--output", "out"], "no dataset folder nowhere"),
+        (
+            ["import_dataset", "--input", "nowhere", "--tokenizer", "nowhere", "--output", "out"],
+            "no tokenizer at nowhere",
+        ),
         (["consolidate", "nowhere", "out"], "no checkpoint folder nowhere"),
         (["convert_to_hf", "nowhere", "out"], "no checkpoint in nowhere"),
         (["fill_mask", "nowhere", "the <mask>"], "nowhere is no Hugging Face folder"),
@@ -70,3 +78,48 @@ def test_what_is_missing_is_named(arguments, message, tmp_path):
     assert done.stderr.startswith("error: ")
     assert message in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_inspection_shows_lengths_and_a_sample_in_plain_text_in_a_pipe(dataset_folder):
+    done = command(sys.executable, "tools/inspect_dataset.py", dataset_folder, "--verify", "--show", 0, "--seq_length", 64)
+    assert done.returncode == 0, done.stderr
+    for expected in ("bytes are as they should be", "tokens in a document:", "median", "<mask>]", "predicted: "):
+        assert expected in done.stdout
+    assert "\x1b" not in done.stdout
+
+
+def test_a_terminal_of_ascii_gets_ascii(tokenizer_folder, write_foreign, tmp_path, monkeypatch):
+    prefix = write_foreign(tmp_path / "français", [[[5, 6, 7, 8, 9] * 10]])
+    import_dataset([str(prefix)], tokenizer_folder, tmp_path / "data", show_progress=False)
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    done = command(sys.executable, "tools/inspect_dataset.py", tmp_path / "data", "--show", 0, "--seq_length", 16)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.isascii()
+    assert "fran\\xe7ais" in done.stdout
+
+
+def test_damage_is_printed_with_its_place_and_exit_code_1(dataset_folder, tmp_path):
+    folder = shutil.copytree(dataset_folder, tmp_path / "damaged")
+    path = folder / "shard-00000.bin"
+    path.write_bytes(b"\xff\xff" + path.read_bytes()[2:])
+    done = command(sys.executable, "tools/inspect_dataset.py", folder, "--verify")
+    assert done.returncode == 1
+    assert f"{path}: bytes 0 to " in done.stdout
+    assert f"{path}: byte 0 (sequence 0, document 0): an id that is not below 999" in done.stdout
+    assert "2 problem(s)" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_imported_and_built_datasets_merge_and_are_found_whole(dataset_folder, tokenizer_folder, write_foreign, tmp_path):
+    def tool(name, *arguments):
+        done = command(sys.executable, f"tools/{name}.py", *arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    prefix = write_foreign(tmp_path / "train", [[[5, 6, 2], [2], [7, 2]]], kind="fairseq")
+    imported, merged = tmp_path / "imported", tmp_path / "merged"
+    said = tool("import_dataset", "--input", prefix, "--tokenizer", tokenizer_folder, "--output", imported)
+    assert said == "2 documents, 2 sequences, 5 tokens\n"
+    said = tool("merge_datasets", dataset_folder, imported, "--output", merged, "--partial_holdout", "--copy")
+    assert said.startswith("2 shard(s)")
+    assert "bytes are as they should be" in tool("inspect_dataset", merged, "--verify")

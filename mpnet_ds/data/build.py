@@ -14,7 +14,6 @@ written, what only the build needs is removed, and the folder takes its name ``O
 import errno
 import json
 import os
-import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -22,13 +21,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import mpnet_ds
 from mpnet_ds.data.corpus import Corpus, ReadOptions, check_unchanged
 from mpnet_ds.data.manifest import FILE_NAME, HOLDOUT, TOKENIZER, DatasetManifest
 from mpnet_ds.data.plan import Part, available_cores, cut, difference, settings_of
 from mpnet_ds.data.shard_builder import SENTENCES, TRAINING, Job, PieceRecord, record_path
 from mpnet_ds.data.standard_input import STORED, with_standard_input
-from mpnet_ds.data.token_file import token_dtype
 from mpnet_ds.data.workers import build_shards
 from mpnet_ds.errors import UserError
 from mpnet_ds.files import TEMPORARY, locked, sync_folder, write_atomically
@@ -244,19 +241,11 @@ def _discard(folder: Path) -> None:
 
 def _manifest(tokenizer: PretrainingTokenizer, settings: dict, side: str, records: list[PieceRecord]) -> DatasetManifest:
     shards = [record.shards[side] for record in records if side in record.shards]
-    return DatasetManifest(
-        dtype=token_dtype(tokenizer.vocab_size).name,
-        vocab_size=tokenizer.vocab_size,
-        special_ids={"bos": 0, "pad": 1, "eos": 2, "mask": tokenizer.mask_id},
-        tokenizer_fingerprint=tokenizer.fingerprint,
-        documents=sum(shard.documents for shard in shards),
-        sequences=sum(shard.sequences for shard in shards),
-        tokens=sum(shard.tokens for shard in shards),
-        shards=shards,
-        sources=settings["sources"],
-        command=shlex.join(sys.argv),
-        tool_version=mpnet_ds.__version__,
-        options=settings["options"],
+    return DatasetManifest.of(
+        tokenizer,
+        shards,
+        settings["sources"],
+        settings["options"],
         left_out={
             "empty_documents": sum(record.empty_documents for record in records),
             "faulty_documents": sum(record.faulty_documents for record in records),

@@ -15,7 +15,7 @@ import numpy as np
 
 from mpnet_ds.data.corpus import Block, Faults, ReadOptions, Source, read
 from mpnet_ds.data.encode import TextEncoder
-from mpnet_ds.data.manifest import HOLDOUT, FileRecord, ShardRecord, shard_record
+from mpnet_ds.data.manifest import HOLDOUT, ShardRecord, shard_record
 from mpnet_ds.data.plan import Piece
 from mpnet_ds.data.token_file import TokenFileWriter
 from mpnet_ds.files import sync_folder, write_atomically
@@ -95,7 +95,11 @@ class ShardBuilder:
             for block in self._blocks(piece, faults):
                 empty += self._write(block.documents, writers)
                 advance(block.num_bytes)
-            shards = {side: self._close(writer) for side, writer in writers.items() if writer.num_documents}
+            shards = {}
+            for side, writer in writers.items():
+                if writer.num_documents:
+                    writer.close()
+                    shards[side] = ShardRecord.of(writer)
             for side in shards:
                 sync_folder(self.job.side(side))
         record = PieceRecord(shards, empty, faults.skipped, faults.first)
@@ -142,12 +146,6 @@ class ShardBuilder:
         ids = np.insert(encoded.ids, ends[last], EOS_ID)
         sizes[last] += 1
         return ids, sizes, lengths, is_empty
-
-    def _close(self, writer: TokenFileWriter) -> ShardRecord:
-        writer.close()
-        prefix = writer.prefix
-        files = {suffix: FileRecord.of(prefix.with_name(f"{prefix.name}.{suffix}")) for suffix in ("bin", "idx")}
-        return ShardRecord(prefix.name, writer.num_sequences, writer.num_documents, writer.num_tokens, files)
 
 
 def _choose(ids: np.ndarray, sizes: np.ndarray, lengths: np.ndarray, chosen: np.ndarray) -> tuple:

@@ -16,12 +16,13 @@ So the file has 34 + 12 S + 8 D bytes. Example: two documents, of sequences of 3
 4 ids, in uint16: S = 3, D = 3, sizes 3 2 4, offsets 0 6 10, document index 0 2 3; .idx 94 bytes, .bin 18 bytes.
 
 Megatron-LM, gpt-neox and NeMo read these files. Source of the layout: Megatron-LM, ``indexed_dataset.py``.
-Opening maps the files and reads the header only.
+Opening reads the header and the last sequence's entry only; each part of the index is mapped when it is first asked for.
 """
 
 import os
 import shutil
 import struct
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -116,39 +117,78 @@ class TokenFileWriter:
 
 
 class TokenFile:
-    """A shard opened for reading.
+    """A shard opened for reading: the header is read and the sizes of both files are checked, nothing more.
 
     Attributes:
         tokens: all ids, memory-mapped, [tokens].
-        sizes: int32 [S]; document_index: int64 [D]; both memory-mapped.
+        num_sequences, num_documents: S and D - 1.
     """
 
     def __init__(self, prefix: str | Path):
-        index_path, bin_path = Path(prefix).with_suffix(".idx"), Path(prefix).with_suffix(".bin")
-        for path in (index_path, bin_path):
+        self.index_path, self.bin_path = Path(f"{prefix}.idx"), Path(f"{prefix}.bin")
+        for path in (self.index_path, self.bin_path):
             if not path.is_file():
                 raise UserError(f"{path} is missing: build the dataset again.")
-        with open(index_path, "rb") as file:
+        code, self.num_sequences, num_entries = self._read_header()
+        self.num_documents = num_entries - 1
+        self._check_size(self.index_path, HEADER.size + 12 * self.num_sequences + 8 * num_entries)
+        self.dtype = TYPE_CODES[code]
+        self._check_size(self.bin_path, self._bytes_that_the_index_counts())
+        self.tokens = np.memmap(self.bin_path, self.dtype, "r") if self.bin_path.stat().st_size else np.empty(0, self.dtype)
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """Tokens in each sequence, int32 [S], memory-mapped."""
+        return self._mapped("<i4", HEADER.size, self.num_sequences)
+
+    @cached_property
+    def offsets(self) -> np.ndarray:
+        """Byte in the .bin at which each sequence begins, int64 [S], memory-mapped."""
+        return self._mapped("<i8", HEADER.size + 4 * self.num_sequences, self.num_sequences)
+
+    @cached_property
+    def document_index(self) -> np.ndarray:
+        """Number of the first sequence of each document, then S: int64 [documents + 1], memory-mapped."""
+        return self._mapped("<i8", HEADER.size + 12 * self.num_sequences, self.num_documents + 1)
+
+    def document_starts(self, first: int, last: int) -> np.ndarray:
+        """Number of the first token of the documents ``first`` … ``last - 1``, and where the last of them ends.
+
+        Returns int64 [last - first + 1], rising; reads that part of the index only. Raises ``UserError`` where the
+        index is damaged so that they do not rise.
+        """
+        sequences = self.document_index[first : last + 1]
+        starts = np.full(len(sequences), len(self.tokens), dtype=np.int64)
+        inside = sequences < self.num_sequences
+        if sequences.min(initial=0) >= 0:
+            starts[inside] = self.offsets[sequences[inside]] // self.dtype.itemsize
+        if (np.diff(starts, prepend=0) < 0).any() or sequences.min(initial=0) < 0:
+            raise UserError(f"{self.index_path} is damaged between documents {first} and {last}: build the dataset again.")
+        return starts
+
+    def _read_header(self) -> tuple[int, int, int]:
+        """Type code, S and D."""
+        with open(self.index_path, "rb") as file:
             header = file.read(HEADER.size)
         if len(header) < HEADER.size or not header.startswith(MAGIC):
-            raise UserError(f"{index_path} is not an index of tokens (no MMIDIDX header).")
+            raise UserError(f"{self.index_path} is not an index of tokens (no MMIDIDX header): build the dataset again.")
         _, version, code, num_sequences, num_entries = HEADER.unpack(header)
-        if version != VERSION or code not in TYPE_CODES:
+        if version != VERSION or code not in TYPE_CODES or not num_entries:
+            found = f"{self.index_path}: version {version}, type code {code}, document index of {num_entries}"
+            expected = "expected version 1, code 4 or 8, at least 1"
             raise UserError(
-                f"{index_path}: version {version} with type code {code} is unknown; expected version 1, code 4 or 8."
+                f"{found}; {expected}. Build the dataset again; foreign files go through tools/import_dataset.py."
             )
-        self._check_size(index_path, HEADER.size + 12 * num_sequences + 8 * num_entries)
-        self.dtype = TYPE_CODES[code]
-        at = HEADER.size
-        self.sizes = (
-            np.memmap(index_path, "<i4", "r", offset=at, shape=(num_sequences,)) if num_sequences else np.empty(0, "<i4")
-        )
-        offsets_at = at + 4 * num_sequences
-        offsets = np.memmap(index_path, "<i8", "r", offset=offsets_at, shape=(num_sequences,)) if num_sequences else []
-        self._check_size(bin_path, int(offsets[-1]) + int(self.sizes[-1]) * self.dtype.itemsize if num_sequences else 0)
-        at += 12 * num_sequences
-        self.document_index = np.memmap(index_path, "<i8", "r", offset=at, shape=(num_entries,))
-        self.tokens = np.memmap(bin_path, self.dtype, "r") if bin_path.stat().st_size else np.empty(0, self.dtype)
+        return code, num_sequences, num_entries
+
+    def _bytes_that_the_index_counts(self) -> int:
+        if not self.num_sequences:
+            return 0
+        return int(self.offsets[-1]) + int(self.sizes[-1]) * self.dtype.itemsize
+
+    def _mapped(self, dtype: str, offset: int, count: int) -> np.ndarray:
+        """A part of the index; an empty one cannot be mapped."""
+        return np.asarray(np.memmap(self.index_path, dtype, "r", offset, (count,))) if count else np.empty(0, dtype)
 
     @staticmethod
     def _check_size(path: Path, expected: int) -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import xxhash
 
-from mpnet_ds.data.manifest import DatasetManifest, FileRecord, ShardRecord
+from mpnet_ds.data.manifest import MIB, DatasetManifest, FileRecord, ShardRecord
 from mpnet_ds.errors import UserError
 
 ENTRIES = {
@@ -37,11 +37,16 @@ def test_a_saved_manifest_comes_back_whole(tmp_path, manifest):
     assert DatasetManifest.load(str(tmp_path)).shards[0].files["bin"].bytes == 3
 
 
-def test_a_file_record_holds_the_checksums_that_other_programs_compute(tmp_path):
-    content = b"some ids" * 1000
+@pytest.mark.parametrize("size", [0, 1, MIB - 1, MIB, MIB + 1, 3 * MIB])
+def test_a_file_record_holds_the_checksums_that_other_programs_compute(tmp_path, size):
+    content = (bytes(range(251)) * (size // 251 + 1))[:size]
     (tmp_path / "file").write_bytes(content)
-    expected = FileRecord(len(content), xxhash.xxh3_64_hexdigest(content), hashlib.sha256(content).hexdigest())
-    assert FileRecord.of(tmp_path / "file") == expected
+    of_each = [xxhash.xxh3_64_hexdigest(content[at : at + MIB]) for at in range(0, size, MIB)]
+    record = FileRecord.of(tmp_path / "file")
+    assert (record.bytes, record.xxh3_64) == (size, xxhash.xxh3_64_hexdigest(content))
+    assert record.sha256 == hashlib.sha256(content).hexdigest()
+    assert record.xxh3_64_of_each_mib == "".join(of_each)
+    assert record.mib_checksums() == of_each
 
 
 def test_a_missing_folder_and_an_unfinished_one_are_told_apart(tmp_path):
@@ -99,3 +104,19 @@ def test_the_checksum_follows_the_content_of_the_shards_only(tmp_path, manifest)
 def test_the_manifest_is_readable_json_and_leaves_no_other_file(tmp_path, manifest):
     assert json.loads((tmp_path / "dataset.json").read_text())["shards"][0]["tokens"] == 9
     assert {path.name for path in tmp_path.iterdir()} == {"dataset.json", "shard-00000.bin", "shard-00000.idx"}
+
+
+def test_a_shard_elsewhere_is_found_and_its_loss_explained(tmp_path, manifest):
+    (tmp_path / "merged").mkdir()
+    relative = replace(manifest, shards=[replace(manifest.shards[0], name="../shard-00000")])
+    relative.check_sizes(tmp_path / "merged")
+    absolute = replace(manifest, shards=[replace(manifest.shards[0], name=str(tmp_path / "shard-00000"))])
+    absolute.check_sizes(tmp_path / "merged")
+    (tmp_path / "shard-00000.bin").unlink()
+    with pytest.raises(UserError, match=r"shard-00000\.bin is missing.*merged by reference.*merge again"):
+        relative.check_sizes(tmp_path / "merged")
+
+
+def test_dots_in_the_name_of_a_shard_are_kept(tmp_path, manifest):
+    shard = replace(manifest.shards[0], name="news.v1.2/shard.en")
+    assert shard.file(tmp_path, "bin") == tmp_path / "news.v1.2" / "shard.en.bin"

@@ -68,11 +68,11 @@ def test_the_writer_counts_what_it_wrote_and_puts_the_index_last(tmp_path):
     assert (tmp_path / "shard.idx").exists()
 
 
-def test_an_abandoned_shard_has_no_index(tmp_path):
+def test_a_discarded_shard_leaves_nothing(tmp_path):
     writer = TokenFileWriter(tmp_path / "shard", np.dtype("<u2"))
     writer.add_document(EXAMPLE[0])
-    writer.abandon()
-    assert not (tmp_path / "shard.idx").exists()
+    writer.discard()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_shard_without_documents_is_a_shard(tmp_path, read_shard):
@@ -121,3 +121,28 @@ def test_ids_that_the_index_counts_but_the_file_lacks_are_noticed(tmp_path, lost
     path.write_bytes(path.read_bytes()[:-lost_bytes])
     with pytest.raises(UserError, match=r"shard\.bin"):
         TokenFile(tmp_path / "shard")
+
+
+def test_dots_in_the_name_are_kept(tmp_path):
+    plain = write(tmp_path / "shard", EXAMPLE)
+    for suffix in ("bin", "idx"):
+        plain.with_suffix(f".{suffix}").rename(tmp_path / f"shard.en.{suffix}")
+    assert TokenFile(tmp_path / "shard.en").tokens.tolist() == [10, 11, 12, 13, 2, 14, 15, 16, 2]
+
+
+@pytest.mark.parametrize("dtype", ["<u2", "<i4"])
+def test_document_starts_count_tokens(tmp_path, dtype):
+    opened = TokenFile(write(tmp_path / "shard", [[[5], [6, 2]], [[7, 8, 2]], [[2]]], dtype))
+    assert opened.document_starts(0, 3).tolist() == [0, 3, 6, 7]
+    assert opened.document_starts(1, 2).tolist() == [3, 6]
+    assert opened.document_starts(2, 3).tolist() == [6, 7]
+    assert (opened.num_documents, opened.num_sequences) == (3, 4)
+
+
+@pytest.mark.parametrize("entry", [-1, 4, 2**40])
+def test_a_document_index_that_falls_is_not_followed(tmp_path, entry):
+    path = write(tmp_path / "shard", [[[5], [6, 2]], [[7, 8, 2]], [[9, 2]]]).with_suffix(".idx")
+    index = path.read_bytes()
+    path.write_bytes(index[:-24] + struct.pack("<q", entry) + index[-16:])
+    with pytest.raises(UserError, match=r"shard\.idx is damaged between documents 0 and 3"):
+        TokenFile(tmp_path / "shard").document_starts(0, 3)

@@ -120,6 +120,9 @@ def _partial_folder(output: Path) -> Iterator[Path]:
     folder = output.with_name(output.name + ".partial")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {output.parent}: {error.strerror}.") from error
+    try:
         with locked(folder / LOCK, f"{output} is being built by another program"):
             for left in folder.rglob(f"*{TEMPORARY}"):
                 left.unlink(missing_ok=True)
@@ -138,8 +141,8 @@ def _partial_folder(output: Path) -> Iterator[Path]:
                 f"{error.filename or folder}: {error.strerror}, {free:,} bytes are free. Make room (--dry_run says how much "
                 "is needed); the same command goes on from here."
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
-            raise UserError(f"cannot write to {error.filename or output.parent}: {error.strerror}.") from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM) and str(error.filename).startswith(str(folder)):
+            raise UserError(f"cannot write to {error.filename}: {error.strerror}.") from error
         raise
 
 
@@ -228,7 +231,8 @@ def _finish(folder, output, tokenizer, settings, options: BuildOptions, numbers,
     if require_documents and not manifest.documents:
         _discard(folder)
         names = ", ".join(source["path"] for source in settings["sources"][:3])
-        raise UserError(f"no document for training in {names}: nothing to build.")
+        why = "all of them are held out" if options.holdout and held_out.documents else "nothing to build"
+        raise UserError(f"no document for training in {names}: {why}.")
     _save(manifest, tokenizer, folder)
     return _take_name(folder, output)
 

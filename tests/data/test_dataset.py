@@ -150,6 +150,13 @@ print(hashlib.sha256(b"".join(batch[name].tobytes() for name in sorted(batch))).
     assert other.stdout.strip() == here
 
 
+def test_samples_are_those_of_the_first_release(counted):
+    """A run that is resumed with a newer version, and the losses that the README quotes, rest on this."""
+    batch = PretrainingDataset(counted, LENGTH, seed=3).consecutive(40, 20)
+    assert list(batch) == list(ARRAYS)
+    assert hashlib.sha256(b"".join(array.tobytes() for array in batch.values())).hexdigest()[:16] == "d63502c04ae4be1c"
+
+
 def test_epochs_and_seeds_differ_in_tokens_and_slots(dataset_folder):
     batches = [PretrainingDataset(dataset_folder, LENGTH, seed=seed).batch(range(8), e) for seed in (0, 1) for e in (0, 1)]
     for name in ("input_ids", "predicted_positions"):

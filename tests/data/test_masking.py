@@ -1,10 +1,12 @@
+import hashlib
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mpnet_ds.data import MaskingConfig
-from mpnet_ds.data.counter_rng import make_key
+from mpnet_ds.data.counter_rng import below, draw, make_key
 from mpnet_ds.data.masking import MaskingVocabulary, mask_rows
 from mpnet_ds.errors import UserError
 
@@ -104,6 +106,25 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(batch, first_key, random):
     np.testing.assert_array_equal(shuffled, [positions[order], inputs[order]])
     alone = mask_rows(input_ids[:1], attention_mask[:1], keys[:1], words, config)
     np.testing.assert_array_equal(alone, [positions[:1], inputs[:1]])
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (MaskingConfig(), "c0655744ac986832"),
+        (TOKEN_BY_TOKEN, "4e94effb4787e465"),
+        (MaskingConfig(predicted_fraction=0.4, mask_probability=0.5, keep_probability=0.2, random_probability=0.3), "5c93dfaec590f4c5"),
+    ],
+)
+def test_samples_are_those_of_the_first_release(config, expected):
+    """A run that is resumed with a newer version, and the losses that the README quotes, rest on this."""
+    input_ids = 5 + below(draw(make_key(0, np.arange(40)[:, None]), np.arange(256)), MASK_ID - 5)
+    input_ids[:, 0] = 0
+    input_ids[:, 100], input_ids[:, 101] = 2, np.flatnonzero(vocabulary().starts_word)[7]
+    attention_mask = np.arange(256) < np.where(np.arange(40) % 4, 256, 3 * np.arange(40))[:, None]
+    input_ids[~attention_mask] = 1
+    positions, inputs = mask(input_ids, attention_mask, config=config)
+    assert hashlib.sha256(positions.tobytes() + inputs.tobytes()).hexdigest()[:16] == expected
 
 
 @pytest.mark.parametrize("whole_word", [True, False])

@@ -90,11 +90,13 @@ class TokenFile:
 
     Attributes:
         tokens: all ids, memory-mapped, [tokens].
-        sizes: int32 [S]; document_index: int64 [D]; both memory-mapped.
+        sizes: int32 [S]; offsets: int64 [S], in bytes; document_index: int64 [D]; all memory-mapped.
+        index_path, bin_path: the two files.
     """
 
     def __init__(self, prefix: str | Path):
         index_path, bin_path = Path(prefix).with_suffix(".idx"), Path(prefix).with_suffix(".bin")
+        self.index_path, self.bin_path = index_path, bin_path
         for path in (index_path, bin_path):
             if not path.is_file():
                 raise UserError(f"{path} is missing: build the dataset again.")
@@ -114,7 +116,12 @@ class TokenFile:
             np.memmap(index_path, "<i4", "r", offset=at, shape=(num_sequences,)) if num_sequences else np.empty(0, "<i4")
         )
         offsets_at = at + 4 * num_sequences
-        offsets = np.memmap(index_path, "<i8", "r", offset=offsets_at, shape=(num_sequences,)) if num_sequences else []
+        offsets = (
+            np.memmap(index_path, "<i8", "r", offset=offsets_at, shape=(num_sequences,))
+            if num_sequences
+            else np.empty(0, "<i8")
+        )
+        self.offsets = offsets
         self._check_size(bin_path, int(offsets[-1]) + int(self.sizes[-1]) * self.dtype.itemsize if num_sequences else 0)
         at += 12 * num_sequences
         self.document_index = np.memmap(index_path, "<i8", "r", offset=at, shape=(num_entries,))

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpnet_ds.data import MaskingConfig, PretrainingDataset, build_dataset
-from mpnet_ds.data.dataset import TokenStream
+from mpnet_ds.data.stream import TokenStream
 from mpnet_ds.data.token_file import TokenFile, TokenFileWriter
 from mpnet_ds.errors import UserError
 
@@ -198,6 +198,11 @@ def test_training_data_does_not_depend_on_how_it_is_cut_into_batches(dataset_fol
     assert_same(whole, {name: np.concatenate([part[name] for part in parts]) for name in ARRAYS})
 
 
+def test_no_index_gives_an_empty_batch(counted):
+    batch = PretrainingDataset(counted, LENGTH).batch([])
+    assert [batch[name].shape for name in ARRAYS] == [(0, LENGTH), (0, 10), (0, 10), (0, LENGTH)]
+
+
 @pytest.mark.parametrize("index", [-1, 48])
 def test_an_index_outside_the_epoch_is_refused(counted, index):
     with pytest.raises(ValueError, match="0 … 47"):
@@ -259,6 +264,18 @@ def test_a_damaged_index_of_the_right_size_is_named(copied, offset, byte):
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"shard-00000"):
         PretrainingDataset(copied)
+
+
+@pytest.mark.parametrize("options", [{}, {"sample_mode": "document"}, {"sample_mode": "line", "packing": False}])
+def test_what_is_no_id_is_reported_with_its_file_and_position(copied, options):
+    path = copied / "shard-00000.bin"
+    content = bytearray(path.read_bytes())
+    content[2 * 1234 + 1] |= 0x80
+    path.write_bytes(content)
+    data = PretrainingDataset(copied, LENGTH, **options)
+    message = rf"{path}: token 1,234 has id 3\d,\d+, the vocabulary 999.*inspect_dataset.py .* --verify"
+    with pytest.raises(UserError, match=message):
+        data.batch(np.arange(len(data)))
 
 
 def test_another_tokenizer_in_the_folder_is_refused(copied, save_word_tokenizer):

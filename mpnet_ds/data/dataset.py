@@ -103,6 +103,15 @@ class PretrainingDataset:
         """N, samples in an epoch."""
         return self.num_samples
 
+    def describe(self) -> str:
+        rows = f"{len(self):,} rows of {self.seq_length} an epoch"
+        return f"{self.folder}: {self.manifest.tokens:,} tokens, {rows}"
+
+    @property
+    def checksum(self) -> str:
+        """Identity of the content."""
+        return self.manifest.checksum
+
     @property
     def tokenizer_folder(self) -> Path:
         return self.folder / TOKENIZER
@@ -112,6 +121,11 @@ class PretrainingDataset:
         """The evaluation dataset that was split off this one, if there is one."""
         folder = self.folder / HOLDOUT
         return folder if (folder / FILE_NAME).is_file() else None
+
+    @property
+    def holdouts(self) -> list[tuple[Path, None]]:
+        """As of a mixture: the holdout, if there is one, and no weight."""
+        return [(self.holdout_folder, None)] if self.holdout_folder else []
 
     def batch(self, indices, epoch=0) -> dict[str, np.ndarray]:
         """The samples at ``indices`` of an epoch's shuffled order.

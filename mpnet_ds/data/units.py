@@ -173,19 +173,25 @@ def _in_blocks(lengths: np.ndarray) -> np.ndarray:
 
 
 def rows_opened(lengths: np.ndarray, seq_length: int, packing: bool) -> np.ndarray:
-    """How many new rows each item takes, int64 [blocks, items], the blocks being independent of each other.
+    """How many new rows each item takes, int [blocks, items], the blocks being independent of each other.
 
     Args:
         lengths: int [blocks, items], ids of each item.
     """
-    full, rest = np.divmod(lengths, seq_length - 1)
+    narrow = np.int32 if lengths.max(initial=0) < 1 << 31 else np.int64
+    lengths = np.ascontiguousarray(lengths.T, dtype=narrow)  # (items, blocks): one step takes an item of every block
+    opened = lengths // (seq_length - 1)
+    needed = (lengths - opened * (seq_length - 1)).astype(np.int32)
     if not packing:
-        return full + (rest > 0)
-    opened, free = full.T.copy(), np.zeros(len(lengths), dtype=np.int64)
-    needed = np.ascontiguousarray(np.where(rest > 0, rest + 1, 0).T)
-    for item in range(len(opened)):
-        free[opened[item] > 0] = 0  # what follows a full row opens another
+        return (opened + (needed > 0)).T
+    needed += needed > 0  # ``<s>``
+    fills_rows = opened.any(axis=1).tolist()
+    free = np.zeros(lengths.shape[1], dtype=np.int32)  # slots of each block's newest row
+    for item in range(len(lengths)):
+        if fills_rows[item]:
+            free *= opened[item] == 0  # what follows a full row opens another
         opens = needed[item] > free
-        free = np.where(opens, seq_length, free) - needed[item]
+        np.copyto(free, seq_length, where=opens)
+        free -= needed[item]
         opened[item] += opens
     return opened.T

@@ -6,9 +6,9 @@ piece make a *unit*. So an item that fits into a row is one unit, and a longer o
 
 With ``packing`` units follow one another in a row as long as they fit; without it each has a row of its own.
 
-    items    a a a a a </s>   b b </s>   c c c </s>                 at seq_length 8, packed:
-    rows     | <s> a a a a a </s> pad | <s> b b </s> <s> c c c | …  no: c does not fit, it opens the next row
-             | <s> a a a a a </s> pad | <s> b b </s> pad pad pad pad | <s> c c c </s> pad pad pad |
+    items    a a a a a </s>    b b </s>    c c c </s>                     at seq_length 12:
+    packed   | <s> a a a a a </s> <s> b b </s> pad | <s> c c c </s> pad pad pad pad pad pad pad |
+    else     | <s> a a a a a </s> pad pad pad pad pad | <s> b b </s> pad pad pad pad pad pad pad pad | …
 
 Opening reads the index (.idx) once, 8 bytes a sequence, and no ids. It keeps 2 bytes a row: shards are divided into
 blocks of 1024 items, no row spans two blocks, and for each row the number within its block of its first item is kept. The
@@ -57,12 +57,13 @@ class UnitRows:
     def read(self, numbers: np.ndarray, epochs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Rows by number: ids int64 [B, n], and which of them are real, bool [B, n]."""
         found = [self._contents(number) for number in np.asarray(numbers).tolist()]
-        ids = np.concatenate([tokens for tokens, _, _ in found])
-        sizes = np.concatenate([sizes for _, sizes, _ in found])
-        row = np.repeat(np.arange(len(found)), [len(sizes) for _, sizes, _ in found])
+        ids = np.concatenate([np.empty(0, dtype=np.int64), *(tokens for tokens, _, _ in found)])
+        sizes = np.concatenate([np.empty(0, dtype=np.int64), *(sizes for _, sizes, _ in found)])
+        may_add_end = np.concatenate([np.empty(0, dtype=bool), *(flags for _, _, flags in found)])
+        row = np.repeat(np.arange(len(found)), np.array([len(sizes) for _, sizes, _ in found], dtype=np.int64))
         ends = np.cumsum(sizes)
         last_ids = ids[np.maximum(ends, 1) - 1] if ids.size else np.zeros(len(ends))
-        adds_end = np.concatenate([adds_end for _, _, adds_end in found]) & ((last_ids != EOS_ID) | (sizes == 0))
+        adds_end = may_add_end & ((last_ids != EOS_ID) | (sizes == 0))
         lengths = 1 + sizes + adds_end
         before = np.cumsum(lengths) - lengths
         column = before - before[np.searchsorted(row, row)]

@@ -198,8 +198,9 @@ def test_training_data_does_not_depend_on_how_it_is_cut_into_batches(dataset_fol
     assert_same(whole, {name: np.concatenate([part[name] for part in parts]) for name in ARRAYS})
 
 
-def test_no_index_gives_an_empty_batch(counted):
-    batch = PretrainingDataset(counted, LENGTH).batch([])
+@pytest.mark.parametrize("sample_mode", ["stream", "document", "line"])
+def test_no_index_gives_an_empty_batch(counted, sample_mode):
+    batch = PretrainingDataset(counted, LENGTH, sample_mode=sample_mode).batch([])
     assert [batch[name].shape for name in ARRAYS] == [(0, LENGTH), (0, 10), (0, 10), (0, LENGTH)]
 
 

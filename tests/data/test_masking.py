@@ -282,6 +282,17 @@ def test_spans_end_at_special_tokens(predict_special_tokens):
     np.testing.assert_array_equal(single, spans)
 
 
+@pytest.mark.parametrize("max_ngram", [1, 4])
+def test_a_piece_after_a_special_token_begins_a_word(max_ngram):
+    input_ids, attention_mask = full_rows(20, n=64)
+    input_ids[:, ::2] = 2
+    no_starts = MaskingVocabulary(vocabulary().is_special, vocabulary().is_special, MASK_ID)
+    config = MaskingConfig(predict_special_tokens=True, max_ngram=max_ngram)
+    found = mask(input_ids, attention_mask, no_starts, config)
+    single = mask(input_ids, attention_mask, no_starts, MaskingConfig(predict_special_tokens=True, whole_word=False))
+    np.testing.assert_array_equal(found, single)
+
+
 def test_spans_are_drawn_anew_for_each_key():
     input_ids, attention_mask = full_rows(1, n=64, share_of_ends=0)
     rows = np.repeat(input_ids, 2000, axis=0), np.repeat(attention_mask, 2000, axis=0)

@@ -3,8 +3,8 @@
 Makes a dataset of that many ids in --folder (once: a second run finds it), with documents of 500 tokens on average, lines of
 25, and words of which one in five has a second piece. Prints for each way to make samples the seconds from opening to the
 first batch, and tokens/s of ``PretrainingDataset.batch``: reading, permutation, whole-word masking and corruption together,
-in one thread. The rates are medians over --repeats rounds; the ways take turns, so that a busy machine is busy for all. The
-last line is the table as JSON.
+in one thread. Rates are per second of processor time (on an idle machine that is the clock's), medians over --repeats rounds
+in which the ways take turns. The last line is the table as JSON.
 
 --compare DIR times the mpnet_ds of another checkout too, in a process of its own in each round.
 """
@@ -104,11 +104,11 @@ def measure(folder: Path, arguments) -> list[dict]:
 
 
 def rate_of(data: PretrainingDataset, arguments) -> float:
-    """Slots for tokens (padding counts) a second, over some batches after one that is not timed."""
-    begin = time.perf_counter()
+    """Slots for tokens (padding counts) per second of this thread's processor time."""
+    begin = time.thread_time()
     for number in range(arguments.batches):
         data.consecutive(number * arguments.rows, arguments.rows)
-    return arguments.batches * arguments.rows * arguments.seq_length / (time.perf_counter() - begin)
+    return arguments.batches * arguments.rows * arguments.seq_length / (time.thread_time() - begin)
 
 
 def rate_of_checkout(arguments) -> float:

@@ -84,7 +84,7 @@ class UnitRows:
     def _contents(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """A row's ids, and of each unit the number of its ids and whether ``</s>`` may have to be added."""
         items, bounds, adds_end = self._locate(number)
-        sizes = np.diff(bounds)
+        sizes = bounds[1:] - bounds[:-1]
         if not sizes.all():
             keep = sizes > 0  # an item without ids is no unit …
             keep[0] = True  # … but the first opened this row, with nothing but an added ``</s>`` left of it
@@ -117,7 +117,8 @@ class UnitRows:
         if end + adds_end[0] > begin + body:  # not the item's last piece: it fills the row
             end = min(end, begin + body)
             return np.array([begin, end]), np.zeros(1, dtype=bool)
-        return np.concatenate([[begin], bounds[1:]]), adds_end
+        bounds[0] = begin
+        return bounds, adds_end
 
 
 class _Items:
@@ -135,13 +136,14 @@ class _Items:
 
     def bounds(self, first: int, stop: int) -> np.ndarray:
         """int64 [stop - first + 1]: where in the .bin, in ids, items ``first`` … ``stop - 1`` begin, and the last ends."""
-        if self.by_line:
-            starts = self.offsets[first : stop + 1]
-        else:
-            sequences = self.document_index[first : stop + 1]
-            starts = self.offsets[sequences[: int(np.searchsorted(sequences, len(self.offsets)))]]
+        sequences = slice(first, stop + 1)
+        if not self.by_line:
+            sequences = self.document_index[sequences]
+            if sequences[-1] == len(self.offsets):
+                sequences = sequences[sequences < len(self.offsets)]
+        starts = self.offsets[sequences] // self.tokens.itemsize
         missing = stop + 1 - first - len(starts)  # what begins after the last sequence begins where the ids end
-        return np.concatenate([starts // self.tokens.itemsize, np.full(missing, len(self.tokens), dtype=np.int64)])
+        return np.append(starts, [len(self.tokens)] * missing) if missing else starts
 
     def adds_end(self, first: int, stop: int) -> np.ndarray:
         """bool [stop - first]: lines that are not their document's last, and so have no ``</s>`` of their own."""

@@ -116,13 +116,12 @@ class TokenFile:
             np.memmap(index_path, "<i4", "r", offset=at, shape=(num_sequences,)) if num_sequences else np.empty(0, "<i4")
         )
         offsets_at = at + 4 * num_sequences
-        offsets = (
+        self.offsets = (
             np.memmap(index_path, "<i8", "r", offset=offsets_at, shape=(num_sequences,))
             if num_sequences
             else np.empty(0, "<i8")
         )
-        self.offsets = offsets
-        self._check_size(bin_path, int(offsets[-1]) + int(self.sizes[-1]) * self.dtype.itemsize if num_sequences else 0)
+        self._check_size(bin_path, int(self.offsets[-1]) + int(self.sizes[-1]) * self.dtype.itemsize if num_sequences else 0)
         at += 12 * num_sequences
         self.document_index = np.memmap(index_path, "<i8", "r", offset=at, shape=(num_entries,))
         self.tokens = np.memmap(bin_path, self.dtype, "r") if bin_path.stat().st_size else np.empty(0, self.dtype)

@@ -11,13 +11,21 @@ import numpy as np
 _WEYL = np.uint64(0x9E3779B97F4A7C15)
 _MULTIPLY_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MULTIPLY_2 = np.uint64(0x94D049BB133111EB)
+_SHIFT_1, _SHIFT_2, _SHIFT_3 = np.uint64(30), np.uint64(27), np.uint64(31)
 
 
 def mix(x: np.ndarray) -> np.ndarray:
     """A bijection of uint64 in which every input bit flips each output bit with probability one half."""
-    x = (x ^ (x >> np.uint64(30))) * _MULTIPLY_1
-    x = (x ^ (x >> np.uint64(27))) * _MULTIPLY_2
-    return x ^ (x >> np.uint64(31))
+    x = np.asarray(x)
+    mixed = np.right_shift(x, _SHIFT_1, out=np.empty_like(x))
+    mixed ^= x
+    mixed *= _MULTIPLY_1
+    shifted = np.right_shift(mixed, _SHIFT_2, out=np.empty_like(x))
+    mixed ^= shifted
+    mixed *= _MULTIPLY_2
+    np.right_shift(mixed, _SHIFT_3, out=shifted)
+    mixed ^= shifted
+    return mixed
 
 
 def make_key(seed: int, *parts) -> np.ndarray:

@@ -1,50 +1,35 @@
-"""Samples of a dataset: full blocks of tokens, corrupted, as a pure function of (seed, epoch, index).
+"""Samples of a dataset: rows of tokens, corrupted, as a pure function of (seed, epoch, index).
 
-The shards' ids, end to end, are one circular stream of T tokens (``</s>`` ends each document). A sample is ``<s>`` and
-a slice of ``seq_length - 1`` ids of it; an epoch has N = T // (seq_length - 1) samples that do not overlap. Each epoch
-starts the cutting at another place of the circle, so that no token is always at an edge, and none is always left over.
+    index ──order.py──► number of a row ──stream.py or units.py──► its ids ──masking.py──► the sample
 
-    stream   … t t t </s> t t t t t t t </s> t t t t …            sample k of an epoch with start a:
-    blocks      |--- k ---|-- k+1 --|-- k+2 --|                   ids at a + k (n-1) … a + (k+1) (n-1) - 1, modulo T
-
-Opening maps the files and reads nothing of them; a batch reads its slices only.
+The sample mode says what the rows are: full blocks of all documents end to end (``stream``), or whole documents or lines
+(``document``, ``line``). Opening maps the files; a batch reads its rows only.
 """
 
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from mpnet_ds.data.counter_rng import below, draw, make_key
+from mpnet_ds.data.counter_rng import make_key
 from mpnet_ds.data.manifest import FILE_NAME, HOLDOUT, TOKENIZER, DatasetManifest, ShardRecord
 from mpnet_ds.data.masking import MAX_SEQ_LENGTH, MaskingConfig, MaskingVocabulary, mask_rows
 from mpnet_ds.data.order import shuffled
+from mpnet_ds.data.stream import StreamRows
 from mpnet_ds.data.token_file import TokenFile
-from mpnet_ds.errors import UserError
-from mpnet_ds.tokenizer import BOS_ID, PretrainingTokenizer
+from mpnet_ds.data.units import UnitRows
+from mpnet_ds.errors import UserError, did_you_mean
+from mpnet_ds.tokenizer import BOS_ID, EOS_ID, PretrainingTokenizer
 
+SAMPLE_MODES = ("stream", "document", "line")
+ORDER_WINDOW = 1024
 _ORDER, _START, _MASKING = range(3)  # purposes of random numbers
 
 
-class TokenStream:
-    """The ids of several shards as one circular array."""
-
-    def __init__(self, shards: list[TokenFile]):
-        self.shards = [shard for shard in shards if len(shard.tokens)]
-        self.ends = np.cumsum([len(shard.tokens) for shard in self.shards], dtype=np.int64)
-
-    def __len__(self) -> int:
-        return int(self.ends[-1]) if len(self.ends) else 0
-
-    def slice(self, start: int, length: int) -> np.ndarray:
-        """``length`` ids from ``start`` on, going round at the end."""
-        parts = []
-        while length:
-            start %= len(self)
-            number = int(np.searchsorted(self.ends, start, side="right"))
-            offset = start - (int(self.ends[number - 1]) if number else 0)
-            parts.append(self.shards[number].tokens[offset : offset + length])
-            start, length = start + len(parts[-1]), length - len(parts[-1])
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+def check_sample_mode(name: str) -> str:
+    if name not in SAMPLE_MODES:
+        raise UserError(f"unknown sample_mode '{name}'. {did_you_mean(str(name), SAMPLE_MODES)}")
+    return name
 
 
 class PretrainingDataset:
@@ -55,12 +40,26 @@ class PretrainingDataset:
         seq_length: n, tokens in a row, ``<s>`` included.
         masking: how rows are corrupted.
         seed: of order, block starts and masking.
+        sample_mode: ``stream`` (full blocks across documents), ``document`` or ``line`` (whole ones, and padding); see
+            ``stream.py`` and ``units.py``.
+        packing: with ``document`` and ``line``, let several share a row while they fit.
+        isolate_documents: batches tell which document a token belongs to, so that the model keeps them apart.
     Raises:
-        UserError: the folder is missing, unfinished or damaged, holds another tokenizer than it was built with, or is
-            shorter than one row.
+        UserError: the folder is missing, unfinished or damaged, holds another tokenizer than it was built with, or has
+            not enough tokens for one row.
     """
 
-    def __init__(self, folder: str | Path, seq_length: int = 512, masking: MaskingConfig | None = None, seed: int = 0):
+    def __init__(
+        self,
+        folder: str | Path,
+        seq_length: int = 512,
+        masking: MaskingConfig | None = None,
+        seed: int = 0,
+        sample_mode: str = "stream",
+        packing: bool = True,
+        isolate_documents: bool = False,
+    ):
+        check_sample_mode(sample_mode)
         self.folder = Path(folder)
         self.manifest = DatasetManifest.load(folder)
         self.manifest.check_sizes(self.folder)
@@ -71,11 +70,18 @@ class PretrainingDataset:
         self.seq_length, self.seed = seq_length, seed
         self.masking = masking or MaskingConfig()
         self.vocabulary = MaskingVocabulary.of(self.tokenizer)
-        self.stream = TokenStream([self._open(shard) for shard in self.manifest.shards])
-        self.num_samples = len(self.stream) // (seq_length - 1)
+        self.isolate_documents = isolate_documents
+        shards = [self._open(shard) for shard in self.manifest.shards if shard.tokens]
+        if sample_mode == "stream":
+            self.rows = StreamRows(shards, seq_length, self._seed_for(_START))
+        else:
+            self.rows = UnitRows(shards, seq_length, sample_mode, packing)
+        self.num_samples = len(self.rows)
         if not self.num_samples:
-            found = f"{folder} has {len(self.stream)} tokens, less than one row of {seq_length}"
+            found = f"{folder} has {self.manifest.tokens} tokens, less than one row of {seq_length}"
             raise UserError(f"{found}: build it from more text, or use a recipe with a smaller data.seq_length.")
+        self._order_seed, self._masking_seed = self._seed_for(_ORDER), self._seed_for(_MASKING)
+        self._order_window = lru_cache(maxsize=8)(self._compute_order_window)
 
     def _open(self, shard: ShardRecord) -> TokenFile:
         file = TokenFile(self.folder / shard.name)
@@ -96,6 +102,15 @@ class PretrainingDataset:
         """N, samples in an epoch."""
         return self.num_samples
 
+    def describe(self) -> str:
+        rows = f"{len(self):,} rows of {self.seq_length} an epoch"
+        return f"{self.folder}: {self.manifest.tokens:,} tokens, {rows}"
+
+    @property
+    def checksum(self) -> str:
+        """Identity of the content."""
+        return self.manifest.checksum
+
     @property
     def tokenizer_folder(self) -> Path:
         return self.folder / TOKENIZER
@@ -106,6 +121,11 @@ class PretrainingDataset:
         folder = self.folder / HOLDOUT
         return folder if (folder / FILE_NAME).is_file() else None
 
+    @property
+    def holdouts(self) -> list[tuple[Path, None]]:
+        """As of a mixture: the holdout, if there is one, and no weight."""
+        return [(self.holdout_folder, None)] if self.holdout_folder else []
+
     def batch(self, indices, epoch=0) -> dict[str, np.ndarray]:
         """The samples at ``indices`` of an epoch's shuffled order.
 
@@ -114,34 +134,76 @@ class PretrainingDataset:
             epoch: int, or int [B], one for each row.
         Returns:
             ``input_ids`` int64 [B, n], ``predicted_positions`` int64 [B, p] (-1 where unused), ``predicted_inputs``
-            int64 [B, p], ``attention_mask`` bool [B, n].
+            int64 [B, p], ``attention_mask`` bool [B, n]; with ``isolate_documents`` also ``document_ids`` int64 [B, n],
+            counted from 0 in each row.
+        Raises:
+            UserError: a shard holds what is no id, because it is damaged.
         """
         indices, epochs = np.broadcast_arrays(np.atleast_1d(np.asarray(indices, dtype=np.int64)), np.asarray(epoch))
-        blocks = shuffled(indices, self.num_samples, self._seed_for(_ORDER), epochs)
-        input_ids = self._blocks(blocks, epochs)
-        attention_mask = np.ones(input_ids.shape, dtype=bool)
-        row_keys = make_key(self._seed_for(_MASKING), epochs, indices)
+        numbers = self._row_numbers(indices, epochs)
+        input_ids, attention_mask = self.rows.read(numbers, epochs)
+        # One comparison finds negative numbers too.
+        if input_ids.size and input_ids.view(np.uint64).max() >= self.vocabulary.size:
+            self._report_damage(numbers, epochs)
+        row_keys = make_key(self._masking_seed, epochs, indices)
         positions, inputs = mask_rows(input_ids, attention_mask, row_keys, self.vocabulary, self.masking)
-        return {
+        batch = {
             "input_ids": input_ids,
             "predicted_positions": positions,
             "predicted_inputs": inputs,
             "attention_mask": attention_mask,
         }
+        return batch | ({"document_ids": document_ids(input_ids)} if self.isolate_documents else {})
 
     def consecutive(self, first: int, count: int) -> dict[str, np.ndarray]:
         """Samples number ``first`` … ``first + count - 1`` of an endless run over epochs: the training data."""
         numbers = np.arange(first, first + count)
         return self.batch(numbers % self.num_samples, numbers // self.num_samples)
 
-    def _blocks(self, blocks: np.ndarray, epochs: np.ndarray) -> np.ndarray:
-        body = self.seq_length - 1
-        starts = below(draw(make_key(self._seed_for(_START), epochs), 0), min(len(self.stream), 2**32 - 1)) + blocks * body
-        rows = np.empty((len(blocks), self.seq_length), dtype=np.int64)
-        rows[:, 0] = BOS_ID
-        for row, start in zip(rows, starts, strict=True):
-            row[1:] = self.stream.slice(int(start), body)
-        return rows
+    @property
+    def tokens_per_row(self) -> float:
+        """Real tokens of a row, on average over an epoch: the rest is padding."""
+        return self.rows.tokens_per_row
+
+    def _row_numbers(self, indices: np.ndarray, epochs: np.ndarray) -> np.ndarray:
+        """Numbers of the rows that stand at ``indices`` of the epochs' orders.
+
+        Indices that follow each other, as in training, share a window of the order, which is computed once: NumPy takes
+        about as long for 32 numbers as for 1024.
+        """
+        windows = indices // ORDER_WINDOW
+        wanted = set(zip(epochs.tolist(), windows.tolist(), strict=True))
+        if len(wanted) not in (1, 2) or indices.min() < 0 or indices.max() >= self.num_samples:
+            return shuffled(indices, self.num_samples, self._order_seed, epochs)
+        numbers = np.empty(indices.shape, dtype=np.int64)
+        for epoch, window in wanted:
+            rows = (epochs == epoch) & (windows == window)
+            numbers[rows] = self._order_window(epoch, window)[indices[rows] - window * ORDER_WINDOW]
+        return numbers
+
+    def _compute_order_window(self, epoch: int, window: int) -> np.ndarray:
+        first = window * ORDER_WINDOW
+        indices = np.arange(first, min(first + ORDER_WINDOW, self.num_samples))
+        return shuffled(indices, self.num_samples, self._order_seed, epoch)
+
+    def _report_damage(self, numbers: np.ndarray, epochs: np.ndarray) -> None:
+        for number, epoch in zip(numbers.tolist(), epochs.tolist(), strict=True):
+            for shard, first, stop in self.rows.places(number, epoch):
+                ids = np.asarray(shard.tokens[first:stop], dtype=np.int64)
+                bad = np.flatnonzero((ids < 0) | (ids >= self.vocabulary.size))
+                if bad.size:
+                    found = f"{shard.bin_path}: token {first + bad[0]:,} has id {ids[bad[0]]:,}"
+                    cure = f"find all damage with: python tools/inspect_dataset.py {self.folder} --verify"
+                    raise UserError(
+                        f"{found}, the vocabulary {self.vocabulary.size:,}: {cure}, and build the dataset again."
+                    )
 
     def _seed_for(self, purpose: int) -> int:
         return int(make_key(self.seed, purpose))
+
+
+def document_ids(input_ids: np.ndarray) -> np.ndarray:
+    """int64 [B, n]: 0, 1, 2 … in each row; a document ends with ``</s>``, or where the next ``<s>`` begins one."""
+    ids = np.zeros(input_ids.shape, dtype=np.int64)
+    ids[:, 1:] = (input_ids[:, :-1] == EOS_ID) | (input_ids[:, 1:] == BOS_ID)
+    return np.cumsum(ids, axis=1, out=ids)

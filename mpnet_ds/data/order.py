@@ -28,18 +28,25 @@ def shuffled(positions: np.ndarray, num_samples: int, seed: int, epoch) -> np.nd
     if positions.size and not (positions.min() >= 0 and positions.max() < num_samples):
         raise ValueError(f"positions must lie in 0 … {num_samples - 1}, got {positions.min()} … {positions.max()}")
     half_bits = max(1, (max(num_samples - 1, 1).bit_length() + 1) // 2)
-    round_keys = [make_key(seed, epoch.ravel(), r) for r in range(ROUNDS)]
-    number = positions.ravel().astype(np.uint64)
-    outside = np.arange(number.size)
+    number, epoch = positions.ravel().astype(np.uint64), epoch.ravel()
+    epoch = epoch[:1] if (epoch == epoch[:1]).all() else epoch
+    round_keys = make_key(seed, epoch, np.arange(ROUNDS)[:, None])  # (rounds, 1 or positions)
+    result, outside = number, np.arange(number.size)
     while outside.size:
-        number[outside] = _feistel(number[outside], half_bits, [key[outside] for key in round_keys])
-        outside = outside[number[outside] >= num_samples]
-    return number.reshape(positions.shape).astype(np.int64)
+        number = _feistel(number, half_bits, round_keys)
+        result[outside] = number
+        again = np.flatnonzero(number >= num_samples)
+        number, outside = number[again], outside[again]
+        round_keys = round_keys if epoch.size == 1 else round_keys[:, again]
+    return result.reshape(positions.shape).astype(np.int64)
 
 
-def _feistel(number: np.ndarray, half_bits: int, round_keys: list[np.ndarray]) -> np.ndarray:
+def _feistel(number: np.ndarray, half_bits: int, round_keys: np.ndarray) -> np.ndarray:
     shift, low = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
     left, right = number >> shift, number & low
     for key in round_keys:
-        left, right = right, left ^ (mix(right ^ key) & low)
+        mixed = mix(right ^ key)
+        mixed &= low
+        mixed ^= left
+        left, right = right, mixed
     return (left << shift) | right

@@ -184,6 +184,7 @@ class MPNetForPretraining(nn.Module):
         predicted_positions: Tensor,
         predicted_inputs: Tensor,
         attention_mask: Tensor | None = None,
+        document_ids: Tensor | None = None,
     ) -> PretrainingOutput:
         """Loss and logits of one batch.
 
@@ -192,42 +193,44 @@ class MPNetForPretraining(nn.Module):
             predicted_positions: int64 [B, p], ``z_1 … z_p``; -1 in unused slots.
             predicted_inputs: int64 [B, p], what stands in each slot's place.
             attention_mask: bool [B, n], False on padding; all True by default.
+            document_ids: int64 [B, n], 0, 1, 2 … along each row: attention and positions do not leave a document. By
+                default a row is one text.
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids, dtype=torch.bool)
         attention_mask = attention_mask.bool()
         slots = predicted_positions.clamp(min=0)
         if self.objective.has_query_stream:
-            hidden = self._two_streams(input_ids, predicted_positions, predicted_inputs, attention_mask)
+            hidden = self._two_streams(input_ids, predicted_positions, predicted_inputs, attention_mask, document_ids)
         else:
-            hidden = self._one_stream(input_ids, predicted_positions, predicted_inputs, attention_mask)
+            hidden = self._one_stream(input_ids, predicted_positions, predicted_inputs, attention_mask, document_ids)
         logits = self.lm_head(hidden)
         return _score(logits, labels=torch.where(predicted_positions >= 0, input_ids.gather(1, slots), -1))
 
-    def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None, document_ids: Tensor | None = None) -> Tensor:
         """Last hidden state [B, n, d] of the plain encoder: what ``transformers.MPNetModel`` gives after export.
 
         Padding must be on the right.
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids, dtype=torch.bool)
-        layout = plain_layout(attention_mask.bool())
+        layout = plain_layout(attention_mask.bool(), document_ids)
         return self._run_layers(self.mpnet.embeddings(input_ids, layout.row_positions), layout)
 
-    def _two_streams(self, input_ids, predicted_positions, predicted_inputs, attention_mask) -> Tensor:
+    def _two_streams(self, input_ids, predicted_positions, predicted_inputs, attention_mask, document_ids) -> Tensor:
         """Query rows after the last layer, [B, p, d]."""
         has_mask_rows = self.objective.has_mask_rows
-        layout = two_stream_layout(predicted_positions, attention_mask, has_mask_rows)
+        layout = two_stream_layout(predicted_positions, attention_mask, has_mask_rows, document_ids)
         ids = torch.cat([input_ids, *([predicted_inputs] * (2 if has_mask_rows else 1))], dim=1)
         hidden = self.mpnet.embeddings(ids, layout.row_positions)
         return self._run_layers(hidden, layout, first_row_of_last_layer=layout.key_positions.shape[1])
 
-    def _one_stream(self, input_ids, predicted_positions, predicted_inputs, attention_mask) -> Tensor:
+    def _one_stream(self, input_ids, predicted_positions, predicted_inputs, attention_mask, document_ids) -> Tensor:
         """Rows at the predicted positions after the last layer, [B, p, d]."""
         # Unused slots write into one extra column, which is cut off.
         target = torch.where(predicted_positions >= 0, predicted_positions, input_ids.shape[1])
         corrupted = F.pad(input_ids, (0, 1)).scatter(1, target, predicted_inputs)[:, :-1]
-        hidden = self.encode(corrupted, attention_mask)
+        hidden = self.encode(corrupted, attention_mask, document_ids)
         return hidden.gather(1, predicted_positions.clamp(min=0)[:, :, None].expand(-1, -1, hidden.shape[2]))
 
     def _run_layers(self, hidden: Tensor, layout: Layout, first_row_of_last_layer: int = 0) -> Tensor:

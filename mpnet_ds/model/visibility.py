@@ -13,6 +13,9 @@ The predicted positions are ``z_1 … z_p`` in the order of prediction. Token ``
 So every row sees each position exactly once: n of the n + p keys. Source: Song et al., arXiv 2004.09297, section 2.3,
 written for tokens in their natural order.
 
+With *document ids* a row sees keys of its own document only, and positions are counted from each document's first token: a
+document is computed as if it stood alone. A mask row or query row belongs to the document of its position.
+
 Shapes: B rows of a batch, n tokens, p slots, R rows of the network, K keys.
 """
 
@@ -20,6 +23,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 @dataclass
@@ -27,7 +31,7 @@ class Layout:
     """Positions and visibility of the network's rows and keys for one batch."""
 
     row_positions: Tensor
-    """int64 [B, R]: position in the text of each row."""
+    """int64 [B, R]: position in the text of each row; in its document, where documents are isolated."""
     key_positions: Tensor
     """int64 [B, K]."""
     visible: Tensor
@@ -45,18 +49,22 @@ def token_ranks(predicted_positions: Tensor, num_tokens: int) -> Tensor:
     return ranks[:, :num_tokens]
 
 
-def two_stream_layout(predicted_positions: Tensor, attention_mask: Tensor, has_mask_rows: bool) -> Layout:
+def two_stream_layout(
+    predicted_positions: Tensor, attention_mask: Tensor, has_mask_rows: bool, document_ids: Tensor | None = None
+) -> Layout:
     """Rows: n tokens, then p mask rows (if any), then p query rows. Keys: all of these but the query rows.
 
     Args:
         predicted_positions: int64 [B, p], -1 in unused slots.
         attention_mask: bool [B, n], False on padding.
+        document_ids: int64 [B, n], not decreasing along a row; None lets documents see each other.
     """
     batch, num_tokens = attention_mask.shape
     num_slots = predicted_positions.shape[1]
     device = attention_mask.device
-    token_position = torch.arange(num_tokens, device=device).expand(batch, -1)
-    slot_position = predicted_positions.clamp(min=0)
+    slot_place = predicted_positions.clamp(min=0)
+    token_position = _positions(attention_mask, document_ids)
+    slot_position = token_position.gather(1, slot_place)
     slot = torch.arange(1, num_slots + 1, device=device).expand(batch, -1)
     ranks = token_ranks(predicted_positions, num_tokens)
 
@@ -66,11 +74,28 @@ def two_stream_layout(predicted_positions: Tensor, attention_mask: Tensor, has_m
     if has_mask_rows:
         used = predicted_positions >= 0
         visible = torch.cat([visible, (slot[:, None, :] > level) & used[:, None, :]], dim=2)
+    if document_ids is not None:
+        slot_document = document_ids.gather(1, slot_place)
+        key_document = torch.cat([document_ids, *([slot_document] if has_mask_rows else [])], dim=1)
+        row_document = torch.cat([key_document, slot_document], dim=1)
+        visible = visible & (row_document[:, :, None] == key_document[:, None, :])
     return Layout(torch.cat([*key_positions, slot_position], dim=1), torch.cat(key_positions, dim=1), visible)
 
 
-def plain_layout(attention_mask: Tensor) -> Layout:
-    """One stream in which every row sees every token that is not padding."""
+def plain_layout(attention_mask: Tensor, document_ids: Tensor | None = None) -> Layout:
+    """One stream in which every row sees every token that is not padding, of its document if there are ``document_ids``."""
+    position = _positions(attention_mask, document_ids)
+    visible = attention_mask[:, None, :].expand(-1, attention_mask.shape[1], -1)
+    if document_ids is not None:
+        visible = visible & (document_ids[:, :, None] == document_ids[:, None, :])
+    return Layout(position, position, visible)
+
+
+def _positions(attention_mask: Tensor, document_ids: Tensor | None) -> Tensor:
+    """int64 [B, n]: 0, 1, 2 … in each row, or in each document of a row."""
     batch, num_tokens = attention_mask.shape
     position = torch.arange(num_tokens, device=attention_mask.device).expand(batch, -1)
-    return Layout(position, position, attention_mask[:, None, :].expand(-1, num_tokens, -1))
+    if document_ids is None:
+        return position
+    begins = F.pad(document_ids[:, 1:] != document_ids[:, :-1], (1, 0), value=True)
+    return position - torch.where(begins, position, 0).cummax(dim=1).values

@@ -3,10 +3,11 @@
 ``metrics.jsonl`` has one object a line. A training line:
 
     {"step": 100, "consumed_samples": 4800, "loss": 6.12, "accuracy": 0.11, "learning_rate": 0.002, "grad_norm": 1.3,
-     "tokens_per_second": 21000.0, "predicted_tokens_per_second": 3280.0, "mfu": 0.31}
+     "tokens_per_second": 21000.0, "predicted_tokens_per_second": 3280.0, "data_wait": 0.0004, "mfu": 0.31}
 
-``loss`` (nats) and ``accuracy`` are means over all predicted slots since the last line; ``mfu`` is there where the
-device's peak is known. An evaluation line has ``step``, ``consumed_samples``, ``eval_loss`` and ``eval_accuracy``.
+``loss`` (nats) and ``accuracy`` are means over all predicted slots since the last line; ``data_wait`` is the share of the
+time that rank 0 waited for batches; ``mfu`` is there where the device's peak is known. An evaluation line has ``step``,
+``consumed_samples``, ``eval_loss`` and ``eval_accuracy``.
 """
 
 import json

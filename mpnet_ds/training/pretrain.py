@@ -15,6 +15,7 @@ from pathlib import Path
 import mpnet_ds
 from mpnet_ds.checkpoint.huggingface import weights_file
 from mpnet_ds.data.dataset import PretrainingDataset
+from mpnet_ds.data.mixture import MixtureDataset, open_datasets, parse_weighted
 from mpnet_ds.errors import UserError
 from mpnet_ds.model.sizes import parameter_count
 from mpnet_ds.model.two_stream import check_config
@@ -32,9 +33,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recipe", metavar="NAME|FILE", help="model, objective, data, optimisation (mpnet-base with --data)"
     )
-    parser.add_argument("--data", metavar="DIR", help="dataset to train on; without it, a demo on a built-in sample")
     parser.add_argument(
-        "--eval_data", metavar="DIR", help="dataset to evaluate on (default: the one's that --holdout split off)"
+        "--data",
+        nargs="+",
+        metavar="DIR[:WEIGHT]",
+        help="dataset to train on, or several to be mixed, by weight (a:0.7 b:0.3) or else by size; without it, a demo",
+    )
+    parser.add_argument(
+        "--eval_data",
+        nargs="+",
+        metavar="DIR[:WEIGHT]",
+        help="dataset to evaluate on (default: what --holdout split off the data)",
+    )
+    parser.add_argument("--seq_length", type=int, metavar="N", help="tokens in a row")
+    parser.add_argument("--sample_mode", metavar="stream|document|line", help="what a row holds")
+    parser.add_argument(
+        "--isolate_documents", action="store_true", default=None, help="documents of a row do not see each other"
     )
     parser.add_argument("--output_dir", metavar="DIR", help="where the run goes (default: a new folder in runs/)")
     parser.add_argument("--max_steps", type=int, metavar="N", help="updates")
@@ -73,7 +87,7 @@ def pretrain(arguments: argparse.Namespace) -> int:
     try:
         if data is None:
             folder = ranks.on_main(sample.prepare_sample)
-            data, eval_data = open_data(folder, None, recipe)
+            data, eval_data = open_data([str(folder)], None, recipe)
             ranks.say(sample.DEMO_TEXT.format(recipe=recipe.name))
         code = _run(arguments, recipe, config, data, eval_data, ranks)
     except UserError:
@@ -90,33 +104,43 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
     optimization = {name: given[name] for name in
                     ("max_steps", "micro_batch_size", "global_batch_size", "learning_rate") if name in given}  # fmt: skip
     run = {name: given[name] for name in ("seed", "save_interval", "eval_interval", "log_interval") if name in given}
+    data = {name: given[name] for name in ("seq_length", "sample_mode", "isolate_documents") if name in given}
     return replace(
         recipe,
         objective=given.get("objective", recipe.objective),
+        data=replace(recipe.data, **data),
         optimization=replace(recipe.optimization, **optimization),
         run=replace(recipe.run, **run),
     )
 
 
 def open_data(
-    folder: str | Path, eval_folder: str | None, recipe: Recipe
-) -> tuple[PretrainingDataset, PretrainingDataset | None]:
-    """Training and evaluation data; they must share a tokenizer."""
-    masking = get_objective(recipe.objective).masking(recipe.data.masking)
-    data = PretrainingDataset(folder, recipe.data.seq_length, masking, recipe.run.seed)
-    eval_folder = eval_folder or data.holdout_folder
-    if eval_folder is None:
-        return data, None
-    eval_data = PretrainingDataset(eval_folder, recipe.data.seq_length, masking, recipe.run.seed)
-    if eval_data.tokenizer.fingerprint != data.tokenizer.fingerprint:
-        raise UserError(
-            f"{eval_folder} was built with another tokenizer than {folder}: build both with the same --tokenizer."
+    data: list[str], eval_data: list[str] | None, recipe: Recipe
+) -> tuple[PretrainingDataset | MixtureDataset, PretrainingDataset | MixtureDataset | None]:
+    """Training and evaluation data, each one dataset or several (``DIR`` or ``DIR:WEIGHT``); all must share a tokenizer."""
+    options = {
+        "seed": recipe.run.seed,
+        "seq_length": recipe.data.seq_length,
+        "masking": get_objective(recipe.objective).masking(recipe.data.masking),
+        "sample_mode": recipe.data.sample_mode,
+        "packing": recipe.data.packing,
+        "isolate_documents": recipe.data.isolate_documents,
+    }
+    training = open_datasets([parse_weighted(text) for text in data], **options)
+    eval_parts = [parse_weighted(text) for text in eval_data] if eval_data else training.holdouts
+    if not eval_parts:
+        return training, None
+    evaluation = open_datasets(eval_parts, **options)
+    if evaluation.tokenizer.fingerprint != training.tokenizer.fingerprint:
+        names = (
+            f"{evaluation.tokenizer_folder.parent} was built with another tokenizer than {training.tokenizer_folder.parent}"
         )
-    return data, eval_data
+        raise UserError(f"{names}: build both with the same --tokenizer.")
+    return training, evaluation
 
 
 def _run(arguments, recipe: Recipe, config: EngineConfig, data, eval_data, ranks) -> int:
-    run_identity = identity(recipe, data.tokenizer.fingerprint, data.manifest.checksum)
+    run_identity = identity(recipe, data.tokenizer.fingerprint, data.checksum)
     model_config = recipe.model_config(data.tokenizer.vocab_size)
     check_config(model_config)
     check_accepted(config.engine, arguments.deepspeed_config)
@@ -186,7 +210,7 @@ def _announce(recipe, config: EngineConfig, data, model_config, start: Start, ra
     parameters, pieces = parameter_count(model_config), data.tokenizer.vocab_size
     sizes = f"{batch.micro_batch_size} × {batch.accumulation_steps} accumulated × {ranks.world_size} rank(s)"
     ranks.say(f"Recipe {recipe.name}, objective {recipe.objective}: {parameters:,} parameters, {pieces:,} pieces")
-    ranks.say(f"Data {data.folder}: {data.manifest.tokens:,} tokens, {len(data):,} rows of {data.seq_length} an epoch")
+    ranks.say(f"Data {data.describe()}")
     ranks.say(f"ZeRO {config.zero_stage} in {config.precision} on {ranks.device.type}")
     ranks.say(f"{batch.global_batch_size} rows an update = {sizes}")
     if start.checkpoint is not None:

@@ -12,6 +12,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from transformers import MPNetConfig
 
+from mpnet_ds.data.dataset import check_sample_mode
 from mpnet_ds.data.masking import MaskingConfig
 from mpnet_ds.errors import UserError, did_you_mean
 from mpnet_ds.objectives import get_objective
@@ -45,6 +46,15 @@ class DataRecipe:
     seq_length: int = 512
     """Tokens in a row, ``<s>`` included."""
     masking: MaskingConfig = field(default_factory=MaskingConfig)
+    sample_mode: str = "stream"
+    """``stream``: full rows across documents. ``document``, ``line``: whole ones, longer ones cut, and padding."""
+    packing: bool = True
+    """With ``document`` and ``line``: several share a row while they fit; false gives each a row of its own."""
+    isolate_documents: bool = False
+    """Documents (and lines) of a row do not see each other, and positions begin anew in each."""
+
+    def __post_init__(self):
+        check_sample_mode(self.sample_mode)
 
 
 @dataclass(frozen=True)

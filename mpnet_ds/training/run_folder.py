@@ -19,7 +19,7 @@ from mpnet_ds.checkpoint.store import CheckpointStore, find_checkpoint, read_inf
 from mpnet_ds.checkpoint.zero_shards import load_shard
 from mpnet_ds.errors import UserError
 from mpnet_ds.files import write_atomically
-from mpnet_ds.training.recipe import Recipe
+from mpnet_ds.training.recipe import DataRecipe, Recipe
 
 FILE_NAME = "run.json"
 
@@ -39,8 +39,8 @@ class Start:
         return read_info(self.checkpoint).step if self.checkpoint else 0
 
 
-def identity(recipe: Recipe, tokenizer_fingerprint: str, data_checksum: str) -> dict:
-    """What must agree for a run to be continued."""
+def identity(recipe: Recipe, tokenizer_fingerprint: str, data_checksum: str | list) -> dict:
+    """What must agree for a run to be continued. ``data_checksum`` is a dataset's or a mixture's."""
     return {
         "objective": recipe.objective,
         "model": asdict(recipe.model),
@@ -132,11 +132,24 @@ def _read_record(output: Path) -> dict | None:
 
 
 def _first_difference(before: dict, now: dict) -> str:
-    now = json.loads(json.dumps(now))  # tuples become lists, as in the file
+    """Between two identities: what differs, in words, or nothing. ``before`` may be of an older version of the program."""
+    return _difference(_with_newer_options(before), json.loads(json.dumps(now)))  # tuples become lists, as in the file
+
+
+def _with_newer_options(before: dict) -> dict:
+    """The identity with those options of the data that did not exist when it was saved, as they would have been."""
+    if "data" not in before:
+        return before
+    data, default = before["data"], asdict(DataRecipe())
+    masking = default["masking"] | data.get("masking", {})
+    return before | {"data": default | data | {"masking": masking}}
+
+
+def _difference(before: dict, now: dict) -> str:
     for key in now:
         if before.get(key) != now[key]:
             if isinstance(now[key], dict) and isinstance(before.get(key), dict):
-                inner = _first_difference(before[key], now[key])
+                inner = _difference(before[key], now[key])
                 if inner:
                     return f"{key}.{inner}"
                 continue

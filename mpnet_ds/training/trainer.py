@@ -9,8 +9,6 @@ Nothing waits for the device but logging, evaluation and saving.
 """
 
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,12 +19,14 @@ from torch import Tensor, nn
 from mpnet_ds.checkpoint.store import CheckpointInfo, CheckpointStore
 from mpnet_ds.data.counter_rng import make_key
 from mpnet_ds.data.dataset import PretrainingDataset
+from mpnet_ds.data.mixture import MixtureDataset
 from mpnet_ds.errors import UserError
 from mpnet_ds.model import MPNetForPretraining
 from mpnet_ds.model.sizes import flops_per_row
 from mpnet_ds.progress import Progress, show_duration
 from mpnet_ds.training.deepspeed_config import EngineConfig
 from mpnet_ds.training.metrics import MetricsWriter, peak_flops
+from mpnet_ds.training.prefetch import prefetched
 from mpnet_ds.training.processes import Ranks
 from mpnet_ds.training.recipe import Recipe
 from mpnet_ds.training.run_folder import Start
@@ -53,8 +53,8 @@ class Trainer:
         recipe: Recipe,
         config: EngineConfig,
         model: MPNetForPretraining,
-        data: PretrainingDataset,
-        eval_data: PretrainingDataset | None,
+        data: PretrainingDataset | MixtureDataset,
+        eval_data: PretrainingDataset | MixtureDataset | None,
         start: Start,
         ranks: Ranks,
     ):
@@ -69,7 +69,7 @@ class Trainer:
             self._load(start.checkpoint)
         self.metrics = MetricsWriter(start.output, config.monitors, ranks.is_main, first_step=self.step + 1)
         self._window = _Window(ranks.device)
-        self._throughput = _Throughput(recipe, self.model_config, ranks, config.precision)
+        self._throughput = _Throughput(recipe, self.model_config, data.tokens_per_row, ranks, config.precision)
 
     @property
     def consumed_samples(self) -> int:
@@ -86,7 +86,8 @@ class Trainer:
             summary.first_eval_loss = summary.last_eval_loss = self._evaluate(progress)
         self._throughput.restart(self.step)
         with progress:
-            for batches in self._batches(self.step + 1, optimization.max_steps):
+            for batches, waited in prefetched(self._draw, self.step + 1, optimization.max_steps):
+                self._throughput.waited += waited
                 self.step += 1
                 self._update(batches)
                 is_last = self.step == optimization.max_steps
@@ -103,16 +104,8 @@ class Trainer:
         self.metrics.close()
         return summary
 
-    def _batches(self, first_step: int, last_step: int) -> Iterator[list[dict[str, Tensor]]]:
-        """This rank's micro batches of each update, the next one drawn by a thread while the device computes."""
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as pool:
-            upcoming = pool.submit(self._draw, first_step) if first_step <= last_step else None
-            for step in range(first_step, last_step + 1):
-                batches = upcoming.result()
-                upcoming = pool.submit(self._draw, step + 1) if step < last_step else None
-                yield batches
-
     def _draw(self, step: int) -> list[dict[str, Tensor]]:
+        """This rank's micro batches of one update."""
         batch = self.config.batch
         first = (step - 1) * batch.global_batch_size
         parts = range(batch.accumulation_steps)
@@ -225,26 +218,31 @@ class _Window:
 class _Throughput:
     """Rates since the last restart, from wall-clock time between two points where the device was waited for."""
 
-    def __init__(self, recipe: Recipe, model_config, ranks: Ranks, precision: str):
+    def __init__(self, recipe: Recipe, model_config, tokens_per_row: float, ranks: Ranks, precision: str):
+        """Padding is no token, but work for the device: it counts in ``mfu`` only."""
         rows, n = recipe.optimization.global_batch_size, recipe.data.seq_length
-        self.predicted = rows * int(recipe.data.masking.num_predicted(n))
-        self.tokens = rows * n
-        self.flops = rows * flops_per_row(model_config, n, self.predicted // rows, recipe.objective)
+        slots = int(recipe.data.masking.num_predicted(n))
+        self.tokens = rows * tokens_per_row
+        self.predicted = rows * slots * tokens_per_row / n
+        self.flops = rows * flops_per_row(model_config, n, slots, recipe.objective)
         peak = peak_flops(ranks.device, precision)
         self.peak = peak * ranks.world_size if peak else None
         self.updates_per_second = 1.0
+        self.restart(step=0)
 
     def restart(self, step: int) -> None:
         self._step, self._time = step, time.perf_counter()
+        self.waited = 0.0  # seconds for data, to be added to by the caller
 
     def measure(self, step: int) -> dict[str, float]:
-        now = time.perf_counter()
-        self.updates_per_second = (step - self._step) / max(now - self._time, 1e-9)
-        self.restart(step)
+        seconds = max(time.perf_counter() - self._time, 1e-9)
+        self.updates_per_second = (step - self._step) / seconds
         rates = {
             "tokens_per_second": self.updates_per_second * self.tokens,
             "predicted_tokens_per_second": self.updates_per_second * self.predicted,
+            "data_wait": self.waited / seconds,
         }
+        self.restart(step)
         return rates | ({"mfu": self.updates_per_second * self.flops / self.peak} if self.peak else {})
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpnet_ds.data import MaskingConfig, PretrainingDataset, build_dataset
-from mpnet_ds.data.dataset import TokenStream
+from mpnet_ds.data.stream import TokenStream
 from mpnet_ds.data.token_file import TokenFile, TokenFileWriter
 from mpnet_ds.errors import UserError
 
@@ -150,6 +150,13 @@ print(hashlib.sha256(b"".join(batch[name].tobytes() for name in sorted(batch))).
     assert other.stdout.strip() == here
 
 
+def test_samples_are_those_of_the_first_release(counted):
+    """A run that is resumed with a newer version, and the losses that the README quotes, rest on this."""
+    batch = PretrainingDataset(counted, LENGTH, seed=3).consecutive(40, 20)
+    assert list(batch) == list(ARRAYS)
+    assert hashlib.sha256(b"".join(array.tobytes() for array in batch.values())).hexdigest()[:16] == "d63502c04ae4be1c"
+
+
 def test_epochs_and_seeds_differ_in_tokens_and_slots(dataset_folder):
     batches = [PretrainingDataset(dataset_folder, LENGTH, seed=seed).batch(range(8), e) for seed in (0, 1) for e in (0, 1)]
     for name in ("input_ids", "predicted_positions"):
@@ -189,6 +196,12 @@ def test_training_data_does_not_depend_on_how_it_is_cut_into_batches(dataset_fol
     begins = first + np.cumsum([0, *cuts[:-1]])
     parts = [data.consecutive(int(begin), count) for begin, count in zip(begins, cuts, strict=True)]
     assert_same(whole, {name: np.concatenate([part[name] for part in parts]) for name in ARRAYS})
+
+
+@pytest.mark.parametrize("sample_mode", ["stream", "document", "line"])
+def test_no_index_gives_an_empty_batch(counted, sample_mode):
+    batch = PretrainingDataset(counted, LENGTH, sample_mode=sample_mode).batch([])
+    assert [batch[name].shape for name in ARRAYS] == [(0, LENGTH), (0, 10), (0, 10), (0, LENGTH)]
 
 
 @pytest.mark.parametrize("index", [-1, 48])
@@ -252,6 +265,18 @@ def test_a_damaged_index_of_the_right_size_is_named(copied, offset, byte):
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"shard-00000"):
         PretrainingDataset(copied)
+
+
+@pytest.mark.parametrize("options", [{}, {"sample_mode": "document"}, {"sample_mode": "line", "packing": False}])
+def test_what_is_no_id_is_reported_with_its_file_and_position(copied, options):
+    path = copied / "shard-00000.bin"
+    content = bytearray(path.read_bytes())
+    content[2 * 1234 + 1] |= 0x80
+    path.write_bytes(content)
+    data = PretrainingDataset(copied, LENGTH, **options)
+    message = rf"{path}: token 1,234 has id 3\d,\d+, the vocabulary 999.*inspect_dataset.py .* --verify"
+    with pytest.raises(UserError, match=message):
+        data.batch(np.arange(len(data)))
 
 
 def test_another_tokenizer_in_the_folder_is_refused(copied, save_word_tokenizer):

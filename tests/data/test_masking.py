@@ -1,10 +1,12 @@
+import hashlib
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mpnet_ds.data import MaskingConfig
-from mpnet_ds.data.counter_rng import make_key
+from mpnet_ds.data.counter_rng import below, draw, make_key
 from mpnet_ds.data.masking import MaskingVocabulary, mask_rows
 from mpnet_ds.errors import UserError
 
@@ -61,6 +63,7 @@ def batches(draw):
         predicted_fraction=draw(st.floats(0.01, 0.99)),
         whole_word=draw(st.booleans()),
         predict_special_tokens=draw(st.booleans()),
+        max_ngram=draw(st.sampled_from([1, 2, 5])),
     )
     return input_ids, attention_mask, vocabulary(shares[0]), config
 
@@ -87,7 +90,7 @@ def test_slots_are_distinct_allowed_positions_and_unused_ones_come_last(batch, f
 def test_at_most_one_word_of_a_row_is_cut(batch, first_key):
     input_ids, attention_mask, words, config = batch
     if not config.whole_word:
-        config = MaskingConfig(predicted_fraction=config.predicted_fraction)
+        config = MaskingConfig(predicted_fraction=config.predicted_fraction, max_ngram=config.max_ngram)
     positions, _ = mask(input_ids, attention_mask, words, config, first_key)
     for row, real, slots in zip(input_ids, attention_mask, positions, strict=True):
         shares = [np.isin(word, slots).mean() for word in words_of(row, real.sum(), words)]
@@ -104,6 +107,28 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(batch, first_key, random):
     np.testing.assert_array_equal(shuffled, [positions[order], inputs[order]])
     alone = mask_rows(input_ids[:1], attention_mask[:1], keys[:1], words, config)
     np.testing.assert_array_equal(alone, [positions[:1], inputs[:1]])
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (MaskingConfig(), "c0655744ac986832"),
+        (TOKEN_BY_TOKEN, "4e94effb4787e465"),
+        (
+            MaskingConfig(predicted_fraction=0.4, mask_probability=0.5, keep_probability=0.2, random_probability=0.3),
+            "5c93dfaec590f4c5",
+        ),
+    ],
+)
+def test_samples_are_those_of_the_first_release(config, expected):
+    """A run that is resumed with a newer version, and the losses that the README quotes, rest on this."""
+    input_ids = 5 + below(draw(make_key(0, np.arange(40)[:, None]), np.arange(256)), MASK_ID - 5)
+    input_ids[:, 0] = 0
+    input_ids[:, 100], input_ids[:, 101] = 2, np.flatnonzero(vocabulary().starts_word)[7]
+    attention_mask = np.arange(256) < np.where(np.arange(40) % 4, 256, 3 * np.arange(40))[:, None]
+    input_ids[~attention_mask] = 1
+    positions, inputs = mask(input_ids, attention_mask, config=config)
+    assert hashlib.sha256(positions.tobytes() + inputs.tobytes()).hexdigest()[:16] == expected
 
 
 @pytest.mark.parametrize("whole_word", [True, False])
@@ -223,6 +248,60 @@ def test_whole_words_are_chosen_together_more_often_than_single_tokens():
     assert complete[1] < 0.02
 
 
+def shares_of_runs(max_ngram: int, whole_word: bool) -> list[float]:
+    """Of rows with three slots: how many have them in three places, two, one."""
+    input_ids, attention_mask = full_rows(6000, n=256, share_of_ends=0)
+    config = MaskingConfig(predicted_fraction=3 / 256, max_ngram=max_ngram, whole_word=whole_word)
+    positions, _ = mask(input_ids, attention_mask, vocabulary(0 if whole_word else 0.4), config)
+    pairs = (np.diff(np.sort(positions, axis=1), axis=1) == 1).sum(axis=1)
+    return [np.mean(pairs == count) for count in range(3)]
+
+
+@pytest.mark.parametrize("whole_word", [True, False])
+def test_spans_have_n_words_with_a_probability_proportional_to_one_in_n(whole_word):
+    one, two, three = 6 / 11, 3 / 11, 2 / 11  # the first span fills three slots, or two, or one and then the next begins
+    expected = [one * one, two + one * (two + three), three]
+    assert shares_of_runs(3, whole_word) == pytest.approx(expected, abs=0.03)
+    assert shares_of_runs(1, whole_word) == pytest.approx([1, 0, 0], abs=0.04)
+    assert shares_of_runs(2, whole_word) == pytest.approx([4 / 9, 1 / 3 + 2 / 9, 0], abs=0.04)
+
+
+@pytest.mark.parametrize("predict_special_tokens", [True, False])
+def test_spans_end_at_special_tokens(predict_special_tokens):
+    input_ids, attention_mask = full_rows(20, n=64)
+    input_ids[:, ::2] = np.resize([2, 0, 4, 1, 3, MASK_ID], 32)
+    single, spans = (
+        mask(
+            input_ids,
+            attention_mask,
+            vocabulary(0),
+            MaskingConfig(max_ngram=n, predict_special_tokens=predict_special_tokens),
+        )
+        for n in (1, 16)
+    )
+    np.testing.assert_array_equal(single, spans)
+
+
+@pytest.mark.parametrize("max_ngram", [1, 4])
+def test_a_piece_after_a_special_token_begins_a_word(max_ngram):
+    input_ids, attention_mask = full_rows(20, n=64)
+    input_ids[:, ::2] = 2
+    no_starts = MaskingVocabulary(vocabulary().is_special, vocabulary().is_special, MASK_ID)
+    config = MaskingConfig(predict_special_tokens=True, max_ngram=max_ngram)
+    found = mask(input_ids, attention_mask, no_starts, config)
+    single = mask(input_ids, attention_mask, no_starts, MaskingConfig(predict_special_tokens=True, whole_word=False))
+    np.testing.assert_array_equal(found, single)
+
+
+def test_spans_are_drawn_anew_for_each_key():
+    input_ids, attention_mask = full_rows(1, n=64, share_of_ends=0)
+    rows = np.repeat(input_ids, 2000, axis=0), np.repeat(attention_mask, 2000, axis=0)
+    positions, _ = mask(*rows, vocabulary(0), MaskingConfig(predicted_fraction=2 / 64, max_ngram=2))
+    first = positions.min(axis=1)[np.ptp(positions, axis=1) == 1]
+    assert len(first) > 500
+    assert set(range(2, 62)) <= set(first.tolist())
+
+
 def test_other_keys_give_other_slots():
     input_ids, attention_mask = full_rows(1)
     rows = np.repeat(input_ids, 50, axis=0), np.repeat(attention_mask, 50, axis=0)
@@ -256,6 +335,16 @@ def test_the_vocabulary_is_taken_from_the_tokenizer(tokenizer):
         ({"mask_probability": 0.9}, "sum to 1"),
         ({"keep_probability": -0.1, "random_probability": 0.3}, "at least 0"),
         ({"mask_probability": float("nan")}, "mask_probability nan"),
+        ({"predicted_fraction": float("nan")}, "predicted_fraction is nan"),
+        ({"predicted_fraction": "0.15"}, "predicted_fraction is '0.15'; it must be a number"),
+        ({"keep_probability": None}, "keep_probability is None; it must be a number"),
+        ({"random_probability": True}, "random_probability is True; it must be a number"),
+        ({"whole_word": 1}, "whole_word is 1; it must be true or false"),
+        ({"predict_special_tokens": "no"}, "predict_special_tokens is 'no'"),
+        ({"max_ngram": 0}, "max_ngram is 0; it must lie between 1 and 16"),
+        ({"max_ngram": 17}, "max_ngram is 17"),
+        ({"max_ngram": 2.0}, r"max_ngram is 2\.0; it must be a whole number"),
+        ({"max_ngram": True}, "max_ngram is True"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, message):

@@ -116,6 +116,19 @@ def test_eval_data_without_data(dataset_folder, tmp_path):
     refused(pretrain(tmp_path / "run", "--eval_data", dataset_folder), "--eval_data without --data")
 
 
+def test_mixture_with_and_without_weights(dataset_folder, tmp_path):
+    arguments = ["--recipe", RECIPE, "--data", f"{dataset_folder}:0.5", dataset_folder]
+    refused(pretrain(tmp_path / "run", *arguments), f"{dataset_folder} has no weight", "give all of them one")
+
+
+def test_shard_that_is_damaged_while_training(dataset_folder, tmp_path):
+    data = shutil.copytree(dataset_folder, tmp_path / "data")
+    path = data / "shard-00000.bin"
+    path.write_bytes(bytes([0xFF]) * path.stat().st_size)
+    run = pretrain(tmp_path / "run", "--recipe", RECIPE, "--data", data, "--eval_data", dataset_folder)
+    refused(run, f"{path}: token ", "has id 65,535", "--verify", "build the dataset again")
+
+
 def test_checkpoint_of_another_number_of_ranks(trained, dataset_folder, tmp_path):
     source = trained("zero2", ranks=2)
     arguments = ["--recipe", RECIPE, "--data", dataset_folder, "--resume", source.folder]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from mpnet_ds.data import build_dataset
 from mpnet_ds.tokenizer import train_tokenizer
 from tests.runs import RECIPE, ROOT, pretrain, recipe_with
 
@@ -51,8 +52,9 @@ def test_a_finished_run_leaves_what_is_promised(trained):
     training = [line for line in run.metrics if "loss" in line]
     assert [line["step"] for line in training] == list(range(1, 9))
     assert [line["consumed_samples"] for line in training] == [8 * step for step in range(1, 9)]
-    promised = {"accuracy", "learning_rate", "grad_norm", "tokens_per_second", "predicted_tokens_per_second"}
+    promised = {"accuracy", "learning_rate", "grad_norm", "tokens_per_second", "predicted_tokens_per_second", "data_wait"}
     assert all(promised <= line.keys() for line in training)
+    assert all(0 <= line["data_wait"] < 1 for line in training)
     assert training[0]["learning_rate"] == pytest.approx(2.5e-3)
     assert training[1]["learning_rate"] == pytest.approx(5e-3)
     assert [line["step"] for line in run.metrics if "eval_loss" in line] == [0, 4, 8]
@@ -94,10 +96,13 @@ def test_a_resumed_run_repeats_the_losses_bit_for_bit_with_dropout(dataset_folde
     assert "Continuing from" in again.out
     assert "at update 6" in again.out
     assert (whole.newest_checkpoint / "manifest.json").exists()
-    without_speed = [{name: value for name, value in line.items() if "per_second" not in name} for line in before]
-    assert [
-        {name: value for name, value in line.items() if "per_second" not in name} for line in again.metrics
-    ] == without_speed
+    assert without_speed(again.metrics) == without_speed(before)
+
+
+def without_speed(lines: list[dict]) -> list[dict]:
+    return [
+        {name: value for name, value in line.items() if "per_second" not in name and name != "data_wait"} for line in lines
+    ]
 
 
 def test_mean_is_over_all_slots_of_the_global_batch(tmp_path):
@@ -106,8 +111,6 @@ def test_mean_is_over_all_slots_of_the_global_batch(tmp_path):
     words = "the quick brown fox jumps over the lazy dog and runs away from the angry bear in the deep forest"
     text.write_text("\n\n".join(words if i % 3 else "\u2603 " * 40 for i in range(120)))
     train_tokenizer([words], 64).save(tmp_path / "tokenizer")
-    from mpnet_ds.data import build_dataset
-
     build_dataset([str(text)], tmp_path / "tokenizer", tmp_path / "data", show_progress=False)
     arguments = ["--recipe", RECIPE, "--data", tmp_path / "data"]
     whole = pretrain(tmp_path / "whole", *arguments)
@@ -116,6 +119,38 @@ def test_mean_is_over_all_slots_of_the_global_batch(tmp_path):
     assert whole.code == cut.code == ranks.code == 0, whole.err + cut.err + ranks.err
     assert cut.losses == pytest.approx(whole.losses, abs=1e-5)
     assert ranks.losses == pytest.approx(whole.losses, abs=1e-5)
+
+
+def test_a_mixture_of_lines_with_isolated_documents_resumes_bit_for_bit(
+    corpus_files, tokenizer_folder, dataset_folder, tmp_path
+):
+    build_dataset([corpus_files.jsonl], tokenizer_folder, tmp_path / "other", holdout=0.2, show_progress=False)
+    data = ["--data", f"{dataset_folder}:0.7", f"{tmp_path / 'other'}:0.3", "--sample_mode", "line", "--isolate_documents"]
+    run = pretrain(tmp_path / "run", "--recipe", RECIPE, *data)
+    assert run.code == 0, run.err
+    assert "70.00% of the rows" in run.out
+    assert run.losses[-1] < run.losses[0] - 0.1
+    record = json.loads((run.folder / "run.json").read_text())
+    assert [share for _, share in record["identity"]["dataset"]] == ["7/10", "3/10"]
+    assert record["recipe"]["data"]["sample_mode"] == "line"
+    before = run.metrics
+    (run.newest_checkpoint / "manifest.json").unlink()
+    again = pretrain(tmp_path / "run", "--recipe", RECIPE, *data)
+    assert again.code == 0, again.err
+    assert without_speed(again.metrics) == without_speed(before)
+    data[1] = f"{dataset_folder}:0.6"
+    other = pretrain(tmp_path / "run", "--recipe", RECIPE, *data)
+    assert other.code == 2
+    assert "holds another run (dataset was" in other.err
+
+
+def test_isolated_documents_train_alike_with_checkpointed_layers(dataset_folder, tmp_path):
+    arguments = ["--recipe", RECIPE, "--data", dataset_folder, "--isolate_documents"]
+    arguments += ["--sample_mode", "document", "--max_steps", 3]
+    plain = pretrain(tmp_path / "plain", *arguments)
+    checkpointed = pretrain(tmp_path / "checkpointed", *arguments, config="activation_checkpointing")
+    assert plain.code == checkpointed.code == 0, plain.err + checkpointed.err
+    assert checkpointed.losses == pytest.approx(plain.losses, abs=1e-5)
 
 
 def test_the_bare_command_is_a_demo_and_says_how_to_pass_data(tmp_path):

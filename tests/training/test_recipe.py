@@ -31,6 +31,11 @@ def test_every_shipped_recipe_loads_and_describes_itself(path):
         ({"data": {"seq_length": 1024}}, r"raise model\.max_position_embeddings to 1026"),
         ({"data": {"masking": {"predicted_fraction": 1.5}}}, "must lie between 0 and 1"),
         ({"data": {"masking": {"mask_probability": 0.9}}}, "sum to 1"),
+        ({"data": {"masking": {"max_ngram": 99}}}, "max_ngram is 99; it must lie between 1 and 16"),
+        ({"data": {"sample_mode": "documents"}}, "unknown sample_mode 'documents'. Did you mean 'document'"),
+        ({"data": {"sample_mode": 3}}, r"'data\.sample_mode' is 3; it must be of type str"),
+        ({"data": {"isolate_documents": "yes"}}, r"'data\.isolate_documents' is \"yes\"; it must be of type bool"),
+        ({"data": {"packing": 1}}, r"'data\.packing' is 1; it must be of type bool"),
         ({"optimization": {"precision": "fp16"}}, r"ds_configs/fp16\.json"),
     ],
 )

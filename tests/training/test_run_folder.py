@@ -1,0 +1,36 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+from mpnet_ds.errors import UserError
+from mpnet_ds.training.recipe import DataRecipe, Recipe
+from mpnet_ds.training.run_folder import decide_start, identity
+
+
+def saved_before_newer_options(folder, recipe: Recipe) -> None:
+    """What a run of the first release wrote."""
+    before = json.loads(json.dumps(identity(recipe, "tokenizer", "dataset")))
+    for name in ("sample_mode", "packing", "isolate_documents"):
+        del before["data"][name]
+    del before["data"]["masking"]["max_ngram"]
+    (folder / "run.json").write_text(json.dumps({"identity": before}))
+
+
+def start_of(folder, recipe: Recipe):
+    return decide_start(
+        folder, "auto", identity(recipe, "tokenizer", "dataset"), world_size=1, zero_stage=2, precision="fp32"
+    )
+
+
+def test_a_run_of_an_older_version_can_be_continued(tmp_path):
+    recipe = Recipe("mine")
+    saved_before_newer_options(tmp_path, recipe)
+    assert start_of(tmp_path, recipe).checkpoint is None
+
+
+def test_but_not_with_other_data_options(tmp_path):
+    recipe = Recipe("mine")
+    saved_before_newer_options(tmp_path, recipe)
+    with pytest.raises(UserError, match=r'data\.sample_mode was "stream", is now "line"'):
+        start_of(tmp_path, replace(recipe, data=DataRecipe(sample_mode="line")))

@@ -1,8 +1,7 @@
 """Times the loader on random ids: python benchmarks/bench_loader.py --folder /tmp/bench-loader --tokens 1000000000
 
-Makes a dataset of that many ids in --folder (once: a second run finds it), with documents of 500 tokens on average, lines of
-25, and words of which one in five has a second piece. Prints for each way to make samples the seconds from opening to the
-first batch, and tokens/s of ``PretrainingDataset.batch``: reading, permutation, whole-word masking and corruption together,
+Makes a dataset of that many ids in --folder (once: a second run finds it; see random_dataset.py). Prints for each way to
+make samples the seconds from opening to the first batch, and tokens/s of ``PretrainingDataset.batch``: reading, permutation, whole-word masking and corruption together,
 in one thread. Rates are per second of processor time (on an idle machine that is the clock's), medians over --repeats rounds
 in which the ways take turns. The last line is the table as JSON.
 
@@ -11,7 +10,6 @@ in which the ways take turns. The last line is the table as JSON.
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -20,19 +18,12 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
-import tokenizers
-from tokenizers import models, normalizers, pre_tokenizers
+from random_dataset import make_dataset
 
 from mpnet_ds.command_line import Parser, run
-from mpnet_ds.data import MaskingConfig, PretrainingDataset, build_dataset
-from mpnet_ds.data.token_file import HEADER, MAGIC, VERSION
-from mpnet_ds.tokenizer import EOS_ID, PretrainingTokenizer
+from mpnet_ds.data import MaskingConfig, PretrainingDataset
 
-VOCAB_SIZE, CONTINUATIONS = 30527, 5828  # of bert-base-uncased, whose layout MPNet's vocabulary has
-FIRST_PIECE, FIRST_CONTINUATION = 5, VOCAB_SIZE - 1 - CONTINUATIONS
-TOKENS_OF_A_DOCUMENT, TOKENS_OF_A_LINE, SHARE_OF_CONTINUATIONS = 500, 25, 1 / 6
-TOKENS_PER_SHARD = 1 << 28
-DOCUMENTS_AT_ONCE = 2_000
+NUM_SHARDS = 4
 
 PLAIN = "stream"
 WAYS = {
@@ -68,7 +59,7 @@ def main() -> None:
         print(rate_of(data, arguments))
         return
     if not folder.is_dir():
-        make_dataset(folder, arguments.tokens)
+        make_dataset(folder, arguments.tokens, NUM_SHARDS)
     table = measure(folder, arguments)
     show(table)
     print(json.dumps(table))
@@ -126,82 +117,6 @@ def show(table: list[dict]) -> None:
         first = f"{row['seconds_to_first_batch']:10.3f} s" if row["seconds_to_first_batch"] is not None else "–"
         padding = f"{row['share_of_padding']:8.1%}" if row["share_of_padding"] is not None else "–"
         print(f"{row['way']:28} {first:>12} {row['tokens_per_second']:12,.0f} {row['times_plain']:8.2f} {padding:>8}")
-
-
-def make_dataset(folder: Path, num_tokens: int) -> None:
-    """A dataset folder built from a small text, whose shards are then replaced by random ids.
-
-    The same documents are written again and again: the loader's speed does not depend on what the ids are.
-    """
-    work = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    save_tokenizer(work / "tokenizer")
-    (work / "text.txt").write_text(" ".join(["w5"] * 100))
-    build_dataset([str(work / "text.txt")], work / "tokenizer", work / "dataset", show_progress=False)
-    built = work / "dataset"
-    for file in built.glob("shard-*"):
-        file.unlink()
-    block, shards, written = random_documents(), [], 0
-    while written < num_tokens:
-        shards.append(write_shard(built / f"shard-{len(shards):05d}", *block, min(TOKENS_PER_SHARD, num_tokens - written)))
-        written += shards[-1]["tokens"]
-    manifest = json.loads((built / "dataset.json").read_text())
-    # Checksums of random ids are of no use to anybody: those of the small text stay.
-    pattern = manifest["shards"][0]
-    for shard in shards:
-        for suffix, record in pattern["files"].items():
-            shard["files"][suffix] = record | shard["files"][suffix]
-    manifest["shards"] = [pattern | shard for shard in shards]
-    for name in ("documents", "sequences", "tokens"):
-        manifest[name] = sum(shard[name] for shard in shards)
-    (built / "dataset.json").write_text(json.dumps(manifest))
-    built.rename(folder)
-    shutil.rmtree(work)
-
-
-def random_documents() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Some documents end to end: ids uint16, tokens in each line int32, lines in each document int64.
-
-    A document's last line ends in ``</s>``; no line begins within a word.
-    """
-    generator = np.random.default_rng(0)
-    lines = generator.geometric(TOKENS_OF_A_LINE / TOKENS_OF_A_DOCUMENT, DOCUMENTS_AT_ONCE)
-    sizes = 1 + generator.geometric(1 / (TOKENS_OF_A_LINE - 1), lines.sum())
-    ids = generator.integers(FIRST_PIECE, FIRST_CONTINUATION, sizes.sum())
-    continues = generator.random(ids.size) < SHARE_OF_CONTINUATIONS
-    continues[np.cumsum(sizes) - sizes] = False
-    ids[continues] = generator.integers(FIRST_CONTINUATION, VOCAB_SIZE - 1, continues.sum())
-    ids[np.cumsum(sizes)[np.cumsum(lines) - 1] - 1] = EOS_ID
-    return ids.astype("<u2"), sizes.astype("<i4"), lines
-
-
-def write_shard(prefix: Path, ids: np.ndarray, sizes: np.ndarray, lines: np.ndarray, num_tokens: int) -> dict:
-    """The documents again and again until there are ``num_tokens``; returns the shard's entry of the manifest."""
-    repeats = -(-num_tokens // ids.size)
-    sizes, lines = np.tile(sizes, repeats), np.tile(lines, repeats)
-    with open(prefix.with_suffix(".bin"), "wb") as file:
-        for _ in range(repeats):
-            file.write(ids.data)
-    with open(prefix.with_suffix(".idx"), "wb") as file:
-        file.write(HEADER.pack(MAGIC, VERSION, 8, len(sizes), len(lines) + 1))
-        file.write(sizes.data)
-        file.write(((np.cumsum(sizes, dtype="<i8") - sizes) * ids.itemsize).data)
-        file.write(np.append(0, np.cumsum(lines, dtype="<i8")).data)
-    counts = {"sequences": len(sizes), "documents": len(lines), "tokens": repeats * ids.size}
-    sizes = {suffix: {"bytes": prefix.with_suffix(f".{suffix}").stat().st_size} for suffix in ("bin", "idx")}
-    return {"name": prefix.name, **counts, "files": sizes}
-
-
-def save_tokenizer(folder: Path) -> None:
-    """A tokenizer of 30,527 made-up pieces with the ids of the constants above."""
-    starts = [f"w{i}" for i in range(FIRST_PIECE, FIRST_CONTINUATION)]
-    pieces = ["<s>", "<pad>", "</s>", "<unk>", "[UNK]", *starts, *(f"##x{i}" for i in range(CONTINUATIONS)), "<mask>"]
-    vocabulary = {piece: number for number, piece in enumerate(pieces)}
-    backend = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    backend.normalizer = normalizers.BertNormalizer()
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    PretrainingTokenizer(backend, "random words").save(folder)
 
 
 if __name__ == "__main__":

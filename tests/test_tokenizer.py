@@ -3,8 +3,10 @@ import shutil
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, MPNetTokenizer
 
 from mpnet_ds.errors import UserError
@@ -178,11 +180,46 @@ def test_a_tokenizer_that_mpnet_cannot_use_is_refused_on_loading(edited, edit, m
     assert str(path) in str(caught.value)
 
 
-def test_another_kind_of_tokenizer_is_refused(tmp_path):
+def test_a_tokenizer_that_does_not_mark_words_is_refused(tmp_path):
     model = {"type": "BPE", "vocab": {"<s>": 0, "<pad>": 1, "</s>": 2}, "merges": []}
     (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
-    with pytest.raises(UserError, match="the model is BPE; MPNetTokenizer has WordPiece"):
+    with pytest.raises(UserError, match="the model is BPE without ByteLevel or Metaspace"):
         PretrainingTokenizer.load(tmp_path)
+
+
+def byte_level_backend():
+    """RoBERTa's kind: the words of one sentence, in bytes."""
+    backend = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    backend.train_from_iterator(["the cat sat on the mat"] * 9, trainers.BpeTrainer(vocab_size=60, special_tokens=special))
+    backend.add_special_tokens(["<mask>"])
+    return backend
+
+
+def unigram_backend():
+    """XLM-RoBERTa's kind."""
+    words = ["the", "cat", "sat", "on", "mat"]
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", *(f"▁{word}" for word in words), "s", "▁", "<mask>"]
+    backend = tokenizers.Tokenizer(models.Unigram([(piece, -1.0) for piece in pieces], unk_id=3))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    backend.add_special_tokens(["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
+    return backend
+
+
+@pytest.mark.parametrize("make", [byte_level_backend, unigram_backend])
+def test_other_kinds_of_tokenizers_know_where_words_begin_and_come_back_from_a_folder(make, tmp_path):
+    ours = PretrainingTokenizer(make(), make.__name__)
+    (ids,) = ours.encode(["the cats <mask> sat"])
+    begins = [piece.startswith(("Ġ", "▁")) or piece == "<unk>" for piece in np.array(ours.pieces)[ids]]
+    assert ours.starts_word[ids].tolist() == begins
+    assert 2 <= sum(begins) < len(begins)
+    assert ours.mask_id not in ids
+    ours.save(tmp_path / "tokenizer")
+    assert PretrainingTokenizer.load(tmp_path / "tokenizer").fingerprint == ours.fingerprint
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
+    assert (loaded.mask_token_id, loaded.pad_token_id) == (ours.mask_id, 1)
+    assert loaded("the cat")["input_ids"][-2:] == ours.encode(["the cat"])[0].tolist()[-2:]
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"{}", b"\xff\xfe"])

@@ -1,17 +1,16 @@
 """Text to ids, fast: the ids of Hugging Face's tokenizers, mostly without asking it.
 
 WordPiece is local to a chunk between two blanks: nothing beyond it changes its ids (BertNormalizer and BertPreTokenizer
-work character by character, and neither joins over white space). So a block of some megabytes goes
+work character by character, and neither joins over white space). So a block of text goes
 
-    text ──► chunks ──► the distinct ones, numbered ──► ids of each distinct one, from a memo ──► ids in order
-             (Arrow)    (Arrow's hash table)            (a dictionary; the library when it is new)  (NumPy)
+    bytes ──► chunks ──► their numbers, from a table of those seen before ──► ids, from the table's store
+              (all of this in NumPy, for all chunks of the block at once)
 
-and Python's work is proportional to the distinct chunks of a block, a tenth of all. A chunk that is new is cut at ASCII
-punctuation, which BertPreTokenizer isolates, and at Chinese characters, which BertNormalizer does, and each word of it
-has a memo of its own. What remains is asked of the library: a word that is nothing but letters and digits after its
-normalisation goes to its WordPiece model directly, all others take its whole way.
+A chunk that is new is cut at ASCII punctuation, which BertPreTokenizer isolates, and at Chinese characters, which
+BertNormalizer does, and each word of it is looked up in a dictionary. What remains is asked of the library: a word that is
+nothing but letters and digits after its normalisation goes to its WordPiece model directly, all others take its whole way.
 
-Both memos are bounded: when one is full it becomes the old generation, and what is still in use comes back from there.
+Table and dictionary are bounded: one that is full is emptied, and learns again.
 
 Tokenizers of another kind (BPE, Unigram) are not local in this sense; their texts go to the library as they are.
 """
@@ -22,17 +21,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
+from mpnet_ds.data.chunk_table import EMPTY, ChunkTable, keys_of
 from mpnet_ds.data.token_file import token_dtype
 from mpnet_ds.tokenizer import PretrainingTokenizer
 
 MEMO_ENTRIES = 1 << 19
-LONGEST_REMEMBERED = 48  # characters; longer chunks hardly come twice
-BLOCK_CHARACTERS = 1 << 22
-_END = "\n"  # between texts; a text's own line ends become blanks first
-_BLANK = re.compile("[ \n]")
+"""Of each table, and of each dictionary: about 200 MB in all."""
+TABLE_WIDTHS = (1, 2, 6)  # chunks of at most 8, 16 and 48 bytes; longer ones have a dictionary
+LONGEST_REMEMBERED = 256  # characters; longer chunks hardly come twice
+BLOCK_CHARACTERS = 1 << 20  # what is computed of them stays in the cache
+_BLANK, _END = 32, 10  # bytes: " " between chunks, "\n" between texts
+_PADDING = b" " * 8 * max(TABLE_WIDTHS)
+_WHITE_SPACE = re.compile("[ \n]")
 _PUNCTUATION = r"!-/:-@\[-`{-~"
 _CHINESE = (  # what BertNormalizer takes for Chinese characters
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
@@ -62,7 +63,10 @@ class TextEncoder:
         self._code = "H" if self.dtype.itemsize == 2 else "i"
         self.is_fast = tokenizer.is_local
         self._words = _Memo(self._encode_word, memo_entries)
-        self._chunks = _Memo(self._encode_chunk, memo_entries)
+        self._memo_entries = memo_entries
+        self._long_chunks = _Memo(self._store_chunk, memo_entries)
+        self._tables = [ChunkTable(width, memo_entries) for width in TABLE_WIDTHS] if self.is_fast else []
+        self._store = _Store(self.dtype)
         normalizer = tokenizer.backend.normalizer
         chinese = _CHINESE if self.is_fast and normalizer.handle_chinese_chars else ""
         self._lower_case = self.is_fast and normalizer.lowercase
@@ -74,7 +78,7 @@ class TextEncoder:
         """Ids of each text, without ``<s>`` and ``</s>``."""
         if not self.is_fast:
             return self._encode_by_library(texts)
-        slices = [_cut(text) for text in texts] if any(len(text) > BLOCK_CHARACTERS for text in texts) else None
+        slices = [_cut(text) for text in texts] if max(map(len, texts), default=0) > BLOCK_CHARACTERS else None
         blocks = _blocks(texts if slices is None else [part for parts in slices for part in parts])
         encoded = [self._encode_block(block) for block in blocks]
         if not encoded:
@@ -86,22 +90,58 @@ class TextEncoder:
         return Encoded(ids, sizes)
 
     def _encode_block(self, texts: list[str]) -> Encoded:
-        block = f" {_END} ".join([*texts, ""])
-        if block.count(_END) > len(texts):  # a line end within a text
-            block = f" {_END} ".join([*(text.replace(_END, " ") for text in texts), ""])
-        chunks = pc.split_pattern(pa.array([block], pa.large_string()), " ").flatten().dictionary_encode()
-        codes = chunks.indices.to_numpy()
-        distinct = chunks.dictionary.to_pylist()
-        end_code = distinct.index(_END)
-        distinct[end_code] = ""
-        known = list(map(self._chunks.__getitem__, distinct))
-        table = np.frombuffer(b"".join(known), self.dtype)
-        table_sizes = np.fromiter(map(len, known), np.int64, len(known)) // self.dtype.itemsize
-        table_starts = np.cumsum(table_sizes) - table_sizes
-        sizes = table_sizes[codes]
-        ends = np.cumsum(sizes)
-        ids = table[np.repeat(table_starts[codes] - (ends - sizes), sizes) + np.arange(ends[-1])]
-        return Encoded(ids, np.diff(ends[codes == end_code], prepend=0))
+        block = "\n".join([*texts, ""])
+        if block.count("\n") > len(texts):  # a line end within a text is a blank
+            block = "\n".join([*(text.replace("\n", " ") for text in texts), ""])
+        if "\0" in block:  # what keys are padded with
+            return self._encode_by_library(texts)
+        text = b" " + block.encode() + _PADDING
+        codes = np.frombuffer(text, np.uint8)
+        is_blank = (codes == _BLANK) | (codes == _END)
+        edges = np.flatnonzero(is_blank[1:] != is_blank[:-1]) + 1
+        starts, ends = edges[0::2], edges[1::2]
+        numbers = self._numbers_of(text, starts, ends - starts)
+        known, begins, sizes = self._store.arrays()
+        sizes = sizes[numbers]
+        up_to = np.cumsum(np.append(0, sizes))
+        ids = known[np.repeat(begins[numbers] - up_to[:-1], sizes) + np.arange(up_to[-1])]
+        chunks_before = np.searchsorted(starts, np.flatnonzero(codes == _END))
+        return Encoded(ids, np.diff(up_to[chunks_before], prepend=0))
+
+    def _numbers_of(self, text: bytes, starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """int64 [chunks]: under which numbers the store has their ids."""
+        if len(self._store) > 2 * self._memo_entries:
+            for forgetful in (self._store, self._long_chunks, *self._tables):
+                forgetful.clear()
+        numbers, shorter = np.empty(len(starts), np.int64), 0
+        for table in self._tables:
+            rows = np.flatnonzero((sizes > shorter) & (sizes <= 8 * table.width))
+            numbers[rows] = self._look_up(table, text, starts[rows], sizes[rows])
+            shorter = 8 * table.width
+        for row in np.flatnonzero(sizes > shorter).tolist():
+            numbers[row] = self._long_chunks[text[starts[row] : starts[row] + sizes[row]].decode()]
+        return numbers
+
+    def _look_up(self, table: ChunkTable, text: bytes, starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """Numbers of chunks that fit ``table``; those that are new go into it."""
+        keys = keys_of(text, starts, sizes, table.width)
+        numbers = table.find(keys)
+        missing = np.flatnonzero(numbers == EMPTY)
+        if not len(missing):
+            return numbers
+        bounds = zip(starts[missing].tolist(), (starts + sizes)[missing].tolist(), strict=True)
+        chunks = [text[start:end] for start, end in bounds]
+        new = {chunk: self._store.add(self._encode_chunk(chunk.decode())) for chunk in dict.fromkeys(chunks)}
+        numbers[missing] = [new[chunk] for chunk in chunks]
+        _, first = np.unique(numbers[missing], return_index=True)
+        first = missing[first][: table.capacity]
+        if len(table) + len(first) > table.capacity:
+            table.clear()
+        table.add([key[first] for key in keys], numbers[first])
+        return numbers
+
+    def _store_chunk(self, chunk: str) -> int:
+        return self._store.add(self._encode_chunk(chunk))
 
     def _encode_chunk(self, chunk: str) -> bytes:
         if chunk.isalnum() and chunk.isascii():
@@ -128,28 +168,51 @@ class TextEncoder:
 
 
 class _Memo(dict):
-    """``memo[text]`` is ``compute(text)``, remembered for the texts that were in use lately."""
+    """``memo[text]`` is ``compute(text)``, remembered as long as there are not too many."""
 
-    def __init__(self, compute: Callable[[str], bytes], limit: int):
-        self._compute, self._limit, self._old = compute, limit, {}
+    def __init__(self, compute: Callable[[str], bytes | int], limit: int):
+        self._compute, self._limit = compute, limit
 
-    def __missing__(self, text: str) -> bytes:
-        value = self._old.get(text)
-        if value is None:
-            value = self._compute(text)
+    def __missing__(self, text: str) -> bytes | int:
+        value = self._compute(text)
         if len(text) <= LONGEST_REMEMBERED:
             if len(self) >= self._limit:
-                self._old = dict(self)
                 self.clear()
             self[text] = value
         return value
+
+
+class _Store:
+    """The ids of chunks, by number."""
+
+    def __init__(self, dtype: np.dtype):
+        self.dtype = dtype
+        self.clear()
+
+    def clear(self) -> None:
+        self._ids = array("H" if self.dtype.itemsize == 2 else "i")
+        self._starts, self._sizes = array("q"), array("q")
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    def add(self, ids: bytes) -> int:
+        """Puts in the ids of a chunk, as bytes, and returns its number."""
+        self._starts.append(len(self._ids))
+        self._ids.frombytes(ids)
+        self._sizes.append(len(self._ids) - self._starts[-1])
+        return len(self._sizes) - 1
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """All ids end to end; where each chunk's begin, and how many they are. To be let go before the next ``add``."""
+        return np.frombuffer(self._ids, self.dtype), np.frombuffer(self._starts, "q"), np.frombuffer(self._sizes, "q")
 
 
 def _cut(text: str) -> list[str]:
     """The text in slices of about ``BLOCK_CHARACTERS`` that end at blanks."""
     slices, start = [], 0
     while start < len(text):
-        blank = _BLANK.search(text, start + BLOCK_CHARACTERS)
+        blank = _WHITE_SPACE.search(text, start + BLOCK_CHARACTERS)
         end = blank.end() if blank else len(text)
         slices.append(text[start:end])
         start = end

@@ -59,11 +59,6 @@ class TokenFileWriter:
         self._index.write(bytes(HEADER.size))  # then the sizes, as they come; close() adds the rest
         self._documents.write(np.zeros(1, "<i8").tobytes())
 
-    def add_document(self, sequences: list[np.ndarray]) -> None:
-        """Appends one document; empty sequences are kept out by the caller."""
-        sizes = np.array([len(ids) for ids in sequences])
-        self.add_documents(np.concatenate([np.asarray(ids) for ids in sequences]), sizes, np.array([len(sequences)]))
-
     def add_documents(self, ids: np.ndarray, sizes: np.ndarray, lengths: np.ndarray) -> None:
         """Appends several documents.
 

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpnet_ds.data import MaskingConfig, PretrainingDataset, build_dataset
+from mpnet_ds.data import BuildOptions, MaskingConfig, PretrainingDataset, build_dataset
 from mpnet_ds.data.stream import TokenStream
 from mpnet_ds.data.token_file import TokenFile, TokenFileWriter
 from mpnet_ds.errors import UserError
+from tests.shards import add_document
 
 NUM_WORDS, WORDS_PER_DOCUMENT, LENGTH = 3000, 50, 64
 BODY = LENGTH - 1
@@ -28,9 +29,8 @@ def counted(tmp_path_factory, save_word_tokenizer):
     documents = [" ".join(words[i : i + WORDS_PER_DOCUMENT]) for i in range(0, NUM_WORDS, WORDS_PER_DOCUMENT)]
     (folder / "text.txt").write_text("\n\n".join(documents))
     save_word_tokenizer(folder / "tokenizer", NUM_WORDS)
-    build_dataset(
-        [str(folder / "text.txt")], folder / "tokenizer", folder / "dataset", tokens_per_shard=400, show_progress=False
-    )
+    what = ([str(folder / "text.txt")], folder / "tokenizer", folder / "dataset", BuildOptions(shard_bytes=2_200))
+    build_dataset(*what, workers=1, show_progress=False)
     return folder / "dataset"
 
 
@@ -221,7 +221,7 @@ def test_a_slice_across_shards_is_one_of_their_concatenation(tmp_path_factory, s
     for number, ids in enumerate(np.split(tokens, np.cumsum(sizes)[:-1])):
         writer = TokenFileWriter(folder / f"shard-{number}", np.dtype("<u2"))
         if len(ids):
-            writer.add_document([ids])
+            add_document(writer, [ids])
         writer.close()
     stream = TokenStream([TokenFile(folder / f"shard-{number}") for number in range(len(sizes))])
     assert len(stream) == len(tokens)

@@ -1,7 +1,7 @@
 """The fast encoder gives the ids of Hugging Face's tokenizers, text by text."""
 
 import random
-import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -158,7 +158,12 @@ def test_normalisation_that_the_tokenizer_has_switched_off_is_not_done(tokenizer
 
 
 def test_memory_of_the_memo_is_bounded(tokenizer):
-    encoder = TextEncoder(tokenizer, memo_entries=100)
-    for start in range(0, 5000, 500):
-        encoder.encode([" ".join(f"word{i}" for i in range(start, start + 500))])
-    assert sys.getsizeof(encoder._chunks) < 50_000
+    encoder = TextEncoder(tokenizer, memo_entries=1000)
+    encoder.encode(["begin"])
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    for start in range(0, 200_000, 5000):
+        encoder.encode([" ".join(f"{'long' * (i % 9)}word{i}" for i in range(start, start + 5000))])
+    grown = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert grown < 4 << 20

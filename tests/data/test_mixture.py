@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpnet_ds.data import PretrainingDataset, build_dataset
+from mpnet_ds.data import BuildOptions, PretrainingDataset, build_dataset
 from mpnet_ds.data.mixture import LONGEST_PATTERN, MixtureDataset, open_datasets, parse_weighted, slots_for, spread
 from mpnet_ds.errors import UserError
 
@@ -26,7 +26,7 @@ def folders(tmp_path_factory, save_word_tokenizer):
             [str(folder / f"{number}.txt")],
             folder / "tokenizer",
             folder / f"data-{number}",
-            holdout=0.1,
+            BuildOptions(holdout=0.1),
             show_progress=False,
         )
     return [folder / f"data-{number}" for number in range(3)]

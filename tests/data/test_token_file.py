@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from mpnet_ds.data.token_file import TokenFile, TokenFileWriter, token_dtype
 from mpnet_ds.errors import UserError
+from tests.shards import add_document
 
 EXAMPLE = [[[10, 11, 12], [13, 2]], [[14, 15, 16, 2]]]
 
@@ -14,7 +15,7 @@ EXAMPLE = [[[10, 11, 12], [13, 2]], [[14, 15, 16, 2]]]
 def write(prefix, documents, dtype="<u2"):
     writer = TokenFileWriter(prefix, np.dtype(dtype))
     for document in documents:
-        writer.add_document([np.array(ids) for ids in document])
+        add_document(writer, [np.array(ids) for ids in document])
     writer.close()
     return prefix
 
@@ -61,7 +62,7 @@ def test_ids_are_narrow_as_long_as_every_id_fits():
 def test_the_writer_counts_what_it_wrote_and_puts_the_index_last(tmp_path):
     writer = TokenFileWriter(tmp_path / "shard", np.dtype("<u2"))
     for document in EXAMPLE:
-        writer.add_document(document)
+        add_document(writer, document)
     assert (writer.num_documents, writer.num_sequences, writer.num_tokens) == (2, 3, 9)
     assert not (tmp_path / "shard.idx").exists()
     writer.close()
@@ -70,7 +71,7 @@ def test_the_writer_counts_what_it_wrote_and_puts_the_index_last(tmp_path):
 
 def test_a_discarded_shard_leaves_nothing(tmp_path):
     writer = TokenFileWriter(tmp_path / "shard", np.dtype("<u2"))
-    writer.add_document(EXAMPLE[0])
+    add_document(writer, EXAMPLE[0])
     writer.discard()
     assert not list(tmp_path.iterdir())
 

@@ -12,6 +12,7 @@ from mpnet_ds.data.token_file import TokenFile, TokenFileWriter
 from mpnet_ds.data.units import UnitRows
 from mpnet_ds.errors import UserError
 from mpnet_ds.training.recipe import DataRecipe
+from tests.shards import add_document
 
 BOS, PAD, EOS = 0, 1, 2
 ITEMS_PER_BLOCK = 4
@@ -46,7 +47,7 @@ def shards_of(corpus, folder) -> list[TokenFile]:
     for number, documents in enumerate(corpus):
         writer = TokenFileWriter(folder / f"shard-{number}", np.dtype("<u2"))
         for document in documents:
-            writer.add_document([np.array(line, dtype=np.uint16) for line in document])
+            add_document(writer, [np.array(line, dtype=np.uint16) for line in document])
         writer.close()
     opened = [TokenFile(folder / f"shard-{number}") for number in range(len(corpus))]
     return [shard for shard in opened if len(shard.tokens)]

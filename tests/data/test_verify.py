@@ -12,6 +12,7 @@ from mpnet_ds.data.token_file import TokenFileWriter
 from mpnet_ds.data.verify import verify
 from mpnet_ds.errors import UserError
 from mpnet_ds.tokenizer import PretrainingTokenizer
+from tests.shards import add_document
 
 DAMAGE = re.compile(r"(.*): bytes ([\d,]+) to ([\d,]+) are damaged")
 
@@ -28,7 +29,7 @@ def make_dataset(tokenizer_folder):
         for number, documents in enumerate(shards):
             writer = TokenFileWriter(folder / f"shard-{number:05d}", np.dtype(dtype))
             for document in documents:
-                writer.add_document([np.array(ids) for ids in document])
+                add_document(writer, [np.array(ids) for ids in document])
             writer.close()
             counts = (writer.num_sequences, writer.num_documents, writer.num_tokens)
             records.append(ShardRecord(f"shard-{number:05d}", *counts, {}))

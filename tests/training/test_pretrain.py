@@ -7,7 +7,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mpnet_ds.data import build_dataset
+from mpnet_ds.data import BuildOptions, build_dataset
 from mpnet_ds.tokenizer import train_tokenizer
 from tests.runs import RECIPE, ROOT, pretrain, recipe_with
 
@@ -124,7 +124,7 @@ def test_mean_is_over_all_slots_of_the_global_batch(tmp_path):
 def test_a_mixture_of_lines_with_isolated_documents_resumes_bit_for_bit(
     corpus_files, tokenizer_folder, dataset_folder, tmp_path
 ):
-    build_dataset([corpus_files.jsonl], tokenizer_folder, tmp_path / "other", holdout=0.2, show_progress=False)
+    build_dataset([corpus_files.jsonl], tokenizer_folder, tmp_path / "other", BuildOptions(holdout=0.2), show_progress=False)
     data = ["--data", f"{dataset_folder}:0.7", f"{tmp_path / 'other'}:0.3", "--sample_mode", "line", "--isolate_documents"]
     run = pretrain(tmp_path / "run", "--recipe", RECIPE, *data)
     assert run.code == 0, run.err

@@ -1,9 +1,9 @@
 """Times the loader on random ids: python benchmarks/bench_loader.py --folder /tmp/bench-loader --tokens 1000000000
 
 Makes a dataset of that many ids in --folder (once: a second run finds it; see random_dataset.py). Prints for each way to
-make samples the seconds from opening to the first batch, and tokens/s of ``PretrainingDataset.batch``: reading, permutation, whole-word masking and corruption together,
-in one thread. Rates are per second of processor time (on an idle machine that is the clock's), medians over --repeats rounds
-in which the ways take turns. The last line is the table as JSON.
+make samples the seconds from opening to the first batch, and tokens/s of ``PretrainingDataset.batch``: reading, permutation,
+whole-word masking and corruption together, in one thread. Rates are per second of processor time (on an idle machine that is
+the clock's), medians over --repeats rounds in which the ways take turns. The last line is the table as JSON.
 
 --compare DIR times the mpnet_ds of another checkout too, in a process of its own in each round.
 """
@@ -18,7 +18,6 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
-from random_dataset import make_dataset
 
 from mpnet_ds.command_line import Parser, run
 from mpnet_ds.data import MaskingConfig, PretrainingDataset
@@ -59,6 +58,8 @@ def main() -> None:
         print(rate_of(data, arguments))
         return
     if not folder.is_dir():
+        from random_dataset import make_dataset  # not by the older checkout that --compare runs
+
         make_dataset(folder, arguments.tokens, NUM_SHARDS)
     table = measure(folder, arguments)
     show(table)

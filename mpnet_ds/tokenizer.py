@@ -31,6 +31,7 @@ FIRST_TOKENS = (BOS, PAD, EOS, UNUSED_UNKNOWN)
 BOS_ID, PAD_ID, EOS_ID = 0, 1, 2
 CONTINUATION = "##"
 WORD_STARTS = {"ByteLevel": "Ġ", "Metaspace": "▁"}  # what a BPE or Unigram piece begins with where a word begins
+NONCHARACTER = "\ufdd0"  # Unicode keeps it out of texts
 SMALLEST_VOCABULARY = 64
 
 
@@ -51,6 +52,7 @@ class PretrainingTokenizer:
         backend.no_truncation()
         backend.no_padding()
         backend.encode_special_tokens = True
+        self._text_backend = _without_special_spellings(content) if self.kind == "Unigram" else backend
 
     @classmethod
     def load(cls, path: str | Path) -> "PretrainingTokenizer":
@@ -138,7 +140,9 @@ class PretrainingTokenizer:
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         """Ids of each text, int32, without ``<s>`` and ``</s>``."""
-        encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        if self.kind == "Unigram":
+            texts = [text.replace(NONCHARACTER, "\ufffd") for text in texts]
+        encodings = self._text_backend.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
 
     def save(self, folder: str | Path, model_max_length: int = 512) -> None:
@@ -229,3 +233,19 @@ def _as_any_tokenizer(backend: tokenizers.Tokenizer, unknown: str, model_max_len
         mask_token=MASK,
         model_max_length=model_max_length,
     )
+
+
+def _without_special_spellings(content: dict) -> tokenizers.Tokenizer:
+    """A Unigram tokenizer (its JSON) that takes no text for a special token.
+
+    Its model would find ``<mask>`` in a text by itself, as it finds any piece; here the special ones have names that no text
+    holds.
+    """
+    special = {token["content"] for token in content["added_tokens"] if token["special"]} | set(FIRST_TOKENS) | {MASK}
+    pieces = [
+        [f"{NONCHARACTER}{i}" if piece in special else piece, score]
+        for i, (piece, score) in enumerate(content["model"]["vocab"])
+    ]
+    model = content["model"] | {"vocab": pieces}
+    plain = content | {"model": model, "added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+    return tokenizers.Tokenizer.from_str(json.dumps(plain))

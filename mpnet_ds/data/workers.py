@@ -36,7 +36,8 @@ def build_shards(job: Job, pieces: dict[int, Piece], workers: int, advance: Call
         _await(waiting, done_bytes, advance)
     except BrokenProcessPool as error:
         raise UserError(
-            "a worker was killed, perhaps for want of memory. The same command goes on from here; take fewer --workers."
+            "a worker ended before its work was done. If it was killed for want of memory, take fewer --workers: the same "
+            "command goes on from here. If this is a script of your own, it needs 'if __name__ == \"__main__\":'."
         ) from error
     except BaseException:
         stop.set()

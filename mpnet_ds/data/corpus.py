@@ -181,7 +181,7 @@ def check_unchanged(source: Source) -> None:
 
 def split_lines(text: str) -> list[str]:
     """A document's sequences."""
-    return [line for line in (part.strip() for part in text.split("\n")) if line]
+    return list(filter(None, map(str.strip, text.split("\n"))))
 
 
 def sources_of(name: str, options: ReadOptions) -> list[Source]:

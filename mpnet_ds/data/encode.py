@@ -1,23 +1,22 @@
 """Text to ids, fast: the ids of Hugging Face's tokenizers, mostly without asking it.
 
-WordPiece is local to a chunk between two blanks: nothing beyond it changes its ids (BertNormalizer and BertPreTokenizer
-work character by character, and neither joins over white space). So a block of text goes
+WordPiece is local: nothing beyond a *chunk* changes its ids, where chunks are what stands between blanks, each ASCII
+punctuation mark and each Chinese character (BertNormalizer and BertPreTokenizer work character by character; they cut at
+blanks, around punctuation and around Chinese characters, and join nothing over them). So a block of text goes
 
     bytes ──► chunks ──► their numbers, from a table of those seen before ──► ids, from the table's store
               (all of this in NumPy, for all chunks of the block at once)
 
-A chunk that is new is cut at ASCII punctuation, which BertPreTokenizer isolates, and at Chinese characters, which
-BertNormalizer does, and each word of it is looked up in a dictionary. What remains is asked of the library: a word that is
-nothing but letters and digits after its normalisation goes to its WordPiece model directly, all others take its whole way.
-
-Table and dictionary are bounded: one that is full is emptied, and learns again.
+A chunk that is new is asked of the library: if it is nothing but letters and digits after its normalisation, its WordPiece
+model is called directly, else all of it. What the table forgets when it is full it learns again.
 
 Tokenizers of another kind (BPE, Unigram) are not local in this sense; their texts go to the library as they are.
 """
 
 import re
+import string
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,19 +25,18 @@ from mpnet_ds.data.chunk_table import EMPTY, ChunkTable, keys_of
 from mpnet_ds.data.token_file import token_dtype
 from mpnet_ds.tokenizer import PretrainingTokenizer
 
-MEMO_ENTRIES = 1 << 19
-"""Of each table, and of each dictionary: about 200 MB in all."""
+MEMO_ENTRIES = 1 << 18
+"""Of each table and of the dictionary: less than 100 MB in all."""
 TABLE_WIDTHS = (1, 2, 6)  # chunks of at most 8, 16 and 48 bytes; longer ones have a dictionary
 LONGEST_REMEMBERED = 256  # characters; longer chunks hardly come twice
-BLOCK_CHARACTERS = 1 << 20  # what is computed of them stays in the cache
-_BLANK, _END = 32, 10  # bytes: " " between chunks, "\n" between texts
+BLOCK_CHARACTERS = 1 << 19  # what is computed of them stays in the cache
 _PADDING = b" " * 8 * max(TABLE_WIDTHS)
 _WHITE_SPACE = re.compile("[ \n]")
-_PUNCTUATION = r"!-/:-@\[-`{-~"
-_CHINESE = (  # what BertNormalizer takes for Chinese characters
-    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-    "\U00020000-\U0002a6df\U0002a700-\U0002b81f\U0002b920-\U0002ceaf\U0002f800-\U0002fa1f"
-)
+_END = 10  # byte: "\n" between texts
+_BLANK, _MARK, _OTHER = range(3)  # kinds of bytes: blanks and ends of texts; ASCII punctuation; all others
+_KINDS = np.full(256, _OTHER, np.uint8)
+_KINDS[[ord(" "), _END]] = _BLANK
+_KINDS[list(string.punctuation.encode())] = _MARK
 
 
 @dataclass(frozen=True)
@@ -62,15 +60,13 @@ class TextEncoder:
         self.dtype = token_dtype(tokenizer.vocab_size)
         self._code = "H" if self.dtype.itemsize == 2 else "i"
         self.is_fast = tokenizer.is_local
-        self._words = _Memo(self._encode_word, memo_entries)
         self._memo_entries = memo_entries
-        self._long_chunks = _Memo(self._store_chunk, memo_entries)
         self._tables = [ChunkTable(width, memo_entries) for width in TABLE_WIDTHS] if self.is_fast else []
         self._store = _Store(self.dtype)
+        self._long_chunks: dict[str, int] = {}
         normalizer = tokenizer.backend.normalizer
-        chinese = _CHINESE if self.is_fast and normalizer.handle_chinese_chars else ""
+        self._cuts_chinese = self.is_fast and normalizer.handle_chinese_chars
         self._lower_case = self.is_fast and normalizer.lowercase
-        self._split = re.compile(f"[{_PUNCTUATION}{chinese}]|[^{_PUNCTUATION}{chinese}]+")
         self._model = tokenizer.backend.model
         self._normalize = normalizer.normalize_str if self.is_fast else None
 
@@ -97,9 +93,7 @@ class TextEncoder:
             return self._encode_by_library(texts)
         text = b" " + block.encode() + _PADDING
         codes = np.frombuffer(text, np.uint8)
-        is_blank = (codes == _BLANK) | (codes == _END)
-        edges = np.flatnonzero(is_blank[1:] != is_blank[:-1]) + 1
-        starts, ends = edges[0::2], edges[1::2]
+        starts, ends = self._bounds(codes, is_ascii=block.isascii())
         numbers = self._numbers_of(text, starts, ends - starts)
         known, begins, sizes = self._store.arrays()
         sizes = sizes[numbers]
@@ -107,6 +101,20 @@ class TextEncoder:
         ids = known[np.repeat(begins[numbers] - up_to[:-1], sizes) + np.arange(up_to[-1])]
         chunks_before = np.searchsorted(starts, np.flatnonzero(codes == _END))
         return Encoded(ids, np.diff(up_to[chunks_before], prepend=0))
+
+    def _bounds(self, codes: np.ndarray, is_ascii: bool) -> tuple[np.ndarray, np.ndarray]:
+        """First byte of each chunk, and one past its last: int64 [chunks]. ``codes``: uint8, beginning with a blank."""
+        kinds = _KINDS[codes]
+        begins = kinds == _MARK  # where a chunk begins if no blank is there
+        begins[1:] |= kinds[:-1] != _OTHER
+        if self._cuts_chinese and not is_ascii:
+            chinese = _chinese_characters(codes)
+            begins[chinese] = True
+            begins[chinese + 3] = True
+        no_blank = kinds != _BLANK
+        ends = np.flatnonzero(no_blank[:-1] & (begins[1:] | ~no_blank[1:])) + 1
+        begins &= no_blank
+        return np.flatnonzero(begins), ends
 
     def _numbers_of(self, text: bytes, starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         """int64 [chunks]: under which numbers the store has their ids."""
@@ -119,7 +127,7 @@ class TextEncoder:
             numbers[rows] = self._look_up(table, text, starts[rows], sizes[rows])
             shorter = 8 * table.width
         for row in np.flatnonzero(sizes > shorter).tolist():
-            numbers[row] = self._long_chunks[text[starts[row] : starts[row] + sizes[row]].decode()]
+            numbers[row] = self._look_up_long(text[starts[row] : starts[row] + sizes[row]].decode())
         return numbers
 
     def _look_up(self, table: ChunkTable, text: bytes, starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
@@ -140,46 +148,28 @@ class TextEncoder:
         table.add([key[first] for key in keys], numbers[first])
         return numbers
 
-    def _store_chunk(self, chunk: str) -> int:
-        return self._store.add(self._encode_chunk(chunk))
+    def _look_up_long(self, chunk: str) -> int:
+        number = self._long_chunks.get(chunk, EMPTY)
+        if number == EMPTY:
+            number = self._store.add(self._encode_chunk(chunk))
+            if len(chunk) <= LONGEST_REMEMBERED:
+                self._long_chunks[chunk] = number
+        return number
 
     def _encode_chunk(self, chunk: str) -> bytes:
-        if chunk.isalnum() and chunk.isascii():
-            return self._words[chunk]
-        if len(chunk) <= BLOCK_CHARACTERS >> 6:
-            return b"".join(map(self._words.__getitem__, self._split.findall(chunk)))
-        words = (match.group() for match in self._split.finditer(chunk))  # one at a time: perhaps a whole book in Chinese
-        return b"".join(map(self._words.__getitem__, words))
-
-    def _encode_word(self, word: str) -> bytes:
-        if word.isascii() and word.isalnum():
-            normal = word.lower() if self._lower_case else word
+        if chunk.isascii() and chunk.isalnum():
+            normal = chunk.lower() if self._lower_case else chunk
         else:
-            normal = self._normalize(word)
+            normal = self._normalize(chunk)
         if normal.isalnum():  # BertPreTokenizer would not cut it
             return array(self._code, [piece.id for piece in self._model.tokenize(normal)]).tobytes()
-        return array(self._code, self.tokenizer.backend.encode(word, add_special_tokens=False).ids).tobytes()
+        return array(self._code, self.tokenizer.backend.encode(chunk, add_special_tokens=False).ids).tobytes()
 
     def _encode_by_library(self, texts: list[str]) -> Encoded:
         arrays = self.tokenizer.encode(texts)
         sizes = np.fromiter(map(len, arrays), np.int64, len(arrays))
         ids = np.concatenate(arrays) if arrays else np.empty(0, np.int32)
         return Encoded(ids.astype(self.dtype), sizes)
-
-
-class _Memo(dict):
-    """``memo[text]`` is ``compute(text)``, remembered as long as there are not too many."""
-
-    def __init__(self, compute: Callable[[str], bytes | int], limit: int):
-        self._compute, self._limit = compute, limit
-
-    def __missing__(self, text: str) -> bytes | int:
-        value = self._compute(text)
-        if len(text) <= LONGEST_REMEMBERED:
-            if len(self) >= self._limit:
-                self.clear()
-            self[text] = value
-        return value
 
 
 class _Store:
@@ -206,6 +196,15 @@ class _Store:
     def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """All ids end to end; where each chunk's begin, and how many they are. To be let go before the next ``add``."""
         return np.frombuffer(self._ids, self.dtype), np.frombuffer(self._starts, "q"), np.frombuffer(self._sizes, "q")
+
+
+def _chinese_characters(codes: np.ndarray) -> np.ndarray:
+    """int64: where the three bytes of a character between U+4E00 and U+9FFF begin, in UTF-8.
+
+    These are nearly all of what BertNormalizer takes for Chinese; it cuts around the rest when it is asked.
+    """
+    leads = np.flatnonzero((codes >= 0xE4) & (codes <= 0xE9))
+    return leads[(codes[leads] > 0xE4) | (codes[leads + 1] >= 0xB8)]
 
 
 def _cut(text: str) -> list[str]:

@@ -207,7 +207,7 @@ class _Paragraphs:
 
     def of(self, stretch: _Stretch) -> _Found:
         """The documents that end in this stretch."""
-        stripped = [line.strip() for line in stretch.text.split("\n")]
+        stripped = list(map(str.strip, stretch.text.split("\n")))
         if stretch.text.endswith("\n"):
             stripped.pop()
         found, start = _Found([], stretch.suspect), 0

@@ -105,7 +105,7 @@ def encoding(inputs: list[str], tokenizer: str, arguments) -> dict:
 
 def building(inputs: list[str], tokenizer: str, folder: Path, arguments) -> dict:
     text = Path(inputs[0])
-    if len(inputs) > 1 or text.is_dir():
+    if len(inputs) > 1 or text.suffix != ".txt":
         text = folder / "all.txt"
         with open(text, "w", encoding="utf-8") as file:
             for block in Corpus(inputs).blocks():

@@ -48,7 +48,11 @@ def locked(path: Path, what: str) -> Iterator[None]:
 
     Raises ``UserError`` if another process holds it: ``what`` says what that one is doing.
     """
-    with open(path, "a+") as file:
+    try:
+        file = open(path, "a+")
+    except FileNotFoundError:  # its folder has just been renamed
+        raise UserError(f"{what}: that one has just ended. Start again.") from None
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

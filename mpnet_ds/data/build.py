@@ -186,6 +186,9 @@ def _continue_or_begin(folder: Path, settings: dict) -> None:
     plan = folder / PLAN
     if plan.exists() and _has_finished_shards(folder):
         _refuse_if_different(folder, json.loads(plan.read_text(encoding="utf-8")), settings)
+    else:  # nothing to go on with: what lies there may be of a build with other options
+        for left in (*folder.glob("shard-*"), folder / HOLDOUT):
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
     write_atomically(plan, json.dumps(settings, indent=1) + "\n")
 
 
@@ -259,6 +262,7 @@ def _manifest(tokenizer: PretrainingTokenizer, settings: dict, side: str, record
 
 
 def _save(manifest: DatasetManifest, tokenizer: PretrainingTokenizer, folder: Path) -> None:
+    manifest.check_sizes(folder)
     tokenizer.save(folder / TOKENIZER)
     sync_folder(folder / TOKENIZER)
     manifest.save(folder)

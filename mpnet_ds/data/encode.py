@@ -35,7 +35,7 @@ _WHITE_SPACE = re.compile("[ \n]")
 _END = 10  # byte: "\n" between texts
 _BLANK, _MARK, _OTHER = range(3)  # kinds of bytes: blanks and ends of texts; ASCII punctuation; all others
 _KINDS = np.full(256, _OTHER, np.uint8)
-_KINDS[[ord(" "), _END]] = _BLANK
+_KINDS[list(b" \t\r\n")] = _BLANK
 _KINDS[list(string.punctuation.encode())] = _MARK
 
 

@@ -248,3 +248,20 @@ def test_a_read_only_folder_is_named(corpus, tokenizer_folder, tmp_path):
     assert done.returncode == 2
     assert f"cannot write to {folder}" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_remains_of_a_build_with_other_options_do_not_get_into_the_dataset(corpus_files, tokenizer_folder, tmp_path):
+    """A kill between a shard's files and its record leaves files that nobody knows of."""
+    build_dataset([corpus_files.txt], tokenizer_folder, tmp_path / "expected", workers=1, show_progress=False)
+    partial = tmp_path / "dataset.partial"
+    (partial / "holdout").mkdir(parents=True)
+    for name in (
+        "shard-00000.bin",
+        "shard-00007.bin",
+        "shard-00007.idx",
+        "holdout/shard-00000.bin",
+        "shard-00000.idx.1.tmp",
+    ):
+        (partial / name).write_bytes(b"old")
+    build_dataset([corpus_files.txt], tokenizer_folder, tmp_path / "dataset", workers=1, show_progress=False)
+    assert contents(tmp_path / "dataset").keys() == contents(tmp_path / "expected").keys()

@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: all cores)")
     parser.add_argument("--holdout", type=float, default=0.0, metavar="F", help="share of documents for evaluation")
     parser.add_argument("--sentences", default="line", metavar="line|document", help="what a sequence of the index is")
-    parser.add_argument("--shard_size", type=size, default="64MiB", metavar="SIZE", help="text for each shard (64MiB)")
+    parser.add_argument("--shard_size", type=size, metavar="SIZE", help="text for each shard (1MiB to 64MiB)")
     parser.add_argument("--part", metavar="I/N", help="build part I of N; by itself in SLURM arrays, srun and mpirun")
     parser.add_argument("--dry_run", action="store_true", help="say what it will come to, from a sample, and stop")
     given = parser.parse_args()

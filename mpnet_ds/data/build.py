@@ -33,7 +33,6 @@ from mpnet_ds.progress import Progress
 from mpnet_ds.tokenizer import PretrainingTokenizer
 
 PLAN, LOCK = "plan.json", "lock"
-SHARD_BYTES = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -44,8 +43,8 @@ class BuildOptions:
     """Share of the documents that go to ``OUT/holdout``. A document's side follows from its text alone."""
     sentences: str = "line"
     """What a sequence of the index is: a ``line`` or a whole ``document``. Samples do not depend on it."""
-    shard_bytes: int = SHARD_BYTES
-    """Bytes of text for each shard, about; what cannot be divided may make a larger one."""
+    shard_bytes: int | None = None
+    """Bytes of text for each shard, about; what cannot be divided may make a larger one. None: see ``plan.cut``."""
 
     def __post_init__(self):
         if not 0 <= self.holdout < 1:
@@ -53,7 +52,7 @@ class BuildOptions:
             raise UserError(f"--holdout {self.holdout} must be at least 0 and below 1: {cure}.")
         if self.sentences not in SENTENCES:
             raise UserError(f"--sentences {self.sentences}: it takes {' or '.join(SENTENCES)}.")
-        if self.shard_bytes < 1:
+        if self.shard_bytes is not None and self.shard_bytes < 1:
             raise UserError(f"--shard_size {self.shard_bytes} must be at least 1 byte.")
 
 

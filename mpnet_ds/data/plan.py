@@ -20,6 +20,9 @@ from datetime import datetime
 from mpnet_ds.data.corpus import Corpus, Source, last_unit
 from mpnet_ds.errors import UserError
 
+USUAL_SHARDS = 64
+SMALLEST_SHARD, LARGEST_SHARD = 1 << 20, 1 << 26  # bytes of text
+
 
 @dataclass(frozen=True)
 class Span:
@@ -79,8 +82,11 @@ def part_of_environment(environment: Mapping[str, str]) -> Part | None:
     return None
 
 
-def cut(sources: list[Source], shard_bytes: int) -> list[Piece]:
-    """All pieces, in order."""
+def cut(sources: list[Source], shard_bytes: int | None) -> list[Piece]:
+    """All pieces, in order; by default a corpus makes ``USUAL_SHARDS`` of them, not too small and not too large."""
+    if shard_bytes is None:
+        total = sum(source.num_bytes for source in sources)
+        shard_bytes = min(max(total // USUAL_SHARDS, SMALLEST_SHARD), LARGEST_SHARD)
     pieces: list[Piece] = [[]]
     room = shard_bytes
     for number, source in enumerate(sources):

@@ -43,6 +43,11 @@ def test_pieces_of_divisible_files_have_the_wished_size_but_for_the_last(sizes, 
     assert sum(found) == sum(sizes)
 
 
+@pytest.mark.parametrize(("megabytes", "pieces"), [(0.5, 1), (10, 10), (128, 64), (8192, 128)])
+def test_by_default_there_are_enough_pieces_for_many_processes_and_not_too_many(megabytes, pieces):
+    assert len(cut([Source("a", "txt", int(megabytes * 2**20))], None)) == pieces
+
+
 def test_small_files_share_a_piece_and_indivisible_ones_stay_whole():
     packed = [Source(name, "txt", 60, compression="gz") for name in "abc"]
     assert [[span.source for span in piece] for piece in cut(packed, 130)] == [[0, 1], [2]]

@@ -67,7 +67,7 @@ def write_sources(path: Path, megabytes: int) -> Path:
     size = 0
     with open(path, "w", encoding="utf-8") as file:
         for source in sorted(Path(np.__file__).parents[1].rglob("*.py")):
-            text = source.read_text(encoding="utf-8", errors="ignore").replace("\n\n", "\n \n").strip() + "\n\n"
+            text = source.read_text(encoding="utf-8", errors="ignore").strip() + "\n\n"
             size += len(text.encode())
             file.write(text)
             if size > megabytes * 10**6:

@@ -11,12 +11,23 @@ import sys
 import time
 from collections.abc import Callable
 
-UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+UNITS = {
+    "": 1,
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+    "TIB": 2**40,
+}
 
 
 def size(text: str) -> int:
     """An argument type: ``64MB``, ``1.5GiB`` or ``1000`` in bytes."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    found = re.fullmatch(r"\s*([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*([A-Za-z]*)\s*", text)
     if not found or found[2].upper() not in UNITS or float(found[1]) == 0:
         raise argparse.ArgumentTypeError(f"'{text}' is no size such as 64MB or 2GiB")
     return int(float(found[1]) * UNITS[found[2].upper()])
@@ -67,6 +78,12 @@ def run(main: Callable[[], int | None]) -> None:
         code = main() or 0
     except UserError as error:
         _say_error(str(error))
+        code = 2
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except PermissionError as error:
+        _say_error(f"{error.filename}: permission denied.")
         code = 2
     except KeyboardInterrupt as interrupt:
         print(": ".join(filter(None, ("interrupted", str(interrupt)))), file=sys.stderr)

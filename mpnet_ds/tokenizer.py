@@ -32,7 +32,7 @@ BOS_ID, PAD_ID, EOS_ID = 0, 1, 2
 CONTINUATION = "##"
 WORD_STARTS = {"ByteLevel": "Ġ", "Metaspace": "▁"}  # what a BPE or Unigram piece begins with where a word begins
 NONCHARACTER = "\ufdd0"  # Unicode keeps it out of texts
-SMALLEST_VOCABULARY = 64
+SMALLEST_VOCABULARY, LARGEST_VOCABULARY = 64, 10_000_000
 
 
 class PretrainingTokenizer:
@@ -52,7 +52,7 @@ class PretrainingTokenizer:
         backend.no_truncation()
         backend.no_padding()
         backend.encode_special_tokens = True
-        self._text_backend = _without_special_spellings(content) if self.kind == "Unigram" else backend
+        self._text_backend = backend if self.is_mpnets else _without_special_spellings(content, self.unknown)
 
     @classmethod
     def load(cls, path: str | Path) -> "PretrainingTokenizer":
@@ -140,7 +140,7 @@ class PretrainingTokenizer:
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         """Ids of each text, int32, without ``<s>`` and ``</s>``."""
-        if self.kind == "Unigram":
+        if not self.is_mpnets:
             texts = [text.replace(NONCHARACTER, "\ufffd") for text in texts]
         encodings = self._text_backend.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
@@ -174,6 +174,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, lower_case: bool = Tr
     """
     if vocab_size < SMALLEST_VOCABULARY:
         raise UserError(f"--vocab_size {vocab_size} is too small: take at least {SMALLEST_VOCABULARY}; 30527 is usual.")
+    if vocab_size > LARGEST_VOCABULARY:
+        raise UserError(f"--vocab_size {vocab_size} is too large: take at most {LARGEST_VOCABULARY:,}; 30527 is usual.")
     if iter(texts) is texts:
         raise TypeError("texts is an iterator; give a list, or an object that can be gone through twice")
     special = [*FIRST_TOKENS, UNKNOWN]
@@ -235,17 +237,24 @@ def _as_any_tokenizer(backend: tokenizers.Tokenizer, unknown: str, model_max_len
     )
 
 
-def _without_special_spellings(content: dict) -> tokenizers.Tokenizer:
-    """A Unigram tokenizer (its JSON) that takes no text for a special token.
+def _without_special_spellings(content: dict, unknown: str) -> tokenizers.Tokenizer:
+    """A tokenizer (its JSON) that takes no text for a special token.
 
-    Its model would find ``<mask>`` in a text by itself, as it finds any piece; here the special ones have names that no text
-    holds.
+    A model may find ``<mask>`` in a text by itself, as it finds any piece (BertPreTokenizer would have cut it before); here
+    the special ones have names that no text holds.
     """
     special = {token["content"] for token in content["added_tokens"] if token["special"]} | set(FIRST_TOKENS) | {MASK}
-    pieces = [
-        [f"{NONCHARACTER}{i}" if piece in special else piece, score]
-        for i, (piece, score) in enumerate(content["model"]["vocab"])
-    ]
-    model = content["model"] | {"vocab": pieces}
-    plain = content | {"model": model, "added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+    special -= {unknown}
+
+    def renamed(piece: str, number: int) -> str:
+        return f"{NONCHARACTER}{number}" if piece in special else piece
+
+    vocabulary = content["model"]["vocab"]
+    if isinstance(vocabulary, dict):
+        vocabulary = {renamed(piece, i): i for piece, i in vocabulary.items()}
+    else:
+        vocabulary = [[renamed(piece, i), score] for i, (piece, score) in enumerate(vocabulary)]
+    ordinary = [token for token in content["added_tokens"] if not token["special"]]
+    plain = content | {"model": content["model"] | {"vocab": vocabulary}, "added_tokens": ordinary}
+    plain |= {"post_processor": None, "truncation": None, "padding": None}
     return tokenizers.Tokenizer.from_str(json.dumps(plain))

@@ -36,7 +36,9 @@ def main() -> None:
     built = build_dataset(*what, reading, given.dataset, given.workers, part)
     print(f"{built.documents:,} documents, {built.sequences:,} sequences, {built.tokens:,} tokens for training")
     if built.left_out["faulty_documents"]:
-        print(f"{built.left_out['faulty_documents']:,} could not be read. The first: {built.left_out['first_fault']}")
+        what = "were repaired or left out" if reading.on_error == "replace" else "were left out"
+        print(f"{built.left_out['faulty_documents']:,} more {what}. The first: {built.left_out['first_fault']}")
+    print(f"in {given.output}. Look at it: python tools/inspect_dataset.py {given.output}")
 
 
 if __name__ == "__main__":

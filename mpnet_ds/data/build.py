@@ -5,7 +5,7 @@ While it is built, a dataset is ``OUT.partial``:
     plan.json                        sources, tokenizer and options of this build
     shard-00000.bin .idx .json       finished shards; the .json says what is in them (see shard_builder.py)
     shard-00007.bin.4711.tmp         files that are being written
-    lock                             held by the program that builds
+    .mpnet_ds.lock                   held by the program that builds
 
 A build that was interrupted goes on with the shards that are missing, if it is the same build. At the end the manifest is
 written, what only the build needs is removed, and the folder takes its name ``OUT`` in one step.
@@ -13,7 +13,6 @@ written, what only the build needs is removed, and the folder takes its name ``O
 
 import errno
 import json
-import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -21,18 +20,26 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mpnet_ds.data.corpus import Corpus, ReadOptions, check_unchanged
+from mpnet_ds.data.corpus import STANDARD_INPUT, Corpus, ReadOptions, check_unchanged
 from mpnet_ds.data.manifest import FILE_NAME, HOLDOUT, TOKENIZER, DatasetManifest
 from mpnet_ds.data.plan import Part, available_cores, cut, difference, settings_of
 from mpnet_ds.data.shard_builder import SENTENCES, TRAINING, Job, PieceRecord, record_path
 from mpnet_ds.data.standard_input import STORED, with_standard_input
 from mpnet_ds.data.workers import build_shards
 from mpnet_ds.errors import UserError
-from mpnet_ds.files import TEMPORARY, locked, sync_folder, write_atomically
+from mpnet_ds.files import (
+    BUILD_PLAN,
+    LOCK,
+    TEMPORARY,
+    empty_folder,
+    partial_folder,
+    sync_files,
+    sync_folder,
+    take_name,
+    write_atomically,
+)
 from mpnet_ds.progress import Progress
 from mpnet_ds.tokenizer import PretrainingTokenizer
-
-PLAN, LOCK = "plan.json", "lock"
 
 
 @dataclass(frozen=True)
@@ -84,9 +91,20 @@ def build_dataset(
         raise UserError(f"--workers {workers} must be at least 1.")
     output = Path(output).resolve()
     if part is not None:
+        if STANDARD_INPUT in inputs:
+            raise UserError("--part with standard input: all machines must see the same text. Store it in a file.")
+        if (output / FILE_NAME).exists():
+            raise UserError(f"{output} is a dataset already: parts go into a folder of their own. Choose another --output.")
         output = output / part.folder_name
+    _check_outside(output, inputs)
     loaded = PretrainingTokenizer.load(tokenizer)
-    with _partial_folder(output) as folder, with_standard_input(inputs, folder, reading.stdin_format) as files:
+    if not loaded.is_local:
+        if options.sentences == "line":
+            why = "only WordPiece gives a line the ids that it has in its document"
+            raise UserError(f"{tokenizer} is {loaded.kind}: {why}. Add --sentences document.")
+        if show_progress:
+            print(f"{loaded.kind} is encoded by the tokenizers library, many times slower than WordPiece.", file=sys.stderr)
+    with _workplace(output) as folder, with_standard_input(inputs, folder, reading.stdin_format) as files:
         corpus = Corpus(files, reading, dataset)
         settings = settings_of(corpus, loaded.fingerprint, _record_of(options, reading, dataset, part))
         finished = _finished_already(output, folder, settings)
@@ -104,6 +122,13 @@ def build_dataset(
         return _finish(folder, output, loaded, settings, options, numbers, require_documents=part is None)
 
 
+def _check_outside(output: Path, inputs: list[str]) -> None:
+    for name in inputs:
+        folder = Path(name).resolve()
+        if folder.is_dir() and (folder == output or folder in output.parents):
+            raise UserError(f"--output {output} lies inside of --input {name}, and would become text: choose another place.")
+
+
 def _record_of(options: BuildOptions, reading: ReadOptions, dataset: str | None, part: Part | None) -> dict:
     """The options as the manifest records them: those of the set only where there is one."""
     record = asdict(options) | asdict(reading)
@@ -114,35 +139,27 @@ def _record_of(options: BuildOptions, reading: ReadOptions, dataset: str | None,
 
 
 @contextmanager
-def _partial_folder(output: Path) -> Iterator[Path]:
-    """``OUT.partial``, held by this process. It stays after a failure if shards in it are finished."""
-    folder = output.with_name(output.name + ".partial")
+def _workplace(output: Path) -> Iterator[Path]:
+    """``OUT.partial``. It stays after a failure if shards in it are finished."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {output.parent}: {error.strerror}.") from error
-    try:
-        with locked(folder / LOCK, f"{output} is being built by another program"):
+        with partial_folder(output) as folder:
             for left in folder.rglob(f"*{TEMPORARY}"):
                 left.unlink(missing_ok=True)
             try:
                 yield folder
             except BaseException as error:
                 _say_how_to_go_on(folder, error)
-                raise
-            finally:
-                if folder.exists() and not _has_finished_shards(folder):
+                if not _has_finished_shards(folder):
                     shutil.rmtree(folder)
+                raise
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            free = shutil.disk_usage(existing_folder(output)).free
-            raise UserError(
-                f"{error.filename or folder}: {error.strerror}, {free:,} bytes are free. Make room (--dry_run says how much "
-                "is needed); the same command goes on from here."
-            ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM) and str(error.filename).startswith(str(folder)):
-            raise UserError(f"cannot write to {error.filename}: {error.strerror}.") from error
-        raise
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        free = shutil.disk_usage(existing_folder(output)).free
+        raise UserError(
+            f"{error.filename or output}: {error.strerror}, {free:,} bytes are free. Make room (--dry_run says how much is "
+            "needed); the same command goes on from here."
+        ) from error
 
 
 def _has_finished_shards(folder: Path) -> bool:
@@ -166,28 +183,50 @@ def existing_folder(path: Path) -> Path:
 def _finished_already(output: Path, folder: Path, settings: dict) -> DatasetManifest | None:
     """The manifest, if this very dataset is there; moves it to its name if only that was left to do."""
     if (folder / FILE_NAME).exists():
-        _refuse_if_different(folder, json.loads((folder / FILE_NAME).read_text(encoding="utf-8")), settings)
+        _refuse_if_different(folder, asdict(DatasetManifest.load(folder)), settings)
         return _take_name(folder, output)
     if not output.exists():
         return None
     if (output / FILE_NAME).is_file():
-        manifest = DatasetManifest.load(output)
-        what = difference(asdict(manifest), settings)
-        if what:
-            raise UserError(f"{output} holds another dataset ({what}): choose another --output or remove it.")
-        return manifest
+        try:
+            manifest = _checked(output, settings)
+            (output / LOCK).unlink(missing_ok=True)  # of a build that was killed at its very end
+            shutil.rmtree(folder)
+            return manifest
+        except UserError as error:
+            raise UserError(
+                f"{output} is there already, and: {error} Choose another --output, or remove it first."
+            ) from error
     if not output.is_dir() or any(output.iterdir()):
         raise UserError(f"{output} exists and is not empty: choose another --output or remove it.")
     return None
 
 
+def _checked(output: Path, settings: dict) -> DatasetManifest:
+    """The manifest of a finished dataset that is as ``settings`` would make it, with all its files."""
+    manifest = DatasetManifest.load(output)
+    what = difference(asdict(manifest), settings)
+    if what:
+        raise UserError(f"it holds another dataset ({what}).")
+    manifest.check_sizes(output)
+    PretrainingTokenizer.load(output / TOKENIZER)
+    if settings["options"]["holdout"]:
+        DatasetManifest.load(output / HOLDOUT).check_sizes(output / HOLDOUT)
+    return manifest
+
+
 def _continue_or_begin(folder: Path, settings: dict) -> None:
-    plan = folder / PLAN
+    plan = folder / BUILD_PLAN
     if plan.exists() and _has_finished_shards(folder):
-        _refuse_if_different(folder, json.loads(plan.read_text(encoding="utf-8")), settings)
+        try:
+            before = json.loads(plan.read_text(encoding="utf-8"))
+            _refuse_if_different(folder, before, settings)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{plan} is damaged ({error}): remove {folder} and build again.") from error
     else:  # nothing to go on with: what lies there may be of a build with other options
-        for left in (*folder.glob("shard-*"), folder / HOLDOUT):
-            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+        empty_folder(folder, keep=STORED)
     write_atomically(plan, json.dumps(settings, indent=1) + "\n")
 
 
@@ -199,13 +238,29 @@ def _refuse_if_different(folder: Path, before: dict, settings: dict) -> None:
 
 def _build_missing(job: Job, pieces: dict, workers: int, show_progress: bool) -> None:
     folder = Path(job.folder)
-    missing = {number: piece for number, piece in pieces.items() if not record_path(folder, number).exists()}
+    missing = {number: piece for number, piece in pieces.items() if not _is_finished(folder, number)}
     if len(missing) < len(pieces) and show_progress:
         print(f"Going on: {len(pieces) - len(missing)} of {len(pieces)} shards are finished.", file=sys.stderr, flush=True)
     sizes = [_bytes_of(job, piece) for piece in missing.values()]
     if missing:
         with Progress("Building", sum(sizes) or None, unit="B", enabled=show_progress) as progress:
             build_shards(job, missing, workers, progress.update)
+
+
+def _is_finished(folder: Path, number: int) -> bool:
+    """Whether a shard's record is there and its files are as it says; forgets a record whose files are not."""
+    path = record_path(folder, number)
+    try:
+        record = PieceRecord.load(path)
+    except FileNotFoundError:
+        return False
+    except (ValueError, LookupError, TypeError, AttributeError):
+        record = None
+    sides = {TRAINING: folder, HOLDOUT: folder / HOLDOUT}
+    if record is not None and all(shard.has_its_files(sides[side]) for side, shard in record.shards.items()):
+        return True
+    path.unlink()
+    return False
 
 
 def _bytes_of(job: Job, piece) -> int:
@@ -263,16 +318,13 @@ def _manifest(tokenizer: PretrainingTokenizer, settings: dict, side: str, record
 def _save(manifest: DatasetManifest, tokenizer: PretrainingTokenizer, folder: Path) -> None:
     manifest.check_sizes(folder)
     tokenizer.save(folder / TOKENIZER)
-    sync_folder(folder / TOKENIZER)
+    sync_files(folder / TOKENIZER)
     manifest.save(folder)
 
 
 def _take_name(folder: Path, output: Path) -> DatasetManifest:
-    for path in (folder / PLAN, *folder.glob("shard-*.json"), *folder.glob(f"{STORED}*"), folder / LOCK):
+    for path in (folder / BUILD_PLAN, *folder.glob("shard-*.json"), *folder.glob(f"{STORED}*")):
         path.unlink(missing_ok=True)
     sync_folder(folder)
-    if output.exists():
-        output.rmdir()
-    os.replace(folder, output)
-    sync_folder(output.parent)
+    take_name(folder, output)
     return DatasetManifest.load(output)

@@ -29,6 +29,7 @@ STANDARD_INPUT = "-"
 TEXT_KINDS = {".txt": "txt", ".jsonl": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
 NAMED_KINDS = TEXT_KINDS | {".json": "jsonl", ".ndjson": "jsonl"}
 COMPRESSIONS = {".gz": "gz", ".zst": "zst"}
+NOT_TEXT = {"dataset.json", "tokenizer.json"}  # what a folder with one of these holds was made of text
 ON_ERROR = ("stop", "skip", "replace")
 TXT_DOCUMENTS = ("blank_line", "line")
 STDIN_FORMATS = ("txt", "jsonl", "csv", "tsv")
@@ -99,8 +100,6 @@ class Faults:
     """Documents left out, or with ``replace`` those that were repaired."""
     first: str = ""
     """What the first of them was."""
-    place: str = ""
-    """Where the last bytes were that are no UTF-8."""
 
     def report(self, message: str, can_replace: bool = False) -> None:
         """Raises ``UserError``, or counts, as ``on_error`` says."""
@@ -132,10 +131,21 @@ class Corpus:
             self.sources.append(dataset_source(dataset, self.options))
         if not self.sources:
             raise UserError("no input: give files, folders or 'builtin-sample' with --input, or a set with --dataset.")
+        self._check_twice()
         self.num_bytes = sum(source.num_bytes for source in self.sources)
 
-    def blocks(self) -> Iterator[Block]:
-        faults = Faults(self.options.on_error)
+    def _check_twice(self) -> None:
+        seen: dict[str, str] = {}
+        for source in self.sources:
+            real = os.path.realpath(source.path) if source.modified else source.path
+            if real in seen:
+                again = f" (as {seen[real]}, too)" if seen[real] != source.path else ""
+                raise UserError(f"{source.path} is named twice{again}: name each file once. To weigh texts, mix datasets.")
+            seen[real] = source.path
+
+    def blocks(self, faults: Faults | None = None) -> Iterator[Block]:
+        """All documents; ``faults`` counts those that could not be read."""
+        faults = faults or Faults(self.options.on_error)
         for source in self.sources:
             yield from read(source, 0, last_unit(source), self.options, faults)
 
@@ -149,6 +159,7 @@ def read(source: Source, start: int, end: int, options: ReadOptions, faults: Fau
     Raises:
         UserError: what cannot be read, unless ``faults`` lets it pass; a source that has changed since it was listed.
     """
+    check_unchanged(source)
     if source.kind == "builtin-sample":
         yield Block(builtin_sample.documents(), source.num_bytes)
     elif source.kind in ("parquet", "datasets"):
@@ -164,7 +175,9 @@ def read(source: Source, start: int, end: int, options: ReadOptions, faults: Fau
 
 def last_unit(source: Source) -> int:
     """Where a source ends, in the unit by which it is divided."""
-    return source.num_bytes if source.is_divisible else max(source.units, 1)
+    if source.is_divisible:
+        return source.num_bytes
+    return source.units if source.kind in ("parquet", "datasets") else 1
 
 
 def check_unchanged(source: Source) -> None:
@@ -193,7 +206,7 @@ def sources_of(name: str, options: ReadOptions) -> list[Source]:
         path = f"documentation strings of Python {platform.python_version()}"
         return [Source(path, "builtin-sample", total, version=platform.python_version())]
     if os.path.isdir(name):
-        files = sorted(file for file in Path(name).rglob("*") if file.is_file() and _kind(file, TEXT_KINDS))
+        files = [file for file in _files_below(name) if _kind(file, TEXT_KINDS)]
         if not files:
             raise UserError(f"{name}: no {', '.join(TEXT_KINDS)} file in this folder (also .gz or .zst).")
     elif os.path.exists(name):
@@ -205,6 +218,23 @@ def sources_of(name: str, options: ReadOptions) -> list[Source]:
     else:
         raise UserError(f"{name}: no such file or folder.")
     return [_file_source(file, options) for file in files]
+
+
+def _files_below(folder: str) -> list[Path]:
+    """All files, sorted; links are followed, each folder is entered once, datasets and tokenizers are passed over."""
+
+    def refuse(error: OSError):
+        raise UserError(f"{error.filename} cannot be read: {error.strerror}.")
+
+    files, seen = [], set()
+    for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen or NOT_TEXT & set(names):
+            folders.clear()
+            continue
+        seen.add(real)
+        files += [Path(place, name) for name in names if os.path.isfile(os.path.join(place, name))]
+    return sorted(files)
 
 
 def _file_source(file: Path, options: ReadOptions) -> Source:

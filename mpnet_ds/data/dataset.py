@@ -13,7 +13,7 @@ import numpy as np
 
 from mpnet_ds.data.counter_rng import make_key
 from mpnet_ds.data.manifest import FILE_NAME, HOLDOUT, TOKENIZER, DatasetManifest, ShardRecord
-from mpnet_ds.data.masking import MAX_SEQ_LENGTH, MaskingConfig, MaskingVocabulary, mask_rows
+from mpnet_ds.data.masking import MAX_SEQ_LENGTH, MaskingConfig, MaskingVocabulary, drop_slots_without_context, mask_rows
 from mpnet_ds.data.order import shuffled
 from mpnet_ds.data.stream import StreamRows
 from mpnet_ds.data.token_file import TokenFile
@@ -147,13 +147,18 @@ class PretrainingDataset:
             self._report_damage(numbers, epochs)
         row_keys = make_key(self._masking_seed, epochs, indices)
         positions, inputs = mask_rows(input_ids, attention_mask, row_keys, self.vocabulary, self.masking)
-        batch = {
+        documents = {}
+        if self.isolate_documents:
+            documents["document_ids"] = document_ids(input_ids)
+            kept = drop_slots_without_context(positions, inputs, documents["document_ids"], attention_mask)
+            positions, inputs = kept
+        return {
             "input_ids": input_ids,
             "predicted_positions": positions,
             "predicted_inputs": inputs,
             "attention_mask": attention_mask,
+            **documents,
         }
-        return batch | ({"document_ids": document_ids(input_ids)} if self.isolate_documents else {})
 
     def consecutive(self, first: int, count: int) -> dict[str, np.ndarray]:
         """Samples number ``first`` … ``first + count - 1`` of an endless run over epochs: the training data."""

@@ -27,6 +27,7 @@ from mpnet_ds.tokenizer import PretrainingTokenizer
 
 MEMO_ENTRIES = 1 << 18
 """Of each table and of the dictionary: less than 100 MB in all."""
+STORED_IDS = 1 << 23
 TABLE_WIDTHS = (1, 2, 6)  # chunks of at most 8, 16 and 48 bytes; longer ones have a dictionary
 LONGEST_REMEMBERED = 256  # characters; longer chunks hardly come twice
 BLOCK_CHARACTERS = 1 << 19  # what is computed of them stays in the cache
@@ -118,7 +119,7 @@ class TextEncoder:
 
     def _numbers_of(self, text: bytes, starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         """int64 [chunks]: under which numbers the store has their ids."""
-        if len(self._store) > 2 * self._memo_entries:
+        if len(self._store) > 2 * self._memo_entries or self._store.num_ids > STORED_IDS:
             for forgetful in (self._store, self._long_chunks, *self._tables):
                 forgetful.clear()
         numbers, shorter = np.empty(len(starts), np.int64), 0
@@ -185,6 +186,10 @@ class _Store:
 
     def __len__(self) -> int:
         return len(self._sizes)
+
+    @property
+    def num_ids(self) -> int:
+        return len(self._ids)
 
     def add(self, ids: bytes) -> int:
         """Puts in the ids of a chunk, as bytes, and returns its number."""

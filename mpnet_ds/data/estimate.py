@@ -33,20 +33,22 @@ class Estimate:
     seconds: float
     workers: int
     sampled_share: float
-    """Of the bytes. At 1 the numbers are exact, but for the time."""
+    """Of the bytes."""
+    is_exact: bool
+    """All of the text was looked at, and no more: the numbers are those of the build, but for the time."""
     is_fast: bool
     faulty_documents: int
     """Among those of the sample."""
 
     def __str__(self) -> str:
-        about = "" if self.sampled_share == 1 else "about "
+        about = "" if self.is_exact else "about "
         encoder = "" if self.is_fast else " (this tokenizer is not WordPiece: the library's encoder, several times slower)"
         room = "" if self.disk_bytes <= self.free_bytes else ": NOT ENOUGH"
         lines = [
-            f"sources    {self.sources:,} of {self.num_bytes:,} bytes, for {self.shards:,} shards",
-            f"documents  {about}{self.documents:,} of {about}{self.sequences:,} sequences",
+            f"sources    {self.sources:,} with {self.num_bytes:,} bytes, for {self.shards:,} shards",
+            f"documents  {about}{self.documents:,}, with {about}{self.sequences:,} sequences",
             f"tokens     {about}{self.tokens:,}",
-            f"disk       {about}{self.disk_bytes / 1e9:.3g} GB needed, {self.free_bytes / 1e9:.3g} GB free{room}",
+            f"disk       {about}{self.disk_bytes / 1e6:,.0f} MB needed, {self.free_bytes / 1e6:,.0f} MB free{room}",
             f"time       about {show_duration(self.seconds)} with {self.workers} worker(s){encoder}",
         ]
         if self.faulty_documents:
@@ -66,6 +68,8 @@ def estimate(
 ) -> Estimate:
     """Reads and encodes a sample; arguments as ``build_dataset`` takes them. Nothing is written."""
     options, reading = options or BuildOptions(), reading or ReadOptions()
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers {workers} must be at least 1.")
     if STANDARD_INPUT in inputs:
         raise UserError("--dry_run cannot look at standard input and leave it: store it in a file.")
     corpus = Corpus(inputs, reading, dataset)
@@ -109,7 +113,7 @@ class _Sample:
         self.seconds += time.perf_counter() - begin
 
     def extrapolate(self, num_bytes: int, shards: int, folder: Path, workers: int) -> Estimate:
-        factor = max(num_bytes / self.num_bytes, 1.0) if self.num_bytes else 1.0
+        factor = num_bytes / self.num_bytes if self.num_bytes else 1.0
         documents, sequences, tokens = (round(n * factor) for n in (self.documents, self.sequences, self.tokens))
         width = self.builder.encoder.dtype.itemsize
         return Estimate(
@@ -123,7 +127,8 @@ class _Sample:
             free_bytes=shutil.disk_usage(folder).free,
             seconds=self.seconds * factor / min(workers, max(shards, 1)),
             workers=workers,
-            sampled_share=1 / factor,
+            sampled_share=min(1 / factor, 1.0),
+            is_exact=abs(factor - 1) < 1e-3,
             is_fast=self.builder.encoder.is_fast,
             faulty_documents=self.faults.skipped,
         )

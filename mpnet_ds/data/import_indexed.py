@@ -9,6 +9,7 @@ The files and their kinds are those of ``indexed_file.py``. What becomes of the 
 """
 
 import glob
+import os
 import re
 from pathlib import Path
 
@@ -47,6 +48,8 @@ def import_dataset(
         UserError: a file is missing, damaged or of another kind, or holds an id that this tokenizer does not give.
     """
     text_tokenizer = PretrainingTokenizer.load(tokenizer)
+    if not 0 <= end_of_document < 1 << 31:
+        raise UserError(f"--end_of_document {end_of_document}: it takes the id that ends a document.")
     files = [IndexedFile(prefix, end_of_document) for prefix in find_prefixes(inputs)]
     with new_folder(output) as folder:
         writer = _ShardWriter(folder, text_tokenizer.vocab_size, tokens_per_shard)
@@ -78,8 +81,9 @@ def find_prefixes(inputs: list[str]) -> list[str]:
             hint = f"; the folder has {', '.join(inside[:5])}" if inside else ""
             raise UserError(f"{prefix}.idx: no such file. Name a pair of .idx and .bin without ending, or a pattern{hint}.")
         prefixes += sorted(found, key=_natural_order)
-    for prefix in prefixes:
-        if prefixes.count(prefix) > 1:
+    real = [os.path.realpath(prefix) for prefix in prefixes]
+    for prefix, path in zip(prefixes, real, strict=True):
+        if real.count(path) > 1:
             raise UserError(f"{prefix} is named twice: name each file once.")
     return prefixes
 

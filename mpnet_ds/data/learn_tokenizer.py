@@ -1,9 +1,10 @@
 """Learns a tokenizer from a corpus and saves it."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from mpnet_ds.data.corpus import Corpus, ReadOptions
+from mpnet_ds.data.corpus import Corpus, Faults, ReadOptions
 from mpnet_ds.data.standard_input import with_standard_input
 from mpnet_ds.files import new_folder
 from mpnet_ds.progress import Progress
@@ -23,7 +24,11 @@ def train_tokenizer_on(
     with new_folder(output) as folder, with_standard_input(inputs, folder, options.stdin_format) as files:
         corpus = Corpus(files, options, dataset)
         with Progress("Learning the vocabulary", 2 * corpus.num_bytes or None, unit="B") as progress:
-            tokenizer = train_tokenizer(_Texts(corpus, progress), vocab_size, lower_case)
+            texts = _Texts(corpus, progress)
+            tokenizer = train_tokenizer(texts, vocab_size, lower_case)
+        if texts.faults.skipped:
+            found = f"{texts.faults.skipped:,} documents could not be read. The first: {texts.faults.first}"
+            print(found, file=sys.stderr, flush=True)
         tokenizer.save(folder)
     return tokenizer
 
@@ -35,6 +40,7 @@ class _Texts:
         self.corpus, self.progress = corpus, progress
 
     def __iter__(self) -> Iterator[str]:
-        for block in self.corpus.blocks():
+        self.faults = Faults(self.corpus.options.on_error)  # of one pass
+        for block in self.corpus.blocks(self.faults):
             yield from map("\n".join, block.documents)
             self.progress.update(block.num_bytes)

@@ -33,7 +33,7 @@ from mpnet_ds.tokenizer import BOS_ID, EOS_ID, PAD_ID, PretrainingTokenizer
 
 FILE_NAME = "dataset.json"
 TOKENIZER, HOLDOUT = "tokenizer", "holdout"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MIB = 1 << 20
 HEX_DIGITS = 16  # of one xxh3_64
 
@@ -90,6 +90,11 @@ class ShardRecord:
     def file(self, folder: Path, suffix: str) -> Path:
         """Where a file of the shard lies; dots in the name mean nothing."""
         return Path(folder) / f"{self.name}.{suffix}"
+
+    def has_its_files(self, folder: Path) -> bool:
+        """Whether both files are there, of the right size."""
+        files = ((self.file(folder, suffix), record) for suffix, record in self.files.items())
+        return all(path.is_file() and path.stat().st_size == record.bytes for path, record in files)
 
     @property
     def cure(self) -> str:
@@ -158,10 +163,12 @@ class DatasetManifest:
         except (ValueError, LookupError, TypeError) as error:
             raise UserError(f"{path} is damaged ({error}): build the dataset again.") from error
         if version != FORMAT_VERSION:
-            raise UserError(f"{path} has format version {version}, this program reads {FORMAT_VERSION}.")
+            raise UserError(f"{path} has format version {version}, this program reads {FORMAT_VERSION}: build it again.")
         try:
             content["shards"] = [shard_record(entry) for entry in content["shards"]]
-            return cls(**content)
+            manifest = cls(**content)
+            manifest._check_types()
+            return manifest
         except (LookupError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is damaged ({error}): build the dataset again.") from error
 
@@ -170,6 +177,16 @@ class DatasetManifest:
         for shard in self.shards:
             for suffix, record in shard.files.items():
                 yield shard, shard.file(folder, suffix), record
+
+    def _check_types(self) -> None:
+        kinds = {"documents": int, "sequences": int, "tokens": int, "vocab_size": int, "tokenizer_fingerprint": str}
+        kinds |= {"sources": list, "options": dict, "left_out": dict, "special_ids": dict, "dtype": str, "command": str}
+        for name, kind in kinds.items():
+            if not isinstance(getattr(self, name), kind):
+                raise TypeError(f"'{name}' is no {kind.__name__}")
+        for shard in self.shards:
+            if not all(isinstance(number, int) for number in (shard.sequences, shard.documents, shard.tokens)):
+                raise TypeError(f"the counts of {shard.name} are no numbers")
 
     def check_sizes(self, folder: Path) -> None:
         """Compares the size of each file with the manifest; raises ``UserError`` at the first difference."""

@@ -137,6 +137,32 @@ def mask_rows(
     return np.concatenate(positions), np.concatenate(inputs)
 
 
+def drop_slots_without_context(
+    positions: np.ndarray, inputs: np.ndarray, documents: np.ndarray, attention_mask: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where documents are isolated, takes back the slots of a document that would be predicted whole.
+
+    The first of its tokens would be predicted from nothing; such a document is a few tokens that the end of a row cut off.
+
+    Args:
+        positions, inputs: int64 [B, p], of ``mask_rows``.
+        documents: int64 [B, n], the document of each token.
+    """
+    rows, slots = np.nonzero(positions >= 0)
+    offsets = documents.shape[1] * np.arange(len(documents))[:, None]
+    document_of = documents + offsets
+    sizes = np.bincount(document_of[attention_mask], minlength=documents.size)
+    chosen = document_of[rows, positions[rows, slots]]
+    is_whole = np.bincount(chosen, minlength=documents.size) == sizes
+    lost = is_whole[chosen]
+    if not lost.any():
+        return positions, inputs
+    positions, inputs = positions.copy(), inputs.copy()
+    positions[rows[lost], slots[lost]], inputs[rows[lost], slots[lost]] = -1, 0
+    order = np.argsort(positions < 0, axis=1, kind="stable")  # unused slots come last
+    return np.take_along_axis(positions, order, axis=1), np.take_along_axis(inputs, order, axis=1)
+
+
 def _mask_some(input_ids, attention_mask, row_keys, vocabulary, config) -> tuple[np.ndarray, np.ndarray]:
     slots, num_used = _choose(input_ids, attention_mask, row_keys, vocabulary, config)
     positions = _shuffle(slots, num_used, row_keys)

@@ -26,7 +26,7 @@ from pathlib import Path
 import mpnet_ds
 from mpnet_ds.data.manifest import FILE_NAME, HOLDOUT, MIB, TOKENIZER, DatasetManifest, FileRecord, ShardRecord
 from mpnet_ds.errors import UserError
-from mpnet_ds.files import new_folder
+from mpnet_ds.files import new_folder, sync_files
 from mpnet_ds.progress import Progress
 from mpnet_ds.tokenizer import PretrainingTokenizer
 
@@ -56,6 +56,9 @@ def merge_datasets(
     datasets = _in_order_of_parts(_load(folders))
     holdouts = _holdouts(datasets, partial_holdout)
     _check_alike(datasets | holdouts)
+    _check_twice(datasets)
+    for folder, manifest in datasets.items():
+        _check_tokenizer(folder, manifest)
     output = Path(output).resolve()
     every = (datasets | holdouts).items()
     total = sum(record.bytes for folder, manifest in every for _, _, record in manifest.files(folder)) if copy else 0
@@ -84,6 +87,22 @@ def _load(folders: list[str | Path]) -> Datasets:
     if not datasets:
         raise UserError("no dataset to merge: name at least one folder.")
     return datasets
+
+
+def _check_tokenizer(folder: Path, manifest: DatasetManifest) -> None:
+    if PretrainingTokenizer.load(folder / TOKENIZER).fingerprint != manifest.tokenizer_fingerprint:
+        raise UserError(f"{folder / TOKENIZER} is not the tokenizer that {folder} was built with: put that one back.")
+
+
+def _check_twice(datasets: Datasets) -> None:
+    """A shard may be there twice where one of the datasets was merged of another by reference."""
+    owner: dict[Path, Path] = {}
+    for folder, manifest in datasets.items():
+        for shard in manifest.shards:
+            path = (folder / shard.name).resolve()
+            if path in owner:
+                raise UserError(f"{path} is in {owner[path]} and in {folder}: merge each dataset once.")
+            owner[path] = folder
 
 
 def _check_alike(datasets: Datasets) -> None:
@@ -192,6 +211,7 @@ def _put_tokenizer(source: Path, target: Path) -> None:
         partial = target.with_name(target.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(source, partial)
+        sync_files(partial)
         os.replace(partial, target)
 
 

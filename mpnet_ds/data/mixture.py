@@ -42,7 +42,7 @@ def open_datasets(
         parts: folder and weight of each; all have a weight, or none, which mixes them in proportion to their samples.
         options: of ``PretrainingDataset``, the same for all.
     """
-    if len(parts) == 1:
+    if len(parts) == 1 and (parts[0][1] is None or parts[0][1] > 0):
         return PretrainingDataset(parts[0][0], seed=seed, **options)
     # Each has a seed of its own: otherwise their samples of the same number would be masked at the same places.
     datasets = [PretrainingDataset(folder, seed=int(make_key(seed, i)), **options) for i, (folder, _) in enumerate(parts)]
@@ -66,6 +66,7 @@ class MixtureDataset:
         if weights[0] is None:
             weights = [Fraction(len(data)) for data in datasets]
         self.slots_of_each = slots_for(weights)
+        _check_shares(datasets, weights)
         self._pattern = spread(self.slots_of_each)
         self._places = [np.flatnonzero(self._pattern == number) for number in range(len(datasets))]
         self._rank = np.empty(len(self._pattern), dtype=np.int64)  # of a slot among its dataset's
@@ -188,6 +189,13 @@ def _check_weights(datasets: list[PretrainingDataset], weights: list[Fraction | 
             raise UserError(f"{data.folder} has no weight, others have: give all of them one (DIR:0.7), or none.")
         if weight is not None and weight <= 0:
             raise UserError(f"{data.folder} has the weight {float(weight)}; it must be greater than 0.")
+
+
+def _check_shares(datasets: list[PretrainingDataset], weights: list[Fraction]) -> None:
+    for data, weight in zip(datasets, weights, strict=True):
+        if weight * LONGEST_PATTERN < sum(weights):
+            share = f"{data.folder} would be less than one sample in {LONGEST_PATTERN:,}"
+            raise UserError(f"{share}: give it a larger weight, merge it into another dataset, or leave it out.")
 
 
 def _check_tokenizers(datasets: list[PretrainingDataset]) -> None:

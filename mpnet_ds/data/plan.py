@@ -13,6 +13,7 @@ Where several machines build, each takes a run of consecutive pieces.
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -61,25 +62,32 @@ class Part:
 
 def parse_part(text: str) -> Part:
     """``2/8`` as a part."""
-    number, slash, of = text.partition("/")
-    if not (slash and number.strip().isdigit() and of.strip().isdigit()):
+    found = re.fullmatch(r"([0-9]{1,9})/([1-9][0-9]{0,8})", text.strip())
+    if not found:
         raise UserError(f"--part {text}: it takes two numbers such as 2/8, the second part of eight.")
-    return Part(int(number), int(of))
+    return Part(int(found[1]), int(found[2]))
 
 
 def part_of_environment(environment: Mapping[str, str]) -> Part | None:
     """The part that a task of a SLURM array, ``srun`` or ``mpirun`` is; None outside of these, or where it is alone."""
     if "SLURM_ARRAY_TASK_COUNT" in environment:
         names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_MAX", "SLURM_ARRAY_TASK_COUNT")
-        number, first, last, count = (int(environment[name]) for name in names)
+        number, first, last, count = (_number(environment, name) for name in names)
         if last - first + 1 != count:
             raise UserError(f"{names[0]}: the array {first}…{last} has gaps ({count} tasks): say --part I/N.")
         return Part(number - first + 1, count, names[0]) if count > 1 else None
     for rank, size in (("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"), ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
                        ("PMI_RANK", "PMI_SIZE")):  # fmt: skip
-        if rank in environment and int(environment.get(size, 1)) > 1:
-            return Part(int(environment[rank]) + 1, int(environment[size]), rank)
+        if rank in environment and size in environment and _number(environment, size) > 1:
+            return Part(_number(environment, rank) + 1, _number(environment, size), rank)
     return None
+
+
+def _number(environment: Mapping[str, str], name: str) -> int:
+    value = environment.get(name, "")
+    if not re.fullmatch("[0-9]+", value):
+        raise UserError(f"the variable {name} is '{value}', not a number: say --part I/N (--part 1/1 builds all).")
+    return int(value)
 
 
 def cut(sources: list[Source], shard_bytes: int | None) -> list[Piece]:
@@ -151,7 +159,8 @@ def difference(before: dict, now: dict) -> str:
         was = before["options"].get(name)
         may_change = name == "plan" or (name == "on_error" and was == "stop")  # what was built had no fault
         if was != value and not may_change:
-            return f"--{name} was {was}, is now {value}"
+            flag = {"shard_bytes": "shard_size"}.get(name, name)
+            return f"--{flag} was {was}, is now {value}"
     old, new = ({source["path"]: source for source in settings["sources"]} for settings in (before, now))
     for path in old.keys() | new.keys():
         if path not in new or path not in old:

@@ -20,6 +20,10 @@ def with_standard_input(inputs: list[str], folder: Path, kind: str) -> Iterator[
     if STANDARD_INPUT not in inputs:
         yield inputs
         return
+    if inputs.count(STANDARD_INPUT) > 1:
+        raise UserError("--input - is named twice: standard input can be read once.")
+    if sys.stdin is None:
+        raise UserError("--input -: standard input is closed. Pipe text into this program: zcat a.gz | … --input -")
     if sys.stdin.isatty():
         raise UserError("--input -: standard input is a terminal. Pipe text into this program: zcat a.gz | … --input -")
     stored = folder / STORED

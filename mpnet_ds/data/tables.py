@@ -55,7 +55,8 @@ def load_set(name: str, config: str | None, split: str, streaming: bool) -> Any:
 
     try:
         if (Path(name) / "dataset_info.json").is_file() or (Path(name) / "dataset_dict.json").is_file():
-            return _split_of(name, datasets.load_from_disk(name), split)
+            data = _split_of(name, datasets.load_from_disk(name), split)
+            return data.to_iterable_dataset() if streaming else data
         return datasets.load_dataset(name, config, split=split, streaming=streaming)
     except UserError:
         raise
@@ -75,7 +76,8 @@ def _split_of(name: str, data: Any, split: str) -> Any:
 def read(source: Source, start: int, end: int, options: ReadOptions, faults: Faults) -> Iterator[Block]:
     """The documents of some row groups, rows or shards; see ``corpus.read``."""
     reader = _read_parquet if source.kind == "parquet" else _read_streamed if options.streaming else _read_rows
-    for texts, first_row in reader(source, start, end, options):
+    num_rows = _open_parquet(source).metadata.num_rows if source.kind == "parquet" else source.units
+    for texts, first_row in reader(source, start, end, options, faults):
         documents = []
         for row, text in enumerate(texts, first_row):
             if text is not None and not isinstance(text, str):
@@ -85,27 +87,48 @@ def read(source: Source, start: int, end: int, options: ReadOptions, faults: Fau
                 faults.report(f"{source.path}, row {row}: a text of more than {LONGEST_DOCUMENT >> 20} MiB: break it up.")
             elif text:
                 documents.append(split_lines(text))
-        yield Block(documents, sum(map(len, filter(None, texts))) if faults else 0)
+        size = source.num_bytes * len(texts) // max(num_rows, 1) if source.num_bytes else sum(map(len, map(str, texts)))
+        yield Block(documents, size)
 
 
-def _read_parquet(source: Source, start: int, end: int, options: ReadOptions) -> Iterator[tuple[list, int]]:
+def _read_parquet(source: Source, start: int, end: int, options: ReadOptions, faults: Faults) -> Iterator[tuple[list, int]]:
     file = _open_parquet(source)
     row = sum(file.metadata.row_group(i).num_rows for i in range(start))
-    try:
-        for batch in file.iter_batches(ROWS_AT_ONCE, row_groups=range(start, end), columns=[options.text_field]):
-            yield batch.column(0).to_pylist(), row
-            row += batch.num_rows
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{source.path} is damaged near row {row} ({error}): fetch it again.") from error
+    for group in range(start, end):
+        next_row = row + file.metadata.row_group(group).num_rows
+        try:
+            for batch in file.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=[options.text_field]):
+                yield _texts_of(batch.column(0), f"{source.path}, from row {row}", faults), row
+                row += batch.num_rows
+        except (pa.ArrowException, OSError) as error:
+            faults.report(f"{source.path} is damaged between rows {row} and {next_row} ({error}): fetch it again.")
+        row = next_row
 
 
-def _read_rows(source: Source, start: int, end: int, options: ReadOptions) -> Iterator[tuple[list, int]]:
+def _read_rows(source: Source, start: int, end: int, options: ReadOptions, faults: Faults) -> Iterator[tuple[list, int]]:
     data = load_set(source.path, options.dataset_config, options.split, False)
     for row in range(start, end, ROWS_AT_ONCE):
-        yield data[row : min(row + ROWS_AT_ONCE, end)][options.text_field], row
+        part = data.with_format("arrow")[row : min(row + ROWS_AT_ONCE, end)]
+        column = part.column(options.text_field).combine_chunks()
+        yield _texts_of(column, f"{source.path}, from row {row}", faults), row
 
 
-def _read_streamed(source: Source, start: int, end: int, options: ReadOptions) -> Iterator[tuple[list, int]]:
+def _texts_of(column: pa.Array, place: str, faults: Faults) -> list:
+    """Values of a column; a text that is no UTF-8 is reported, and left out or repaired."""
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        texts = []
+        for value in column.cast(pa.large_binary()).to_pylist():
+            try:
+                texts.append(value if value is None else value.decode("utf-8"))
+            except UnicodeDecodeError as error:
+                faults.report(f"{place}: a text is not UTF-8 ({error.reason}).", can_replace=True)
+                texts.append(value.decode("utf-8", "replace") if faults.on_error == "replace" else None)
+        return texts
+
+
+def _read_streamed(source: Source, start: int, end: int, options: ReadOptions, _: Faults) -> Iterator[tuple[list, int]]:
     data = load_set(source.path, options.dataset_config, options.split, True)
     for number in range(start, end):
         row = 0
@@ -132,6 +155,8 @@ def _open_parquet(source: Source) -> pq.ParquetFile:
 def _check_column(path: str, schema: pa.Schema, name: str) -> None:
     if name not in schema.names:
         raise UserError(f"{path}: no column '{name}'. {did_you_mean(name, schema.names)} Name it with --text_field.")
+    if schema.names.count(name) > 1:
+        raise UserError(f"{path}: several columns are called '{name}': rename all but one.")
     kind = schema.field(name).type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind)):
         raise UserError(f"{path}: column '{name}' holds {kind}, not text. Name another with --text_field.")

@@ -14,7 +14,7 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -24,7 +24,10 @@ from mpnet_ds.data.corpus import LONGEST_DOCUMENT, Block, Faults, ReadOptions, S
 from mpnet_ds.errors import UserError, did_you_mean
 
 STRETCH_BYTES = 1 << 22
-_SURROGATES = re.compile("[\ud800-\udfff]")
+PACKED_BYTES = 1 << 16  # taken from a compressed file at once: what is lost where it is damaged
+HALF_PAIR = "half a surrogate pair"
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_NO_TEXT = re.compile("[\ud800-\udfff\0]")
 _DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile, OSError, pa.ArrowException)  # what decompression raises
 
 
@@ -36,8 +39,10 @@ class _Stretch:
     offset: int
     """Byte at which it begins."""
     num_bytes: int
-    suspect: bool
-    """Whether bytes of it are no UTF-8."""
+    fault: str = ""
+    """Where and what, if it holds bytes that are no UTF-8, or NUL characters."""
+    follows_gap: bool = False
+    """Whether a line before it was left out."""
 
 
 @dataclass
@@ -45,7 +50,8 @@ class _Found:
     """Documents of a stretch, before those with faults are mended or left out."""
 
     documents: list[list[str]]
-    suspect: bool
+    fault: str
+    """Not empty if documents of it have to be looked at."""
 
 
 def read(source: Source, start: int, end: int, options: ReadOptions, faults: Faults) -> Iterator[Block]:
@@ -56,7 +62,8 @@ def read(source: Source, start: int, end: int, options: ReadOptions, faults: Fau
         done = stored.tell()
         for found in reader(lines, options):
             now = stored.tell()
-            yield Block(_mend(found.documents, faults) if found.suspect else found.documents, max(now - done, 0))
+            documents = _mend(found.documents, faults, found.fault) if found.fault else found.documents
+            yield Block(documents, max(now - done, 0))
             done = now
 
 
@@ -69,19 +76,27 @@ def decompressed(stored: BinaryIO, source: Source) -> BinaryIO:
     return stored
 
 
-def border(file: BinaryIO, byte: int, num_bytes: int, after_blank_line: bool) -> int:
-    """The first place at or after ``byte`` at which a document may begin; the file's end if there is none."""
+def border(
+    file: BinaryIO, byte: int, num_bytes: int, after_blank_line: bool, report_far: Callable[[int], None] = lambda place: None
+) -> int:
+    """A place at or after ``byte`` at which a document may begin, or the file's end: the first after a whole blank line.
+
+    ``report_far`` is told of the place if there is none for the length of ``LONGEST_DOCUMENT``.
+    """
     if byte == 0 or byte >= num_bytes:
         return min(byte, num_bytes)
     file.seek(byte - 1)
     place = byte - 1 + _skip_line(file)
-    is_blank = not after_blank_line
+    is_blank, limit = not after_blank_line, place + LONGEST_DOCUMENT
     while not is_blank and (line := file.readline(STRETCH_BYTES)):
         place += len(line)
         is_blank = not line.decode("utf-8", "replace").strip()
         if not line.endswith(b"\n"):
             is_blank = False
             place += _skip_line(file)
+        if place > limit:
+            report_far(byte)
+            limit = num_bytes
     return place
 
 
@@ -95,14 +110,14 @@ def _skip_line(file: BinaryIO) -> int:
     return skipped
 
 
-def _mend(documents: list[list[str]], faults: Faults) -> list[list[str]]:
-    """Puts U+FFFD for lone surrogates, or leaves out documents that hold them."""
+def _mend(documents: list[list[str]], faults: Faults, fault: str) -> list[list[str]]:
+    """Puts U+FFFD for lone surrogates and NUL characters, or leaves out documents that hold them."""
     kept = []
     for document in documents:
         text = "\n".join(document)
-        mended = _SURROGATES.sub("\ufffd", text)
+        mended = _NO_TEXT.sub("\ufffd", text)
         if mended != text:
-            faults.note(f"{faults.place} is not UTF-8, or half a surrogate pair")
+            faults.note(fault)
         if mended == text or faults.on_error == "replace":
             kept.append(mended.split("\n"))
     return kept
@@ -112,25 +127,29 @@ class _Lines:
     """A part of a file in stretches of whole lines; a line longer than ``LONGEST_DOCUMENT`` is reported and left out."""
 
     def __init__(self, stored: BinaryIO, source: Source, start: int, end: int, options: ReadOptions, faults: Faults):
-        self.source, self.faults = source, faults
+        self.source, self.faults, self._has_gap = source, faults, False
         self.file = decompressed(stored, source)
         self.first, self.last = 0, None
         if source.is_divisible:
             blank_lines = source.kind == "txt" and options.txt_documents == "blank_line"
-            self.last = border(stored, end, source.num_bytes, blank_lines)
-            self.first = border(stored, start, source.num_bytes, blank_lines)
+            self.last, self.first = (
+                border(stored, byte, source.num_bytes, blank_lines, self._report_far) for byte in (end, start)
+            )
             stored.seek(self.first)
 
     def __iter__(self) -> Iterator[_Stretch]:
         for raw, offset in self._stretches():
             mark = len(codecs.BOM_UTF8) if offset == 0 and raw.startswith(codecs.BOM_UTF8) else 0
             try:
-                yield _Stretch(raw[mark:].decode("utf-8"), offset, len(raw), suspect=False)
+                text, first, what = raw[mark:].decode("utf-8"), raw.find(b"\0"), "a NUL character (is it UTF-16?)"
             except UnicodeDecodeError as error:
-                if self.faults.on_error == "stop":
-                    self.report(offset + mark + error.start, f"not UTF-8 ({error.reason}): convert the file.", True)
-                self.faults.place = f"{self.source.path}: byte {offset + mark + error.start}"
-                yield _Stretch(raw[mark:].decode("utf-8", "surrogateescape"), offset, len(raw), suspect=True)
+                text, first = raw[mark:].decode("utf-8", "surrogateescape"), mark + error.start
+                what = f"not UTF-8 ({error.reason})"
+            if first >= 0 and self.faults.on_error == "stop":
+                self.report(offset + first, f"{what}: convert the file.", can_replace=True)
+            fault = f"{self.source.path}: byte {offset + first}: {what}" if first >= 0 else ""
+            yield _Stretch(text, offset + mark, len(raw), fault, self._has_gap)
+            self._has_gap = False
 
     def _stretches(self) -> Iterator[tuple[bytes, int]]:
         offset, rest = self.first, b""
@@ -143,22 +162,32 @@ class _Lines:
             rest += more
             if len(rest) > LONGEST_DOCUMENT:
                 self.report_too_long(offset)
-                offset, rest = offset + len(rest) + _skip_line(self.file), b""
+                self._has_gap = True
+                offset, rest = self._next_line(offset + len(rest))
         if rest:
             yield rest, offset
+
+    def _next_line(self, offset: int) -> tuple[int, bytes]:
+        """Where the next line begins, and what of it is read."""
+        while more := self._read(offset):
+            cut = more.find(b"\n") + 1
+            if cut:
+                return offset + cut, more[cut:]
+            offset += len(more)
+        return offset, b""
 
     def _read(self, offset: int) -> bytes:
         """The next bytes; none at the end, or where a damaged file cannot be read on."""
         wanted = STRETCH_BYTES if self.last is None else min(STRETCH_BYTES, self.last - offset)
         parts: list[bytes] = []
         try:
-            while wanted > 0 and (part := self.file.read1(wanted)):
+            while wanted > 0 and (part := self.file.read1(wanted if not self.source.compression else PACKED_BYTES)):
                 parts.append(part)
                 wanted -= len(part)
         except _DAMAGE as error:
             if not parts:
                 place = f"{self.source.path} is damaged or cut short: it ends at byte {offset} of its text ({error})."
-                self.faults.report(f"{place} Fetch it again, or use what there is:")
+                self.faults.report(f"{place} Fetch it again.")
         return b"".join(parts)
 
     def report(self, offset: int, what: str, can_replace: bool = False) -> None:
@@ -167,11 +196,16 @@ class _Lines:
         of = " of its text" if self.source.compression else ""
         self.faults.report(f"{self.source.path}: byte {offset}{of}{line}: {what}", can_replace)
 
+    def _report_far(self, place: int) -> None:
+        """Where no document ends for long. One who wants such documents left out has to wait for the next end."""
+        if self.faults.on_error == "stop":
+            self.report_too_long(place)
+
     def report_too_long(self, offset: int) -> None:
         cure = "break it up."
         if self.source.kind == "txt":
             cure = "blank lines separate documents; if each line is one, add --txt_documents line."
-        self.report(offset, f"a document of more than {LONGEST_DOCUMENT >> 20} MiB begins here: {cure}")
+        self.report(offset, f"a document of more than {LONGEST_DOCUMENT >> 20} MiB: {cure}")
 
     def _line_number(self, offset: int) -> int:
         number = 1
@@ -186,7 +220,7 @@ class _Lines:
 def _read_txt(lines: _Lines, options: ReadOptions) -> Iterator[_Found]:
     if options.txt_documents == "line":
         for stretch in lines:
-            yield _Found([[line] for line in split_lines(stretch.text)], stretch.suspect)
+            yield _Found([[line] for line in split_lines(stretch.text)], stretch.fault)
         return
     paragraphs = _Paragraphs(lines)
     for stretch in lines:
@@ -203,19 +237,21 @@ class _Paragraphs:
 
     def _begin(self) -> None:
         self.begun: list[str] = []
-        self.size, self.offset, self.suspect, self.is_too_long = 0, 0, False, False
+        self.size, self.offset, self.fault, self.is_too_long = 0, 0, "", False
 
     def of(self, stretch: _Stretch) -> _Found:
         """The documents that end in this stretch."""
+        if stretch.follows_gap:  # a line of the document was left out, and counted: so is the document
+            self.is_too_long, self.begun = True, []
         stripped = list(map(str.strip, stretch.text.split("\n")))
         if stretch.text.endswith("\n"):
             stripped.pop()
-        found, start = _Found([], stretch.suspect), 0
+        found, start = _Found([], stretch.fault), 0
         for _ in range(stripped.count("")):
             end = stripped.index("", start)
             if not self.is_too_long and (document := self.begun + stripped[start:end]):
                 found.documents.append(document)
-                found.suspect |= self.suspect
+                found.fault = self.fault or found.fault
             self._begin()
             start = end + 1
         self._continue(stripped[start:], stretch)
@@ -226,28 +262,29 @@ class _Paragraphs:
             return
         self.offset = self.offset if self.begun else stretch.offset
         self.begun += sequences
-        self.suspect |= stretch.suspect
+        self.fault = self.fault or stretch.fault
         self.size += sum(map(len, sequences))
         if self.size > LONGEST_DOCUMENT:
             self.lines.report_too_long(self.offset)
             self.is_too_long, self.begun = True, []
 
     def rest(self) -> _Found:
-        return _Found([self.begun] if self.begun else [], self.suspect)
+        return _Found([self.begun] if self.begun else [], self.fault)
 
 
 def _read_json_lines(lines: _Lines, options: ReadOptions) -> Iterator[_Found]:
     for stretch in lines:
-        found = _Found([], stretch.suspect)
+        found = _Found([], stretch.fault)
         for number, line in enumerate(stretch.text.split("\n")):
             if line and not line.isspace():
                 text, fault = _text_of_json(line, options.text_field)
                 if fault:
                     lines.report(_offset_of_line(stretch, number), fault)
                 elif text:
-                    found.suspect |= "\\ud" in line or "\\uD" in line  # perhaps half of a surrogate pair
+                    if "\\ud" in line or "\\uD" in line:  # perhaps half of a surrogate pair
+                        found.fault = found.fault or f"{lines.source.path}: after byte {stretch.offset}: {HALF_PAIR}"
                     found.documents.append(split_lines(text))
-        if found.suspect:
+        if found.fault:
             _report_half_pairs(lines, stretch, found)
         yield found
 
@@ -269,13 +306,10 @@ def _text_of_json(line: str, field: str) -> tuple[str, str]:
 
 
 def _report_half_pairs(lines: _Lines, stretch: _Stretch, found: _Found) -> None:
-    if lines.faults.on_error == "stop" and not stretch.suspect:
+    if lines.faults.on_error == "stop" and not stretch.fault:
         for document in found.documents:
-            try:
-                "\n".join(document).encode("utf-8")
-            except UnicodeEncodeError as error:
-                what = f"a document of the lines that begin here holds half a surrogate pair ({error.reason})."
-                lines.report(stretch.offset, what, can_replace=True)
+            if _SURROGATE.search("\n".join(document)):
+                lines.report(stretch.offset, f"a document of the lines that begin here holds {HALF_PAIR}.", can_replace=True)
 
 
 def _offset_of_line(stretch: _Stretch, number: int) -> int:
@@ -285,7 +319,7 @@ def _offset_of_line(stretch: _Stretch, number: int) -> int:
 
 def _read_csv(lines: _Lines, options: ReadOptions) -> Iterator[_Found]:
     csv.field_size_limit(LONGEST_DOCUMENT)
-    pending = _Found([], False)
+    pending = _Found([], "")
     begins = []  # stretches that the reader has entered
 
     def rows_of_text() -> Iterator[str]:
@@ -293,21 +327,24 @@ def _read_csv(lines: _Lines, options: ReadOptions) -> Iterator[_Found]:
             begins.append(stretch)
             yield from io.StringIO(stretch.text, newline="\n")
 
-    rows = csv.reader(rows_of_text(), delimiter="\t" if lines.source.kind == "tsv" else ",")
-    header = next(rows, [])
+    rows = csv.reader(rows_of_text(), delimiter="\t" if lines.source.kind == "tsv" else ",", strict=True)
+    try:
+        header = next(rows, [])
+    except csv.Error as error:
+        raise UserError(f"{lines.source.path}: its first line is no CSV ({error}): are its line ends CR alone?") from error
     column = _column(header, options.text_field, lines.source)
     while (row := _next_row(rows, lines, begins)) is not None:
-        if len(row) > column:
+        if len(row) == len(header):
             pending.documents.append(split_lines(row[column]))
         elif row:
             offset, number = begins[-1].offset, rows.line_num
             lines.report(offset, f"a row soon after has {len(row)} of {len(header)} columns (it ends in line {number}).")
         if len(begins) > 1:
-            pending.suspect = any(stretch.suspect for stretch in begins)
+            pending.fault = next((stretch.fault for stretch in begins if stretch.fault), "")
             del begins[:-1]
             yield pending
-            pending = _Found([], False)
-    pending.suspect = any(stretch.suspect for stretch in begins)
+            pending = _Found([], "")
+    pending.fault = next((stretch.fault for stretch in begins if stretch.fault), "")
     yield pending
 
 

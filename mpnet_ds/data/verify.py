@@ -56,6 +56,8 @@ def verify(folder: str | Path, show_progress: bool = True) -> Verification:
             manifests[folder / HOLDOUT] = DatasetManifest.load(folder / HOLDOUT)
         except UserError as error:
             problems.append(str(error))
+    elif manifests[folder].options.get("holdout"):
+        problems.append(f"{folder / HOLDOUT} is missing, though the dataset was built with a holdout")
     for place, manifest in manifests.items():
         problems += _manifest_problems(place, manifest)
     total = sum(record.bytes for place, manifest in manifests.items() for _, _, record in manifest.files(place))

@@ -9,9 +9,10 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 
 from mpnet_ds.data.plan import Piece
 from mpnet_ds.data.shard_builder import Job, ShardBuilder
@@ -28,7 +29,7 @@ def build_shards(job: Job, pieces: dict[int, Piece], workers: int, advance: Call
             builder.build(number, piece, advance)
         return
     context = multiprocessing.get_context("spawn")
-    done_bytes, stop = context.Value("q", 0), context.Event()
+    done_bytes, stop = context.Value("q", 0), context.RawValue("b", 0)
     arguments = (job, done_bytes, stop, os.getpid())
     pool = ProcessPoolExecutor(min(workers, len(pieces)), context, initializer=_start, initargs=arguments)
     try:
@@ -39,11 +40,23 @@ def build_shards(job: Job, pieces: dict[int, Piece], workers: int, advance: Call
             "a worker ended before its work was done. If it was killed for want of memory, take fewer --workers: the same "
             "command goes on from here. If this is a script of your own, it needs 'if __name__ == \"__main__\":'."
         ) from error
-    except BaseException:
-        stop.set()
-        raise
     finally:
-        pool.shutdown(cancel_futures=True)
+        with _uninterrupted():  # a second Ctrl-C must not leave workers behind that were not told to end
+            stop.value = 1
+            pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C does nothing for a while."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _await(waiting: dict[Future, int], done_bytes, advance: Callable[[int], None]) -> None:
@@ -77,7 +90,7 @@ def _start(job: Job, done_bytes, stop, parent: int) -> None:
     def advance(num_bytes: int) -> None:
         with done_bytes.get_lock():
             done_bytes.value += num_bytes
-        if stop.is_set():
+        if stop.value:
             raise _Stopped
 
     _builder, _advance = ShardBuilder(job), advance

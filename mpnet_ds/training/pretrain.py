@@ -158,7 +158,7 @@ def _run(arguments, recipe: Recipe, config: EngineConfig, data, eval_data, ranks
         )
         return 0
     ranks.on_main(lambda: prepare(start, record, data.tokenizer_folder))
-    _announce(recipe, config, data, model_config, start, ranks)
+    _announce(recipe, config, data, eval_data, model_config, start, ranks)
     summary = _train(arguments, recipe, config, model_config, data, eval_data, start, ranks)
     _conclude(summary, output, ranks)
     return 0
@@ -205,12 +205,14 @@ def _record(arguments, recipe, config: EngineConfig, run_identity, model_config,
     }
 
 
-def _announce(recipe, config: EngineConfig, data, model_config, start: Start, ranks) -> None:
+def _announce(recipe, config: EngineConfig, data, eval_data, model_config, start: Start, ranks) -> None:
     batch = config.batch
     parameters, pieces = parameter_count(model_config), data.tokenizer.vocab_size
     sizes = f"{batch.micro_batch_size} × {batch.accumulation_steps} accumulated × {ranks.world_size} rank(s)"
     ranks.say(f"Recipe {recipe.name}, objective {recipe.objective}: {parameters:,} parameters, {pieces:,} pieces")
     ranks.say(f"Data {data.describe()}")
+    if eval_data is None:
+        ranks.say("No evaluation: not all of the data has a holdout. Name one with --eval_data, or build with --holdout.")
     ranks.say(f"ZeRO {config.zero_stage} in {config.precision} on {ranks.device.type}")
     ranks.say(f"{batch.global_batch_size} rows an update = {sizes}")
     if start.checkpoint is not None:

@@ -153,6 +153,8 @@ def _difference(before: dict, now: dict) -> str:
                 if inner:
                     return f"{key}.{inner}"
                 continue
+            if isinstance(now[key], list):
+                return f"{key}: the datasets, or their shares, are others than then"
             return f"{key} was {_short(before.get(key))}, is now {_short(now[key])}"
     return ""
 

@@ -58,7 +58,7 @@ def test_a_missing_folder_and_an_unfinished_one_are_told_apart(tmp_path):
 
 def test_another_format_version_is_refused_with_both_numbers(tmp_path, manifest):
     replace(manifest, version=7).save(tmp_path)
-    with pytest.raises(UserError, match=r"dataset\.json has format version 7, this program reads 1"):
+    with pytest.raises(UserError, match=r"dataset\.json has format version 7, this program reads 2"):
         DatasetManifest.load(tmp_path)
 
 
@@ -66,14 +66,14 @@ def test_another_format_version_is_refused_with_both_numbers(tmp_path, manifest)
     "content",
     [
         pytest.param(b"", id="empty"),
-        pytest.param(b'{"version": 1, "dtype": "ui', id="cut"),
+        pytest.param(b'{"version": 2, "dtype": "ui', id="cut"),
         pytest.param(b"[]", id="a list"),
         pytest.param(b"null", id="null"),
         pytest.param(b"\xff\xfe{}", id="not UTF-8"),
         pytest.param(b'{"shards": []}', id="no version"),
-        pytest.param(b'{"version": 1, "shards": []}', id="entries missing"),
-        pytest.param(b'{"version": 1, "shards": [{"name": "shard-00000"}]}', id="shard without files"),
-        pytest.param(b'{"version": 1, "shards": [{"files": []}]}', id="files of another type"),
+        pytest.param(b'{"version": 2, "shards": []}', id="entries missing"),
+        pytest.param(b'{"version": 2, "shards": [{"name": "shard-00000"}]}', id="shard without files"),
+        pytest.param(b'{"version": 2, "shards": [{"files": []}]}', id="files of another type"),
     ],
 )
 def test_a_damaged_manifest_is_named(tmp_path, content):

@@ -15,6 +15,7 @@ import pytest
 
 from mpnet_ds.data import BuildOptions, ReadOptions, build_dataset
 from mpnet_ds.errors import UserError
+from mpnet_ds.files import LOCK
 from tests.data.test_encode import real_text
 from tests.runs import ROOT
 
@@ -134,8 +135,8 @@ def test_going_on_with_something_else_is_refused_with_the_difference(interrupted
     done = subprocess.run(change(interrupted), capture_output=True, text=True)
     assert done.returncode == 2
     assert words in done.stderr
-    assert {name: data for name, data in contents(tmp_path / "dataset.partial").items() if name != "lock"} == {
-        name: data for name, data in before.items() if name != "lock" and not name.endswith(".tmp")
+    assert {name: data for name, data in contents(tmp_path / "dataset.partial").items() if name != LOCK} == {
+        name: data for name, data in before.items() if name != LOCK and not name.endswith(".tmp")
     }
 
 
@@ -155,17 +156,20 @@ def test_two_builders_of_one_folder_do_not_mix(corpus, tokenizer_folder, tmp_pat
     wait_for_shards(tmp_path / "dataset.partial", 1)
     second = subprocess.run(arguments, capture_output=True, text=True)
     assert second.returncode == 2
-    assert f"is being built by another program (process {first.pid} on " in second.stderr
+    assert f"is being made by another program (process {first.pid} on " in second.stderr
     assert first.wait(timeout=120) == 0
 
 
-def test_an_interrupted_build_says_that_it_can_go_on(corpus, tokenizer_folder, tmp_path):
+@pytest.mark.parametrize("presses", [1, 2])
+def test_an_interrupted_build_says_that_it_can_go_on(corpus, tokenizer_folder, tmp_path, presses):
     arguments = command(corpus, tokenizer_folder, tmp_path / "dataset")
     process = subprocess.Popen(
         arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     wait_for_shards(tmp_path / "dataset.partial", 2)
-    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
+    for _ in range(presses):
+        os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
+        time.sleep(0.3)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert len(errors.splitlines()) == 1
@@ -255,6 +259,7 @@ def test_remains_of_a_build_with_other_options_do_not_get_into_the_dataset(corpu
     build_dataset([corpus_files.txt], tokenizer_folder, tmp_path / "expected", workers=1, show_progress=False)
     partial = tmp_path / "dataset.partial"
     (partial / "holdout").mkdir(parents=True)
+    (partial / LOCK).touch()
     for name in (
         "shard-00000.bin",
         "shard-00007.bin",

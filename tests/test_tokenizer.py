@@ -268,3 +268,19 @@ def test_the_same_texts_give_the_same_tokenizer(corpus_files, lower_case):
 def test_texts_that_can_be_read_only_once_are_refused():
     with pytest.raises(TypeError, match="iterator"):
         train_tokenizer(iter(["some text"]), 100)
+
+
+@pytest.mark.parametrize("pre_tokenizer", [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.BertPreTokenizer()])
+def test_text_never_gives_a_special_id_whatever_cuts_it(tokenizer, pre_tokenizer):
+    backend = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
+    backend.pre_tokenizer = pre_tokenizer
+    (ids,) = PretrainingTokenizer(backend, "edited").encode(["a <mask> b </s> <s> <pad>"])
+    assert not {0, 1, 2, tokenizer.mask_id} & set(ids.tolist())
+    assert len(ids) > 2
+
+
+def test_ordinary_added_tokens_are_kept_in_any_kind():
+    backend = unigram_backend()
+    backend.add_tokens(["new"])
+    ours = PretrainingTokenizer(backend, "unigram")
+    assert ours.encode(["the new mat"])[0].tolist() == backend.encode("the new mat", add_special_tokens=False).ids

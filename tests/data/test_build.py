@@ -16,6 +16,7 @@ from mpnet_ds.data.shard_builder import holdout_fraction_of
 from mpnet_ds.errors import UserError
 from mpnet_ds.tokenizer import PretrainingTokenizer
 from tests.runs import ROOT
+from tests.test_tokenizer import byte_level_backend
 
 HOLDOUT = 0.1
 
@@ -330,3 +331,13 @@ from mpnet_ds.data import build_dataset
 built = build_dataset([sys.argv[1]], sys.argv[2], sys.argv[3], workers=1, show_progress=False)
 print(built.sequences, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
+
+
+def test_lines_are_refused_where_they_would_get_other_ids_than_in_their_document(corpus_files, tmp_path, capsys):
+    backend = byte_level_backend()
+    PretrainingTokenizer(backend, "bytes").save(tmp_path / "tokenizer")
+    what = ([corpus_files.txt], tmp_path / "tokenizer", tmp_path / "dataset")
+    with pytest.raises(UserError, match="Add --sentences document"):
+        build_dataset(*what, show_progress=False)
+    build_dataset(*what, BuildOptions(sentences="document"), workers=1)
+    assert "BPE is encoded by the tokenizers library" in capsys.readouterr().err

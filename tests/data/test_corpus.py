@@ -393,3 +393,70 @@ def test_a_source_of_a_kind_is_told_from_its_ending():
     assert Source("a", "txt", 1).is_divisible
     assert not Source("a", "txt", 1, compression="gz").is_divisible
     assert corpus_module.NAMED_KINDS[".json"] == "jsonl"
+
+
+def test_a_document_that_lost_a_line_is_left_out_as_a_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr("mpnet_ds.data.text_files.LONGEST_DOCUMENT", 1000)
+    monkeypatch.setattr("mpnet_ds.data.text_files.STRETCH_BYTES", 100)
+    (tmp_path / "a.txt").write_text("first\n\nhead\n" + "long " * 400 + "\ntail\n\nlast\n")
+    assert documents(tmp_path / "a.txt", on_error="skip") == [["first"], ["last"]]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le"])
+def test_utf16_is_not_taken_for_text(tmp_path, encoding):
+    (tmp_path / "a.txt").write_bytes("one\n\ntwo".encode(encoding))
+    with pytest.raises(UserError, match=r"a\.txt: byte \d .*(not UTF-8|is it UTF-16)"):
+        documents(tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize("text", ['id,text\n1,"no end\n2,two\n', "id,text\n1,one, and more\n", "id,text\n1\n"])
+def test_csv_that_does_not_add_up_is_a_fault(tmp_path, text):
+    path = write_csv(tmp_path / "a.csv", text)
+    with pytest.raises(UserError, match=r"a\.csv: byte"):
+        documents(path)
+
+
+def test_csv_with_bare_carriage_returns_is_named(tmp_path):
+    with pytest.raises(UserError, match="line ends CR alone"):
+        documents(write_csv(tmp_path / "a.csv", "id,text\r1,one\r"))
+
+
+def test_a_text_of_parquet_that_is_no_utf8_is_left_out_or_repaired(tmp_path):
+    column = pa.array([b"one", b"tw\xff", b"three"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"a\.parquet, from row 0: a text is not UTF-8"):
+        documents(tmp_path / "a.parquet")
+    assert documents(tmp_path / "a.parquet", on_error="skip") == [["one"], ["three"]]
+    assert documents(tmp_path / "a.parquet", on_error="replace") == [["one"], ["tw\ufffd"], ["three"]]
+
+
+def test_a_file_is_not_taken_twice_under_two_names(tmp_path):
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "link.txt").symlink_to(tmp_path / "a.txt")
+    for again in (tmp_path / "a.txt", tmp_path / "link.txt", tmp_path):
+        with pytest.raises(UserError, match="named twice"):
+            Corpus([str(tmp_path / "a.txt"), str(again)])
+
+
+def test_linked_folders_are_entered_once(tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "a.txt").write_text("one")
+    (tmp_path / "near").mkdir()
+    (tmp_path / "near" / "linked").symlink_to(tmp_path / "far")
+    (tmp_path / "near" / "loop").symlink_to(tmp_path / "near")
+    assert documents(tmp_path / "near") == [["one"]]
+
+
+def test_a_saved_set_can_be_streamed(saved_set):
+    assert documents(dataset=saved_set, streaming=True) == [[f"row {i}", "more"] for i in range(30)]
+
+
+@pytest.mark.parametrize("bad", ["b\xff", "b\\ud800"])
+def test_the_first_fault_names_its_file(tmp_path, bad):
+    (tmp_path / "good.jsonl").write_text('{"text": "fine"}\n')
+    (tmp_path / "bad.jsonl").write_bytes(f'{{"text": "{bad}"}}\n'.encode("latin-1"))
+    faults = Faults("skip")
+    corpus = Corpus([str(tmp_path)], ReadOptions(on_error="skip"))
+    assert [document for block in corpus.blocks(faults) for document in block.documents] == [["fine"]]
+    assert faults.skipped == 1
+    assert f"{tmp_path / 'bad.jsonl'}: " in faults.first

@@ -2,6 +2,8 @@
 
 import shutil
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mpnet_ds.data import BuildOptions, build_dataset
@@ -44,3 +46,13 @@ def test_a_disk_that_is_too_small_and_a_slow_tokenizer_are_said(corpus_files, to
 def test_standard_input_cannot_be_looked_at(tokenizer_folder, tmp_path):
     with pytest.raises(UserError, match="standard input"):
         estimate(["-"], tokenizer_folder, tmp_path / "dataset")
+
+
+def test_parquet_and_parts_are_counted_in_their_own_units(tokenizer_folder, tmp_path):
+    pq.write_table(pa.table({"text": ["the same text " * 50] * 4000}), tmp_path / "a.parquet", row_group_size=500)
+    what = ([str(tmp_path / "a.parquet")], tokenizer_folder, tmp_path / "dataset")
+    assert estimate(*what).documents == 4000
+    (tmp_path / "a.txt").write_text("a document\n\n" * 4000)
+    half = estimate([str(tmp_path / "a.txt")], *what[1:], BuildOptions(shard_bytes=6000), part=Part(1, 2))
+    assert half.documents == pytest.approx(2000, rel=0.05)
+    assert not half.is_exact

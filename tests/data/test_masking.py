@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from mpnet_ds.data import MaskingConfig
 from mpnet_ds.data.counter_rng import below, draw, make_key
-from mpnet_ds.data.masking import MaskingVocabulary, mask_rows
+from mpnet_ds.data.masking import MaskingVocabulary, drop_slots_without_context, mask_rows
 from mpnet_ds.errors import UserError
 
 V = 1000
@@ -350,3 +350,23 @@ def test_the_vocabulary_is_taken_from_the_tokenizer(tokenizer):
 def test_settings_that_make_no_sense_are_refused(settings, message):
     with pytest.raises(UserError, match=message):
         MaskingConfig(**settings)
+
+
+@given(st.integers(0, 10_000), st.lists(st.integers(1, 6), min_size=1, max_size=12))
+def test_an_isolated_document_is_never_predicted_whole(seed, lengths):
+    """Else its first token would be predicted from nothing, or from what it must not see."""
+    documents = np.repeat(np.arange(len(lengths)), lengths)[None]
+    num_tokens = documents.shape[1]
+    generator = np.random.default_rng(seed)
+    count = int(generator.integers(1, num_tokens + 1))
+    positions = np.full((1, num_tokens + 1), -1)
+    positions[0, :count] = generator.permutation(num_tokens)[:count]
+    inputs = np.where(positions >= 0, positions + 100, 0)
+    real = np.ones((1, num_tokens), dtype=bool)
+    kept, kept_inputs = drop_slots_without_context(positions, inputs, documents, real)
+    chosen = set(positions[0, :count].tolist())
+    places = [set(np.flatnonzero(documents[0] == number).tolist()) for number in range(len(lengths))]
+    whole = set().union(*[place for place in places if place <= chosen])
+    expected = [int(position) for position in positions[0, :count] if position not in whole]
+    assert kept[0].tolist() == expected + [-1] * (num_tokens + 1 - len(expected))
+    assert kept_inputs[0].tolist() == [position + 100 for position in expected] + [0] * (num_tokens + 1 - len(expected))

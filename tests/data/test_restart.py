@@ -15,7 +15,7 @@ import pytest
 
 from mpnet_ds.data import BuildOptions, ReadOptions, build_dataset
 from mpnet_ds.errors import UserError
-from mpnet_ds.files import LOCK
+from mpnet_ds.files import LOCK, new_folder
 from tests.data.test_encode import real_text
 from tests.runs import ROOT
 
@@ -270,3 +270,86 @@ def test_remains_of_a_build_with_other_options_do_not_get_into_the_dataset(corpu
         (partial / name).write_bytes(b"old")
     build_dataset([corpus_files.txt], tokenizer_folder, tmp_path / "dataset", workers=1, show_progress=False)
     assert contents(tmp_path / "dataset").keys() == contents(tmp_path / "expected").keys()
+
+
+def test_a_shard_that_was_lost_or_cut_since_is_built_again(interrupted, tokenizer_folder, corpus, tmp_path):
+    partial = tmp_path / "dataset.partial"
+    (partial / "shard-00000.bin").unlink()
+    with open(partial / "shard-00001.idx", "r+b") as file:
+        file.truncate(10)
+    (partial / "shard-00002.json").write_text("{")
+    done = subprocess.run(interrupted, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    subprocess.run(command(corpus, tokenizer_folder, tmp_path / "fresh"), check=True, capture_output=True)
+    bins = {name: data for name, data in contents(tmp_path / "dataset").items() if name.endswith((".bin", ".idx"))}
+    assert bins == {name: data for name, data in contents(tmp_path / "fresh").items() if name.endswith((".bin", ".idx"))}
+
+
+def test_a_damaged_plan_is_named(interrupted, tmp_path):
+    (tmp_path / "dataset.partial" / "plan.json").write_text("{")
+    done = subprocess.run(interrupted, capture_output=True, text=True)
+    assert (done.returncode, "plan.json is damaged" in done.stderr) == (2, True)
+
+
+def test_a_damaged_dataset_is_not_taken_for_the_result(corpus_files, tokenizer_folder, tmp_path):
+    what = ([corpus_files.txt], tokenizer_folder, tmp_path / "dataset")
+    build_dataset(*what, show_progress=False)
+    (tmp_path / "dataset" / "shard-00000.bin").unlink()
+    with pytest.raises(UserError, match=r"is there already, and: .*shard-00000\.bin is missing.* remove it first"):
+        build_dataset(*what, show_progress=False)
+
+
+def test_a_folder_of_the_users_that_has_the_partial_name_is_left_alone(corpus_files, tokenizer_folder, tmp_path):
+    (tmp_path / "dataset.partial" / "sub").mkdir(parents=True)
+    (tmp_path / "dataset.partial" / "thesis.doc").write_text("precious")
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match=r"dataset\.partial is needed .* and holds something else"):
+        build_dataset([corpus_files.txt], tokenizer_folder, tmp_path / "dataset", show_progress=False)
+    with pytest.raises(UserError, match="holds something else"), new_folder(tmp_path / "dataset"):
+        pass
+    assert contents(tmp_path) == before
+
+
+def test_another_tool_does_not_take_the_folder_of_an_interrupted_build(interrupted, tmp_path):
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match="holds an interrupted build"), new_folder(tmp_path / "dataset"):
+        pass
+    assert {name for name in contents(tmp_path) if "shard" in name} == {name for name in before if "shard" in name}
+
+
+def test_a_dataset_inside_of_its_corpus_is_refused_and_older_ones_are_no_text(corpus_files, tokenizer_folder, tmp_path):
+    shutil.copy(corpus_files.txt, tmp_path / "text.txt")
+    what = ([str(tmp_path)], tokenizer_folder)
+    with pytest.raises(UserError, match="lies inside of --input"):
+        build_dataset(*what, tmp_path / "dataset", show_progress=False)
+    shutil.copytree(tokenizer_folder, tmp_path / "tokenizer")  # its vocab.txt is a .txt
+    built = build_dataset(*what, tmp_path.with_name("outside"), show_progress=False)
+    assert [source["path"] for source in built.sources] == [str(tmp_path / "text.txt")]
+
+
+def test_files_are_on_disk_before_their_record_and_all_is_before_the_name(
+    corpus_files, tokenizer_folder, tmp_path, monkeypatch
+):
+    """The order of what survives a power cut: each file is synced under its first name before it gets its last."""
+    events = []
+    fsync, rename = os.fsync, os.replace
+
+    def recorded_fsync(descriptor):
+        events.append(("sync", os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}"))))
+        fsync(descriptor)
+
+    def recorded_replace(source, target):
+        events.append(("name", os.path.basename(target)))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(os, "replace", recorded_replace)
+    build_dataset([corpus_files.txt], tokenizer_folder, tmp_path / "dataset", workers=1, show_progress=False)
+    order = [
+        ("sync", f"shard-00000.bin.{os.getpid()}.tmp"), ("name", "shard-00000.bin"),
+        ("sync", f"shard-00000.idx.{os.getpid()}.tmp"), ("name", "shard-00000.idx"), ("sync", "dataset.partial"),
+        ("sync", "shard-00000.json.tmp"), ("name", "shard-00000.json"), ("sync", "tokenizer.json"),
+        ("sync", "dataset.json.tmp"), ("name", "dataset.json"), ("sync", "dataset.partial"), ("name", "dataset"),
+    ]  # fmt: skip
+    remaining = iter(events)
+    assert [event for event in order if event in remaining] == order  # "in" moves on to where the event is

@@ -460,3 +460,18 @@ def test_the_first_fault_names_its_file(tmp_path, bad):
     assert [document for block in corpus.blocks(faults) for document in block.documents] == [["fine"]]
     assert faults.skipped == 1
     assert f"{tmp_path / 'bad.jsonl'}: " in faults.first
+
+
+def test_a_source_that_is_written_anew_with_the_same_size_is_noticed(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("one")
+    corpus = Corpus([str(path)])
+    os.utime(path, (1, 1))
+    with pytest.raises(UserError, match=r"a\.txt was changed"):
+        list(corpus.blocks())
+
+
+def test_bad_bytes_are_found_in_a_document_that_reaches_far_beyond_them(tmp_path, monkeypatch):
+    monkeypatch.setattr("mpnet_ds.data.text_files.STRETCH_BYTES", 50)
+    (tmp_path / "a.txt").write_bytes(b"fine\n\nbad \xff\n" + b"a line of the same document\n" * 20 + b"\nfine too\n")
+    assert documents(tmp_path / "a.txt", on_error="skip") == [["fine"], ["fine too"]]

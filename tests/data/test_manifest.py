@@ -120,3 +120,10 @@ def test_a_shard_elsewhere_is_found_and_its_loss_explained(tmp_path, manifest):
 def test_dots_in_the_name_of_a_shard_are_kept(tmp_path, manifest):
     shard = replace(manifest.shards[0], name="news.v1.2/shard.en")
     assert shard.file(tmp_path, "bin") == tmp_path / "news.v1.2" / "shard.en.bin"
+
+
+def test_the_checksum_depends_on_the_order_of_the_shards(manifest):
+    first = manifest.shards[0]
+    second = replace(first, files={name: replace(record, sha256="f" * 64) for name, record in first.files.items()})
+    one, other = (replace(manifest, shards=shards) for shards in ([first, second], [second, first]))
+    assert one.checksum != other.checksum

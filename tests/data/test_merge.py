@@ -263,3 +263,16 @@ def test_the_only_part_of_a_build_becomes_a_whole_dataset(halves, tmp_path):
     merged = merge([part], tmp_path / "out")
     assert "part" not in DatasetManifest.load(merged).options
     merge([merged, halves[1]], tmp_path / "merged")
+
+
+def test_parts_that_were_built_with_other_options_do_not_fit_together(whole, tokenizer_folder, tmp_path):
+    for number, holdout in ((1, 0.2), (2, 0.3)):
+        what = (
+            [str(whole.with_suffix(".txt"))],
+            tokenizer_folder,
+            tmp_path / "out",
+            BuildOptions(holdout, shard_bytes=8_000),
+        )
+        build_dataset(*what, part=Part(number, 2), show_progress=False)
+    with pytest.raises(UserError, match="parts of different builds"):
+        merge(sorted((tmp_path / "out").iterdir()), tmp_path / "out")

@@ -164,7 +164,12 @@ def test_two_builders_of_one_folder_do_not_mix(corpus, tokenizer_folder, tmp_pat
 def test_an_interrupted_build_says_that_it_can_go_on(corpus, tokenizer_folder, tmp_path, presses):
     arguments = command(corpus, tokenizer_folder, tmp_path / "dataset")
     process = subprocess.Popen(
-        arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+        arguments,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background has it ignored
     )
     wait_for_shards(tmp_path / "dataset.partial", 2)
     for _ in range(presses):

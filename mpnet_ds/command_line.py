@@ -7,6 +7,7 @@ import argparse
 import difflib
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -86,6 +87,7 @@ def run(main: Callable[[], int | None]) -> None:
         _say_error(f"{error.filename}: permission denied.")
         code = 2
     except KeyboardInterrupt as interrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is ending already
         print(": ".join(filter(None, ("interrupted", str(interrupt)))), file=sys.stderr)
         code = 130
     sys.exit(code)

@@ -176,7 +176,7 @@ def test_an_interrupted_build_says_that_it_can_go_on(corpus, tokenizer_folder, t
         os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
         time.sleep(0.3)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, errors
     assert len(errors.splitlines()) == 1
     assert "interrupted" in errors
     assert "the same command goes on" in errors

@@ -104,7 +104,7 @@ def build_dataset(
             raise UserError(f"{tokenizer} is {loaded.kind}: {why}. Add --sentences document.")
         if show_progress:
             print(f"{loaded.kind} is encoded by the tokenizers library, many times slower than WordPiece.", file=sys.stderr)
-    with _workplace(output) as folder, with_standard_input(inputs, folder, reading.stdin_format) as files:
+    with _build_folder(output) as folder, with_standard_input(inputs, folder, reading.stdin_format) as files:
         corpus = Corpus(files, reading, dataset)
         settings = settings_of(corpus, loaded.fingerprint, _record_of(options, reading, dataset, part))
         finished = _finished_already(output, folder, settings)
@@ -139,7 +139,7 @@ def _record_of(options: BuildOptions, reading: ReadOptions, dataset: str | None,
 
 
 @contextmanager
-def _workplace(output: Path) -> Iterator[Path]:
+def _build_folder(output: Path) -> Iterator[Path]:
     """``OUT.partial``. It stays after a failure if shards in it are finished."""
     try:
         with partial_folder(output) as folder:

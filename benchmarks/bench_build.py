@@ -43,7 +43,9 @@ def main() -> None:
     parser.add_argument("--input", nargs="+", metavar="PATH", help="text (default: installed Python sources)")
     parser.add_argument("--tokenizer", metavar="DIR", help="a tokenizer's folder (default: one is trained)")
     parser.add_argument("--megabytes", type=int, default=50, metavar="N", help="text of the installed sources")
-    parser.add_argument("--library_share", type=float, default=0.2, metavar="F", help="share of lines the library gets")
+    parser.add_argument(
+        "--share_of_lines", type=float, default=0.2, metavar="F", help="share of the lines that the library gets"
+    )
     parser.add_argument("--repeats", type=int, default=3, metavar="N")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes of the builds whose memory is taken")
     parser.add_argument("--times", type=int, default=20, metavar="N", help="how much larger the second of them is")
@@ -79,7 +81,7 @@ def encoding(inputs: list[str], tokenizer: str, arguments) -> dict:
     loaded = PretrainingTokenizer.load(tokenizer)
     lines = [line for block in Corpus(inputs).blocks() for document in block.documents for line in document]
     blocks = [lines[i : i + LINES_AT_ONCE] for i in range(0, len(lines), LINES_AT_ONCE)]
-    some = blocks[:: max(1, round(1 / arguments.library_share))]
+    some = blocks[:: max(1, round(1 / arguments.share_of_lines))]
     rates: dict[str, list[float]] = {}
     for _ in range(arguments.repeats):
         encoder = TextEncoder(loaded)

@@ -46,6 +46,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str):
+        """One line, with the nearest flag where one was misspelt; exit code 2."""
         known = [flag for action in self._actions for flag in action.option_strings]
         for word in message.split():
             near = difflib.get_close_matches(word.split("=")[0], known, n=1) if word.startswith("--") else []

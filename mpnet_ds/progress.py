@@ -43,6 +43,7 @@ class Progress:
         self.close()
 
     def update(self, count: int = 1) -> None:
+        """``count`` units more are done."""
         self.done += count
         if self._bar is not None:
             self._bar.update(count)
@@ -65,6 +66,7 @@ class Progress:
             tqdm.write(line, file=sys.stdout) if self._bar is not None else print(line, flush=True)
 
     def close(self) -> None:
+        """Leaves the bar as it stands."""
         if self._bar is not None:
             self._bar.close()
 

@@ -120,6 +120,7 @@ class PretrainingTokenizer:
 
     @property
     def mask_id(self) -> int:
+        """Of ``<mask>``, the last id of the vocabulary as a rule."""
         return self.backend.token_to_id(MASK)
 
     @cached_property

@@ -56,6 +56,7 @@ class CheckpointStore:
         return sorted(path.parent for path in self.root.glob(f"step-*/{MANIFEST}"))
 
     def newest(self) -> Path | None:
+        """The checkpoint that was finished last, or None."""
         whole = self.all()
         return whole[-1] if whole else None
 

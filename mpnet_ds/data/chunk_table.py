@@ -37,6 +37,7 @@ class ChunkTable:
         self.clear()
 
     def clear(self) -> None:
+        """Forgets all keys."""
         self._keys = [np.zeros(self._num_slots, np.uint64) for _ in range(self.width)]
         self._values = np.full(self._num_slots, EMPTY, np.int32)
         self._count = 0

@@ -27,6 +27,7 @@ _ORDER, _START, _MASKING = range(3)  # purposes of random numbers
 
 
 def check_sample_mode(name: str) -> str:
+    """The name itself; ``UserError`` with the nearest one if there is no such mode."""
     if name not in SAMPLE_MODES:
         raise UserError(f"unknown sample_mode '{name}'. {did_you_mean(str(name), SAMPLE_MODES)}")
     return name
@@ -103,6 +104,7 @@ class PretrainingDataset:
         return self.num_samples
 
     def describe(self) -> str:
+        """One line for a person: folder, tokens, rows of an epoch."""
         rows = f"{len(self):,} rows of {self.seq_length} an epoch"
         return f"{self.folder}: {self.manifest.tokens:,} tokens, {rows}"
 
@@ -113,6 +115,7 @@ class PretrainingDataset:
 
     @property
     def tokenizer_folder(self) -> Path:
+        """The copy of the tokenizer within the dataset."""
         return self.folder / TOKENIZER
 
     @property

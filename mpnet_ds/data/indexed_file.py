@@ -106,6 +106,7 @@ class IndexedFile:
             first = last
 
     def num_bytes(self, first: int, last: int) -> int:
+        """Bytes of the ids of documents ``first`` … ``last - 1``."""
         begin, end = self.token_starts(self.document_starts(first, last)[[0, -1]])
         return int(end - begin) * self.dtype.itemsize
 

@@ -43,10 +43,12 @@ class DocumentLengths:
 
     @property
     def num_documents(self) -> int:
+        """Of all shards."""
         return int(self._up_to[-1])
 
     @property
     def mean(self) -> float:
+        """Tokens in a document, on average."""
         return float(self._lengths @ self._counts) / self.num_documents
 
     def quantile(self, share: float) -> int:

@@ -73,6 +73,8 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class ShardRecord:
+    """One shard: where it is, what it holds, and what its files should be."""
+
     name: str
     """Path without ending, seen from the folder of the manifest; see ``file``."""
     sequences: int
@@ -107,6 +109,8 @@ class ShardRecord:
 
 @dataclass(frozen=True)
 class DatasetManifest:
+    """The content of ``dataset.json``; ``tokenizer_fingerprint`` and ``checksum`` are hexadecimal sha256."""
+
     dtype: str
     vocab_size: int
     special_ids: dict[str, int]
@@ -150,6 +154,7 @@ class DatasetManifest:
 
     @classmethod
     def load(cls, folder: str | Path) -> "DatasetManifest":
+        """Of a dataset folder; ``UserError`` if it is missing, unfinished, damaged or of another version."""
         path = Path(folder) / FILE_NAME
         if not Path(folder).is_dir():
             raise UserError(f"no dataset folder {folder}. Build one with tools/build_dataset.py.")
@@ -205,6 +210,7 @@ class DatasetManifest:
 
 
 def shard_record(entry: dict) -> ShardRecord:
+    """From an entry of the JSON; LookupError, TypeError or AttributeError if it is not one."""
     known = {f.name for f in fields(ShardRecord)}
     files = {suffix: FileRecord(**record) for suffix, record in entry["files"].items()}
     return ShardRecord(**{name: value for name, value in entry.items() if name in known} | {"files": files})

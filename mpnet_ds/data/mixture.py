@@ -84,14 +84,17 @@ class MixtureDataset:
 
     @property
     def tokenizer(self):
+        """The one that all datasets share."""
         return self.datasets[0].tokenizer
 
     @property
     def tokenizer_folder(self) -> Path:
+        """Of the first dataset."""
         return self.datasets[0].tokenizer_folder
 
     @property
     def seq_length(self) -> int:
+        """n, tokens in a row."""
         return self.datasets[0].seq_length
 
     @property
@@ -101,6 +104,7 @@ class MixtureDataset:
 
     @property
     def tokens_per_row(self) -> float:
+        """Real tokens of a row, on average over all datasets by their shares."""
         return float(sum(share * data.tokens_per_row for share, data in zip(self.shares, self.datasets, strict=True)))
 
     @property
@@ -115,6 +119,7 @@ class MixtureDataset:
         return [[data.checksum, str(share)] for data, share in zip(self.datasets, self.shares, strict=True)]
 
     def describe(self) -> str:
+        """A line for each dataset, with its share."""
         parts = zip(self.shares, self.datasets, strict=True)
         return "".join(f"\n  {float(share):.2%} of the rows: {data.describe()}" for share, data in parts).lstrip()
 

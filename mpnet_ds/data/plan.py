@@ -53,6 +53,7 @@ class Part:
 
     @property
     def folder_name(self) -> str:
+        """Sorts in the order of the parts."""
         return f"part-{self.number:05d}-of-{self.of:05d}"
 
     def pieces(self, count: int) -> range:

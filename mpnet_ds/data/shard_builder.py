@@ -39,6 +39,7 @@ class Job:
     """What a sequence of the index is: a ``line`` or a whole ``document``."""
 
     def side(self, name: str) -> Path:
+        """The folder of ``training`` or ``holdout`` shards."""
         return Path(self.folder) if name == TRAINING else Path(self.folder) / HOLDOUT
 
 
@@ -53,20 +54,24 @@ class PieceRecord:
     first_fault: str = ""
 
     def save(self, path: Path) -> None:
+        """In one step: the record is there, whole, or it is not."""
         write_atomically(path, json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> "PieceRecord":
+        """OSError if it is missing; ValueError, LookupError, TypeError or AttributeError if it is damaged."""
         content = json.loads(path.read_text(encoding="utf-8"))
         shards = {side: shard_record(entry) for side, entry in content.pop("shards").items()}
         return cls(shards=shards, **content)
 
 
 def shard_name(number: int) -> str:
+    """Of a piece by its number, without ending: ``shard-00007``."""
     return f"shard-{number:05d}"
 
 
 def record_path(folder: Path, number: int) -> Path:
+    """Where the record of a finished shard lies."""
     return folder / f"{shard_name(number)}.json"
 
 

@@ -25,6 +25,7 @@ BACKENDS = ("auto", "eager", "sdpa")
 
 
 def check_backend(name: str) -> str:
+    """The name itself; ``UserError`` with the nearest one if there is no such back-end."""
     if name not in BACKENDS:
         raise UserError(f"unknown attention '{name}'. {did_you_mean(name, BACKENDS)}")
     return name

@@ -44,6 +44,8 @@ class PretrainingOutput(ModelOutput):
 
 
 class Embeddings(nn.Module):
+    """Token plus position, normalised; the table of positions has two rows more than there are positions."""
+
     def __init__(self, config: MPNetConfig):
         super().__init__()
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=PAD_ID)
@@ -58,6 +60,8 @@ class Embeddings(nn.Module):
 
 
 class SelfAttention(nn.Module):
+    """Rows attend to the content rows; one set of weights for both streams."""
+
     def __init__(self, config: MPNetConfig, backend: str):
         super().__init__()
         self.num_heads, self.backend = config.num_attention_heads, backend
@@ -76,6 +80,8 @@ class SelfAttention(nn.Module):
 
 
 class Attention(nn.Module):
+    """Attention with its residual connection and LayerNorm."""
+
     def __init__(self, config: MPNetConfig, backend: str):
         super().__init__()
         self.attn = SelfAttention(config, backend)
@@ -83,25 +89,32 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, rows: Tensor, content: Tensor, bias: Tensor) -> Tensor:
+        """[B, R, d]; arguments as in ``SelfAttention.forward``."""
         return self.LayerNorm(rows + self.dropout(self.attn(rows, content, bias)))
 
 
 class Dense(nn.Module):
+    """A linear map under the name ``dense``, as ``transformers`` nests it."""
+
     def __init__(self, size_in: int, size_out: int):
         super().__init__()
         self.dense = nn.Linear(size_in, size_out)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[..., size_out] from x [..., size_in]."""
         return self.dense(x)
 
 
 class Output(Dense):
+    """The way back from the inner width, with residual connection and LayerNorm."""
+
     def __init__(self, config: MPNetConfig):
         super().__init__(config.intermediate_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, inner: Tensor, residual: Tensor) -> Tensor:
+        """[B, R, d] from inner [B, R, intermediate_size] and residual [B, R, d]."""
         return self.LayerNorm(residual + self.dropout(self.dense(inner)))
 
 
@@ -128,6 +141,8 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
+    """All layers, and the table of relative positions that they share."""
+
     def __init__(self, config: MPNetConfig, backend: str):
         super().__init__()
         self.layer = nn.ModuleList(Layer(config, backend) for _ in range(config.num_hidden_layers))
@@ -135,6 +150,8 @@ class Encoder(nn.Module):
 
 
 class MPNet(nn.Module):
+    """Embeddings and encoder: what ``transformers.MPNetModel`` holds, but for its pooler."""
+
     def __init__(self, config: MPNetConfig, backend: str):
         super().__init__()
         self.embeddings = Embeddings(config)
@@ -153,6 +170,7 @@ class LMHead(nn.Module):
         self.decoder.weight, self.decoder.bias = token_table, self.bias
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """Logits [..., V] from hidden [..., d]."""
         return self.decoder(self.layer_norm(F.gelu(self.dense(hidden))))
 
 

@@ -45,6 +45,7 @@ OBJECTIVES = {
 
 
 def get_objective(name: str) -> Objective:
+    """By name; ``UserError`` with the nearest one if there is none."""
     if name not in OBJECTIVES:
         raise UserError(f"unknown objective '{name}'. {did_you_mean(name, OBJECTIVES)}")
     return OBJECTIVES[name]

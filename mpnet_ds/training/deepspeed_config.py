@@ -34,6 +34,8 @@ TOP_LEVEL_KEYS = frozenset(
 
 @dataclass(frozen=True)
 class BatchSizes:
+    """Rows of an update: global = micro × accumulation steps × ranks."""
+
     micro_batch_size: int
     accumulation_steps: int
     global_batch_size: int
@@ -53,6 +55,7 @@ class EngineConfig:
 
     @property
     def zero_stage(self) -> int:
+        """0 to 3."""
         return self.engine.get("zero_optimization", {}).get("stage", 0)
 
 

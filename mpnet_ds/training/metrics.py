@@ -46,6 +46,7 @@ class MetricsWriter:
         self._monitor = _open_monitors(output, monitors)
 
     def write(self, line: dict) -> None:
+        """Appends a line, and tells the monitors."""
         if self._monitor is None:
             return
         self._file.write(json.dumps(line) + "\n")
@@ -53,6 +54,7 @@ class MetricsWriter:
         self._monitor.write_events([(_monitor_name(name), value, line["step"]) for name, value in names.items()])
 
     def close(self) -> None:
+        """Writes out what the monitors hold back."""
         if self._monitor is not None:
             self._file.close()
             board = self._monitor.tb_monitor

@@ -29,6 +29,7 @@ PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "numpy")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of ``launch/pretrain.py``."""
     parser.add_argument("--deepspeed_config", required=True, metavar="FILE", help="DeepSpeed's JSON: ZeRO, precision, …")
     parser.add_argument(
         "--recipe", metavar="NAME|FILE", help="model, objective, data, optimisation (mpnet-base with --data)"

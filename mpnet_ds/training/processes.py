@@ -28,6 +28,7 @@ class Ranks:
 
     @property
     def is_main(self) -> bool:
+        """Whether this is rank 0, which speaks and writes."""
         return self.rank == 0
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
@@ -37,6 +38,7 @@ class Ranks:
         return values
 
     def barrier(self) -> None:
+        """Waits until all ranks are here."""
         if self.world_size > 1:
             torch.distributed.barrier()
 

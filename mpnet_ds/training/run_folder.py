@@ -36,6 +36,7 @@ class Start:
 
     @property
     def step(self) -> int:
+        """Updates that are done already."""
         return read_info(self.checkpoint).step if self.checkpoint else 0
 
 

@@ -73,6 +73,7 @@ class Trainer:
 
     @property
     def consumed_samples(self) -> int:
+        """Rows since the first update: the whole state of the data."""
         return self.step * self.config.batch.global_batch_size
 
     def train(self) -> Summary:

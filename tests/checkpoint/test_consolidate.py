@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from mpnet_ds.checkpoint import consolidate, load_consolidated
+from mpnet_ds.checkpoint.zero_shards import load_shard
 from mpnet_ds.errors import UserError
 from mpnet_ds.model import MPNetForPretraining
 from mpnet_ds.training.recipe import load_recipe
@@ -92,9 +93,10 @@ def test_foreign_code_in_a_shard_is_refused_and_does_not_run(trained, tmp_path, 
             return os.system, (f"touch {tmp_path / 'pwned'}",)
 
     copy = foreign_copy(trained("zero2").newest_checkpoint, tmp_path / "checkpoint")
-    content = torch.load(copy / victim, weights_only=False)
+    content = load_shard(copy / victim)
     content["innocent"] = [{"deep": (Malice(),)}]
-    torch.save(content, copy / victim)
+    torch.save(content, tmp_path / victim)  # not over the file, which is mapped into memory
+    os.replace(tmp_path / victim, copy / victim)
     with pytest.raises(UserError, match=victim):
         load_consolidated(copy)
     assert not (tmp_path / "pwned").exists()

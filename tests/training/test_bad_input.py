@@ -7,11 +7,12 @@ import shutil
 import pytest
 import torch
 
+from mpnet_ds.checkpoint.zero_shards import load_shard
 from mpnet_ds.files import fast_checksum
 from tests.runs import RECIPE, ROOT, pretrain, recipe_with
 
 
-def refused(run, *parts: str) -> None:
+def assert_refused(run, *parts: str) -> None:
     assert run.code == 2, run.out + run.err
     assert "Traceback" not in run.err
     lines = [line for line in run.err.splitlines() if line.startswith("error:")]
@@ -29,13 +30,13 @@ def config_with(folder, **changes):
 
 def test_unknown_recipe(dataset_folder, tmp_path):
     run = pretrain(tmp_path / "run", "--recipe", "mpnet-tinny", "--data", dataset_folder)
-    refused(run, "unknown recipe 'mpnet-tinny'", "Did you mean 'mpnet-tiny'?")
+    assert_refused(run, "unknown recipe 'mpnet-tinny'", "Did you mean 'mpnet-tiny'?")
     assert not (tmp_path / "run").exists()
 
 
 def test_missing_data_folder(tmp_path):
     run = pretrain(tmp_path / "run", "--recipe", RECIPE, "--data", tmp_path / "nowhere")
-    refused(run, f"no dataset folder {tmp_path / 'nowhere'}", "tools/build_dataset.py")
+    assert_refused(run, f"no dataset folder {tmp_path / 'nowhere'}", "tools/build_dataset.py")
 
 
 def test_tokenizer_that_is_not_the_datasets(dataset_folder, tmp_path):
@@ -46,25 +47,25 @@ def test_tokenizer_that_is_not_the_datasets(dataset_folder, tmp_path):
     shutil.rmtree(data / "tokenizer")
     train_tokenizer(["another text altogether, with other words"], 64).save(data / "tokenizer")
     run = pretrain(tmp_path / "run", "--recipe", RECIPE, "--data", data)
-    refused(run, "is not the tokenizer", "fingerprint", "dataset.json", "build the dataset again")
+    assert_refused(run, "is not the tokenizer", "fingerprint", "dataset.json", "build the dataset again")
 
 
 def test_unknown_key_in_a_recipe(dataset_folder, tmp_path):
     recipe = recipe_with(tmp_path, optimization={"learning_rte": 1.0})
     run = pretrain(tmp_path / "run", "--recipe", recipe, "--data", dataset_folder)
-    refused(run, "unknown key 'optimization.learning_rte'", "Did you mean 'learning_rate'?")
+    assert_refused(run, "unknown key 'optimization.learning_rte'", "Did you mean 'learning_rate'?")
 
 
 def test_unknown_key_at_the_top_of_the_deepspeed_json(dataset_folder, tmp_path):
     config = config_with(tmp_path, gradient_clipp1ng=1.0)
     run = pretrain(tmp_path / "run", "--recipe", RECIPE, "--data", dataset_folder, config=config)
-    refused(run, "unknown key 'gradient_clipp1ng'", "Did you mean 'gradient_clipping'?")
+    assert_refused(run, "unknown key 'gradient_clipp1ng'", "Did you mean 'gradient_clipping'?")
 
 
 def test_fp16_on_a_processor(dataset_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     run = pretrain(tmp_path / "run", "--recipe", RECIPE, "--data", dataset_folder, config="fp16")
-    refused(run, "fp16 is enabled, but this device does not support it", "ds_configs/")
+    assert_refused(run, "fp16 is enabled, but this device does not support it", "ds_configs/")
 
 
 def test_output_folder_with_another_run(trained, dataset_folder, tmp_path):
@@ -72,9 +73,9 @@ def test_output_folder_with_another_run(trained, dataset_folder, tmp_path):
     content = {path: path.read_bytes() for path in before.folder.rglob("*") if path.is_file()}
     recipe = recipe_with(tmp_path, model={"hidden_size": 48})
     run = pretrain(before.folder, "--recipe", recipe, "--data", dataset_folder)
-    refused(run, "holds another run (model.hidden_size was 32, is now 48)", "--output_dir")
+    assert_refused(run, "holds another run (model.hidden_size was 32, is now 48)", "--output_dir")
     run = pretrain(before.folder, "--recipe", RECIPE, "--data", dataset_folder, "--resume", "never")
-    refused(run, "holds a run", "--resume auto")
+    assert_refused(run, "holds a run", "--resume auto")
     assert {path: path.read_bytes() for path in before.folder.rglob("*") if path.is_file()} == content
 
 
@@ -82,43 +83,45 @@ def test_output_folder_with_something_else(dataset_folder, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("precious")
     run = pretrain(tmp_path / "run", "--recipe", RECIPE, "--data", dataset_folder)
-    refused(run, "holds no run", "--output_dir")
+    assert_refused(run, "holds no run", "--output_dir")
     assert (tmp_path / "run" / "thesis.tex").read_text() == "precious"
 
 
 def test_output_folder_that_is_a_file_or_below_one(dataset_folder, tmp_path):
     (tmp_path / "file").write_text("precious")
     arguments = ["--recipe", RECIPE, "--data", dataset_folder]
-    refused(pretrain(tmp_path / "file", *arguments), "is a file", "--output_dir")
-    refused(pretrain(tmp_path / "file" / "run", *arguments), "cannot write to", "--output_dir")
+    assert_refused(pretrain(tmp_path / "file", *arguments), "is a file", "--output_dir")
+    assert_refused(pretrain(tmp_path / "file" / "run", *arguments), "cannot write to", "--output_dir")
 
 
 def test_batch_sizes_that_do_not_fit(dataset_folder, tmp_path):
     arguments = ["--recipe", RECIPE, "--data", dataset_folder, "--micro_batch_size", 3]
-    refused(pretrain(tmp_path / "run", *arguments), "global_batch_size 8", "micro_batch_size 3", "take 6 or 9")
+    assert_refused(pretrain(tmp_path / "run", *arguments), "global_batch_size 8", "micro_batch_size 3", "take 6 or 9")
 
 
 def test_value_in_the_json_that_contradicts_the_recipe(dataset_folder, tmp_path):
     config = config_with(tmp_path, gradient_clipping=0.5)
     run = pretrain(tmp_path / "run", "--recipe", RECIPE, "--data", dataset_folder, config=config)
-    refused(run, "gradient_clipping is 0.5", "says 1.0", '"auto"')
+    assert_refused(run, "gradient_clipping is 0.5", "says 1.0", '"auto"')
 
 
 def test_misspelt_flag(tmp_path):
-    refused(pretrain(tmp_path / "run", "--max_step", 3), "--max_step", "Did you mean --max_steps?")
+    assert_refused(pretrain(tmp_path / "run", "--max_step", 3), "--max_step", "Did you mean --max_steps?")
 
 
 def test_missing_deepspeed_configuration(tmp_path):
-    refused(pretrain(tmp_path / "run", config="./nowhere.json"), "no DeepSpeed configuration ./nowhere.json", "ds_configs/")
+    assert_refused(
+        pretrain(tmp_path / "run", config="./nowhere.json"), "no DeepSpeed configuration ./nowhere.json", "ds_configs/"
+    )
 
 
 def test_eval_data_without_data(dataset_folder, tmp_path):
-    refused(pretrain(tmp_path / "run", "--eval_data", dataset_folder), "--eval_data without --data")
+    assert_refused(pretrain(tmp_path / "run", "--eval_data", dataset_folder), "--eval_data without --data")
 
 
 def test_mixture_with_and_without_weights(dataset_folder, tmp_path):
     arguments = ["--recipe", RECIPE, "--data", f"{dataset_folder}:0.5", dataset_folder]
-    refused(pretrain(tmp_path / "run", *arguments), f"{dataset_folder} has no weight", "give all of them one")
+    assert_refused(pretrain(tmp_path / "run", *arguments), f"{dataset_folder} has no weight", "give all of them one")
 
 
 def test_shard_that_is_damaged_while_training(dataset_folder, tmp_path):
@@ -126,19 +129,19 @@ def test_shard_that_is_damaged_while_training(dataset_folder, tmp_path):
     path = data / "shard-00000.bin"
     path.write_bytes(bytes([0xFF]) * path.stat().st_size)
     run = pretrain(tmp_path / "run", "--recipe", RECIPE, "--data", data, "--eval_data", dataset_folder)
-    refused(run, f"{path}: token ", "has id 65,535", "--verify", "build the dataset again")
+    assert_refused(run, f"{path}: token ", "has id 65,535", "--verify", "build the dataset again")
 
 
 def test_checkpoint_of_another_number_of_ranks(trained, dataset_folder, tmp_path):
     source = trained("zero2", ranks=2)
     arguments = ["--recipe", RECIPE, "--data", dataset_folder, "--resume", source.folder]
-    refused(pretrain(tmp_path / "run", *arguments), "saved by 2 rank(s) at ZeRO stage 2", "this run has 1")
+    assert_refused(pretrain(tmp_path / "run", *arguments), "saved by 2 rank(s) at ZeRO stage 2", "this run has 1")
 
 
 def test_checkpoint_of_another_model(trained, dataset_folder, tmp_path):
     recipe = recipe_with(tmp_path, model={"hidden_size": 48})
     arguments = ["--recipe", recipe, "--data", dataset_folder, "--resume", trained().folder]
-    refused(pretrain(tmp_path / "run", *arguments), "of another run (model.hidden_size was 32, is now 48)")
+    assert_refused(pretrain(tmp_path / "run", *arguments), "of another run (model.hidden_size was 32, is now 48)")
 
 
 def test_init_from_a_model_of_other_sizes(trained, dataset_folder, tmp_path):
@@ -147,18 +150,18 @@ def test_init_from_a_model_of_other_sizes(trained, dataset_folder, tmp_path):
     export_huggingface(trained().folder, tmp_path / "hf")
     recipe = recipe_with(tmp_path, model={"hidden_size": 48})
     run = pretrain(tmp_path / "run", "--recipe", recipe, "--data", dataset_folder, "--init_from", tmp_path / "hf")
-    refused(run, "[999, 32] there, [999, 48] here")
+    assert_refused(run, "[999, 32] there, [999, 48] here")
 
 
 def test_one_voice_with_two_ranks_and_the_launchers_exit_code(tmp_path):
     run = pretrain(tmp_path / "run", "--recipe", "mpnet-tinny", ranks=2)
-    refused(run, "unknown recipe")
+    assert_refused(run, "unknown recipe")
 
 
 def test_going_back_in_a_run_that_has_gone_on(trained, dataset_folder, tmp_path):
     run = shutil.copytree(trained().folder, tmp_path / "run")
     arguments = ["--recipe", RECIPE, "--data", dataset_folder, "--resume", run / "checkpoints" / "step-00000006"]
-    refused(pretrain(run, *arguments, "--max_steps", 9), "has gone on to update 8", "choose another --output_dir")
+    assert_refused(pretrain(run, *arguments, "--max_steps", 9), "has gone on to update 8", "choose another --output_dir")
     assert (run / "checkpoints" / "step-00000008" / "manifest.json").exists()
 
 
@@ -170,12 +173,13 @@ def test_checkpoint_with_foreign_code_is_not_resumed(trained, dataset_folder, tm
     run = shutil.copytree(trained().folder, tmp_path / "run")
     checkpoint = run / "checkpoints" / "step-00000008"
     name = "mp_rank_00_model_states.pt"
-    content = torch.load(checkpoint / name, weights_only=False)
-    torch.save(content | {"innocent": [Malice()]}, checkpoint / name)
+    content = load_shard(checkpoint / name)
+    torch.save(content | {"innocent": [Malice()]}, tmp_path / name)  # not over the file, which is mapped into memory
+    os.replace(tmp_path / name, checkpoint / name)
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     manifest["files"][name] = {"bytes": (checkpoint / name).stat().st_size, "xxh3_64": fast_checksum(checkpoint / name)}
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
-    refused(pretrain(run, "--recipe", RECIPE, "--data", dataset_folder, "--max_steps", 9), name, "foreign code")
+    assert_refused(pretrain(run, "--recipe", RECIPE, "--data", dataset_folder, "--max_steps", 9), name, "foreign code")
     assert not (tmp_path / "pwned").exists()
 
 
@@ -190,5 +194,5 @@ def test_checkpoint_with_foreign_code_is_not_resumed(trained, dataset_folder, tm
 def test_what_deepspeed_would_not_take_is_found_before_anything_is_written(dataset_folder, tmp_path, changes, message):
     config = config_with(tmp_path, **changes)
     run = pretrain(tmp_path / "run", "--recipe", RECIPE, "--data", dataset_folder, config=config)
-    refused(run, message)
+    assert_refused(run, message)
     assert not (tmp_path / "run").exists()

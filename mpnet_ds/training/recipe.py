@@ -23,7 +23,8 @@ DEMO_RECIPE = "mpnet-tiny"
 DEFAULT_RECIPE = "mpnet-base"
 POSITIVE = {"learning_rate", "eps"}
 POSITIVE |= {"max_steps", "warmup_steps", "global_batch_size", "micro_batch_size"}
-POSITIVE |= {"log_interval", "eval_interval", "eval_samples", "save_interval"}
+POSITIVE |= {"log_interval", "eval_interval", "eval_samples", "save_interval", "keep", "max_skipped"}
+NOT_NEGATIVE = {"weight_decay", "gradient_clipping", "hang_timeout", "spike_factor"}
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class ModelRecipe:
 
 @dataclass(frozen=True)
 class DataRecipe:
+    """How rows are made of a dataset; see ``PretrainingDataset``."""
+
     seq_length: int = 512
     """Tokens in a row, ``<s>`` included."""
     masking: MaskingConfig = field(default_factory=MaskingConfig)
@@ -59,6 +62,8 @@ class DataRecipe:
 
 @dataclass(frozen=True)
 class OptimizationRecipe:
+    """How fast, how long, with how many rows at once."""
+
     learning_rate: float = 5e-4
     """The highest, reached after the warm-up."""
     warmup_steps: int = 10_000
@@ -87,10 +92,20 @@ class RunRecipe:
     eval_samples: int = 2_048
     """Rows of the evaluation dataset that are used, at most."""
     save_interval: int = 2_500
+    keep: int = 2
+    """Newest checkpoints that are kept, besides the best by evaluation loss."""
+    hang_timeout: float = 1_800.0
+    """Seconds without progress after which a run says which rank hangs, and ends; 0 waits for ever."""
+    max_skipped: int = 10
+    """Updates in a row with a NaN or infinite loss or gradient, all skipped, after which a run ends."""
+    spike_factor: float = 2.0
+    """A loss above this multiple of its running mean is reported; 0 reports none."""
 
 
 @dataclass(frozen=True)
 class Recipe:
+    """Everything that one run trains; DeepSpeed's JSON says how."""
+
     name: str
     description: str = ""
     objective: str = "mpnet"
@@ -114,9 +129,9 @@ class Recipe:
             for name in sorted(POSITIVE & {f.name for f in fields(section)}):
                 if not getattr(section, name) > 0:
                     raise UserError(f"{name} is {getattr(section, name)}; it must be greater than 0.")
-        for name in ("weight_decay", "gradient_clipping"):
-            if not getattr(self.optimization, name) >= 0:
-                raise UserError(f"{name} is {getattr(self.optimization, name)}; it must be at least 0.")
+            for name in sorted(NOT_NEGATIVE & {f.name for f in fields(section)}):
+                if not getattr(section, name) >= 0:
+                    raise UserError(f"{name} is {getattr(section, name)}; it must be at least 0.")
 
     def model_config(self, vocab_size: int) -> MPNetConfig:
         """The configuration as ``transformers`` knows it, with the published model's eps of 1e-5."""
@@ -156,6 +171,7 @@ def load_recipe(name_or_file: str) -> Recipe:
 
 
 def recipe_from_dict(content: dict, origin: str) -> Recipe:
+    """``origin`` names the source in errors; ``UserError`` for unknown keys and values of another type."""
     return _construct(Recipe, content, origin, "")
 
 

@@ -28,6 +28,7 @@ setup(
         "tensorboard>=2.18",
         "tqdm>=4.66",
         "xxhash>=3.5",
+        "psutil>=6",
     ],
     extras_require={"test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9"]},
 )

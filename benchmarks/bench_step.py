@@ -17,9 +17,9 @@ from mpnet_ds.model import MPNetForPretraining
 from mpnet_ds.model.sizes import flops_per_row
 from mpnet_ds.training import processes
 from mpnet_ds.training.deepspeed_config import load_deepspeed_config, resolve
+from mpnet_ds.training.engine import build_engine
 from mpnet_ds.training.metrics import peak_flops
 from mpnet_ds.training.recipe import load_recipe
-from mpnet_ds.training.trainer import build_engine
 
 VOCAB_SIZE = 30527
 WARMUP_STEPS = 3

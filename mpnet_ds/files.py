@@ -148,3 +148,8 @@ def digest(path: Path, *hashers) -> list[str]:
 def fast_checksum(path: Path) -> str:
     """xxh3_64 of a file, hexadecimal: finds damage, not malice."""
     return digest(path, xxhash.xxh3_64())[0]
+
+
+def file_record(path: Path) -> dict:
+    """Size and checksum of a file, as manifests keep them."""
+    return {"bytes": path.stat().st_size, "xxh3_64": fast_checksum(path)}

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from typing import TextIO
 
 from tqdm import tqdm
 
@@ -60,10 +61,11 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
 
-    def write(self, line: str) -> None:
-        """Prints a whole line without tearing the bar."""
+    def write(self, line: str, file: TextIO | None = None) -> None:
+        """Prints a whole line, to standard output by default, without tearing the bar."""
         if self._enabled:
-            tqdm.write(line, file=sys.stdout) if self._bar is not None else print(line, flush=True)
+            file = file or sys.stdout
+            tqdm.write(line, file=file) if self._bar is not None else print(line, file=file, flush=True)
 
     def close(self) -> None:
         """Leaves the bar as it stands."""

@@ -7,8 +7,10 @@
         tokenizer/                the run's tokenizer, so that the folder is enough to export
         manifest.json             written last: step, samples, settings, size and checksum of each file
 
-A folder without a manifest is not a checkpoint: it is what a kill left, and the next save removes it. The newest two
-and the one with the lowest evaluation loss are kept.
+Saving: each rank writes its shards, puts them on disk and reads them back; all ranks tell each other how it went; the
+manifest is written; ``latest`` moves; checkpoints that are no longer kept go. A folder without a manifest is not a
+checkpoint: it is what a kill left, and the next save removes it. Where a rank could not write, the new folder goes and the
+others stay as they are. Kept are the newest ones (two by default) and the one with the lowest evaluation loss.
 """
 
 import json
@@ -18,12 +20,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mpnet_ds.errors import UserError
-from mpnet_ds.files import fast_checksum, write_atomically
+from mpnet_ds.files import file_record, write_atomically
 
 MANIFEST = "manifest.json"
 LATEST = "latest"
 FORMAT_VERSION = 1
-NEWEST_KEPT = 2
+
+
+class SaveFailed(Exception):
+    """A checkpoint could not be written; raised on all ranks, with the first reason."""
 
 
 @dataclass(frozen=True)
@@ -42,17 +47,21 @@ class CheckpointInfo:
     identity: dict
     """Of the run, see training/run_folder.py: what must agree for another run to go on from here."""
     eval_loss: float | None = None
-    """Of the last evaluation before the save, nats."""
+    """At this very step, nats; None if it was not evaluated here."""
 
 
 class CheckpointStore:
-    """The ``checkpoints`` folder of a run."""
+    """The ``checkpoints`` folder of a run.
 
-    def __init__(self, output: str | Path):
-        self.root = Path(output) / "checkpoints"
+    Args:
+        keep: how many of the newest are kept.
+    """
+
+    def __init__(self, output: str | Path, keep: int = 2):
+        self.root, self.keep = Path(output) / "checkpoints", keep
 
     def all(self) -> list[Path]:
-        """Whole checkpoints, oldest first."""
+        """Folders with a manifest, oldest first."""
         return sorted(path.parent for path in self.root.glob(f"step-*/{MANIFEST}"))
 
     def newest(self) -> Path | None:
@@ -61,38 +70,65 @@ class CheckpointStore:
         return whole[-1] if whole else None
 
     def save(self, engine, info: CheckpointInfo, tokenizer_folder: Path, ranks) -> Path:
-        """Saves the engine's state; every rank must call it, and all return when the checkpoint is whole."""
+        """Saves the state of an engine whose ``checkpoint_engine`` is a ``ShardFiles``.
+
+        Every rank must call it, and all return when the checkpoint is whole. Raises ``SaveFailed`` on all of them if any
+        could not write: then nothing but the unfinished folder has changed, and that is gone.
+        """
         folder = self.root / f"step-{info.step:08d}"
-        if ranks.is_main and folder.exists():
-            shutil.rmtree(folder)
-        ranks.barrier()
+        ranks.on_main(lambda: shutil.rmtree(folder, ignore_errors=True))
         engine.save_checkpoint(str(self.root), tag=folder.name, save_latest=False)
-        ranks.barrier()
-        if ranks.is_main:
-            shutil.copytree(tokenizer_folder, folder / "tokenizer", dirs_exist_ok=True)
-            _write_manifest(folder, info)
-            write_atomically(self.root / LATEST, folder.name)
-            self._prune(just_saved=folder)
-        ranks.barrier()
+        outcomes = ranks.gather((engine.checkpoint_engine.written, engine.checkpoint_engine.failure))
+        failures = [failure for _, failure in outcomes if failure]
+        if not failures:
+            written = {path: record for files, _ in outcomes for path, record in files.items()}
+            failures = ranks.on_main(lambda: self._commit(folder, info, written, tokenizer_folder))
+        if failures:
+            ranks.on_main(lambda: shutil.rmtree(folder, ignore_errors=True))
+            raise SaveFailed(failures[0])
         return folder
+
+    def _commit(self, folder: Path, info: CheckpointInfo, written: dict[Path, dict], tokenizer_folder: Path) -> list[str]:
+        """Makes a checkpoint of a folder full of shards; returns what went wrong."""
+        try:
+            shutil.copytree(tokenizer_folder, folder / "tokenizer", dirs_exist_ok=True)
+            _write_manifest(folder, info, written)
+            write_atomically(self.root / LATEST, folder.name)
+        except OSError as error:
+            return [f"{error.filename}: {error.strerror}"]
+        self._prune(just_saved=folder)
+        return []
 
     def _prune(self, just_saved: Path) -> None:
         for path in self.root.glob("step-*"):
             if not (path / MANIFEST).is_file():
                 shutil.rmtree(path)  # what a kill during a save left
         whole = self.all()
-        losses = {path: read_info(path).eval_loss for path in whole}
-        scored = [path for path in whole if losses[path] is not None]
-        best = min(scored, key=losses.get) if scored else None
-        for path in whole[:-NEWEST_KEPT]:
+        losses = {path: loss for path in whole if (loss := _eval_loss(path)) is not None}
+        best = min(losses, key=losses.get, default=None)
+        for path in whole[: -self.keep]:
             if path not in (best, just_saved):
                 (path / MANIFEST).unlink()  # from here on it is no checkpoint
                 shutil.rmtree(path)
+
+    def set_aside(self, checkpoint: Path) -> Path:
+        """Gives a damaged checkpoint another name, under which it is none; returns it."""
+        aside = checkpoint.with_name(f"damaged-{checkpoint.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(checkpoint, aside)
+        return aside
 
 
 def read_info(folder: str | Path) -> CheckpointInfo:
     """The manifest's content without the list of files."""
     return CheckpointInfo(**_read_manifest(Path(folder))["info"])
+
+
+def _eval_loss(checkpoint: Path) -> float | None:
+    try:
+        return read_info(checkpoint).eval_loss
+    except UserError:  # a damaged manifest: nothing is known of it
+        return None
 
 
 def verify(folder: str | Path) -> None:
@@ -102,7 +138,7 @@ def verify(folder: str | Path) -> None:
         path = folder / name
         if not path.is_file():
             raise UserError(f"{path} is missing, the checkpoint's {MANIFEST} names it. Use another checkpoint.")
-        if _record(path) != expected:
+        if file_record(path) != expected:
             raise UserError(f"{path} is not what {MANIFEST} says (size or checksum): damaged. Use another checkpoint.")
 
 
@@ -124,22 +160,21 @@ def _read_manifest(folder: Path) -> dict:
         raise UserError(f"{folder} is not a whole checkpoint: {MANIFEST} is missing.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        version = content["version"]
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged: {error}. Use another checkpoint.") from error
-    if content.get("version") != FORMAT_VERSION:
-        raise UserError(f"{path} has format version {content.get('version')}, this program reads {FORMAT_VERSION}.")
+    if version != FORMAT_VERSION:
+        raise UserError(f"{path} has format version {version}, this program reads {FORMAT_VERSION}.")
     return content
 
 
-def _write_manifest(folder: Path, info: CheckpointInfo) -> None:
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    for path in paths:
+def _write_manifest(folder: Path, info: CheckpointInfo, written: dict[Path, dict]) -> None:
+    """Names what the ranks wrote, and the tokenizer's files."""
+    others = [path for path in sorted(folder.rglob("*")) if path.is_file() and path not in written]
+    for path in others:
         with open(path, "rb") as file:
             os.fsync(file.fileno())
-    files = {str(path.relative_to(folder)): _record(path) for path in paths}
-    content = {"version": FORMAT_VERSION, "info": asdict(info), "files": files}
+    files = written | {path: file_record(path) for path in others}
+    records = {str(path.relative_to(folder)): files[path] for path in sorted(files)}
+    content = {"version": FORMAT_VERSION, "info": asdict(info), "files": records}
     write_atomically(folder / MANIFEST, json.dumps(content, indent=2) + "\n")
-
-
-def _record(path: Path) -> dict:
-    return {"bytes": path.stat().st_size, "xxh3_64": fast_checksum(path)}

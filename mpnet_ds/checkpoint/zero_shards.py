@@ -2,7 +2,7 @@
 
 Files of one checkpoint folder, for R ranks (no model parallelism, hence always ``mp_rank_00``):
 
-    ZeRO 0     mp_rank_00_model_states.pt                        all weights
+    ZeRO 0     mp_rank_00_model_states.pt                        all weights; in 16 bit also fp32 weights; moments
     ZeRO 1, 2  mp_rank_00_model_states.pt                        weights in training precision, shapes, tied names
                [bf16_]zero_pp_rank_{r}_mp_rank_00_optim_states.pt  rank r's part of the fp32 weights and moments
     ZeRO 3     zero_pp_rank_{r}_mp_rank_00_model_states.pt       shapes, tied names
@@ -16,6 +16,10 @@ Where the fp32 weights lie:
 * **ZeRO 3**: each parameter is cut by itself into R parts of ceil(numel / R); rank r's flat vector is its parts of all
   parameters end to end, in ``fp32_flat_groups`` (a list whose concatenation it is). The same example: parts of 2 and 2,
   rank 0 has a a b b, rank 1 has a · b b, with one padding number behind a's third.
+* **ZeRO 0**: in fp32 the module's weights are all there is; in bf16 and fp16 ``optimizer.fp32_groups`` has each by itself.
+
+The optimizer's states lie like the weights: one flat tensor for each group and state (at ZeRO 0 one tensor for each
+parameter), in ``base_optimizer_state.state`` (ZeRO 1, 2) or ``optimizer_state_dict.state`` (ZeRO 3).
 
 A parameter that appears under two names is stored under the first; ``shared_params`` maps the second to it (at ZeRO 0
 both names are in the file, as one memory).
@@ -35,6 +39,8 @@ from mpnet_ds.errors import UserError
 from mpnet_ds.quiet import quiet_libraries
 
 MODEL_STATES = "mp_rank_00_model_states.pt"
+MASTER = "fp32"
+"""Key of the fp32 weight among a parameter's states."""
 _OPTIMIZER_STATES = "*zero_pp_rank_*_mp_rank_00_optim_states.pt"
 
 
@@ -58,19 +64,78 @@ class ZeroCheckpoint:
     def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """(name, fp32 tensor) of every parameter once.
 
-        At ZeRO 1 to 3 from the fp32 master weights; at ZeRO 0 from the module's weights, in training precision. Parameters
-        that are frozen at ZeRO 3, and buffers, are not supported yet.
+        From the fp32 master weights; at ZeRO 0 in fp32 from the module's weights, which are the same thing. Parameters that
+        are frozen at ZeRO 3, and buffers, are not supported yet.
         """
-        param_shapes = self._states.get("param_shapes") or []
-        from_shards = set()
-        if self._shards:
-            read = _from_stage_3 if int(self._shards[0]["zero_stage"]) == 3 else _from_stages_1_and_2
-            from_shards = {name for group in param_shapes for name in group}
-            yield from read(param_shapes, self._shards)
-        # What no optimizer shard holds: frozen parameters, and everything at ZeRO 0.
+        trained = set()
+        if self._has_master_weights:
+            for name, states in self._trained([MASTER]):
+                trained.add(name)
+                yield name, states[MASTER]
+        # What the optimizer does not hold: frozen parameters, and at ZeRO 0 in fp32 everything.
         for name, tensor in (self._states["module"] or {}).items():
-            if name not in from_shards and name not in self.tied:
+            if name not in trained and name not in self.tied:
                 yield name, tensor.float()
+
+    def named_states(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """(name, states) of every trained parameter once: the fp32 weight as ``MASTER``, and the optimizer's states.
+
+        States are fp32 and have the parameter's shape; AdamW's are ``exp_avg`` and ``exp_avg_sq``.
+        """
+        yield from self._trained([MASTER, *self.state_names])
+
+    @property
+    def state_names(self) -> list[str]:
+        """The optimizer's states that have a number for each weight."""
+        first = next(iter(self._optimizer_states(0).values()), {})
+        return [name for name, value in first.items() if torch.is_tensor(value) and value.ndim]
+
+    @property
+    def num_updates(self) -> int:
+        """As the optimizer has counted them: without those that were skipped."""
+        first = next(iter(self._optimizer_states(0).values()), {})
+        return int(first.get("step", 0))
+
+    @property
+    def _has_master_weights(self) -> bool:
+        return bool(self._shards) or "fp32_groups" in (self._states["optimizer"] or {})
+
+    def _optimizer_states(self, rank: int) -> dict[int, dict]:
+        """Group number (at ZeRO 0 parameter number) → states, as torch's optimizer saved them."""
+        saved = self._shards[rank] if self._shards else self._states["optimizer"] or {}
+        saved = saved.get("base_optimizer_state", saved.get("optimizer_state_dict", saved))
+        return saved.get("state", {})
+
+    def _trained(self, wanted: list[str]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        if not self._shards:
+            yield from self._from_stage_0(wanted)
+            return
+        is_stage_3 = int(self._shards[0]["zero_stage"]) == 3
+        cut = _cut_stage_3 if is_stage_3 else _cut_stages_1_and_2
+        masters = "fp32_flat_groups" if is_stage_3 else "single_partition_of_fp32_groups"
+        flat = {name: [self._flat(rank, name, masters) for rank in range(len(self._shards))] for name in wanted}
+        tensors = {name: cut(self._states["param_shapes"], per_rank) for name, per_rank in flat.items()}
+        for found in zip(*tensors.values(), strict=True):
+            yield found[0][0], {name: tensor for name, (_, tensor) in zip(tensors, found, strict=True)}
+
+    def _flat(self, rank: int, name: str, masters: str) -> list[Tensor]:
+        """One rank's flat tensors of the groups: of the weights, or of one of the optimizer's states."""
+        if name == MASTER:
+            return self._shards[rank][masters]
+        states = self._optimizer_states(rank)
+        return [states[group][name] for group in sorted(states)]
+
+    def _from_stage_0(self, wanted: list[str]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """Parameters are numbered group by group: matrices, then the others, each in the module's order."""
+        module = {name: tensor for name, tensor in self._states["module"].items() if name not in self.tied}
+        names = [name for name in module if module[name].ndim >= 2] + [name for name in module if module[name].ndim < 2]
+        groups = self._states["optimizer"].get("fp32_groups")
+        masters = [tensor for group in groups for tensor in group] if groups else [module[name] for name in names]
+        states = self._optimizer_states(0)
+        for number, (name, master) in enumerate(zip(names, masters, strict=True)):
+            if master.shape != module[name].shape:
+                raise UserError(f"{self.folder}: weight {number} of the optimizer is not {name}: shapes differ.")
+            yield name, {key: master if key == MASTER else states[number][key] for key in wanted}
 
 
 def _shared_storage(module: dict[str, Tensor]) -> dict[str, str]:
@@ -85,9 +150,10 @@ def _shared_storage(module: dict[str, Tensor]) -> dict[str, str]:
     return tied
 
 
-def _from_stages_1_and_2(param_shapes: list[dict], shards: list[dict]) -> Iterator[tuple[str, Tensor]]:
+def _cut_stages_1_and_2(param_shapes: list[dict], per_rank: list[list[Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """Parameters from flat tensors, ``per_rank[r][g]`` being rank r's part of group g."""
     for number, shapes in enumerate(param_shapes):
-        parts = [shard["single_partition_of_fp32_groups"][number] for shard in shards]
+        parts = [groups[number] for groups in per_rank]
         start = 0
         for name, shape in shapes.items():
             numel = math.prod(shape)
@@ -95,13 +161,13 @@ def _from_stages_1_and_2(param_shapes: list[dict], shards: list[dict]) -> Iterat
             start += numel
 
 
-def _from_stage_3(param_shapes: list[dict], shards: list[dict]) -> Iterator[tuple[str, Tensor]]:
-    per_rank = [shard["fp32_flat_groups"] for shard in shards]
+def _cut_stage_3(param_shapes: list[dict], per_rank: list[list[Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """Parameters from flat tensors, ``per_rank[r]`` laid end to end being rank r's parts of all of them."""
     start = 0
     for shapes in param_shapes:
         for name, shape in shapes.items():
             numel = math.prod(shape)
-            part = math.ceil(numel / len(shards))
+            part = math.ceil(numel / len(per_rank))
             whole = torch.cat([_slice_of(groups, start, part) for groups in per_rank])
             yield name, whole[:numel].view(shape)
             start += part
@@ -127,8 +193,12 @@ def _model_states_path(folder: Path) -> Path:
     raise UserError(f"{folder} holds no DeepSpeed checkpoint: {MODEL_STATES} is missing.")
 
 
-def load_shard(path: Path) -> dict:
-    """One file of a checkpoint, memory-mapped; raises ``UserError`` if it holds more than tensors and a few known types."""
+def load_shard(path: Path, mmap: bool = True) -> dict:
+    """One file of a checkpoint; raises ``UserError`` if it is damaged or holds more than tensors and a few known types.
+
+    Args:
+        mmap: map the file: a tensor's bytes are read when it is used, and the file must stay.
+    """
     quiet_libraries()
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
@@ -137,7 +207,7 @@ def load_shard(path: Path) -> dict:
     allowed = [ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address]
     with torch.serialization.safe_globals(allowed):
         try:
-            return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+            return torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
         except Exception as error:  # torch raises several kinds, by what is wrong with the file
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"{path} cannot be read without running foreign code, or is damaged: {reason}") from error

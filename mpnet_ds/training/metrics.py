@@ -62,6 +62,17 @@ class MetricsWriter:
                 board.summary_writer.close()
 
 
+def read_metrics(path: Path) -> list[dict]:
+    """The lines of a ``metrics.jsonl``, without one that a kill cut short."""
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return lines
+
+
 def peak_flops(device: torch.device, precision: str) -> float | None:
     """Operations a second that the device could do at best in 16 bits; None where it is not known, or in fp32."""
     if device.type != "cuda" or precision == "fp32":
@@ -85,13 +96,6 @@ def _open_monitors(output: Path, monitors: dict):
 
 def _drop_lines_from(path: Path, first_step: int) -> None:
     """After a resume, lines of updates that will be done again (and a line that a kill cut short) would stand twice."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] < first_step:
-                kept.append(line + "\n")
-        except json.JSONDecodeError:
-            break
-    write_atomically(path, "".join(kept))
+    if path.exists():
+        kept = [line for line in read_metrics(path) if line["step"] < first_step]
+        write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))

@@ -8,6 +8,7 @@ import argparse
 import json
 import platform
 import sys
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -21,10 +22,15 @@ from mpnet_ds.model.sizes import parameter_count
 from mpnet_ds.model.two_stream import check_config
 from mpnet_ds.objectives import get_objective
 from mpnet_ds.training import processes, sample
+from mpnet_ds.training.control import EXIT_INTERRUPTED, EXIT_REQUEUE, Request
 from mpnet_ds.training.deepspeed_config import EngineConfig, check_accepted, load_deepspeed_config, resolve
+from mpnet_ds.training.metrics import FILE_NAME as METRICS
+from mpnet_ds.training.metrics import read_metrics
 from mpnet_ds.training.recipe import DEFAULT_RECIPE, DEMO_RECIPE, Recipe, load_recipe
-from mpnet_ds.training.run_folder import Start, decide_start, free_output, identity, prepare
+from mpnet_ds.training.run_folder import Start, decide_start, free_output, held, identity, prepare
+from mpnet_ds.training.trainer import Outcome, Trainer
 
+EXIT_CODES = {Request.STOP: 0, Request.INTERRUPT: EXIT_INTERRUPTED, Request.REQUEUE: EXIT_REQUEUE}
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "numpy")
 
 
@@ -61,6 +67,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--save_interval", type=int, metavar="N", help="updates between checkpoints")
     parser.add_argument("--eval_interval", type=int, metavar="N", help="updates between evaluations")
     parser.add_argument("--log_interval", type=int, metavar="N", help="updates between lines of metrics.jsonl")
+    parser.add_argument("--keep", type=int, metavar="N", help="newest checkpoints to keep, besides the best (2)")
+    parser.add_argument(
+        "--hang_timeout", type=float, metavar="SECONDS", help="end a run without progress for so long (1800; 0: never)"
+    )
     parser.add_argument("--resume", default="auto", metavar="auto|never|DIR", help="continue the run in --output_dir (auto)")
     parser.add_argument("--init_from", metavar="HF_DIR", help="start from the weights of a Hugging Face MPNet folder")
     parser.add_argument("--dry_run", action="store_true", help="check everything, print the resolved settings and stop")
@@ -104,7 +114,8 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
     given = {name: value for name, value in vars(arguments).items() if value is not None}
     optimization = {name: given[name] for name in
                     ("max_steps", "micro_batch_size", "global_batch_size", "learning_rate") if name in given}  # fmt: skip
-    run = {name: given[name] for name in ("seed", "save_interval", "eval_interval", "log_interval") if name in given}
+    run_names = ("seed", "save_interval", "eval_interval", "log_interval", "keep", "hang_timeout")
+    run = {name: given[name] for name in run_names if name in given}
     data = {name: given[name] for name in ("seq_length", "sample_mode", "isolate_documents") if name in given}
     return replace(
         recipe,
@@ -158,11 +169,12 @@ def _run(arguments, recipe: Recipe, config: EngineConfig, data, eval_data, ranks
             f"{output} is trained to update {start.step} already. Train on with --max_steps, or take a new --output_dir.",
         )
         return 0
-    ranks.on_main(lambda: prepare(start, record, data.tokenizer_folder))
-    _announce(recipe, config, data, eval_data, model_config, start, ranks)
-    summary = _train(arguments, recipe, config, model_config, data, eval_data, start, ranks)
-    _conclude(summary, output, ranks)
-    return 0
+    with ExitStack() as stack:
+        ranks.on_main(lambda: stack.enter_context(held(output)))
+        ranks.on_main(lambda: prepare(start, record, data.tokenizer_folder))
+        _announce(recipe, config, data, eval_data, model_config, start, ranks)
+        outcome = _train(arguments, recipe, config, model_config, data, eval_data, start, ranks)
+    return _conclude(outcome, recipe, output, ranks)
 
 
 def _find_start(arguments, recipe: Recipe, config: EngineConfig, run_identity, world_size: int) -> Start:
@@ -177,7 +189,6 @@ def _train(arguments, recipe, config, model_config, data, eval_data, start: Star
 
     from mpnet_ds.checkpoint.huggingface import load_pretrained_weights
     from mpnet_ds.model import MPNetForPretraining
-    from mpnet_ds.training.trainer import Trainer
 
     torch.manual_seed(recipe.run.seed)
     model = MPNetForPretraining(model_config, recipe.objective)
@@ -216,17 +227,39 @@ def _announce(recipe, config: EngineConfig, data, eval_data, model_config, start
         ranks.say("No evaluation: not all of the data has a holdout. Name one with --eval_data, or build with --holdout.")
     ranks.say(f"ZeRO {config.zero_stage} in {config.precision} on {ranks.device.type}")
     ranks.say(f"{batch.global_batch_size} rows an update = {sizes}")
+    for checkpoint, reason in start.damaged:
+        ranks.say(f"warning: {checkpoint.name} is damaged and set aside: {reason}")
     if start.checkpoint is not None:
         ranks.say(f"Continuing from {start.checkpoint} at update {start.step}")
+    if start.conversion:
+        ranks.say(f"The checkpoint is converted: {start.conversion}")
     ranks.say(f"Output {start.output}")
 
 
-def _conclude(summary, output: Path, ranks) -> None:
-    def fall(first, last) -> str:
-        return f"{last:.4f}" if first is None else f"{first:.4f} → {last:.4f}"
-
-    ranks.say(f"\nDone: {summary.step} updates. Training loss {fall(summary.first_loss, summary.last_loss)} nats")
-    if summary.last_eval_loss is not None:
-        ranks.say(f"Held-out loss {fall(summary.first_eval_loss, summary.last_eval_loss)} nats")
+def _conclude(outcome: Outcome, recipe: Recipe, output: Path, ranks) -> int:
+    """Says how it ended; returns the exit code."""
+    if outcome.failure:
+        ranks.complain(f"stopped at update {outcome.step}: {outcome.failure}")
+        return 1
+    if not outcome.is_saved:
+        ranks.complain(
+            f"update {outcome.step} is not in a checkpoint; the same command goes on from the newest one there is."
+        )
+        return 1
+    if outcome.request.stops:
+        ranks.say(f"\nStopped at update {outcome.step} of {recipe.optimization.max_steps}; everything is saved in {output}.")
+        ranks.say("The same command goes on from here.")
+        return EXIT_CODES[outcome.request]
+    lines = read_metrics(output / METRICS) if ranks.is_main else []
+    ranks.say(f"\nDone: {outcome.step} updates. Training loss {_fall(lines, 'loss')} nats")
+    if any("eval_loss" in line for line in lines):
+        ranks.say(f"Held-out loss {_fall(lines, 'eval_loss')} nats")
     ranks.say(f"Everything lies in {output}: metrics.jsonl, tensorboard/, checkpoints/")
     ranks.say(f"To use the model: python tools/convert_to_hf.py {output} OUT")
+    return 0
+
+
+def _fall(lines: list[dict], name: str) -> str:
+    """First and last value of a metric, over all sessions of a run."""
+    values = [line[name] for line in lines if line.get(name) is not None and "event" not in line]
+    return f"{values[0]:.4f} → {values[-1]:.4f}" if values else "unknown"

@@ -6,6 +6,7 @@ if a build was killed, waits for ever on its lock file). It is switched off; ran
 
 import os
 import socket
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -47,18 +48,31 @@ class Ranks:
         if self.is_main:
             print(text, flush=True)
 
+    def complain(self, text: str) -> None:
+        """Prints an error on rank 0."""
+        if self.is_main:
+            print(f"error: {text}", file=sys.stderr, flush=True)
+
+    def gather(self, value: Any) -> list:
+        """The values of all ranks, in their order, on every rank; they travel pickled."""
+        if self.world_size == 1:
+            return [value]
+        values = [None] * self.world_size
+        torch.distributed.all_gather_object(values, value)
+        return values
+
     def on_main(self, function: Callable[[], Any]):
-        """What ``function`` returns on rank 0, on every rank; a ``UserError`` that it raises is raised on every rank."""
+        """What ``function`` returns on rank 0, on every rank; an ``Exception`` that it raises is raised on every rank."""
         outcome = None
         if self.is_main:
             try:
                 outcome = function()
-            except UserError as error:
+            except Exception as error:  # whatever it is: the other ranks wait for an answer
                 outcome = error
         box = [outcome]
         if self.world_size > 1:
             torch.distributed.broadcast_object_list(box, src=0)
-        if isinstance(box[0], UserError):
+        if isinstance(box[0], Exception):
             raise box[0]
         return box[0]
 

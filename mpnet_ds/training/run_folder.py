@@ -6,19 +6,25 @@
     OUT/tokenizer/      a copy of the dataset's tokenizer
     OUT/checkpoints/    see checkpoint/store.py
 
+    OUT/inspection/     state of a run that gave up
+    OUT/hang/           stacks of ranks that hung
+
 Two runs are *the same* when model, objective, data, masking, seed and global batch size agree: then one can continue the
-other. Length, learning rate and intervals may differ; betas and weight decay stay as they were saved.
+other. Length, learning rate, the optimizer's settings and intervals may differ, and so may the ZeRO stage, the precision
+and the number of ranks: the checkpoint is converted.
 """
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mpnet_ds.checkpoint.store import CheckpointStore, find_checkpoint, read_info, verify
 from mpnet_ds.checkpoint.zero_shards import load_shard
 from mpnet_ds.errors import UserError
-from mpnet_ds.files import write_atomically
+from mpnet_ds.files import LOCK, TEMPORARY, locked, write_atomically
 from mpnet_ds.training.recipe import DataRecipe, Recipe
 
 FILE_NAME = "run.json"
@@ -33,6 +39,10 @@ class Start:
     """Whole and verified; None at the beginning."""
     identity: dict
     """Of this run, see ``identity``."""
+    conversion: str = ""
+    """What was otherwise when the checkpoint was saved (ranks, ZeRO stage, precision), in words; empty if nothing was."""
+    damaged: tuple[tuple[Path, str], ...] = ()
+    """Newer checkpoints that cannot be used, and why."""
 
     @property
     def step(self) -> int:
@@ -71,8 +81,9 @@ def decide_start(output: Path, resume: str, run_identity: dict, world_size: int,
         raise UserError(f"{output} is a file: choose another --output_dir.")
     elif _holds_something(output):
         raise UserError(f"{output} is not empty and holds no run ({FILE_NAME} is missing): choose another --output_dir.")
+    damaged: list[tuple[Path, str]] = []
     if resume in ("auto", "never"):
-        checkpoint = CheckpointStore(output).newest()
+        checkpoint = _newest_usable(CheckpointStore(output), damaged)
     else:
         checkpoint = find_checkpoint(resume)
         newest = CheckpointStore(output).newest()
@@ -81,12 +92,37 @@ def decide_start(output: Path, resume: str, run_identity: dict, world_size: int,
                 f"{output} has gone on to update {read_info(newest).step} since {checkpoint}: choose another --output_dir, "
                 "or remove the later checkpoints first."
             )
-    if checkpoint is not None:
-        verify(checkpoint)
-        for shard in checkpoint.glob("*.pt"):
-            load_shard(shard)  # refuses what DeepSpeed, which unpickles anything, would run
-        _check_fits(checkpoint, run_identity, world_size, zero_stage, precision)
-    return Start(output, checkpoint, json.loads(json.dumps(run_identity)))
+        _check_usable(checkpoint)
+    own = json.loads(json.dumps(run_identity))
+    if checkpoint is None:
+        return Start(output, None, own)
+    conversion = _conversion(checkpoint, run_identity, world_size, zero_stage, precision)
+    return Start(output, checkpoint, own, conversion, tuple(damaged))
+
+
+def _newest_usable(store: CheckpointStore, damaged: list[tuple[Path, str]]) -> Path | None:
+    """The newest checkpoint that is whole; adds those that are not to ``damaged``. None where there are none at all."""
+    checkpoints = store.all()
+    for checkpoint in reversed(checkpoints):
+        try:
+            _check_usable(checkpoint)
+        except UserError as error:
+            damaged.append((checkpoint, str(error)))
+        else:
+            return checkpoint
+    if checkpoints:
+        raise UserError(
+            f"every checkpoint in {store.root} is damaged; the newest: {damaged[0][1]} "
+            "To start anew take another --output_dir."
+        )
+    return None
+
+
+def _check_usable(checkpoint: Path) -> None:
+    """Raises ``UserError`` if a file is missing or damaged, or holds what DeepSpeed, which unpickles anything, would run."""
+    verify(checkpoint)
+    for shard in checkpoint.glob("*.pt"):
+        load_shard(shard)
 
 
 def free_output(name: str, run_identity: dict, max_steps: int, may_continue: bool = True) -> Path:
@@ -106,20 +142,29 @@ def free_output(name: str, run_identity: dict, max_steps: int, may_continue: boo
             return output
 
 
-def prepare(start: Start, record: dict, tokenizer_folder: Path) -> None:
-    """Writes ``run.json`` and the tokenizer's copy."""
+@contextmanager
+def held(output: Path) -> Iterator[None]:
+    """Makes the folder and keeps it for this process; raises ``UserError`` if it cannot, or another run is in it now."""
     try:
-        start.output.mkdir(parents=True, exist_ok=True)
+        output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot write to {start.output}: {error.strerror}. Choose another --output_dir.") from error
+        raise UserError(f"cannot write to {output}: {error.strerror}. Choose another --output_dir.") from error
+    with locked(output / LOCK, f"{output} is in use by another run"):
+        yield
+
+
+def prepare(start: Start, record: dict, tokenizer_folder: Path) -> None:
+    """Writes ``run.json`` and the tokenizer's copy, and moves damaged checkpoints out of the way."""
     # First what tells whose folder it is: after a kill at any point from here on, the same command goes on.
     write_atomically(start.output / FILE_NAME, json.dumps(record, indent=2) + "\n")
     shutil.copytree(tokenizer_folder, start.output / "tokenizer", dirs_exist_ok=True)
+    for checkpoint, _ in start.damaged:
+        CheckpointStore(start.output).set_aside(checkpoint)
 
 
 def _holds_something(output: Path) -> bool:
     """Whether there is more than what a kill during the first write leaves."""
-    return output.exists() and any(path.name != FILE_NAME + ".tmp" for path in output.iterdir())
+    return output.exists() and any(path.name not in (FILE_NAME + TEMPORARY, LOCK) for path in output.iterdir())
 
 
 def _read_record(output: Path) -> dict | None:
@@ -165,18 +210,13 @@ def _short(value) -> str:
     return text if len(text) <= 24 else text[:16] + '…"'
 
 
-def _check_fits(checkpoint: Path, run_identity: dict, world_size: int, zero_stage: int, precision: str) -> None:
+def _conversion(checkpoint: Path, run_identity: dict, world_size: int, zero_stage: int, precision: str) -> str:
+    """What was otherwise when the checkpoint was saved; raises ``UserError`` if it is of another run."""
     info = read_info(checkpoint)
     difference = _first_difference(info.identity, run_identity)
     if difference:
         raise UserError(f"{checkpoint} is of another run ({difference}): take its settings, or another checkpoint.")
-    if info.precision != precision:
-        raise UserError(
-            f"{checkpoint} was saved in {info.precision}, this run computes in {precision}: resume in the former."
-        )
-    if info.zero_stage != zero_stage or (zero_stage and info.world_size != world_size):
-        saved = f"{info.world_size} rank(s) at ZeRO stage {info.zero_stage}"
-        here = f"{world_size} at stage {zero_stage}"
-        raise UserError(
-            f"{checkpoint} was saved by {saved}, this run has {here}: resume with the former, or use another --output_dir."
-        )
+    pairs = [(f"ZeRO {info.zero_stage}", f"ZeRO {zero_stage}"), (info.precision, precision)]
+    if zero_stage or info.zero_stage:  # at ZeRO 0 every rank has everything
+        pairs.append((f"{info.world_size} rank(s)", f"{world_size} rank(s)"))
+    return ", ".join(f"{before} → {now}" for before, now in pairs if before != now)

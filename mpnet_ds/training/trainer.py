@@ -5,26 +5,34 @@ rows ``(a * ranks + r) * micro`` and following of them, so that the samples of a
 at any number of ranks. The loss is the mean over all predicted slots of the whole global batch, also where rows have
 unequal numbers of them. All randomness of an update follows from (seed, update, rank).
 
-Nothing waits for the device but logging, evaluation and saving.
+Before each update the ranks agree on whether to go on (control.py). An update whose loss or gradient is not finite changes
+nothing; its samples are consumed all the same. The code here waits for the device only to log, to evaluate and to save;
+DeepSpeed's optimizers do so once in an update, where they check that the gradient is finite.
 """
 
+import math
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mpnet_ds.checkpoint.store import CheckpointInfo, CheckpointStore
+from mpnet_ds.checkpoint.elastic import load_weights
+from mpnet_ds.checkpoint.store import CheckpointInfo, CheckpointStore, SaveFailed
+from mpnet_ds.checkpoint.zero_shards import ZeroCheckpoint
 from mpnet_ds.data.counter_rng import make_key
 from mpnet_ds.data.dataset import PretrainingDataset
 from mpnet_ds.data.mixture import MixtureDataset
-from mpnet_ds.errors import UserError
 from mpnet_ds.model import MPNetForPretraining
 from mpnet_ds.model.sizes import flops_per_row
 from mpnet_ds.progress import Progress, show_duration
+from mpnet_ds.training.control import Control, Request
 from mpnet_ds.training.deepspeed_config import EngineConfig
+from mpnet_ds.training.engine import Engine
+from mpnet_ds.training.health import LossWindow, Spike
 from mpnet_ds.training.metrics import MetricsWriter, peak_flops
 from mpnet_ds.training.prefetch import prefetched
 from mpnet_ds.training.processes import Ranks
@@ -32,17 +40,25 @@ from mpnet_ds.training.recipe import Recipe
 from mpnet_ds.training.run_folder import Start
 from mpnet_ds.training.schedule import learning_rate
 
+INSPECTION = "inspection"
+"""Folder of the output where a run that gives up leaves its state."""
+
 
 @dataclass
-class Summary:
-    """What a run came to."""
+class Outcome:
+    """How training ended."""
 
     step: int
-    first_loss: float | None = None
-    """Mean over the first log interval, nats."""
-    last_loss: float | None = None
-    first_eval_loss: float | None = None
-    last_eval_loss: float | None = None
+    request: Request = Request.NOTHING
+    """What made it end before the last update, if anything did."""
+    failure: str = ""
+    """Why it gave up, in words."""
+    is_saved: bool = True
+    """Whether the last update is in a checkpoint."""
+
+
+class TrainingFailed(Exception):
+    """Training makes no progress any more; raised on all ranks."""
 
 
 class Trainer:
@@ -61,14 +77,21 @@ class Trainer:
         self.recipe, self.config, self.ranks, self.start = recipe, config, ranks, start
         self.data, self.eval_data = data, eval_data
         self.model_config = model.config
-        self.store = CheckpointStore(start.output)
-        self.engine = build_engine(model, config, recipe.optimization.weight_decay)
-        self.step = 0
-        self.eval_loss: float | None = None
+        self.store = CheckpointStore(start.output, recipe.run.keep)
+        if start.conversion:
+            load_weights(model, ZeroCheckpoint(start.checkpoint))
+        self.engine = Engine(model, config, recipe.optimization.weight_decay)
         if start.checkpoint is not None:
-            self._load(start.checkpoint)
+            self.engine.load(start.checkpoint, convert=bool(start.conversion))
+        self.step = self._saved_step = self._logged_step = start.step
+        self.control = Control(start.output, ranks)
         self.metrics = MetricsWriter(start.output, config.monitors, ranks.is_main, first_step=self.step + 1)
-        self._window = _Window(ranks.device)
+        self._progress = Progress(
+            "Training", recipe.optimization.max_steps, "step", self.step, enabled=ranks.is_main, plain_lines=False
+        )
+        self._window = LossWindow(recipe.run.spike_factor)
+        self._evaluated: tuple[int, float] | None = None  # update and loss
+        self._skipped = self._skipped_in_a_row = 0
         self._throughput = _Throughput(recipe, self.model_config, data.tokens_per_row, ranks, config.precision)
 
     @property
@@ -76,109 +99,210 @@ class Trainer:
         """Rows since the first update: the whole state of the data."""
         return self.step * self.config.batch.global_batch_size
 
-    def train(self) -> Summary:
-        """Trains to the recipe's last update; evaluates and saves on the way and at the end."""
-        optimization, run = self.recipe.optimization, self.recipe.run
-        summary = Summary(self.step)
-        progress = Progress(
-            "Training", optimization.max_steps, "step", self.step, enabled=self.ranks.is_main, plain_lines=False
-        )
-        if self.step == 0:
-            summary.first_eval_loss = summary.last_eval_loss = self._evaluate(progress)
-        self._throughput.restart(self.step)
-        with progress:
-            for batches, waited in prefetched(self._draw, self.step + 1, optimization.max_steps):
-                self._throughput.waited += waited
-                self.step += 1
-                self._update(batches)
-                is_last = self.step == optimization.max_steps
-                progress.update()
-                if self.step % run.log_interval == 0 or is_last:
-                    loss = self._log(progress)
-                    summary.first_loss = loss if summary.first_loss is None else summary.first_loss
-                    summary.last_loss = loss
-                if self.step % run.eval_interval == 0 or is_last:
-                    summary.last_eval_loss = self._evaluate(progress)
-                if self.step % run.save_interval == 0 or is_last:
-                    self._save()
-                    summary.step = self.step
+    def train(self) -> Outcome:
+        """Trains to the recipe's last update, or until it is asked to stop; evaluates and saves on the way and then."""
+        with self._progress, self.control:
+            outcome = self._train()
         self.metrics.close()
-        return summary
+        return outcome
+
+    def _train(self) -> Outcome:
+        if self.step == 0:
+            self._evaluate()
+        self._throughput.restart(self.step)
+        try:
+            request = self._run_updates()
+        except TrainingFailed as failure:
+            return Outcome(self.step, failure=str(failure), is_saved=False)
+        if request.stops and self.step > self._logged_step:
+            self._log()
+        is_saved = self._saved_step == self.step or self._save()
+        self.control.answered(request)
+        return Outcome(self.step, request, is_saved=is_saved)
+
+    def _run_updates(self) -> Request:
+        """Returns what made it end: ``NOTHING`` after the last update."""
+        run, last = self.recipe.run, self.recipe.optimization.max_steps
+        for batches, waited in prefetched(self._draw, self.step + 1, last):
+            agreement = self.control.agree(_count_targets(batches))
+            if agreement.request.stops:
+                return agreement.request
+            if agreement.request == Request.SAVE:
+                self._save()
+                self.control.answered(agreement.request)
+            self._throughput.waited += waited
+            self.step += 1
+            self._update(batches, agreement.num_targets)
+            self._progress.update()
+            is_last = self.step == last
+            if self.step % run.log_interval == 0 or is_last:
+                self._log()
+            if self.step % run.eval_interval == 0 or is_last:
+                self._evaluate()
+            if self.step % run.save_interval == 0 and not is_last:
+                self._save()
+        return Request.NOTHING
 
     def _draw(self, step: int) -> list[dict[str, Tensor]]:
         """This rank's micro batches of one update."""
-        batch = self.config.batch
-        first = (step - 1) * batch.global_batch_size
-        parts = range(batch.accumulation_steps)
-        offsets = [(part * self.ranks.world_size + self.ranks.rank) * batch.micro_batch_size for part in parts]
-        return [
-            _to_tensors(self.data.consecutive(first + offset, batch.micro_batch_size), self.ranks.device)
-            for offset in offsets
-        ]
+        size = self.config.batch.micro_batch_size
+        return [_to_tensors(self.data.consecutive(first, size), self.ranks.device) for first in self._first_samples(step)]
 
-    def _update(self, batches: list[dict[str, Tensor]]) -> None:
+    def _first_samples(self, step: int) -> list[int]:
+        """Number of the first sample of each of this rank's micro batches of one update."""
+        batch, ranks = self.config.batch, self.ranks
+        parts = range(batch.accumulation_steps)
+        offsets = [(part * ranks.world_size + ranks.rank) * batch.micro_batch_size for part in parts]
+        return [(step - 1) * batch.global_batch_size + offset for offset in offsets]
+
+    def _update(self, batches: list[dict[str, Tensor]], num_targets: int) -> None:
         optimization = self.recipe.optimization
-        rate = learning_rate(self.step, optimization.learning_rate, optimization.warmup_steps, optimization.max_steps)
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = rate
+        self.engine.set_learning_rate(
+            learning_rate(self.step, optimization.learning_rate, optimization.warmup_steps, optimization.max_steps)
+        )
         torch.manual_seed(int(make_key(self.recipe.run.seed, self.step, self.ranks.rank)) >> 1)
-        num_targets = self.ranks.sum(_count_targets(batches).to(self.ranks.device))
         # DeepSpeed divides by the accumulation steps and averages over the ranks; this turns it into a sum again.
-        scale = self.ranks.world_size * len(batches) / num_targets
+        scale = self.ranks.world_size * len(batches) / max(num_targets, 1)
+        totals, correct = [], []
         for batch in batches:
-            out = self.engine(**{name: array.to(self.ranks.device, non_blocking=True) for name, array in batch.items()})
+            out = self.engine.forward(
+                {name: array.to(self.ranks.device, non_blocking=True) for name, array in batch.items()}
+            )
             total = out.loss * out.num_targets
             self.engine.backward(total * scale)
-            self.engine.step()
-            self._window.add(total.detach(), out.num_targets, out.num_correct)
+            totals.append(total.detach().double())
+            correct.append(out.num_correct.double())
+        sums = self.ranks.sum(torch.stack([torch.stack(totals).sum(), torch.stack(correct).sum()]))
+        if self.engine.applied:
+            self._skipped_in_a_row = 0
+            self._window.add(self.step, sums, num_targets)
+            self._report_spikes(self._window.arrived())
+        else:
+            self._report_skipped(batches, totals, float(sums[0]) / max(num_targets, 1))
 
-    def _log(self, progress: Progress) -> float:
-        loss, accuracy = self._window.close(self.ranks)
-        norm = self.engine.get_global_grad_norm()
+    def _report_spikes(self, spikes: list[Spike]) -> None:
+        for spike in spikes:
+            samples = self._samples_of(spike.step)
+            self._event(spike.step, "loss_spike", loss=spike.loss, running_mean=spike.running_mean, samples=samples)
+            self._warn(
+                f"update {spike.step}: loss {spike.loss:.3f} is {spike.loss / spike.running_mean:.1f} times its running "
+                f"mean {spike.running_mean:.3f} (samples {samples[0]} to {samples[1]})"
+            )
+
+    def _report_skipped(self, batches: list[dict[str, Tensor]], totals: list[Tensor], loss: float) -> None:
+        """An update that was left out; raises ``TrainingFailed`` after too many in a row."""
+        if self.config.precision == "fp16" and math.isfinite(loss):
+            # The gradient was scaled beyond fp16's reach, as happens at the start: DeepSpeed has lowered the scale.
+            self._event(self.step, "loss_scale_lowered", loss_scale=self.engine.loss_scale)
+            return
+        self._skipped += 1
+        self._skipped_in_a_row += 1
+        size, first_samples = self.config.batch.micro_batch_size, self._first_samples(self.step)
+        not_finite = [first for first, total in zip(first_samples, totals, strict=True) if not torch.isfinite(total)]
+        ranges = sorted([first, first + size - 1] for part in self.ranks.gather(not_finite) for first in part)
+        what = "loss" if ranges else "gradient"
+        samples = ranges or [self._samples_of(self.step)]
+        row = self._skipped_in_a_row
+        self._event(self.step, "skipped", what=what, samples=samples, in_a_row=row, skipped_updates=self._skipped)
+        numbers = ", ".join(f"{first} to {last}" for first, last in samples)
+        self._warn(f"update {self.step} skipped, {row} in a row: the {what} is not finite (samples {numbers})")
+        if row >= self.recipe.run.max_skipped:
+            kept = self._save_for_inspection(batches)
+            raise TrainingFailed(
+                f"the last {row} updates had no finite loss or gradient (run.max_skipped). {kept} A lower learning rate, or "
+                "a look at these samples, may help; the same command goes on from the newest checkpoint."
+            )
+
+    def _samples_of(self, step: int) -> list[int]:
+        """First and last sample of an update."""
+        rows = self.config.batch.global_batch_size
+        return [(step - 1) * rows, step * rows - 1]
+
+    def _save_for_inspection(self, batches: list[dict[str, Tensor]]) -> str:
+        """The state and the last batch, where no run takes them for a checkpoint; says where."""
+        folder = self.start.output / INSPECTION
+        try:
+            checkpoint = CheckpointStore(folder).save(
+                self.engine.deepspeed, self._info(), self._tokenizer_folder, self.ranks
+            )
+            arrays = {f"{name}_{part}": array.numpy() for part, batch in enumerate(batches) for name, array in batch.items()}
+            np.savez(folder / f"batch-rank-{self.ranks.rank:05d}.npz", **arrays)
+        except (SaveFailed, OSError) as failure:
+            return f"Its state could not be saved: {failure}."
+        return f"Its state is in {checkpoint}, its last batch in {folder}."
+
+    def _log(self) -> None:
+        self._logged_step = self.step
+        loss, accuracy, spikes = self._window.close()
+        self._report_spikes(spikes)
+        norm = self.engine.grad_norm
         line = {
             "step": self.step,
             "consumed_samples": self.consumed_samples,
             "loss": loss,
             "accuracy": accuracy,
-            "learning_rate": self.engine.optimizer.param_groups[0]["lr"],
+            "learning_rate": self.engine.learning_rate,
             "grad_norm": None if norm is None else float(norm),
             **self._throughput.measure(self.step),
         }
-        self.metrics.write({name: value for name, value in line.items() if value is not None})
+        if self._skipped:
+            line["skipped_updates"] = self._skipped
+        self.metrics.write(line)
         left = show_duration((self.recipe.optimization.max_steps - self.step) / self._throughput.updates_per_second)
         speed = f"{line['tokens_per_second']:,.0f} tokens/s"
-        progress.note(f"loss {loss:.3f}  {speed}")
-        progress.write(
+        self._progress.note(f"loss {loss:.3f}  {speed}")
+        self._progress.write(
             f"step {self.step:>{len(str(self.recipe.optimization.max_steps))}} of {self.recipe.optimization.max_steps}"
             f"  loss {loss:.4f}  accuracy {accuracy:.3f}  lr {line['learning_rate']:.2e}  {speed}  {left} left"
         )
-        return loss
 
     @torch.no_grad()
-    def _evaluate(self, progress: Progress) -> float | None:
-        """Mean loss over the first rows of the evaluation data, drawn alike each time; None without such data."""
+    def _evaluate(self) -> None:
+        """Mean loss over the first rows of the evaluation data, drawn alike each time; given up if the run is to stop."""
         if self.eval_data is None:
-            return None
-        window = _Window(self.ranks.device)
+            return
+        window = LossWindow()
         micro, world = self.config.batch.micro_batch_size, self.ranks.world_size
         count = min(self.recipe.run.eval_samples, len(self.eval_data))
-        self.engine.eval()
+        engine = self.engine.deepspeed
+        engine.eval()
         for first in range(0, count, micro * world):
             numbers = first + self.ranks.rank * micro + np.arange(micro)
             batch = self.eval_data.batch(numbers % len(self.eval_data))
             batch["predicted_positions"][numbers >= count] = -1  # every rank runs the same number of batches
-            out = self.engine(**_to_tensors(batch, self.ranks.device, move=True))
-            window.add(out.loss * out.num_targets, out.num_targets, out.num_correct)
-        self.engine.train()
-        self.eval_loss, accuracy = window.close(self.ranks)
-        counters = {"step": self.step, "consumed_samples": self.consumed_samples}
-        self.metrics.write(counters | {"eval_loss": self.eval_loss, "eval_accuracy": accuracy})
-        progress.write(f"step {self.step}: held-out loss {self.eval_loss:.4f}  accuracy {accuracy:.3f}")
+            agreement = self.control.agree(int((batch["predicted_positions"] >= 0).sum()))
+            if agreement.request.stops:
+                break
+            out = self.engine.forward(_to_tensors(batch, self.ranks.device, move=True))
+            sums = torch.stack([(out.loss * out.num_targets).double(), out.num_correct.double()])
+            window.add(self.step, self.ranks.sum(sums), agreement.num_targets)
+        else:
+            self._report_evaluation(*window.close()[:2])
+        engine.train()
         self._throughput.restart(self.step)
-        return self.eval_loss
 
-    def _save(self) -> None:
-        info = CheckpointInfo(
+    def _report_evaluation(self, loss: float, accuracy: float) -> None:
+        self._evaluated = (self.step, loss)
+        counters = {"step": self.step, "consumed_samples": self.consumed_samples}
+        self.metrics.write(counters | {"eval_loss": loss, "eval_accuracy": accuracy})
+        self._progress.write(f"step {self.step}: held-out loss {loss:.4f}  accuracy {accuracy:.3f}")
+
+    def _save(self) -> bool:
+        """Whether it could be saved; if not, training goes on, and the older checkpoints are as they were."""
+        try:
+            self.store.save(self.engine.deepspeed, self._info(), self._tokenizer_folder, self.ranks)
+        except SaveFailed as failure:
+            self._event(self.step, "save_failed", reason=str(failure))
+            self._warn(f"update {self.step}: THE CHECKPOINT WAS NOT SAVED ({failure}). Older ones are kept.")
+            return False
+        finally:
+            self._throughput.restart(self.step)
+        self._saved_step = self.step
+        return True
+
+    def _info(self) -> CheckpointInfo:
+        was_evaluated = self._evaluated is not None and self._evaluated[0] == self.step
+        return CheckpointInfo(
             step=self.step,
             consumed_samples=self.consumed_samples,
             objective=self.recipe.objective,
@@ -188,32 +312,20 @@ class Trainer:
             model_config=self.model_config.to_diff_dict(),
             seq_length=self.recipe.data.seq_length,
             identity=self.start.identity,
-            eval_loss=self.eval_loss,
+            eval_loss=self._evaluated[1] if was_evaluated and math.isfinite(self._evaluated[1]) else None,
         )
-        self.store.save(self.engine, info, self.start.output / "tokenizer", self.ranks)
-        self._throughput.restart(self.step)
 
-    def _load(self, checkpoint: Path) -> None:
-        path, _ = self.engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name, load_lr_scheduler_states=False)
-        if path is None:
-            raise UserError(f"DeepSpeed could not load {checkpoint}.")
-        self.step = self.start.step
+    @property
+    def _tokenizer_folder(self) -> Path:
+        return self.start.output / "tokenizer"
 
+    def _event(self, step: int, event: str, **values) -> None:
+        """A line of metrics.jsonl about something out of the ordinary."""
+        consumed = step * self.config.batch.global_batch_size
+        self.metrics.write({"step": step, "consumed_samples": consumed, "event": event, **values})
 
-class _Window:
-    """Sums since the last report, kept on the device."""
-
-    def __init__(self, device: torch.device):
-        self.sums = torch.zeros(3, dtype=torch.float64, device=device)
-
-    def add(self, total_loss: Tensor, num_targets: Tensor, num_correct: Tensor) -> None:
-        self.sums += torch.stack([total_loss.double(), num_targets.double(), num_correct.double()])
-
-    def close(self, ranks: Ranks) -> tuple[float, float]:
-        """Mean loss (nats) and accuracy over all ranks; starts anew. Waits for the device."""
-        total, targets, correct = ranks.sum(self.sums).tolist()
-        self.sums = torch.zeros_like(self.sums)
-        return total / max(targets, 1), correct / max(targets, 1)
+    def _warn(self, text: str) -> None:
+        self._progress.write(f"warning: {text}", file=sys.stderr)
 
 
 class _Throughput:
@@ -247,27 +359,6 @@ class _Throughput:
         return rates | ({"mfu": self.updates_per_second * self.flops / self.peak} if self.peak else {})
 
 
-def build_engine(model: MPNetForPretraining, config: EngineConfig, weight_decay: float):
-    """A DeepSpeed engine around ``model``, with activation checkpointing where the JSON has that section."""
-    import deepspeed
-
-    if "activation_checkpointing" in config.engine:
-        deepspeed.checkpointing.configure(mpu_=None, deepspeed_config=config.engine)
-        model.checkpoint_function = deepspeed.checkpointing.checkpoint
-    groups = parameter_groups(model, weight_decay)
-    engine, *_ = deepspeed.initialize(model=model, model_parameters=groups, config=config.engine)
-    return engine
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Two groups: matrices with weight decay, biases and LayerNorm without."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-
-
 def _to_tensors(batch: dict[str, np.ndarray], device: torch.device, move: bool = False) -> dict[str, Tensor]:
     """Tensors in memory that a GPU can fetch by itself, or on the device."""
     tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
@@ -276,5 +367,5 @@ def _to_tensors(batch: dict[str, np.ndarray], device: torch.device, move: bool =
     return {name: tensor.to(device) for name, tensor in tensors.items()} if move else tensors
 
 
-def _count_targets(batches: list[dict[str, Tensor]]) -> Tensor:
-    return torch.stack([(batch["predicted_positions"] >= 0).sum() for batch in batches]).sum().double()
+def _count_targets(batches: list[dict[str, Tensor]]) -> int:
+    return sum(int((batch["predicted_positions"] >= 0).sum()) for batch in batches)

@@ -1,5 +1,5 @@
 from mpnet_ds.model import MPNetForPretraining
-from mpnet_ds.training.trainer import parameter_groups
+from mpnet_ds.training.engine import parameter_groups
 from tests.model.test_parity import tiny_config
 
 

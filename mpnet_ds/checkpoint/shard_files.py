@@ -1,0 +1,85 @@
+"""How a DeepSpeed engine's shards reach the disk and come back.
+
+DeepSpeed writes the shards of all ranks between barriers. A rank that raised there (disk full, say) would leave the others
+waiting for ever, so a write that fails is only noted; the store asks all ranks afterwards. Every file is put on disk and
+read back before it counts. Reading runs no foreign code.
+"""
+
+import os
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+import xxhash
+from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointCommitInfo, CheckpointEngine
+
+from mpnet_ds.checkpoint.zero_shards import load_shard
+from mpnet_ds.files import file_record
+
+
+class ShardFiles(CheckpointEngine):
+    """Stands in for DeepSpeed's own file access: ``engine.checkpoint_engine = ShardFiles()``.
+
+    Attributes:
+        written: path → {"bytes", "xxh3_64"} of the files that this rank wrote since ``create``.
+        failure: what went wrong since ``create``, in words, or None.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.name = "mpnet_ds"
+        self.written: dict[Path, dict] = {}
+        self.failure: str | None = None
+
+    def create(self, info: CheckpointCommitInfo) -> None:
+        """A new checkpoint begins."""
+        self.written, self.failure = {}, None
+
+    def makedirs(self, path, exist_ok: bool = False) -> None:
+        """Makes a folder; a failure is noted."""
+        try:
+            os.makedirs(path, exist_ok=exist_ok)
+        except OSError as error:
+            self._note(path, error)
+
+    def save(self, state_dict: Any, path: str) -> None:
+        """Writes one file, puts it on disk and reads it back; a failure is noted."""
+        try:
+            with open(path, "wb") as file:
+                hashing = _HashingFile(file)
+                torch.save(state_dict, hashing)
+                file.flush()
+                os.fsync(file.fileno())
+            record = file_record(Path(path))
+            if record != {"bytes": hashing.size, "xxh3_64": hashing.hasher.hexdigest()}:
+                raise OSError("what was read back is not what was written")
+            self.written[Path(path)] = record
+        except (OSError, RuntimeError) as error:  # torch turns some errors of the file into RuntimeError
+            self._note(path, error)
+
+    def load(self, path: str, map_location=None) -> dict:
+        """One shard, in memory of its own: it is kept and changed after the file may be gone."""
+        return load_shard(Path(path), mmap=False)
+
+    def commit(self, info: CheckpointCommitInfo) -> bool:
+        """The store commits."""
+        return True
+
+    def _note(self, path, error: Exception) -> None:
+        if self.failure is None:  # the first says why
+            self.failure = f"{path}: {str(error).strip().splitlines()[0]}"
+
+
+class _HashingFile:
+    """A file opened for writing that knows what was written."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.size, self.hasher = file, 0, xxhash.xxh3_64()
+
+    def write(self, block) -> int:
+        self.hasher.update(block)
+        self.size += len(block)
+        return self.file.write(block)
+
+    def flush(self) -> None:
+        self.file.flush()

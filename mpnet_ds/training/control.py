@@ -1,0 +1,139 @@
+"""What all ranks decide together before each update: go on, save, or stop.
+
+A run is asked to stop by a signal to any rank (SIGTERM; SIGUSR1, which SLURM sends before time is up; SIGINT, Ctrl-C), by
+the end of the launcher that started the ranks, or by a file ``STOP`` in its output folder; a file ``SAVE`` asks for a
+checkpoint. Requests of all ranks are added up in one small all-reduce between processors (gloo: nothing waits for the
+device), so that all ranks act before the same update. The same all-reduce counts the slots that the update predicts.
+
+DeepSpeed's launcher is two processes: ``deepspeed`` starts ``launch.py``, which starts the ranks. The former dies of
+any of these signals and tells nobody; the latter passes SIGTERM and SIGINT on as SIGTERM, to one rank after the other.
+"""
+
+import os
+import re
+import signal
+import time
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+
+import psutil
+import torch
+import torch.distributed
+
+from mpnet_ds.training.processes import Ranks
+
+EXIT_REQUEUE = 75
+"""Exit code of a run that was told to stop by its surroundings, saved, and can go on: EX_TEMPFAIL of sysexits.h."""
+EXIT_INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+SECONDS_BETWEEN_LOOKS = 1.0  # at the launcher
+
+
+class Request(IntEnum):
+    """What may be asked of a run; the higher one wins."""
+
+    NOTHING = 0
+    SAVE = 1
+    STOP = 2
+    """By the file: the run ends as if it were done."""
+    INTERRUPT = 3
+    """By Ctrl-C."""
+    REQUEUE = 4
+    """By whatever runs the machine."""
+
+    @property
+    def stops(self) -> bool:
+        """Whether training ends."""
+        return self >= Request.STOP
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What holds on all ranks."""
+
+    request: Request
+    num_targets: int
+    """Predicted slots of the update on all ranks."""
+
+
+class Control:
+    """One run's requests. Signals are caught between ``__enter__`` and ``__exit__``; every rank must have one.
+
+    The first signal only asks; a second SIGINT ends the process at once, any other repeated signal does no harm.
+    """
+
+    def __init__(self, output: Path, ranks: Ranks):
+        self.output, self.ranks = output, ranks
+        self._asked = Request.NOTHING
+        self._group = torch.distributed.new_group(backend="gloo") if ranks.world_size > 1 else None
+        self._handlers: dict = {}
+        self._launchers = _launchers()
+        self._looked = time.monotonic()
+
+    def __enter__(self) -> "Control":
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            self._handlers[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def agree(self, num_targets: int = 0) -> Agreement:
+        """Adds up what the ranks were asked; every rank must call it, at the same point."""
+        asked = max(self._asked, self._look())
+        counts = torch.zeros(1 + len(Request), dtype=torch.int64)
+        counts[0] = num_targets
+        counts[1 + asked] = 1
+        if self._group is not None:
+            torch.distributed.all_reduce(counts, group=self._group)
+        total, *asked_by = counts.tolist()
+        return Agreement(max(request for request in Request if asked_by[request]), total)
+
+    def answered(self, request: Request) -> None:
+        """Removes the file that asked."""
+        if self.ranks.is_main and request in _FILES:
+            (self.output / _FILES[request]).unlink(missing_ok=True)
+
+    def _look(self) -> Request:
+        """At the files, on rank 0, and now and then at the launcher."""
+        now = time.monotonic()
+        if now - self._looked >= SECONDS_BETWEEN_LOOKS and not self._asked.stops:
+            self._looked = now
+            if _launchers()[: len(self._launchers)] != self._launchers:
+                self._say("the launcher has gone")
+                self._asked = Request.REQUEUE
+        if not self.ranks.is_main:
+            return Request.NOTHING
+        return max((request for request, name in _FILES.items() if (self.output / name).exists()), default=Request.NOTHING)
+
+    def _on_signal(self, number: int, frame) -> None:
+        if not self._asked.stops:
+            again = "; again Ctrl-C ends at once and saves nothing" if number == signal.SIGINT else ""
+            self._say(f"{signal.Signals(number).name}{again}")
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        self._asked = max(self._asked, Request.INTERRUPT if number == signal.SIGINT else Request.REQUEUE)
+
+    def _say(self, what: str) -> None:
+        # Not print: a signal may come in the middle of one.
+        if self.ranks.local_rank == 0:
+            os.write(2, f"{what}: the run saves and stops before the next update.\n".encode())
+
+
+_FILES = {Request.SAVE: "SAVE", Request.STOP: "STOP"}
+
+
+def _launchers() -> list[int]:
+    """Process ids of the launchers above this process, nearest first: ``launch.py`` and ``deepspeed``, or ``torchrun``."""
+    found = []
+    try:
+        for process in psutil.Process().parents():
+            program, *words = process.cmdline()[:4]
+            if "python" not in program or not re.search(r"\b(deepspeed|torchrun|torch\.distributed)\b", " ".join(words)):
+                break
+            found.append(process.pid)
+    except psutil.Error:  # one of them has just ended
+        pass
+    return found

@@ -1,0 +1,118 @@
+"""What the trainer needs of a DeepSpeed engine, alike for every ZeRO stage and precision.
+
+DeepSpeed's ZeRO and 16-bit optimizers leave an update out when the norm of the gradient is not finite. In fp32 at ZeRO 0
+they do not take part: the plain optimizer would write NaN into every weight. ``Engine`` closes that gap.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mpnet_ds.checkpoint.elastic import load_optimizer
+from mpnet_ds.checkpoint.zero_shards import ZeroCheckpoint
+from mpnet_ds.errors import UserError
+from mpnet_ds.model import MPNetForPretraining
+from mpnet_ds.training.deepspeed_config import EngineConfig
+
+
+class Engine:
+    """A DeepSpeed engine around a model.
+
+    Attributes:
+        deepspeed: the engine itself.
+        applied: whether the last update changed the weights; False if a gradient was NaN or infinite.
+        grad_norm: of the last update's gradient over all ranks, before clipping; a float, a scalar tensor or None.
+    """
+
+    def __init__(self, model: MPNetForPretraining, config: EngineConfig, weight_decay: float):
+        from mpnet_ds.checkpoint.shard_files import ShardFiles
+
+        self.deepspeed = build_engine(model, config, weight_decay)
+        self.deepspeed.checkpoint_engine = ShardFiles()
+        # It would copy a script of DeepSpeed beside the checkpoints, and stop all ranks if the disk is full.
+        self.deepspeed._copy_recovery_script = lambda folder: None
+        self.applied = True
+        self.grad_norm: Tensor | float | None = None
+        self._is_plain = isinstance(self.deepspeed.optimizer, torch.optim.Optimizer)
+
+    def load(self, checkpoint: Path, convert: bool) -> None:
+        """Goes on from a checkpoint: weights, optimizer, counts. The recipe's betas and weight decay stay.
+
+        Args:
+            convert: it was saved at another ZeRO stage, precision or number of ranks; the model has its weights already.
+        """
+        settings = [dict(group) for group in self.deepspeed.optimizer.param_groups]
+        if convert:
+            load_optimizer(self.deepspeed, ZeroCheckpoint(checkpoint))
+        else:
+            path, _ = self.deepspeed.load_checkpoint(str(checkpoint.parent), checkpoint.name, load_lr_scheduler_states=False)
+            if path is None:
+                raise UserError(f"DeepSpeed could not load {checkpoint}.")
+        for group, before in zip(self.deepspeed.optimizer.param_groups, settings, strict=True):
+            group.update({name: value for name, value in before.items() if name != "params"})
+
+    def forward(self, batch: dict[str, Tensor]):
+        """The model's output for one micro batch."""
+        return self.deepspeed(**batch)
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds a micro batch's gradients; the one that completes the global batch updates the weights.
+
+        Where ``loss`` is not finite, the whole update is left out.
+        """
+        # Some infinite losses have finite gradients; times NaN none has.
+        self.deepspeed.backward(loss * torch.where(torch.isfinite(loss), 1.0, torch.nan))
+        completes = self.deepspeed.is_gradient_accumulation_boundary()
+        is_finite = self._check_plain() if completes and self._is_plain else True
+        self.deepspeed.step()
+        if completes:
+            self.applied = is_finite and self.deepspeed.was_step_applied()
+            if not self._is_plain:
+                self.grad_norm = self.deepspeed.get_global_grad_norm()
+
+    def _check_plain(self) -> bool:
+        """Measures the gradient as DeepSpeed's other optimizers do, and drops it if it is not finite."""
+        parameters = [parameter for parameter in self.deepspeed.module.parameters() if parameter.grad is not None]
+        self.grad_norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+        if torch.isfinite(self.grad_norm):
+            return True
+        for parameter in parameters:
+            parameter.grad = None
+        return False
+
+    def set_learning_rate(self, rate: float) -> None:
+        """For all groups of parameters."""
+        for group in self.deepspeed.optimizer.param_groups:
+            group["lr"] = rate
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next update."""
+        return self.deepspeed.optimizer.param_groups[0]["lr"]
+
+    @property
+    def loss_scale(self) -> float:
+        """1 but in fp16."""
+        return float(getattr(self.deepspeed.optimizer, "cur_scale", 1.0))
+
+
+def build_engine(model: MPNetForPretraining, config: EngineConfig, weight_decay: float):
+    """DeepSpeed's own engine around ``model``, with activation checkpointing where the JSON has that section."""
+    import deepspeed
+
+    if "activation_checkpointing" in config.engine:
+        deepspeed.checkpointing.configure(mpu_=None, deepspeed_config=config.engine)
+        model.checkpoint_function = deepspeed.checkpointing.checkpoint
+    groups = parameter_groups(model, weight_decay)
+    engine, *_ = deepspeed.initialize(model=model, model_parameters=groups, config=config.engine)
+    return engine
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Two groups: matrices with weight decay, biases and LayerNorm without."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]

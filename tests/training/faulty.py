@@ -1,0 +1,165 @@
+"""``launch/pretrain.py`` with one fault built in, for tests of what happens then.
+
+    python tests/training/faulty.py FAULT[@UPDATE] ARGUMENTS OF launch/pretrain.py
+
+Updates are counted from 1. ``RANK`` in the environment says which rank this is; faults of one rank hit the last one.
+"""
+
+import os
+import resource
+import runpy
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from mpnet_ds.command_line import run
+
+LAUNCH_SCRIPT = Path(__file__).parent.parent.parent / "launch" / "pretrain.py"
+
+
+def main() -> int:
+    fault = next(argument for argument in sys.argv[1:] if not argument.startswith("--local_rank"))
+    sys.argv.remove(fault)
+    name, _, update = fault.partition("@")
+    FAULTS[name](int(update or 0))
+    return runpy.run_path(str(LAUNCH_SCRIPT))["main"]()
+
+
+def is_last_rank() -> bool:
+    return int(os.environ.get("RANK", "0")) == int(os.environ.get("WORLD_SIZE", "1")) - 1
+
+
+def at_update(update: int, action) -> None:
+    """Runs ``action(batches)`` when that update begins."""
+    from mpnet_ds.training.trainer import Trainer
+
+    before = Trainer._update
+
+    def with_fault(self, batches, num_targets):
+        if self.step == update:
+            action(self)
+        before(self, batches, num_targets)
+
+    Trainer._update = with_fault
+
+
+def spoil_loss(factor: float, first: int, last: int, everywhere: bool = True) -> None:
+    """Multiplies the loss of the first micro batch of some updates, and with it the gradient."""
+    from mpnet_ds.training.trainer import Trainer
+
+    update, model = Trainer._update, {}
+
+    def with_fault(self, batches, num_targets):
+        model.update(step=self.step, fresh=True)
+        if "forward" not in model:
+            model["forward"] = self.engine.forward
+            self.engine.forward = forward
+        update(self, batches, num_targets)
+
+    def forward(batch):
+        out = model["forward"](batch)
+        if first <= model.get("step", 0) <= last and model.pop("fresh", False) and (everywhere or is_last_rank()):
+            out.loss = out.loss * factor
+        return out
+
+    Trainer._update = with_fault
+
+
+def ask(name: str):
+    """Puts a file into the output folder at an update."""
+
+    def fault(update: int) -> None:
+        at_update(update, lambda trainer: (trainer.start.output / name).touch())
+
+    return fault
+
+
+def send(*signals: int):
+    """Sends this rank a signal at an update, if it is the last rank."""
+
+    def fault(update: int) -> None:
+        at_update(update, lambda trainer: [os.kill(os.getpid(), number) for number in signals if is_last_rank()])
+
+    return fault
+
+
+def slow_saves_with_signals(update: int) -> None:
+    """SIGTERM at an update, and again and again while the checkpoint is being written."""
+    from mpnet_ds.checkpoint.shard_files import ShardFiles
+
+    save = ShardFiles.save
+
+    def slow(self, state_dict, path):
+        for _ in range(4):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.3)
+        save(self, state_dict, path)
+
+    ShardFiles.save = slow
+    send(signal.SIGTERM)(update)
+
+
+def killed_while_saving(update: int) -> None:
+    """The last rank dies when it has written half of its first shard after an update."""
+    from mpnet_ds.checkpoint.shard_files import ShardFiles
+
+    save = ShardFiles.save
+    armed = []
+
+    def cut(self, state_dict, path):
+        save(self, state_dict, path)
+        if armed:
+            os.truncate(path, Path(path).stat().st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    ShardFiles.save = cut
+    at_update(update, lambda trainer: armed.append(True) if is_last_rank() else None)
+
+
+def no_room(update: int) -> None:
+    """From an update on no file may grow beyond 20 kB: writing fails as on a full disk; one update later it works again."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    at_update(update, lambda trainer: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1])))
+    at_update(update + 2, lambda trainer: resource.setrlimit(resource.RLIMIT_FSIZE, limits))
+
+
+def hang(update: int) -> None:
+    """The last rank sleeps for ever."""
+    at_update(update, lambda trainer: threading.Event().wait() if is_last_rank() else None)
+
+
+def slow(update: int) -> None:
+    """Every update from this one on takes a third of a second longer."""
+    from mpnet_ds.training.trainer import Trainer
+
+    before = Trainer._update
+
+    def with_pause(self, batches, num_targets):
+        time.sleep(0.3 if self.step >= update else 0)
+        before(self, batches, num_targets)
+
+    Trainer._update = with_pause
+
+
+FAULTS = {
+    "stop": ask("STOP"),
+    "save": ask("SAVE"),
+    "sigterm": send(signal.SIGTERM),
+    "sigusr1": send(signal.SIGUSR1),
+    "sigint": send(signal.SIGINT),
+    "sigkill": send(signal.SIGKILL),
+    "sigterm_while_saving": slow_saves_with_signals,
+    "sigkill_while_saving": killed_while_saving,
+    "nan_on_one_rank": lambda update: spoil_loss(float("nan"), update, update, everywhere=False),
+    "infinite": lambda update: spoil_loss(float("inf"), update, update),
+    "nan_from": lambda update: spoil_loss(float("nan"), update, 10**9),
+    "spike": lambda update: spoil_loss(10.0, update, update),
+    "no_room": no_room,
+    "hang": hang,
+    "slow": slow,
+}
+
+if __name__ == "__main__":
+    run(main)

@@ -15,4 +15,7 @@ def quiet_libraries() -> None:
     # About how DeepSpeed calls torch: a user can do nothing about it.
     warnings.filterwarnings("ignore", message=r"barrier\(\): using the device under current context")
     warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    logger = logging.getLogger("DeepSpeed")
+    logger.setLevel(logging.WARNING)
+    # Updates that are left out are reported with their samples by training/trainer.py.
+    logger.addFilter(lambda record: "OVERFLOW!" not in record.getMessage())

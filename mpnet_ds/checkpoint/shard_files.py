@@ -44,6 +44,7 @@ class ShardFiles(CheckpointEngine):
 
     def save(self, state_dict: Any, path: str) -> None:
         """Writes one file, puts it on disk and reads it back; a failure is noted."""
+        hashing = None
         try:
             with open(path, "wb") as file:
                 hashing = _HashingFile(file)
@@ -54,8 +55,8 @@ class ShardFiles(CheckpointEngine):
             if record != {"bytes": hashing.size, "xxh3_64": hashing.hasher.hexdigest()}:
                 raise OSError("what was read back is not what was written")
             self.written[Path(path)] = record
-        except (OSError, RuntimeError) as error:  # torch turns some errors of the file into RuntimeError
-            self._note(path, error)
+        except (OSError, RuntimeError) as error:
+            self._note(path, (hashing and hashing.error) or error)
 
     def load(self, path: str, map_location=None) -> dict:
         """One shard, in memory of its own: it is kept and changed after the file may be gone."""
@@ -67,7 +68,8 @@ class ShardFiles(CheckpointEngine):
 
     def _note(self, path, error: Exception) -> None:
         if self.failure is None:  # the first says why
-            self.failure = f"{path}: {str(error).strip().splitlines()[0]}"
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).strip().splitlines()[0]
+            self.failure = f"{path}: {reason}"
 
 
 class _HashingFile:
@@ -75,11 +77,16 @@ class _HashingFile:
 
     def __init__(self, file: BinaryIO):
         self.file, self.size, self.hasher = file, 0, xxhash.xxh3_64()
+        self.error: OSError | None = None  # torch reports it as something else
 
     def write(self, block) -> int:
         self.hasher.update(block)
         self.size += len(block)
-        return self.file.write(block)
+        try:
+            return self.file.write(block)
+        except OSError as error:
+            self.error = error
+            raise
 
     def flush(self) -> None:
         self.file.flush()

@@ -43,6 +43,11 @@ class Request(IntEnum):
     """By whatever runs the machine."""
 
     @property
+    def cause(self) -> str:
+        """What asked, in words."""
+        return {Request.STOP: "the file STOP", Request.INTERRUPT: "Ctrl-C", Request.REQUEUE: "a signal"}.get(self, "")
+
+    @property
     def stops(self) -> bool:
         """Whether training ends."""
         return self >= Request.STOP

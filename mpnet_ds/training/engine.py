@@ -1,7 +1,7 @@
 """What the trainer needs of a DeepSpeed engine, alike for every ZeRO stage and precision.
 
 DeepSpeed's ZeRO and 16-bit optimizers leave an update out when the norm of the gradient is not finite. In fp32 at ZeRO 0
-they do not take part: the plain optimizer would write NaN into every weight. ``Engine`` closes that gap.
+nothing does: the plain optimizer would write NaN into every weight. ``Engine`` closes that gap.
 """
 
 from pathlib import Path
@@ -35,6 +35,9 @@ class Engine:
         self.applied = True
         self.grad_norm: Tensor | float | None = None
         self._is_plain = isinstance(self.deepspeed.optimizer, torch.optim.Optimizer)
+        if self._is_plain:
+            update = self.deepspeed.optimizer.step
+            self.deepspeed.optimizer.step = lambda: update() if self.applied else None
 
     def load(self, checkpoint: Path, convert: bool) -> None:
         """Goes on from a checkpoint: weights, optimizer, counts. The recipe's betas and weight decay stay.
@@ -64,22 +67,14 @@ class Engine:
         # Some infinite losses have finite gradients; times NaN none has.
         self.deepspeed.backward(loss * torch.where(torch.isfinite(loss), 1.0, torch.nan))
         completes = self.deepspeed.is_gradient_accumulation_boundary()
-        is_finite = self._check_plain() if completes and self._is_plain else True
+        if completes and self._is_plain:
+            gradients = [parameter.grad for parameter in self.deepspeed.module.parameters() if parameter.grad is not None]
+            self.grad_norm = nn.utils.get_total_norm(gradients)
+            self.applied = bool(torch.isfinite(self.grad_norm))
         self.deepspeed.step()
-        if completes:
-            self.applied = is_finite and self.deepspeed.was_step_applied()
-            if not self._is_plain:
-                self.grad_norm = self.deepspeed.get_global_grad_norm()
-
-    def _check_plain(self) -> bool:
-        """Measures the gradient as DeepSpeed's other optimizers do, and drops it if it is not finite."""
-        parameters = [parameter for parameter in self.deepspeed.module.parameters() if parameter.grad is not None]
-        self.grad_norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
-        if torch.isfinite(self.grad_norm):
-            return True
-        for parameter in parameters:
-            parameter.grad = None
-        return False
+        if completes and not self._is_plain:
+            self.grad_norm = self.deepspeed.get_global_grad_norm()
+            self.applied = self.deepspeed.was_step_applied()
 
     def set_learning_rate(self, rate: float) -> None:
         """For all groups of parameters."""

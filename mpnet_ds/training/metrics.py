@@ -50,7 +50,8 @@ class MetricsWriter:
         if self._monitor is None:
             return
         self._file.write(json.dumps(line) + "\n")
-        names = {name: value for name, value in line.items() if name not in ("step", "consumed_samples")}
+        numbers = {name: value for name, value in line.items() if isinstance(value, int | float)}
+        names = {name: value for name, value in numbers.items() if name not in ("step", "consumed_samples")}
         self._monitor.write_events([(_monitor_name(name), value, line["step"]) for name, value in names.items()])
 
     def close(self) -> None:

@@ -247,7 +247,8 @@ def _conclude(outcome: Outcome, recipe: Recipe, output: Path, ranks) -> int:
         )
         return 1
     if outcome.request.stops:
-        ranks.say(f"\nStopped at update {outcome.step} of {recipe.optimization.max_steps}; everything is saved in {output}.")
+        of = f"{outcome.step} of {recipe.optimization.max_steps}"
+        ranks.say(f"\nStopped by {outcome.request.cause} at update {of}; everything is saved in {output}.")
         ranks.say("The same command goes on from here.")
         return EXIT_CODES[outcome.request]
     lines = read_metrics(output / METRICS) if ranks.is_main else []

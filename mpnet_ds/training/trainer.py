@@ -128,7 +128,8 @@ class Trainer:
             if agreement.request.stops:
                 return agreement.request
             if agreement.request == Request.SAVE:
-                self._save()
+                if self._saved_step < self.step:
+                    self._save()
                 self.control.answered(agreement.request)
             self._throughput.waited += waited
             self.step += 1

@@ -1,11 +1,11 @@
-# make demo: the whole way, from text to a model.   make test: the tests.   Both make .venv first.
+# make demo: the whole way, from text to a model.   make test: the tests.   make test-long: those that take minutes each.   All make .venv first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test test-long lint clean
 
 setup: $(VENV)/ready
 
@@ -24,6 +24,9 @@ demo: setup
 
 test: setup lint
 	@$(BIN)/python -m pytest
+
+test-long: setup
+	@$(BIN)/python -m pytest -m long
 
 lint: setup
 	@$(BIN)/ruff format --check --quiet . || { echo "error: run '.venv/bin/ruff format .'"; exit 1; }

@@ -30,7 +30,8 @@ class Run:
 
     @property
     def losses(self) -> list[float]:
-        return [line["loss"] for line in self.metrics if "loss" in line]
+        """Of the updates that were logged, but for those that were skipped, nats."""
+        return [line["loss"] for line in self.metrics if line.get("loss") is not None and "event" not in line]
 
     @property
     def eval_losses(self) -> list[float]:
@@ -44,18 +45,25 @@ class Run:
 def command(*arguments, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     """A program of the project, as a user would start it; paths of programs are relative to the repository."""
     arguments = [str(argument) for argument in arguments]
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(arguments, cwd=cwd, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
+    return subprocess.run(arguments, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=TIMEOUT)
 
 
-def pretrain(output: Path, *arguments, config: str = "zero2", ranks: int = 0, cwd: Path = ROOT) -> Run:
-    """``launch/pretrain.py`` under the deepspeed launcher with ``ranks`` ranks, or without a launcher (0)."""
+def environment() -> dict[str, str]:
+    """In which programs of the project run: this Python first, one thread for each rank."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def pretrain(
+    output: Path, *arguments, config: str = "zero2", ranks: int = 0, cwd: Path = ROOT, script: list | None = None
+) -> Run:
+    """``launch/pretrain.py``, or ``script``, under the deepspeed launcher with so many ranks, or without a launcher (0)."""
     launcher = [sys.executable]
     if ranks:
         launcher = ["deepspeed", "--num_accelerators", ranks, "--master_port", free_port()]
     config_path = config if "/" in config else ROOT / "ds_configs" / f"{config}.json"
     where = [] if "--output_dir" in arguments else ["--output_dir", output]
-    script = [ROOT / "launch" / "pretrain.py", "--deepspeed_config", config_path, *where]
+    script = [*(script or [ROOT / "launch" / "pretrain.py"]), "--deepspeed_config", config_path, *where]
     done = command(*launcher, *script, *arguments, cwd=cwd)
     return Run(done.returncode, done.stdout, done.stderr, output)
 

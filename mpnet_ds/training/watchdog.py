@@ -269,8 +269,8 @@ class _Board:
                 self._exchange(store)
                 self._wake.wait(self._interval)
                 self._wake.clear()
-        except (RuntimeError, OSError):  # of the kind that torch raises when the host of the store has gone
-            self.answers = False
+        except (RuntimeError, OSError):
+            pass  # the host of the store has gone: without an answer since the alarm, that is the finding
 
     def _connect(self):
         from torch.distributed import PrefixStore, TCPStore

@@ -1,9 +1,9 @@
 """Ranks that hang, in real processes over gloo: the others find out, say who it is, and the run ends."""
 
+import ctypes
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -11,77 +11,84 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import distributed
 
 from mpnet_ds.training.processes import Ranks
 from mpnet_ds.training.watchdog import Report, Watchdog, find_culprits
-from tests.runs import ROOT, free_port
+from tests.runs import free_port
 
 TIMEOUT = 2  # seconds without a beat
 PATIENCE = 10  # seconds for all ranks to be gone after that, on a machine that is busy with other things
 
-PROGRAM = """
-import ctypes, os, signal, sys, time
-from pathlib import Path
-import torch
-from torch import distributed
-from mpnet_ds.training.processes import Ranks
-from mpnet_ds.training.watchdog import Watchdog
+ctx = multiprocessing.get_context("forkserver")
+ctx.set_forkserver_preload([__name__])  # torch is loaded once for all ranks of all tests
 
-folder, timeout, fault, victim = sys.argv[1:]
-rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
-def sleep_for_ever():
+def sleep_for_ever() -> None:
     time.sleep(1000)
 
-def spin():
+
+def spin() -> None:
     while True:
         pass
 
-def stop():
+
+def stop() -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
-def die():
+
+def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
-def keep_the_lock_of_the_interpreter():
+
+def keep_the_lock_of_the_interpreter() -> None:
     ctypes.PyDLL(None).sleep(1000)
 
-def suspend():  # all of the job, for longer than the limit
+
+FAULTS = {f.__name__: f for f in (sleep_for_ever, spin, stop, die, keep_the_lock_of_the_interpreter)}
+
+
+def suspend(seconds: float) -> None:
+    """What a queueing system does to a job that has to wait for another."""
     if os.fork() == 0:
-        time.sleep(float(timeout) + 1.5)
+        time.sleep(seconds)
         os.kill(os.getppid(), signal.SIGCONT)
         os._exit(0)
     os.kill(os.getpid(), signal.SIGSTOP)
 
-def all_reduce():
+
+def all_reduce() -> None:
     try:
         distributed.all_reduce(torch.ones(1))
     except RuntimeError:  # a peer is gone, which not every back-end notices
         time.sleep(1000)
 
-distributed.init_process_group("gloo")
-with Watchdog(Ranks(rank, rank, size, torch.device("cpu")), Path(folder), float(timeout)) as watchdog:
-    for step in range(1, 7):
-        watchdog.beat("drawing data", step)
-        time.sleep(0.5)
-        if step == 3 and fault in ("sleep_for_ever", "stop", "die", "keep_the_lock_of_the_interpreter"):
-            if rank == int(victim):
-                print(time.time(), flush=True)
-                globals()[fault]()
-        watchdog.beat("update", step)
-        if step == 3 and fault == "suspend":
-            suspend()
-        if step == 3 and fault == "spin" and rank == int(victim):
-            print(time.time(), flush=True)
-            spin()
-        all_reduce()
-distributed.destroy_process_group()
-print("done", flush=True)
-"""
+
+def train(rank: int, size: int, port: int, folder: Path, fault: str, victim: int, phase: str) -> None:
+    """Six steps of two phases, a quarter of a second each; ``fault`` comes in step 2."""
+    for name, stream in (("out", 1), ("err", 2)):
+        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    distributed.init_process_group("gloo")
+    with Watchdog(Ranks(rank, rank, size, torch.device("cpu")), folder / "hang", TIMEOUT) as watchdog:
+        for step in range(1, 7):
+            for now in ("drawing data", "update"):
+                watchdog.beat(now, step)
+                if step == 2 and fault == "suspend" and now == phase:
+                    suspend(TIMEOUT + 1.5)
+                if step == 2 and fault in FAULTS and rank == victim and now == phase:
+                    (folder / "begun").write_text(str(time.time()))
+                    FAULTS[fault]()
+                time.sleep(0.25)
+            all_reduce()
+    distributed.destroy_process_group()
+    os.write(1, b"done\n")
 
 
 @dataclass
 class Outcome:
+    """What came of a run."""
+
     codes: list[int | None]
     """By rank; None where the rank was still there, and was killed."""
     out: str
@@ -90,42 +97,40 @@ class Outcome:
     """From the fault to the end of the last rank that ended by itself."""
 
 
-def run_ranks(folder: Path, fault: str, victim: int = 0, size: int = 2, timeout: float = TIMEOUT) -> Outcome:
-    """``size`` ranks of PROGRAM; waits until all but a ``victim`` that cannot leave have gone."""
-    environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(size)}
-    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", PROGRAM, str(folder / "hang"), str(timeout), fault, str(victim)]
-    with open(folder / "out", "wb") as out, open(folder / "err", "wb") as err:
-        processes = [
-            subprocess.Popen(command, stdout=out, stderr=err, env=environment | {"RANK": str(rank)}) for rank in range(size)
-        ]
-    stuck = victim if fault in ("stop", "keep_the_lock_of_the_interpreter") else None
+def run_ranks(folder: Path, fault: str, victim: int = 0, phase: str = "update", size: int = 2):
+    """Waits until all ranks have gone but one that cannot."""
+    port = free_port()
+    ranks = [ctx.Process(target=train, args=(rank, size, port, folder, fault, victim, phase)) for rank in range(size)]
+    stuck = ranks[victim] if fault in ("stop", "keep_the_lock_of_the_interpreter") else None
     try:
-        codes = [None if rank == stuck else process.wait(60) for rank, process in enumerate(processes)]
-        ended = time.time()
+        for process in ranks:
+            process.start()
+        for process in ranks:
+            if process is not stuck:
+                process.join(60)
+        ended, codes = time.time(), [process.exitcode for process in ranks]
     finally:
-        for process in processes:
+        for process in ranks:
             process.kill()
-            process.wait()
-    out = (folder / "out").read_text()
-    begun = float(out.split()[0]) if out[:1].isdigit() else ended
-    return Outcome(codes, out, (folder / "err").read_text(), ended - begun)
+            process.join()
+    begun = folder / "begun"
+    seconds = ended - float(begun.read_text()) if begun.exists() else 0.0
+    return Outcome(codes, (folder / "out").read_text(), (folder / "err").read_text(), seconds)
 
 
 @pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize(
-    ("fault", "phase", "function"),
-    [("sleep_for_ever", "drawing data", "sleep_for_ever"), ("spin", "update", "spin")],
+    ("fault", "phase"), [("sleep_for_ever", "drawing data"), ("sleep_for_ever", "update"), ("spin", "update")]
 )
-def test_a_rank_that_hangs_is_named_and_the_run_ends(tmp_path, fault, phase, function, victim):
-    outcome = run_ranks(tmp_path, fault, victim)
+def test_a_rank_that_hangs_is_named_and_the_run_ends(tmp_path, fault, phase, victim):
+    outcome = run_ranks(tmp_path, fault, victim, phase)
     assert outcome.codes == [1, 1], outcome.err
     assert TIMEOUT <= outcome.seconds < TIMEOUT + PATIENCE
     assert f"error: no progress for 2 s (run.hang_timeout): rank {victim} hangs" in outcome.err
     assert outcome.err.count("error: no progress") == 1
-    assert f'rank {victim}: in "{phase}" of step 3' in outcome.err
+    assert f'rank {victim}: in "{phase}" of step 2' in outcome.err
     stacks = [(tmp_path / "hang" / f"rank-{rank:05d}.txt").read_text() for rank in range(2)]
-    assert f"in {function}" in stacks[victim]
+    assert f"in {fault}" in stacks[victim]
     assert "in all_reduce" in stacks[1 - victim]
     assert "Thread watchdog" in stacks[victim]
 
@@ -145,13 +150,13 @@ def test_a_rank_that_can_say_nothing_any_more_is_named_by_the_others(tmp_path, f
 
 
 def test_a_slow_run_that_beats_is_left_alone(tmp_path):
-    outcome = run_ranks(tmp_path, "none", timeout=1.2)
+    outcome = run_ranks(tmp_path, "none")
     assert (outcome.codes, outcome.out, outcome.err) == ([0, 0], "done\ndone\n", "")
     assert not (tmp_path / "hang").exists()
 
 
 def test_time_in_which_a_job_was_suspended_does_not_count(tmp_path):
-    outcome = run_ranks(tmp_path, "suspend", timeout=1.2)
+    outcome = run_ranks(tmp_path, "suspend")
     assert (outcome.codes, outcome.out) == ([0, 0], "done\ndone\n"), outcome.err
     assert "error" not in outcome.err
 

@@ -11,7 +11,8 @@ The rank whose alarm came first reads the reports of all and says who is to blam
 talks to the store, so a store whose host is stopped or dead delays nobody: that it does not answer is then the finding.
 
 ``timeout`` must exceed the longest phase: a phase is silent while it lasts, be it a compilation, an evaluation batch or
-the save of many GB. Time in which the process was stopped as a whole (SIGSTOP, a suspended job) does not count.
+the save of many GB. Time in which the process was stopped as a whole (SIGSTOP, a suspended job) does not count; after a
+long one, stacks may be printed once, and the run goes on.
 """
 
 import faulthandler

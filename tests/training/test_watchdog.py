@@ -50,6 +50,7 @@ FAULTS = {f.__name__: f for f in (sleep_for_ever, spin, stop, die, keep_the_lock
 
 def suspend(seconds: float) -> None:
     """What a queueing system does to a job that has to wait for another."""
+    time.sleep(0.6)  # in the middle of a phase that the watchdog has seen begin
     if os.fork() == 0:
         time.sleep(seconds)
         os.kill(os.getppid(), signal.SIGCONT)
@@ -145,6 +146,8 @@ def test_a_rank_that_can_say_nothing_any_more_is_named_by_the_others(tmp_path, f
     assert TIMEOUT <= outcome.seconds < TIMEOUT + PATIENCE
     assert f"error: no progress for 2 s (run.hang_timeout): rank {victim} hangs" in outcome.err
     assert "in all_reduce" in (tmp_path / "hang" / "rank-00002.txt").read_text()
+    no_store = victim == 0 and fault != "keep_the_lock_of_the_interpreter"  # rank 0 hosts it, in a thread of C++
+    assert ("why: rank 0 is stopped, dead" if no_store else "why: it is silent") in outcome.err
     if fault == "keep_the_lock_of_the_interpreter":
         assert "in keep_the_lock_of_the_interpreter" in outcome.err  # its stacks, written without the lock
 

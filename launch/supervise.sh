@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Runs a training command so that it can be asked to save and stop:
+#     bash launch/supervise.sh deepspeed launch/pretrain.py --deepspeed_config ds_configs/zero2.json --data my-data
+# SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 become a SIGUSR1 for the ranks, which save and leave with 75; this script waits for
+# them and leaves with the command's exit code. The launchers themselves get no signal: deepspeed's would die at once and
+# leave its ranks behind. A second Ctrl-C ends everything. It sees the ranks of its own machine only.
+set -u
+[ $# -gt 0 ] || { echo "usage: bash launch/supervise.sh COMMAND…" >&2; exit 2; }
+export MPNET_DS_SUPERVISOR=$$.$RANDOM  # by which the command's processes are known, wherever launchers put them
+
+processes() { # process ids, one a line: all of the command's, or with an argument those that have this variable as well
+  local files
+  mapfile -t files < <(grep -lsz "^MPNET_DS_SUPERVISOR=$MPNET_DS_SUPERVISOR\$" /proc/[0-9]*/environ)
+  [ ${#files[@]} -gt 0 ] && grep -lsz "^${1-MPNET_DS_SUPERVISOR}=" "${files[@]}" | cut -d/ -f3
+}
+ranks() { # processes that were given a RANK, but not those that a rank has started in its turn
+  local pid parent all
+  all=$(processes RANK)
+  for pid in $all; do
+    parent=$(awk '$1 == "PPid:" { print $2 }' "/proc/$pid/status" 2>/dev/null)
+    grep -qx "$parent" <<<"$all" || echo "$pid"
+  done
+}
+ask() { # without ranks the command is the only one: python launch/pretrain.py
+  local found
+  found=$(ranks)
+  echo "supervise: asking process ${found:-$command} to save and stop" | paste -sd' ' >&2
+  kill -USR1 ${found:-$command} 2>/dev/null
+}
+end() {
+  kill -TERM $(processes) 2>/dev/null
+  for _ in 1 2 3 4 5; do [ -n "$(processes)" ] && sleep 1; done
+  kill -KILL $(processes) 2>/dev/null
+}
+interrupts=0 signalled=0
+trap 'signalled=1; ask' TERM USR1
+trap 'signalled=1; interrupts=$((interrupts + 1)); if [ $interrupts = 1 ]; then ask; else end; fi' INT
+
+setsid "$@" &
+command=$! code=127
+while :; do # a signal cuts a wait short
+  signalled=0
+  wait "$command"; result=$?
+  [ $result = 127 ] || code=$result
+  [ $signalled = 1 ] || break
+done
+if [ -n "$(ranks)" ]; then # somebody else has ended the launcher, of which deepspeed says 0
+  [ $code = 0 ] && code=1
+  ask
+  for _ in $(seq 120); do [ -n "$(ranks)" ] && sleep 1; done
+fi
+end
+exit $code

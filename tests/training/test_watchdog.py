@@ -1,0 +1,195 @@
+"""Ranks that hang, in real processes over gloo: the others find out, say who it is, and the run ends."""
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import distributed
+
+from mpnet_ds.training.processes import Ranks
+from mpnet_ds.training.watchdog import Report, Watchdog, find_culprits
+from tests.runs import free_port
+
+TIMEOUT = 2  # seconds without a beat
+PATIENCE = 10  # seconds for all ranks to be gone after that, on a machine that is busy with other things
+
+ctx = multiprocessing.get_context("forkserver")
+ctx.set_forkserver_preload([__name__])  # torch is loaded once for all ranks of all tests
+
+
+def sleep_for_ever() -> None:
+    time.sleep(1000)
+
+
+def spin() -> None:
+    while True:
+        pass
+
+
+def stop() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def keep_the_lock_of_the_interpreter() -> None:
+    ctypes.PyDLL(None).sleep(1000)
+
+
+FAULTS = {f.__name__: f for f in (sleep_for_ever, spin, stop, die, keep_the_lock_of_the_interpreter)}
+
+
+def suspend(seconds: float) -> None:
+    """What a queueing system does to a job that has to wait for another."""
+    time.sleep(0.6)  # in the middle of a phase that the watchdog has seen begin
+    if os.fork() == 0:
+        time.sleep(seconds)
+        os.kill(os.getppid(), signal.SIGCONT)
+        os._exit(0)
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def all_reduce() -> None:
+    try:
+        distributed.all_reduce(torch.ones(1))
+    except RuntimeError:  # a peer is gone, which not every back-end notices
+        time.sleep(1000)
+
+
+def train(rank: int, size: int, port: int, folder: Path, fault: str, victim: int, phase: str) -> None:
+    """Six steps of two phases, a quarter of a second each; ``fault`` comes in step 2."""
+    for name, stream in (("out", 1), ("err", 2)):
+        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    distributed.init_process_group("gloo")
+    with Watchdog(Ranks(rank, rank, size, torch.device("cpu")), folder / "hang", TIMEOUT) as watchdog:
+        for step in range(1, 7):
+            for now in ("drawing data", "update"):
+                watchdog.beat(now, step)
+                if step == 2 and fault == "suspend" and now == phase:
+                    suspend(TIMEOUT + 1.5)
+                if step == 2 and fault in FAULTS and rank == victim and now == phase:
+                    (folder / "begun").write_text(str(time.time()))
+                    FAULTS[fault]()
+                time.sleep(0.25)
+            all_reduce()
+    distributed.destroy_process_group()
+    os.write(1, b"done\n")
+
+
+@dataclass
+class Outcome:
+    """What came of a run."""
+
+    codes: list[int | None]
+    """By rank; None where the rank was still there, and was killed."""
+    out: str
+    err: str
+    seconds: float
+    """From the fault to the end of the last rank that ended by itself."""
+
+
+def run_ranks(folder: Path, fault: str, victim: int = 0, phase: str = "update", size: int = 2):
+    """Waits until all ranks have gone but one that cannot."""
+    port = free_port()
+    ranks = [ctx.Process(target=train, args=(rank, size, port, folder, fault, victim, phase)) for rank in range(size)]
+    stuck = ranks[victim] if fault in ("stop", "keep_the_lock_of_the_interpreter") else None
+    try:
+        for process in ranks:
+            process.start()
+        for process in ranks:
+            if process is not stuck:
+                process.join(60)
+        ended, codes = time.time(), [process.exitcode for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+            process.join()
+    begun = folder / "begun"
+    seconds = ended - float(begun.read_text()) if begun.exists() else 0.0
+    return Outcome(codes, (folder / "out").read_text(), (folder / "err").read_text(), seconds)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize(
+    ("fault", "phase"), [("sleep_for_ever", "drawing data"), ("sleep_for_ever", "update"), ("spin", "update")]
+)
+def test_a_rank_that_hangs_is_named_and_the_run_ends(tmp_path, fault, phase, victim):
+    outcome = run_ranks(tmp_path, fault, victim, phase)
+    assert outcome.codes == [1, 1], outcome.err
+    assert TIMEOUT <= outcome.seconds < TIMEOUT + PATIENCE
+    assert f"error: no progress for 2 s (run.hang_timeout): rank {victim} hangs" in outcome.err
+    assert outcome.err.count("error: no progress") == 1
+    assert f'rank {victim}: in "{phase}" of step 2' in outcome.err
+    stacks = [(tmp_path / "hang" / f"rank-{rank:05d}.txt").read_text() for rank in range(2)]
+    assert f"in {fault}" in stacks[victim]
+    assert "in all_reduce" in stacks[1 - victim]
+    assert "Thread watchdog" in stacks[victim]
+
+
+@pytest.mark.parametrize("fault", ["stop", "die", "keep_the_lock_of_the_interpreter"])
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_rank_that_can_say_nothing_any_more_is_named_by_the_others(tmp_path, fault, victim):
+    outcome = run_ranks(tmp_path, fault, victim, size=3)
+    expected = [1, 1, 1]
+    expected[victim] = -signal.SIGKILL if fault == "die" else None
+    assert outcome.codes == expected, outcome.err
+    assert TIMEOUT <= outcome.seconds < TIMEOUT + PATIENCE
+    assert f"error: no progress for 2 s (run.hang_timeout): rank {victim} hangs" in outcome.err
+    assert "in all_reduce" in (tmp_path / "hang" / "rank-00002.txt").read_text()
+    no_store = victim == 0 and fault != "keep_the_lock_of_the_interpreter"  # rank 0 hosts it, in a thread of C++
+    assert ("why: rank 0 is stopped, dead" if no_store else "why: it is silent") in outcome.err
+    if fault == "keep_the_lock_of_the_interpreter":
+        assert "in keep_the_lock_of_the_interpreter" in outcome.err  # its stacks, written without the lock
+
+
+def test_a_slow_run_that_beats_is_left_alone(tmp_path):
+    outcome = run_ranks(tmp_path, "none")
+    assert (outcome.codes, outcome.out, outcome.err) == ([0, 0], "done\ndone\n", "")
+    assert not (tmp_path / "hang").exists()
+
+
+def test_time_in_which_a_job_was_suspended_does_not_count(tmp_path):
+    outcome = run_ranks(tmp_path, "suspend")
+    assert (outcome.codes, outcome.out) == ([0, 0], "done\ndone\n"), outcome.err
+    assert "error" not in outcome.err
+
+
+def test_a_limit_of_zero_watches_nothing(tmp_path):
+    before = threading.active_count()
+    with Watchdog(Ranks(0, 0, 2, torch.device("cpu")), tmp_path / "hang", 0) as watchdog:
+        watchdog.beat("update", 1)
+        assert threading.active_count() == before
+    assert not (tmp_path / "hang").exists()
+
+
+def report(rank: int, step: int = 5, waiting: bool = True, beats: int = 1) -> Report:
+    return Report(rank, "host", 1, "update", step, beats, 9.0, waiting, "there", 3)
+
+
+@pytest.mark.parametrize(
+    ("reports", "silent", "culprits"),
+    [
+        ([report(0), report(1), report(2)], {1}, [1]),
+        ([report(0), report(1, waiting=False), report(2, step=4)], {1}, [1]),
+        ([report(0), report(1, step=4), report(2, waiting=False)], (), [1]),
+        ([report(0), report(1, beats=0), report(2, waiting=False)], (), [2]),
+        ([report(0), report(1, beats=0), report(2)], (), [1]),
+        ([report(0, step=4), report(1, step=4, waiting=False), report(2, waiting=False)], (), [1]),
+        ([report(0), report(1)], (), [0, 1]),
+        ([report(0, waiting=False), report(1, waiting=False)], (), [0, 1]),
+    ],
+)
+def test_the_most_telling_difference_decides_who_is_to_blame(reports, silent, culprits):
+    found, reasons = find_culprits(reports, silent)
+    assert found == culprits
+    assert bool(reasons) == (len(culprits) < len(reports))

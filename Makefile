@@ -1,4 +1,5 @@
-# make demo: the whole way, from text to a model.   make test: the tests.   make test-long: those that take minutes each.   All make .venv first.
+# make demo: the whole way, from text to a model.   make test: the tests.   make test-long: those that take long.
+# All of them make .venv first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -13,6 +13,7 @@ DeepSpeed's optimizers do so once in an update, where they check that the gradie
 import math
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,9 +40,12 @@ from mpnet_ds.training.processes import Ranks
 from mpnet_ds.training.recipe import Recipe
 from mpnet_ds.training.run_folder import Start
 from mpnet_ds.training.schedule import learning_rate
+from mpnet_ds.training.watchdog import Watchdog
 
 INSPECTION = "inspection"
 """Folder of the output where a run that gives up leaves its state."""
+HANG = "hang"
+"""Folder of the output where ranks of a run that hangs leave their stacks."""
 
 
 @dataclass
@@ -85,6 +89,7 @@ class Trainer:
             self.engine.load(start.checkpoint, convert=bool(start.conversion))
         self.step = self._saved_step = self._logged_step = start.step
         self.control = Control(start.output, ranks)
+        self.watchdog = Watchdog(ranks, start.output / HANG, recipe.run.hang_timeout)
         self.metrics = MetricsWriter(start.output, config.monitors, ranks.is_main, first_step=self.step + 1)
         self._progress = Progress(
             "Training", recipe.optimization.max_steps, "step", self.step, enabled=ranks.is_main, plain_lines=False
@@ -101,7 +106,7 @@ class Trainer:
 
     def train(self) -> Outcome:
         """Trains to the recipe's last update, or until it is asked to stop; evaluates and saves on the way and then."""
-        with self._progress, self.control:
+        with self._progress, self.control, self.watchdog:
             outcome = self._train()
         self.metrics.close()
         return outcome
@@ -123,7 +128,7 @@ class Trainer:
     def _run_updates(self) -> Request:
         """Returns what made it end: ``NOTHING`` after the last update."""
         run, last = self.recipe.run, self.recipe.optimization.max_steps
-        for batches, waited in prefetched(self._draw, self.step + 1, last):
+        for batches, waited in self._watched(prefetched(self._draw, self.step + 1, last)):
             agreement = self.control.agree(_count_targets(batches))
             if agreement.request.stops:
                 return agreement.request
@@ -133,6 +138,7 @@ class Trainer:
                 self.control.answered(agreement.request)
             self._throughput.waited += waited
             self.step += 1
+            self.watchdog.beat("updating", self.step)
             self._update(batches, agreement.num_targets)
             self._progress.update()
             is_last = self.step == last
@@ -143,6 +149,17 @@ class Trainer:
             if self.step % run.save_interval == 0 and not is_last:
                 self._save()
         return Request.NOTHING
+
+    def _watched(self, draws: Iterator) -> Iterator:
+        """``draws``, with a beat before each and after each."""
+        while True:
+            self.watchdog.beat("drawing data", self.step + 1)
+            try:
+                item = next(draws)
+            except StopIteration:
+                return
+            self.watchdog.beat("agreeing", self.step + 1)
+            yield item
 
     def _draw(self, step: int) -> list[dict[str, Tensor]]:
         """This rank's micro batches of one update."""
@@ -271,6 +288,7 @@ class Trainer:
             numbers = first + self.ranks.rank * micro + np.arange(micro)
             batch = self.eval_data.batch(numbers % len(self.eval_data))
             batch["predicted_positions"][numbers >= count] = -1  # every rank runs the same number of batches
+            self.watchdog.beat("evaluating", self.step)
             agreement = self.control.agree(int((batch["predicted_positions"] >= 0).sum()))
             if agreement.request.stops:
                 break
@@ -290,6 +308,7 @@ class Trainer:
 
     def _save(self) -> bool:
         """Whether it could be saved; if not, training goes on, and the older checkpoints are as they were."""
+        self.watchdog.beat("saving", self.step)
         try:
             self.store.save(self.engine.deepspeed, self._info(), self._tokenizer_folder, self.ranks)
         except SaveFailed as failure:

@@ -23,10 +23,8 @@ VALUES = f"""
 """.split()
 """Keys of the top level that hold a number, a word or a truth value."""
 
-REMOVED = """
-    nebula compression_training amp quantize_training sparse_gradients eigenvalue sparse_attention elasticity
-    graph_harvesting curriculum_learning progressive_layer_drop
-""".split()
+REMOVED = ["nebula", "compression_training", "amp", "quantize_training", "sparse_gradients", "eigenvalue"]
+REMOVED += ["sparse_attention", "elasticity", "graph_harvesting", "curriculum_learning", "progressive_layer_drop"]
 """Keys that DeepSpeed once had: it names what became of each, so they pass here."""
 
 OPEN_SECTIONS = ("scheduler", "data_efficiency", "expert_parallel", "datastates_ckpt")

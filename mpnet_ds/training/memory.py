@@ -189,9 +189,14 @@ def _embeddings(work: Workload) -> int:
 
 
 def _bias(work: Workload) -> int:
-    """The bias [B, H, R, K] that all layers share, its buckets (int64 [B, R, K]) and its mask (bool [B, R, K])."""
+    """The bias [B, H, R, K] that all layers share, its buckets (int64 [B, R, K]) and its mask (bool [B, R, K]).
+
+    On a processor a layer only adds the bias to its scores: none keeps it, unless it is to be computed again.
+    """
     rows, keys, _ = _rows_and_keys(work)
-    return work.micro_batch_size * rows * keys * (work.model_config.num_attention_heads * work.bytes_per_number + 8 + 1)
+    is_kept = work.on_gpu or work.checkpointed_layers
+    heads = work.model_config.num_attention_heads if is_kept else 0
+    return work.micro_batch_size * rows * keys * (heads * work.bytes_per_number + 8 + 1)
 
 
 def _layer(work: Workload, is_last: bool = False) -> int:

@@ -176,7 +176,8 @@ def _objection(engine: dict) -> list[str]:
     from deepspeed.runtime.config import DeepSpeedConfig
 
     try:
-        DeepSpeedConfig(engine)
+        # Without the global batch: before the ranks are connected, DeepSpeed takes this one for the only one.
+        DeepSpeedConfig({key: value for key, value in engine.items() if key != GLOBAL})
     except Exception as error:  # of whatever kind
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return [" ".join(lines[:3]).rstrip(".")]

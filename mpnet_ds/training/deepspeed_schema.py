@@ -161,7 +161,9 @@ def _torch_optimizers() -> dict[str, type]:
     from torch import optim
 
     classes = {name: value for name, value in vars(optim).items() if inspect.isclass(value)}
-    return {name: value for name, value in classes.items() if issubclass(value, optim.Optimizer)}
+    return {
+        name: kind for name, kind in classes.items() if issubclass(kind, optim.Optimizer) and kind is not optim.Optimizer
+    }
 
 
 def _arguments(optimizer: type) -> set[str]:

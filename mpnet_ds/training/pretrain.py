@@ -8,6 +8,7 @@ import argparse
 import os
 import platform
 import sys
+import time
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +21,7 @@ from mpnet_ds.errors import UserError
 from mpnet_ds.model.sizes import parameter_count
 from mpnet_ds.model.two_stream import check_config
 from mpnet_ds.objectives import get_objective
+from mpnet_ds.quiet import quiet_libraries
 from mpnet_ds.training import processes, sample
 from mpnet_ds.training.deepspeed_config import (
     EngineConfig,
@@ -95,6 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def pretrain(arguments: argparse.Namespace) -> int:
     """Runs to the end; returns the exit code."""
+    quiet_libraries()
     inspection = Inspection(int(os.environ.get("RANK", "0")))
     inspection.facts |= _versions()
     inspection.add(check_hostfile())
@@ -106,7 +109,7 @@ def pretrain(arguments: argparse.Namespace) -> int:
     ranks = processes.start()
     try:
         if not arguments.data:
-            conclude(exchange(inspection, ranks.world_size))  # nothing is built for a run that cannot start
+            _agree(inspection, ranks)  # nothing is built for a run that cannot start
             folder = ranks.on_main(sample.prepare_sample)
             data, eval_data = open_data([str(folder)], None, recipe)
             ranks.say(sample.DEMO_TEXT.format(recipe=recipe.name))
@@ -201,15 +204,13 @@ def open_data(
 def _run(arguments, recipe: Recipe, config: EngineConfig, data, eval_data, ranks, inspection: Inspection) -> int:
     if recipe and config and data:
         _inspect_run(arguments, recipe, config, data, ranks, inspection)
-    inspections = exchange(inspection, ranks.world_size)
-    warnings = conclude(inspections)
-    start: Start = inspections[0].result
+    start, warnings = _agree(inspection, ranks)
     model_config = recipe.model_config(data.tokenizer.vocab_size)
     lines = describe_run(recipe, config, data, eval_data, model_config, start, ranks)
     warnings = [f"Warning: {text}" for text in warnings]
     if arguments.dry_run:
         lines += [*_describe_needs(recipe, config, model_config, start, ranks), *warnings, describe_configuration(config)]
-        ranks.say("\n".join([*lines, "All checks passed; nothing was written."]))
+        ranks.say("\n".join([*lines, f"All checks passed. Nothing was trained, and nothing written to {start.output}."]))
         return 0
     if start.step >= recipe.optimization.max_steps:
         ranks.say(
@@ -242,6 +243,19 @@ def _inspect_run(arguments, recipe: Recipe, config: EngineConfig, data, ranks, i
         if start is not None:
             inspection.add(check_disk(start.output, checkpoint_bytes(work), checkpoints_at_once(recipe)))
         inspection.result = start
+
+
+def _agree(inspection: Inspection, ranks) -> tuple[Start | None, list[str]]:
+    """Where rank 0 says the run starts, and all ranks' warnings; ``UserError`` where any rank cannot go on."""
+    inspections = exchange(inspection, ranks.world_size)
+    try:
+        return inspections[0].result, conclude(inspections)
+    except UserError:
+        if ranks.is_main:
+            raise
+        processes.stop()
+        time.sleep(5)  # rank 0 says the same: a launcher ends all ranks as soon as one leaves, so let it speak
+        raise SystemExit(2) from None
 
 
 def _describe_needs(recipe: Recipe, config: EngineConfig, model_config, start: Start, ranks) -> list[str]:

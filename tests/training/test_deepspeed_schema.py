@@ -101,7 +101,8 @@ def test_every_field_and_alias_of_a_model_is_a_key():
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ({"zero_optimization": {"offload_param": {"devicee": "cpu"}}}, ("zero_optimization.offload_param.devicee", "device")),
+        ({"zero_optimization": {"offload_param": {"devicee": "cpu"}}},
+         ("zero_optimization.offload_param.devicee", "device")),
         ({"zero_optimization": {"stage3_max_live_parameter": 1}},
          ("zero_optimization.stage3_max_live_parameter", "stage3_max_live_parameters")),
         ({"bf16": {"enable": True}}, ("bf16.enable", "enabled")),

@@ -1,13 +1,14 @@
 """One pre-training run, from arguments to the last checkpoint: what ``launch/pretrain.py`` calls.
 
-Everything that can be wrong with the input is found before a model is built:
-recipe → DeepSpeed's JSON → data and tokenizer → output folder → model → training.
+Everything that can be wrong with the input is found before a model is built, and said at once (see preflight.py):
+recipe, DeepSpeed's JSON, data and tokenizer → the ranks connect → output folder, disk, memory → model → training.
 """
 
 import argparse
-import json
+import os
 import platform
 import sys
+import time
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -21,13 +22,39 @@ from mpnet_ds.errors import UserError
 from mpnet_ds.model.sizes import parameter_count
 from mpnet_ds.model.two_stream import check_config
 from mpnet_ds.objectives import get_objective
+from mpnet_ds.quiet import quiet_libraries
 from mpnet_ds.training import processes, sample
 from mpnet_ds.training.control import EXIT_INTERRUPTED, EXIT_REQUEUE, Request
-from mpnet_ds.training.deepspeed_config import EngineConfig, check_accepted, load_deepspeed_config, resolve
+from mpnet_ds.training.deepspeed_config import (
+    EngineConfig,
+    check_accepted,
+    examine,
+    name_deprecated,
+    read_deepspeed_config,
+    resolve,
+)
+from mpnet_ds.training.memory import checkpoint_bytes
 from mpnet_ds.training.metrics import FILE_NAME as METRICS
 from mpnet_ds.training.metrics import read_metrics
+from mpnet_ds.training.preflight import (
+    Finding,
+    Inspection,
+    capacity_of,
+    check_build_locks,
+    check_disk,
+    check_hostfile,
+    check_memory,
+    check_values,
+    checkpoints_at_once,
+    compiled_ops,
+    conclude,
+    flatten,
+    memory_of,
+    workload_of,
+)
 from mpnet_ds.training.recipe import DEFAULT_RECIPE, DEMO_RECIPE, Recipe, load_recipe
 from mpnet_ds.training.run_folder import Start, decide_start, free_output, held, identity, prepare
+from mpnet_ds.training.summary import describe_configuration, describe_disk, describe_memory, describe_run
 from mpnet_ds.training.trainer import Outcome, Trainer
 
 EXIT_CODES = {Request.STOP: 0, Request.INTERRUPT: EXIT_INTERRUPTED, Request.REQUEUE: EXIT_REQUEUE}
@@ -79,33 +106,62 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def pretrain(arguments: argparse.Namespace) -> int:
     """Runs to the end; returns the exit code."""
-    recipe = recipe_of(arguments)
-    raw = load_deepspeed_config(arguments.deepspeed_config)
-    config = resolve(
-        raw,
-        recipe.optimization,
-        processes.world_size(),
-        processes.supported_precisions(),
-        arguments.deepspeed_config,
-        exact_micro_batch=arguments.micro_batch_size is not None,
-    )
-    data = eval_data = None
-    if arguments.data:
-        data, eval_data = open_data(arguments.data, arguments.eval_data, recipe)
-    elif arguments.eval_data:
-        raise UserError("--eval_data without --data: the demo has evaluation data of its own. Add --data DIR.")
+    quiet_libraries()
+    inspection = Inspection(int(os.environ.get("RANK", "0")))
+    inspection.facts |= _versions()
+    inspection.add(check_hostfile())
+    recipe = inspection.attempt(lambda: recipe_of(arguments))
+    config = _resolve_config(arguments, recipe, inspection)
+    data, eval_data = _open_given_data(arguments, recipe, inspection)
+    if inspection.is_fatal and processes.world_size() == 1:
+        conclude([inspection])
     ranks = processes.start()
     try:
-        if data is None:
+        if not arguments.data:
+            _agree(inspection, ranks)  # nothing is built for a run that cannot start
             folder = ranks.on_main(sample.prepare_sample)
             data, eval_data = open_data([str(folder)], None, recipe)
             ranks.say(sample.DEMO_TEXT.format(recipe=recipe.name))
-        code = _run(arguments, recipe, config, data, eval_data, ranks)
+        code = _run(arguments, recipe, config, data, eval_data, ranks, inspection)
     except UserError:
         processes.stop()  # not after a fault: the other ranks may wait in a collective, and this one would join them
         raise
     processes.stop()
     return code
+
+
+def _resolve_config(arguments, recipe: Recipe | None, inspection: Inspection) -> EngineConfig | None:
+    """DeepSpeed's JSON with nothing left to fill in, as far as it and the recipe are sound."""
+    path = arguments.deepspeed_config
+    content = inspection.attempt(lambda: read_deepspeed_config(path))
+    if content is None:
+        return None
+    sound, findings = examine(content, path)
+    inspection.add(map(Finding, findings))
+    inspection.add(Finding(text, is_fatal=False) for text in name_deprecated(sound, path))
+    if recipe is None:
+        return None
+    supported, exact = processes.supported_precisions(), arguments.micro_batch_size is not None
+    world_size = processes.world_size()
+    config = inspection.attempt(lambda: resolve(sound, recipe.optimization, world_size, supported, path, exact))
+    if config is not None:
+        inspection.attempt(lambda: check_accepted(config, path))
+    return config
+
+
+def _open_given_data(arguments, recipe: Recipe | None, inspection: Inspection) -> tuple:
+    """The data that the command line names, as far as it can be opened."""
+    if arguments.eval_data and not arguments.data:
+        text = "--eval_data without --data: the demo has evaluation data of its own. Add --data DIR."
+        inspection.add([Finding(text)])
+    if recipe is None:
+        return None, None
+    values = check_values(recipe)
+    inspection.add(values)
+    if not arguments.data or any(finding.is_fatal for finding in values):
+        return None, None
+    opened = inspection.attempt(lambda: open_data(arguments.data, arguments.eval_data, recipe))
+    return opened or (None, None)
 
 
 def recipe_of(arguments: argparse.Namespace) -> Recipe:
@@ -142,7 +198,11 @@ def open_data(
     eval_parts = [parse_weighted(text) for text in eval_data] if eval_data else training.holdouts
     if not eval_parts:
         return training, None
-    evaluation = open_datasets(eval_parts, **options)
+    try:
+        evaluation = open_datasets(eval_parts, **options)
+    except UserError as error:
+        cure = "" if eval_data else " Or name other data to evaluate on with --eval_data."
+        raise UserError(f"evaluation data: {error}{cure}") from error
     if evaluation.tokenizer.fingerprint != training.tokenizer.fingerprint:
         names = (
             f"{evaluation.tokenizer_folder.parent} was built with another tokenizer than {training.tokenizer_folder.parent}"
@@ -151,30 +211,69 @@ def open_data(
     return training, evaluation
 
 
-def _run(arguments, recipe: Recipe, config: EngineConfig, data, eval_data, ranks) -> int:
-    run_identity = identity(recipe, data.tokenizer.fingerprint, data.checksum)
+def _run(arguments, recipe: Recipe, config: EngineConfig, data, eval_data, ranks, inspection: Inspection) -> int:
+    if recipe and config and data:
+        _inspect_run(arguments, recipe, config, data, ranks, inspection)
+    start, warnings = _agree(inspection, ranks)
     model_config = recipe.model_config(data.tokenizer.vocab_size)
-    check_config(model_config)
-    check_accepted(config.engine, arguments.deepspeed_config)
-    if arguments.init_from:
-        weights_file(arguments.init_from)
-    start = ranks.on_main(lambda: _find_start(arguments, recipe, config, run_identity, ranks.world_size))
-    output = start.output
-    record = _record(arguments, recipe, config, run_identity, model_config, ranks)
+    lines = describe_run(recipe, config, data, eval_data, model_config, start, ranks)
+    warnings = [f"Warning: {text}" for text in warnings]
     if arguments.dry_run:
-        ranks.say(json.dumps(record, indent=2))
+        lines += [*_describe_needs(recipe, config, model_config, start, ranks), *warnings, describe_configuration(config)]
+        ranks.say("\n".join([*lines, f"All checks passed. Nothing was trained, and nothing written to {start.output}."]))
         return 0
     if start.step >= recipe.optimization.max_steps:
         ranks.say(
-            f"{output} is trained to update {start.step} already. Train on with --max_steps, or take a new --output_dir.",
+            f"{start.output} is trained to update {start.step} already. "
+            "Train on with --max_steps, or take a new --output_dir.",
         )
         return 0
+    record = _record(arguments, recipe, config, start.identity, model_config, ranks)
     with ExitStack() as stack:
-        ranks.on_main(lambda: stack.enter_context(held(output)))
+        ranks.on_main(lambda: stack.enter_context(held(start.output)))
         ranks.on_main(lambda: prepare(start, record, data.tokenizer_folder))
-        _announce(recipe, config, data, eval_data, model_config, start, ranks)
+        ranks.say("\n".join([*lines, *warnings]))
         outcome = _train(arguments, recipe, config, model_config, data, eval_data, start, ranks)
-    return _conclude(outcome, recipe, output, ranks)
+    return _conclude(outcome, recipe, start.output, ranks)
+
+
+def _inspect_run(arguments, recipe: Recipe, config: EngineConfig, data, ranks, inspection: Inspection) -> None:
+    """Everything that can be checked once the settings are known, the ranks connected and the data opened."""
+    model_config = recipe.model_config(data.tokenizer.vocab_size)
+    inspection.attempt(lambda: check_config(model_config))
+    if arguments.init_from:
+        inspection.attempt(lambda: weights_file(arguments.init_from))
+    inspection.facts |= {"the dataset's checksum": data.checksum, "the tokenizer's": data.tokenizer.fingerprint}
+    inspection.facts |= flatten("recipe", asdict(recipe)) | flatten("DeepSpeed's configuration", config.engine)
+    inspection.add(check_build_locks(compiled_ops(config)))
+    work = workload_of(recipe, config, model_config, ranks.world_size, ranks.device.type != "cpu")
+    inspection.add(check_memory(work, capacity_of(ranks.device)))
+    if ranks.is_main:
+        run_identity = identity(recipe, data.tokenizer.fingerprint, data.checksum)
+        start = inspection.attempt(lambda: _find_start(arguments, recipe, config, run_identity, ranks.world_size))
+        if start is not None:
+            inspection.add(check_disk(start.output, checkpoint_bytes(work), checkpoints_at_once(recipe)))
+        inspection.result = start
+
+
+def _agree(inspection: Inspection, ranks) -> tuple[Start | None, list[str]]:
+    """Where rank 0 says the run starts, and all ranks' warnings; ``UserError`` where any rank cannot go on."""
+    inspections = ranks.gather(inspection)
+    try:
+        return inspections[0].result, conclude(inspections)
+    except UserError:
+        if ranks.is_main:
+            raise
+        processes.stop()
+        time.sleep(5)  # rank 0 says the same: a launcher ends all ranks as soon as one leaves, so let it speak
+        raise SystemExit(2) from None
+
+
+def _describe_needs(recipe: Recipe, config: EngineConfig, model_config, start: Start, ranks) -> list[str]:
+    work = workload_of(recipe, config, model_config, ranks.world_size, ranks.device.type != "cpu")
+    capacity = capacity_of(ranks.device)
+    disk = describe_disk(start.output, checkpoint_bytes(work), checkpoints_at_once(recipe))
+    return [*describe_memory(memory_of(work, capacity), capacity), disk]
 
 
 def _find_start(arguments, recipe: Recipe, config: EngineConfig, run_identity, world_size: int) -> Start:
@@ -212,28 +311,13 @@ def _record(arguments, recipe, config: EngineConfig, run_identity, model_config,
         "world_size": ranks.world_size,
         "device": str(ranks.device),
         "identity": run_identity,
-        "versions": {"mpnet_ds": mpnet_ds.__version__, "python": platform.python_version()}
-        | {package: version(package) for package in PACKAGES},
+        "versions": _versions(),
     }
 
 
-def _announce(recipe, config: EngineConfig, data, eval_data, model_config, start: Start, ranks) -> None:
-    batch = config.batch
-    parameters, pieces = parameter_count(model_config), data.tokenizer.vocab_size
-    sizes = f"{batch.micro_batch_size} × {batch.accumulation_steps} accumulated × {ranks.world_size} rank(s)"
-    ranks.say(f"Recipe {recipe.name}, objective {recipe.objective}: {parameters:,} parameters, {pieces:,} pieces")
-    ranks.say(f"Data {data.describe()}")
-    if eval_data is None:
-        ranks.say("No evaluation: not all of the data has a holdout. Name one with --eval_data, or build with --holdout.")
-    ranks.say(f"ZeRO {config.zero_stage} in {config.precision} on {ranks.device.type}")
-    ranks.say(f"{batch.global_batch_size} rows an update = {sizes}")
-    for checkpoint, reason in start.damaged:
-        ranks.say(f"warning: {checkpoint.name} is damaged and set aside: {reason}")
-    if start.checkpoint is not None:
-        ranks.say(f"Continuing from {start.checkpoint} at update {start.step}")
-    if start.conversion:
-        ranks.say(f"The checkpoint is converted: {start.conversion}")
-    ranks.say(f"Output {start.output}")
+def _versions() -> dict[str, str]:
+    own = {"mpnet_ds": mpnet_ds.__version__, "python": platform.python_version()}
+    return own | {package: version(package) for package in PACKAGES}
 
 
 def _conclude(outcome: Outcome, recipe: Recipe, output: Path, ranks) -> int:

@@ -186,7 +186,10 @@ def test_checkpoint_with_foreign_code_is_not_resumed(trained, dataset_folder, tm
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"zero_optimization": {"stage": 2, "stagee": 1}}, "DeepSpeed does not accept it"),
+        (
+            {"zero_optimization": {"stage": 7}},
+            "DeepSpeed does not accept it: zero_optimization.stage: Input should be 0, 1, 2",
+        ),
         ({"zero_optimization": "2"}, "'zero_optimization' must be an object"),
         ({"train_micro_batch_size_per_gpu": 0}, 'must be "auto" or a whole number above 0'),
     ],

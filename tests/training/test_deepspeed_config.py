@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpnet_ds.errors import UserError
-from mpnet_ds.training.deepspeed_config import load_deepspeed_config, resolve
+from mpnet_ds.training.deepspeed_config import check_accepted, load_deepspeed_config, resolve
 from mpnet_ds.training.recipe import OptimizationRecipe
 from tests.runs import ROOT
 
@@ -116,6 +116,64 @@ def test_a_common_adamw_section_does_not_compile():
     parameters = resolved(changes={"optimizer": {"type": "AdamW", "params": {"lr": "auto"}}}).engine["optimizer"]["params"]
     assert parameters["torch_adam"] is True
     assert parameters["fused"] is True
+
+
+@pytest.mark.parametrize("key", ["offload_optimizer", "cpu_offload"])
+def test_an_offloaded_optimizer_does_not_compile_either(key):
+    zero = {"stage": 2, key: {"device": "cpu"} if key == "offload_optimizer" else True}
+    config = resolved(changes={"zero_optimization": zero, "optimizer": {"type": "AdamW"}})
+    assert config.engine["optimizer"]["params"]["torch_adam"] is True
+    assert config.offload("offload_optimizer") == "cpu"
+    assert config.offload("offload_param") == "none"
+
+
+def test_deepspeeds_own_adam_is_not_given_what_only_torchs_takes():
+    own = resolved(changes={"optimizer": {"type": "AdamW", "params": {"torch_adam": False}}}).engine["optimizer"]["params"]
+    assert "fused" not in own
+    foreach = resolved(changes={"optimizer": {"type": "AdamW", "params": {"foreach": True}}}).engine["optimizer"]["params"]
+    assert "fused" not in foreach
+    assert "eps" not in resolved(changes={"optimizer": {"type": "Lion"}}).engine["optimizer"]["params"]
+
+
+def test_gradients_that_are_not_finite_are_looked_for_in_bf16_unless_the_file_says_otherwise():
+    assert resolved(supported=GPU).engine["bf16"]["check_grad_overflow"] is True
+    chosen = {"bf16": {"enabled": "auto", "check_grad_overflow": False}}
+    assert resolved(supported=GPU, changes=chosen).engine["bf16"]["check_grad_overflow"] is False
+
+
+def test_all_contradictions_are_found_at_once():
+    changes = {"gradient_clipping": 3.0, "fp16": {"enabled": True}, "optimizer": {"params": {"eps": 1.0, "weight_decay": 7}}}
+    with pytest.raises(UserError) as caught:
+        resolved(changes=changes, exact=True, micro_batch_size=3)
+    places = ["fp16", "micro_batch_size 3", "gradient_clipping is 3.0", "params.eps is 1.0", "weight_decay is 7"]
+    assert len(caught.value.findings) == len(places)
+    for place in places:
+        assert place in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("total", "micro", "ranks", "advice"),
+    [
+        (256, 24, 1, "take 240 or 264, or micro_batch_size 16 or 32."),
+        (256, 24, 8, "take 192 or 384, or micro_batch_size 16 or 32."),
+        (4, 8, 1, "take 8, or micro_batch_size 4."),
+        (10, 4, 3, "take 12, or another number of ranks."),
+    ],
+)
+def test_batch_sizes_that_do_not_divide_come_with_the_nearest_that_do(total, micro, ranks, advice):
+    with pytest.raises(UserError, match="not a multiple") as caught:
+        resolved(ranks, exact=True, global_batch_size=total, micro_batch_size=micro)
+    assert str(caught.value).endswith(advice)
+
+
+def test_deepspeeds_own_objections_name_their_places(tmp_path):
+    config = resolved(changes={"zero_optimization": {"stage": 7, "reduce_bucket_size": -1}, "csv_monitor": {"enabled": "x"}})
+    with pytest.raises(UserError) as caught:
+        check_accepted(config, "x.json")
+    objections = sorted(caught.value.findings)
+    assert [text.removeprefix("x.json: DeepSpeed does not accept it: ").split(":")[0] for text in objections] == [
+        "csv_monitor.enabled", "zero_optimization.reduce_bucket_size", "zero_optimization.stage"
+    ]  # fmt: skip
 
 
 def test_precision_of_the_recipe_and_of_the_json_must_agree():

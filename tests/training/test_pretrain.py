@@ -182,9 +182,12 @@ def test_a_finished_run_is_not_trained_again(trained, dataset_folder):
 def test_dry_run_prints_the_resolved_settings_and_writes_nothing(dataset_folder, tmp_path):
     run = pretrain(tmp_path / "run", "--recipe", RECIPE, "--data", dataset_folder, "--dry_run")
     assert run.code == 0, run.err
-    record = json.loads(run.out)
-    assert record["deepspeed_config"]["train_micro_batch_size_per_gpu"] == 8
-    assert "auto" not in json.dumps(record["deepspeed_config"])
+    engine, end = json.JSONDecoder().raw_decode(run.out, run.out.index("\n{") + 1)
+    assert engine["train_micro_batch_size_per_gpu"] == 8
+    assert "auto" not in json.dumps(engine)
+    assert run.out[end:].strip().startswith("All checks passed")
+    for part in ("parameters", "gradients", "optimizer states", "activations", "epochs of the data", "Checkpoints of about"):
+        assert part in run.out, part
     assert not (tmp_path / "run").exists()
 
 

@@ -16,13 +16,12 @@ def train_tokenizer_on(
     vocab_size: int,
     output: str | Path,
     options: ReadOptions | None = None,
-    dataset: str | None = None,
     lower_case: bool = True,
 ) -> PretrainingTokenizer:
     """Learns a tokenizer from a corpus and saves it to the new folder ``output``; arguments as ``Corpus`` takes them."""
     options = options or ReadOptions()
     with new_folder(output) as folder, with_standard_input(inputs, folder, options.stdin_format) as files:
-        corpus = Corpus(files, options, dataset)
+        corpus = Corpus(files, options)
         with Progress("Learning the vocabulary", 2 * corpus.num_bytes or None, unit="B") as progress:
             texts = _Texts(corpus, progress)
             tokenizer = train_tokenizer(texts, vocab_size, lower_case)

@@ -23,6 +23,7 @@ from mpnet_ds.errors import UserError
 
 USUAL_SHARDS = 64
 SMALLEST_SHARD, LARGEST_SHARD = 1 << 20, 1 << 26  # bytes of text
+SENTENCES = ("line", "document")
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,41 @@ class Part:
     def pieces(self, count: int) -> range:
         """The numbers of this part's pieces among ``count``: parts tile them in order."""
         return range((self.number - 1) * count // self.of, self.number * count // self.of)
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How a dataset is built, beside what it is built from."""
+
+    holdout: float = 0.0
+    """Share of the documents that go to ``OUT/holdout``. A document's side follows from its text alone."""
+    sentences: str = "line"
+    """What a sequence of the index is: a ``line`` or a whole ``document``. Samples do not depend on it."""
+    shard_bytes: int | None = None
+    """Bytes of text for each shard, about; what cannot be divided may make a larger one. None: see ``cut``."""
+    workers: int | None = None
+    """Processes; None: all cores. The dataset does not depend on it."""
+    part: Part | None = None
+    """Builds this part alone, into a folder of its own within the output."""
+
+    def __post_init__(self):
+        if not 0 <= self.holdout < 1:
+            cure = "0.01 keeps one document in a hundred aside"
+            raise UserError(f"--holdout {self.holdout} must be at least 0 and below 1: {cure}.")
+        if self.sentences not in SENTENCES:
+            raise UserError(f"--sentences {self.sentences}: it takes {' or '.join(SENTENCES)}.")
+        if self.shard_bytes is not None and self.shard_bytes < 1:
+            raise UserError(f"--shard_size {self.shard_bytes} must be at least 1 byte.")
+        if self.workers is not None and self.workers < 1:
+            raise UserError(f"--workers {self.workers} must be at least 1.")
+
+    def num_workers(self) -> int:
+        """``workers``, or the cores that this process may use."""
+        return self.workers or available_cores()
+
+    def pieces(self, count: int) -> range:
+        """The numbers of the pieces to build among ``count``."""
+        return (self.part or Part(1, 1)).pieces(count)
 
 
 def parse_part(text: str) -> Part:
@@ -134,12 +170,18 @@ def _append(piece: Piece, span: Span) -> None:
     piece.append(span)
 
 
-def settings_of(corpus: Corpus, tokenizer_fingerprint: str, options: dict) -> dict:
-    """What a build depends on, as ``plan.json`` and the manifest record it."""
+def settings_of(corpus: Corpus, tokenizer_fingerprint: str, options: BuildOptions) -> dict:
+    """What a build depends on, as ``plan.json`` and the manifest record it: options of a set only where there is one."""
+    recorded = asdict(options) | asdict(corpus.options)
+    of_a_set = ("dataset_config", "split", "streaming") if corpus.options.dataset is None else ()
+    for name in ("workers", "part", "dataset", *of_a_set):  # the set itself is one of the sources
+        del recorded[name]
+    if options.part is not None:
+        recorded["part"] = [options.part.number, options.part.of]
     settings = {
         "sources": [asdict(source) for source in corpus.sources],
         "tokenizer_fingerprint": tokenizer_fingerprint,
-        "options": options | {"plan": _digest(corpus, tokenizer_fingerprint, options)},
+        "options": recorded | {"plan": _digest(corpus, tokenizer_fingerprint, recorded)},
     }
     return json.loads(json.dumps(settings))
 

@@ -34,8 +34,9 @@ def row_group_bytes(source: Source) -> list[int]:
     return [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
 
 
-def dataset_source(name: str, options: ReadOptions) -> Source:
-    """A ``datasets`` set as a source; it is downloaded here, unless it is streamed."""
+def dataset_source(options: ReadOptions) -> Source:
+    """The ``datasets`` set of the options as a source; it is downloaded here, unless it is streamed."""
+    name = options.dataset
     data = load_set(name, options.dataset_config, options.split, options.streaming)
     names = data.column_names
     if names is not None and options.text_field not in names:

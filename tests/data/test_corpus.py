@@ -19,8 +19,8 @@ from mpnet_ds.data.corpus import Corpus, Faults, Source, last_unit, read
 from mpnet_ds.errors import UserError
 
 
-def documents(*inputs, dataset=None, **reading):
-    blocks = Corpus([str(name) for name in inputs], ReadOptions(**reading), dataset).blocks()
+def documents(*inputs, **reading):
+    blocks = Corpus([str(name) for name in inputs], ReadOptions(**reading)).blocks()
     return [document for block in blocks for document in block.documents]
 
 

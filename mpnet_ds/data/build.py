@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from mpnet_ds.data.corpus import STANDARD_INPUT, Corpus, ReadOptions, check_unchanged
+from mpnet_ds.data.corpus import STANDARD_INPUT, Corpus, ReadOptions, check_unchanged, last_unit
 from mpnet_ds.data.manifest import FILE_NAME, HOLDOUT, TOKENIZER, DatasetManifest
 from mpnet_ds.data.plan import BuildOptions, cut, difference, settings_of
 from mpnet_ds.data.shard_builder import TRAINING, Job, PieceRecord, record_path
@@ -146,7 +146,7 @@ def existing_folder(path: Path) -> Path:
 def _finished_already(output: Path, folder: Path, settings: dict) -> DatasetManifest | None:
     """The manifest, if this very dataset is there; moves it to its name if only that was left to do."""
     if (folder / FILE_NAME).exists():
-        _refuse_if_different(folder, asdict(DatasetManifest.load(folder)), settings)
+        _refuse_if_different(folder, difference(asdict(DatasetManifest.load(folder)), settings))
         return _take_name(folder, output)
     if not output.exists():
         return None
@@ -182,19 +182,16 @@ def _continue_or_begin(folder: Path, settings: dict) -> None:
     plan = folder / BUILD_PLAN
     if plan.exists() and _has_finished_shards(folder):
         try:
-            before = json.loads(plan.read_text(encoding="utf-8"))
-            _refuse_if_different(folder, before, settings)
+            what = difference(json.loads(plan.read_text(encoding="utf-8")), settings)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            if isinstance(error, UserError):
-                raise
             raise UserError(f"{plan} is damaged ({error}): remove {folder} and build again.") from error
+        _refuse_if_different(folder, what)
     else:  # nothing to go on with: what lies there may be of a build with other options
         empty_folder(folder, keep=STORED)
     write_atomically(plan, json.dumps(settings, indent=1) + "\n")
 
 
-def _refuse_if_different(folder: Path, before: dict, settings: dict) -> None:
-    what = difference(before, settings)
+def _refuse_if_different(folder: Path, what: str) -> None:
     if what:
         raise UserError(f"{folder} holds an interrupted build of something else ({what}): go on with that, or remove it.")
 
@@ -228,12 +225,8 @@ def _is_finished(folder: Path, number: int) -> bool:
 
 def _bytes_of(job: Job, piece) -> int:
     """Bytes of a piece: its share of its sources."""
-    total = 0
-    for span in piece:
-        source = job.sources[span.source]
-        units = source.num_bytes if source.is_divisible else max(source.units, 1)
-        total += source.num_bytes * (span.end - span.start) // max(units, 1)
-    return total
+    sources = [(job.sources[span.source], span.end - span.start) for span in piece]
+    return sum(source.num_bytes * units // last_unit(source) for source, units in sources)
 
 
 def _finish(folder: Path, output: Path, tokenizer: PretrainingTokenizer, settings: dict, numbers: range) -> DatasetManifest:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mpnet_ds.data.build import existing_folder
-from mpnet_ds.data.corpus import STANDARD_INPUT, Corpus, Faults, ReadOptions, read
+from mpnet_ds.data.corpus import STANDARD_INPUT, Corpus, Faults, ReadOptions
 from mpnet_ds.data.plan import BuildOptions, cut
 from mpnet_ds.data.shard_builder import Job, ShardBuilder
 from mpnet_ds.data.token_file import index_bytes
@@ -73,7 +73,7 @@ def estimate(
     num_shards = len(cut(corpus.sources, options.shard_bytes))
     mine = len(options.pieces(num_shards))
     job = Job(str(output), str(tokenizer), corpus.sources, reading, options)
-    sample = _Sample(ShardBuilder(job), job, Faults(reading.on_error))
+    sample = _Sample(ShardBuilder(job), Faults(reading.on_error))
     stretches = cut(corpus.sources, max(SAMPLED_BYTES // 4, corpus.num_bytes // (4 * SAMPLED_STRETCHES)))
     stretches = stretches[:: max(1, -(-len(stretches) // SAMPLED_STRETCHES))]
     with Progress("Sampling", len(stretches), unit="stretch") as progress:
@@ -87,33 +87,30 @@ def estimate(
 class _Sample:
     """Counts over the beginnings of some pieces."""
 
-    def __init__(self, builder: ShardBuilder, job: Job, faults: Faults):
-        self.builder, self.job, self.faults = builder, job, faults
+    def __init__(self, builder: ShardBuilder, faults: Faults):
+        self.builder, self.faults = builder, faults
         self.num_bytes = self.documents = self.sequences = self.tokens = 0
         self.seconds = 0.0
 
     def add(self, piece) -> None:
         begin, taken = time.perf_counter(), 0
-        for span in piece:
-            for block in read(self.job.sources[span.source], span.start, span.end, self.job.reading, self.faults):
-                ids, sizes, lengths, _ = self.builder.encode(block.documents)
-                self.tokens, self.sequences = self.tokens + len(ids), self.sequences + len(sizes)
-                self.documents += len(lengths)
-                taken += block.num_bytes
-                if taken >= SAMPLED_BYTES:
-                    break
+        for block in self.builder.blocks(piece, self.faults):
+            ids, sizes, lengths, _ = self.builder.encode(block.documents)
+            self.tokens, self.sequences = self.tokens + len(ids), self.sequences + len(sizes)
+            self.documents += len(lengths)
+            taken += block.num_bytes
             if taken >= SAMPLED_BYTES:
                 break
         self.num_bytes += taken
         self.seconds += time.perf_counter() - begin
 
     def extrapolate(self, num_bytes: int, shards: int, folder: Path) -> Estimate:
-        workers = self.job.options.num_workers()
+        workers = self.builder.job.options.num_workers()
         factor = num_bytes / self.num_bytes if self.num_bytes else 1.0
         documents, sequences, tokens = (round(n * factor) for n in (self.documents, self.sequences, self.tokens))
         width = self.builder.encoder.dtype.itemsize
         return Estimate(
-            sources=len(self.job.sources),
+            sources=len(self.builder.job.sources),
             shards=shards,
             num_bytes=num_bytes,
             documents=documents,

@@ -93,7 +93,7 @@ class ShardBuilder:
             writers = {side: self._writer(side, number) for side in sides}
             for writer in writers.values():
                 stack.callback(writer.discard)  # what is not closed by the end is removed
-            for block in self._blocks(piece, faults):
+            for block in self.blocks(piece, faults):
                 empty += self._write(block.documents, writers)
                 advance(block.num_bytes)
             shards = {}
@@ -109,7 +109,8 @@ class ShardBuilder:
     def _writer(self, side: str, number: int) -> TokenFileWriter:
         return TokenFileWriter(self.job.side(side) / shard_name(number), self.encoder.dtype)
 
-    def _blocks(self, piece: Piece, faults: Faults) -> Iterator[Block]:
+    def blocks(self, piece: Piece, faults: Faults) -> Iterator[Block]:
+        """The documents of a piece; ``faults`` counts those that cannot be read."""
         for span in piece:
             yield from read(self.job.sources[span.source], span.start, span.end, self.job.reading, faults)
 

@@ -108,10 +108,6 @@ class Faults:
         if self.on_error == "stop" or (self.on_error == "replace" and not can_replace):
             cure = "--on_error skip leaves it out" + (", replace puts U+FFFD there" if can_replace else "")
             raise UserError(f"{message} {cure}, and the manifest counts it.")
-        self.note(message)
-
-    def note(self, message: str) -> None:
-        """Counts one."""
         self.first = self.first or message
         self.skipped += 1
 

@@ -334,6 +334,12 @@ def test_half_a_surrogate_pair_is_not_text(tmp_path):
     assert documents(path, on_error="replace")[1][0].startswith("half \ufffd")
 
 
+def test_a_nul_in_json_does_not_cost_a_document_its_place_beside_a_surrogate_pair(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a\\u0000b"}\n{"text": "\\ud83d\\ude00"}\n')
+    assert documents(path) == [["a\0b"], ["😀"]]
+
+
 def test_a_row_of_csv_without_the_column_is_named_or_left_out(tmp_path):
     path = write_csv(tmp_path / "a.csv", "id,text\n1,one\n2\n3,three\n")
     with pytest.raises(UserError, match=r"a\.csv: byte 0 .*1 of 2 columns \(it ends in line 3\)"):

@@ -141,7 +141,9 @@ def _read_streamed(source: Source, start: int, end: int, options: ReadOptions, _
             row += len(batch[options.text_field])
 
 
+@lru_cache(maxsize=1)
 def _open_parquet(source: Source) -> pq.ParquetFile:
+    """The last one stays open: many pieces may come from a file, and a compressed one takes long to open."""
     try:
         if not source.compression:
             return pq.ParquetFile(source.path)

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 
+from mpnet_ds.data import standard_input
 from mpnet_ds.data.corpus import Corpus, Source, last_unit
 from mpnet_ds.errors import UserError
 
@@ -178,19 +179,20 @@ def settings_of(corpus: Corpus, tokenizer_fingerprint: str, options: BuildOption
         del recorded[name]
     if options.part is not None:
         recorded["part"] = [options.part.number, options.part.of]
+    sources = [standard_input.recorded(source) for source in corpus.sources]
     settings = {
-        "sources": [asdict(source) for source in corpus.sources],
+        "sources": [asdict(source) for source in sources],
         "tokenizer_fingerprint": tokenizer_fingerprint,
-        "options": recorded | {"plan": _digest(corpus, tokenizer_fingerprint, recorded)},
+        "options": recorded | {"plan": _digest(sources, tokenizer_fingerprint, recorded)},
     }
     return json.loads(json.dumps(settings))
 
 
-def _digest(corpus: Corpus, tokenizer_fingerprint: str, options: dict) -> str:
+def _digest(sources: list[Source], tokenizer_fingerprint: str, options: dict) -> str:
     """sha256 (hex) of what all parts of a build have in common: not times, which copies of a corpus may differ in."""
-    sources = [[source.path, source.num_bytes, source.units, source.version] for source in corpus.sources]
+    listed = [[source.path, source.num_bytes, source.units, source.version] for source in sources]
     common = {name: value for name, value in options.items() if name not in ("part", "on_error")}
-    return hashlib.sha256(json.dumps([sources, tokenizer_fingerprint, common], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([listed, tokenizer_fingerprint, common], sort_keys=True).encode()).hexdigest()
 
 
 def difference(before: dict, now: dict) -> str:

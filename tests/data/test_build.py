@@ -14,6 +14,7 @@ from mpnet_ds.data.learn_tokenizer import train_tokenizer_on
 from mpnet_ds.data.manifest import DatasetManifest
 from mpnet_ds.data.shard_builder import holdout_fraction_of
 from mpnet_ds.errors import UserError
+from mpnet_ds.files import fast_checksum
 from mpnet_ds.tokenizer import PretrainingTokenizer
 from tests.runs import ROOT
 from tests.test_tokenizer import byte_level_backend
@@ -292,6 +293,8 @@ def test_standard_input_is_a_source(build, corpus_files, tokenizer_folder, tmp_p
     for name in ("shard-00000.bin", "shard-00000.idx"):
         assert (tmp_path / "piped" / name).read_bytes() == (by_name / name).read_bytes()
     assert not list((tmp_path / "piped").glob("standard-input*"))
+    (source,) = DatasetManifest.load(tmp_path / "piped").sources
+    assert (source["path"], source["version"]) == ("standard input", fast_checksum(Path(corpus_files.jsonl)))
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -130,7 +130,7 @@ def building(inputs: list[str], tokenizer: str, folder: Path, arguments) -> dict
 
 def build_and_report(text: str, tokenizer: str, output: str, workers: str) -> None:
     begin = time.perf_counter()
-    build_dataset([text], tokenizer, output, BuildOptions(), workers=int(workers), show_progress=False)
+    build_dataset([text], tokenizer, output, BuildOptions(workers=int(workers)), show_progress=False)
     seconds = time.perf_counter() - begin
     peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     size = os.path.getsize(text) / 1e6

@@ -72,6 +72,13 @@ def add_reading_arguments(parser: Parser) -> None:
     parser.add_argument("--streaming", action="store_true", help="read it over the network, without a download")
 
 
+def reading_of(arguments: argparse.Namespace):
+    """What ``add_reading_arguments`` was given, as ``ReadOptions``."""
+    from mpnet_ds.data.corpus import ReadOptions
+
+    return ReadOptions(**{name: getattr(arguments, name) for name in ReadOptions.__dataclass_fields__})
+
+
 def run(main: Callable[[], int | None]) -> None:
     """Calls ``main`` and leaves the process with its exit code; a ``UserError`` becomes its text and exit code 2."""
     from mpnet_ds.errors import UserError

@@ -136,18 +136,13 @@ def write_atomically(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def digest(path: Path, *hashers) -> list[str]:
-    """Hexadecimal digests of a file, read once in blocks."""
-    with open(path, "rb") as file:
-        while block := file.read(BLOCK):
-            for hasher in hashers:
-                hasher.update(block)
-    return [hasher.hexdigest() for hasher in hashers]
-
-
 def fast_checksum(path: Path) -> str:
     """xxh3_64 of a file, hexadecimal: finds damage, not malice."""
-    return digest(path, xxhash.xxh3_64())[0]
+    hasher = xxhash.xxh3_64()
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK):
+            hasher.update(block)
+    return hasher.hexdigest()
 
 
 def file_record(path: Path) -> dict:

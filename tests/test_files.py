@@ -1,5 +1,4 @@
 import contextlib
-import hashlib
 import os
 import signal
 import subprocess
@@ -9,7 +8,7 @@ import pytest
 import xxhash
 
 from mpnet_ds.errors import UserError
-from mpnet_ds.files import digest, fast_checksum, new_folder, write_atomically
+from mpnet_ds.files import fast_checksum, new_folder, write_atomically
 
 
 def test_a_new_folder_appears_only_when_its_block_ends_well(tmp_path):
@@ -86,8 +85,4 @@ def test_checksums_cover_the_whole_file(tmp_path, size):
     content = content[:size]
     path = tmp_path / "file"
     path.write_bytes(content)
-    assert digest(path, hashlib.sha256(), hashlib.md5()) == [
-        hashlib.sha256(content).hexdigest(),
-        hashlib.md5(content).hexdigest(),
-    ]
     assert fast_checksum(path) == xxhash.xxh3_64(content).hexdigest()

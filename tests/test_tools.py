@@ -1,13 +1,17 @@
 """The programs as a user starts them."""
 
+import gzip
 import json
 import shutil
+import signal
+import subprocess
 import sys
+import time
 
 import pytest
 
 from mpnet_ds.data.import_indexed import import_dataset
-from tests.runs import RECIPE, ROOT, command, pretrain
+from tests.runs import RECIPE, ROOT, TIMEOUT, command, pretrain
 
 PROGRAMS = sorted([*(ROOT / "tools").glob("*.py"), ROOT / "launch" / "pretrain.py"])
 
@@ -78,6 +82,30 @@ def test_what_is_missing_is_named(arguments, message, tmp_path):
     assert done.stderr.startswith("error: ")
     assert message in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_ends_the_training_of_a_tokenizer_at_once_and_leaves_nothing(tmp_path):
+    block = gzip.compress(b"\n\n".join(b"document %d of many" % i for i in range(100_000)))
+    (tmp_path / "a.txt.gz").write_bytes(block * 200)  # minutes
+    what = ["--input", tmp_path / "a.txt.gz", "--vocab_size", 900, "--output", tmp_path / "tokenizer"]
+    process = subprocess.Popen(
+        list(map(str, [sys.executable, ROOT / "tools" / "train_tokenizer.py", *what])),
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a job in the background ignores it
+    )
+    try:
+        deadline = time.monotonic() + TIMEOUT
+        while not (tmp_path / "tokenizer.partial").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        time.sleep(1)  # the library has begun
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert (process.returncode, errors.splitlines()[-1]) == (130, "interrupted")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt.gz"]
 
 
 def test_inspection_shows_lengths_and_a_sample_in_plain_text_in_a_pipe(dataset_folder):

@@ -2,14 +2,13 @@
 
 import os
 
-from mpnet_ds.command_line import Parser, add_reading_arguments, run, size
+from mpnet_ds.command_line import Parser, add_reading_arguments, reading_of, run, size
 
 
 def main() -> None:
-    from mpnet_ds.data.build import BuildOptions, build_dataset
-    from mpnet_ds.data.corpus import ReadOptions
+    from mpnet_ds.data.build import build_dataset
     from mpnet_ds.data.estimate import estimate
-    from mpnet_ds.data.plan import parse_part, part_of_environment
+    from mpnet_ds.data.plan import BuildOptions, parse_part, part_of_environment
 
     parser = Parser(
         "Turn text into token shards and a manifest, ready for pre-training. An interrupted build goes on where it was.",
@@ -25,15 +24,16 @@ def main() -> None:
     parser.add_argument("--part", metavar="I/N", help="build part I of N; by itself in SLURM arrays, srun and mpirun")
     parser.add_argument("--dry_run", action="store_true", help="say what it will come to, from a sample, and stop")
     given = parser.parse_args()
-    reading = ReadOptions(**{name: getattr(given, name) for name in ReadOptions.__dataclass_fields__})
-    what = (given.input, given.tokenizer, given.output, BuildOptions(given.holdout, given.sentences, given.shard_size))
+    reading = reading_of(given)
     part = parse_part(given.part) if given.part else part_of_environment(os.environ)
+    options = BuildOptions(given.holdout, given.sentences, given.shard_size, given.workers, part)
+    what = (given.input, given.tokenizer, given.output, options, reading)
     if given.dry_run:
-        print(estimate(*what, reading, given.dataset, given.workers, part))
+        print(estimate(*what))
         return
     if part is not None:
         print(f"Part {part.number} of {part.of} (by {part.origin}). Join all with tools/merge_datasets.py.")
-    built = build_dataset(*what, reading, given.dataset, given.workers, part)
+    built = build_dataset(*what)
     print(f"{built.documents:,} documents, {built.sequences:,} sequences, {built.tokens:,} tokens for training")
     if built.left_out["faulty_documents"]:
         what = "were repaired or left out" if reading.on_error == "replace" else "were left out"

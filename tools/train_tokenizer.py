@@ -1,10 +1,9 @@
 """Trains a WordPiece tokenizer: python tools/train_tokenizer.py --input corpus/ --vocab_size 30527 --output my-tokenizer"""
 
-from mpnet_ds.command_line import Parser, add_reading_arguments, run
+from mpnet_ds.command_line import Parser, add_reading_arguments, reading_of, run
 
 
 def main() -> None:
-    from mpnet_ds.data.corpus import ReadOptions
     from mpnet_ds.data.learn_tokenizer import train_tokenizer_on
 
     parser = Parser(
@@ -16,10 +15,8 @@ def main() -> None:
     parser.add_argument("--output", required=True, metavar="DIR", help="new folder for the tokenizer")
     parser.add_argument("--cased", action="store_true", help="keep capital letters and accents")
     given = parser.parse_args()
-    reading = ReadOptions(**{name: getattr(given, name) for name in ReadOptions.__dataclass_fields__})
-    tokenizer = train_tokenizer_on(
-        given.input, given.vocab_size, given.output, reading, given.dataset, lower_case=not given.cased
-    )
+    reading = reading_of(given)
+    tokenizer = train_tokenizer_on(given.input, given.vocab_size, given.output, reading, lower_case=not given.cased)
     print(f"{tokenizer.vocab_size:,} pieces in {given.output}, fingerprint {tokenizer.fingerprint[:12]}")
 
 

@@ -17,13 +17,13 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
-from mpnet_ds.data.corpus import STANDARD_INPUT, Corpus, ReadOptions, check_unchanged
+from mpnet_ds.data.corpus import STANDARD_INPUT, Corpus, ReadOptions, check_unchanged, last_unit
 from mpnet_ds.data.manifest import FILE_NAME, HOLDOUT, TOKENIZER, DatasetManifest
-from mpnet_ds.data.plan import Part, available_cores, cut, difference, settings_of
-from mpnet_ds.data.shard_builder import SENTENCES, TRAINING, Job, PieceRecord, record_path
+from mpnet_ds.data.plan import BuildOptions, cut, difference, settings_of
+from mpnet_ds.data.shard_builder import TRAINING, Job, PieceRecord, record_path
 from mpnet_ds.data.standard_input import STORED, with_standard_input
 from mpnet_ds.data.workers import build_shards
 from mpnet_ds.errors import UserError
@@ -42,36 +42,12 @@ from mpnet_ds.progress import Progress
 from mpnet_ds.tokenizer import PretrainingTokenizer
 
 
-@dataclass(frozen=True)
-class BuildOptions:
-    """How a dataset is built, beside what it is built from."""
-
-    holdout: float = 0.0
-    """Share of the documents that go to ``OUT/holdout``. A document's side follows from its text alone."""
-    sentences: str = "line"
-    """What a sequence of the index is: a ``line`` or a whole ``document``. Samples do not depend on it."""
-    shard_bytes: int | None = None
-    """Bytes of text for each shard, about; what cannot be divided may make a larger one. None: see ``plan.cut``."""
-
-    def __post_init__(self):
-        if not 0 <= self.holdout < 1:
-            cure = "0.01 keeps one document in a hundred aside"
-            raise UserError(f"--holdout {self.holdout} must be at least 0 and below 1: {cure}.")
-        if self.sentences not in SENTENCES:
-            raise UserError(f"--sentences {self.sentences}: it takes {' or '.join(SENTENCES)}.")
-        if self.shard_bytes is not None and self.shard_bytes < 1:
-            raise UserError(f"--shard_size {self.shard_bytes} must be at least 1 byte.")
-
-
 def build_dataset(
     inputs: list[str],
     tokenizer: str | Path,
     output: str | Path,
     options: BuildOptions | None = None,
     reading: ReadOptions | None = None,
-    dataset: str | None = None,
-    workers: int | None = None,
-    part: Part | None = None,
     show_progress: bool = True,
 ) -> DatasetManifest:
     """Builds the dataset folder ``output`` and returns its manifest.
@@ -79,23 +55,19 @@ def build_dataset(
     Args:
         inputs: files, folders, globs, ``-`` for standard input, or ``builtin-sample``; see ``corpus.py``.
         tokenizer: folder of the tokenizer; a copy of it goes into the dataset.
-        dataset: a ``datasets`` set, by name or folder, besides or instead of ``inputs``.
-        workers: processes; all cores by default. They start this program's main module anew, as ``multiprocessing``
-            does, so a script that calls this with several needs ``if __name__ == "__main__":``.
-        part: builds this part alone, into a folder of its own within ``output``.
+        options: with several ``workers``, they start this program's main module anew, as ``multiprocessing`` does, so a
+            script that calls this needs ``if __name__ == "__main__":``.
     Raises:
         UserError: bad input; ``output`` exists and holds something else; an interrupted build of other things is there.
     """
     options, reading = options or BuildOptions(), reading or ReadOptions()
-    if workers is not None and workers < 1:
-        raise UserError(f"--workers {workers} must be at least 1.")
     output = Path(output).resolve()
-    if part is not None:
+    if options.part is not None:
         if STANDARD_INPUT in inputs:
             raise UserError("--part with standard input: all machines must see the same text. Store it in a file.")
         if (output / FILE_NAME).exists():
             raise UserError(f"{output} is a dataset already: parts go into a folder of their own. Choose another --output.")
-        output = output / part.folder_name
+        output = output / options.part.folder_name
     _check_outside(output, inputs)
     loaded = PretrainingTokenizer.load(tokenizer)
     if not loaded.is_local:
@@ -105,21 +77,21 @@ def build_dataset(
         if show_progress:
             print(f"{loaded.kind} is encoded by the tokenizers library, many times slower than WordPiece.", file=sys.stderr)
     with _build_folder(output) as folder, with_standard_input(inputs, folder, reading.stdin_format) as files:
-        corpus = Corpus(files, reading, dataset)
-        settings = settings_of(corpus, loaded.fingerprint, _record_of(options, reading, dataset, part))
+        corpus = Corpus(files, reading)
+        settings = settings_of(corpus, loaded.fingerprint, options)
         finished = _finished_already(output, folder, settings)
         if finished is not None:
             return finished
         _continue_or_begin(folder, settings)
         pieces = cut(corpus.sources, options.shard_bytes)
-        numbers = part.pieces(len(pieces)) if part is not None else range(len(pieces))
-        job = Job(str(folder), str(tokenizer), corpus.sources, reading, options.holdout, options.sentences)
+        numbers = options.pieces(len(pieces))
+        job = Job(str(folder), str(tokenizer), corpus.sources, reading, options)
         if options.holdout:
             (folder / HOLDOUT).mkdir(exist_ok=True)
-        _build_missing(job, {number: pieces[number] for number in numbers}, workers or available_cores(), show_progress)
+        _build_missing(job, {number: pieces[number] for number in numbers}, show_progress)
         for source in corpus.sources:
             check_unchanged(source)
-        return _finish(folder, output, loaded, settings, options, numbers, require_documents=part is None)
+        return _finish(folder, output, loaded, settings, numbers)
 
 
 def _check_outside(output: Path, inputs: list[str]) -> None:
@@ -127,15 +99,6 @@ def _check_outside(output: Path, inputs: list[str]) -> None:
         folder = Path(name).resolve()
         if folder.is_dir() and (folder == output or folder in output.parents):
             raise UserError(f"--output {output} lies inside of --input {name}, and would become text: choose another place.")
-
-
-def _record_of(options: BuildOptions, reading: ReadOptions, dataset: str | None, part: Part | None) -> dict:
-    """The options as the manifest records them: those of the set only where there is one."""
-    record = asdict(options) | asdict(reading)
-    if dataset is None:
-        for name in ("dataset_config", "split", "streaming"):
-            del record[name]
-    return record | ({"part": [part.number, part.of]} if part is not None else {})
 
 
 @contextmanager
@@ -183,7 +146,7 @@ def existing_folder(path: Path) -> Path:
 def _finished_already(output: Path, folder: Path, settings: dict) -> DatasetManifest | None:
     """The manifest, if this very dataset is there; moves it to its name if only that was left to do."""
     if (folder / FILE_NAME).exists():
-        _refuse_if_different(folder, asdict(DatasetManifest.load(folder)), settings)
+        _refuse_if_different(folder, difference(asdict(DatasetManifest.load(folder)), settings))
         return _take_name(folder, output)
     if not output.exists():
         return None
@@ -219,24 +182,21 @@ def _continue_or_begin(folder: Path, settings: dict) -> None:
     plan = folder / BUILD_PLAN
     if plan.exists() and _has_finished_shards(folder):
         try:
-            before = json.loads(plan.read_text(encoding="utf-8"))
-            _refuse_if_different(folder, before, settings)
+            what = difference(json.loads(plan.read_text(encoding="utf-8")), settings)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            if isinstance(error, UserError):
-                raise
             raise UserError(f"{plan} is damaged ({error}): remove {folder} and build again.") from error
+        _refuse_if_different(folder, what)
     else:  # nothing to go on with: what lies there may be of a build with other options
         empty_folder(folder, keep=STORED)
     write_atomically(plan, json.dumps(settings, indent=1) + "\n")
 
 
-def _refuse_if_different(folder: Path, before: dict, settings: dict) -> None:
-    what = difference(before, settings)
+def _refuse_if_different(folder: Path, what: str) -> None:
     if what:
         raise UserError(f"{folder} holds an interrupted build of something else ({what}): go on with that, or remove it.")
 
 
-def _build_missing(job: Job, pieces: dict, workers: int, show_progress: bool) -> None:
+def _build_missing(job: Job, pieces: dict, show_progress: bool) -> None:
     folder = Path(job.folder)
     missing = {number: piece for number, piece in pieces.items() if not _is_finished(folder, number)}
     if len(missing) < len(pieces) and show_progress:
@@ -244,7 +204,7 @@ def _build_missing(job: Job, pieces: dict, workers: int, show_progress: bool) ->
     sizes = [_bytes_of(job, piece) for piece in missing.values()]
     if missing:
         with Progress("Building", sum(sizes) or None, unit="B", enabled=show_progress) as progress:
-            build_shards(job, missing, workers, progress.update)
+            build_shards(job, missing, progress.update)
 
 
 def _is_finished(folder: Path, number: int) -> bool:
@@ -265,30 +225,25 @@ def _is_finished(folder: Path, number: int) -> bool:
 
 def _bytes_of(job: Job, piece) -> int:
     """Bytes of a piece: its share of its sources."""
-    total = 0
-    for span in piece:
-        source = job.sources[span.source]
-        units = source.num_bytes if source.is_divisible else max(source.units, 1)
-        total += source.num_bytes * (span.end - span.start) // max(units, 1)
-    return total
+    sources = [(job.sources[span.source], span.end - span.start) for span in piece]
+    return sum(source.num_bytes * units // last_unit(source) for source, units in sources)
 
 
-def _finish(folder, output, tokenizer, settings, options: BuildOptions, numbers, require_documents: bool) -> DatasetManifest:
+def _finish(folder: Path, output: Path, tokenizer: PretrainingTokenizer, settings: dict, numbers: range) -> DatasetManifest:
     """Writes the manifests, removes what only the build needed, and gives the folder its name."""
+    holdout, require_documents = settings["options"]["holdout"], "part" not in settings["options"]
     records = [PieceRecord.load(record_path(folder, number)) for number in numbers]
-    if options.holdout:
+    if holdout:
         held_out = _manifest(tokenizer, settings, HOLDOUT, records)
         if require_documents and not held_out.documents:
             _discard(folder)
-            raise UserError(
-                f"--holdout {options.holdout} left no document for evaluation: take a larger share or more text."
-            )
+            raise UserError(f"--holdout {holdout} left no document for evaluation: take a larger share or more text.")
         _save(held_out, tokenizer, folder / HOLDOUT)
     manifest = _manifest(tokenizer, settings, TRAINING, records)
     if require_documents and not manifest.documents:
         _discard(folder)
         names = ", ".join(source["path"] for source in settings["sources"][:3])
-        why = "all of them are held out" if options.holdout and held_out.documents else "nothing to build"
+        why = "all of them are held out" if holdout and held_out.documents else "nothing to build"
         raise UserError(f"no document for training in {names}: {why}.")
     _save(manifest, tokenizer, folder)
     return _take_name(folder, output)

@@ -72,6 +72,8 @@ class ReadOptions:
     """What to do with a document that cannot be read: ``stop``, ``skip`` it, or ``replace`` bytes that are no UTF-8."""
     stdin_format: str = "txt"
     """What standard input holds: ``txt``, ``jsonl``, ``csv`` or ``tsv``."""
+    dataset: str | None = None
+    """A ``datasets`` set, by name or folder, read after the inputs or instead of them."""
     dataset_config: str | None = None
     split: str = "train"
     streaming: bool = False
@@ -106,10 +108,6 @@ class Faults:
         if self.on_error == "stop" or (self.on_error == "replace" and not can_replace):
             cure = "--on_error skip leaves it out" + (", replace puts U+FFFD there" if can_replace else "")
             raise UserError(f"{message} {cure}, and the manifest counts it.")
-        self.note(message)
-
-    def note(self, message: str) -> None:
-        """Counts one."""
         self.first = self.first or message
         self.skipped += 1
 
@@ -118,17 +116,16 @@ class Corpus:
     """All documents of some inputs. Paths are checked on construction, contents while reading.
 
     Args:
-        inputs: files, folders, globs, ``builtin-sample``.
-        dataset: name or folder of a ``datasets`` set, read after the inputs.
+        inputs: files, folders, globs, ``builtin-sample``; may be empty where ``options`` name a ``dataset``.
     """
 
-    def __init__(self, inputs: list[str], options: ReadOptions | None = None, dataset: str | None = None):
+    def __init__(self, inputs: list[str], options: ReadOptions | None = None):
         self.options = options or ReadOptions()
         self.sources = [source for name in inputs for source in sources_of(name, self.options)]
-        if dataset is not None:
+        if self.options.dataset is not None:
             from mpnet_ds.data.tables import dataset_source
 
-            self.sources.append(dataset_source(dataset, self.options))
+            self.sources.append(dataset_source(self.options))
         if not self.sources:
             raise UserError("no input: give files, folders or 'builtin-sample' with --input, or a set with --dataset.")
         self._check_twice()

@@ -152,9 +152,8 @@ class PretrainingDataset:
         positions, inputs = mask_rows(input_ids, attention_mask, row_keys, self.vocabulary, self.masking)
         documents = {}
         if self.isolate_documents:
-            documents["document_ids"] = document_ids(input_ids)
-            kept = drop_slots_without_context(positions, inputs, documents["document_ids"], attention_mask)
-            positions, inputs = kept
+            documents["document_ids"] = ids = document_ids(input_ids)
+            positions, inputs = drop_slots_without_context(positions, inputs, ids, attention_mask)
         return {
             "input_ids": input_ids,
             "predicted_positions": positions,

@@ -5,9 +5,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from mpnet_ds.data.build import BuildOptions, existing_folder
-from mpnet_ds.data.corpus import STANDARD_INPUT, Corpus, Faults, ReadOptions, read
-from mpnet_ds.data.plan import Part, available_cores, cut
+from mpnet_ds.data.build import existing_folder
+from mpnet_ds.data.corpus import STANDARD_INPUT, Corpus, Faults, ReadOptions
+from mpnet_ds.data.plan import BuildOptions, cut
 from mpnet_ds.data.shard_builder import Job, ShardBuilder
 from mpnet_ds.data.token_file import index_bytes
 from mpnet_ds.errors import UserError
@@ -62,62 +62,55 @@ def estimate(
     output: str | Path,
     options: BuildOptions | None = None,
     reading: ReadOptions | None = None,
-    dataset: str | None = None,
-    workers: int | None = None,
-    part: Part | None = None,
 ) -> Estimate:
     """Reads and encodes a sample; arguments as ``build_dataset`` takes them. Nothing is written."""
     options, reading = options or BuildOptions(), reading or ReadOptions()
-    if workers is not None and workers < 1:
-        raise UserError(f"--workers {workers} must be at least 1.")
     if STANDARD_INPUT in inputs:
         raise UserError("--dry_run cannot look at standard input and leave it: store it in a file.")
-    corpus = Corpus(inputs, reading, dataset)
+    corpus = Corpus(inputs, reading)
     if not all(source.num_bytes for source in corpus.sources if source.kind == "datasets"):
         raise UserError("--dry_run with --streaming: nobody knows the size of a streamed set before its end.")
     num_shards = len(cut(corpus.sources, options.shard_bytes))
-    mine = part.pieces(num_shards) if part is not None else range(num_shards)
-    job = Job(str(output), str(tokenizer), corpus.sources, reading, options.holdout, options.sentences)
-    sample = _Sample(ShardBuilder(job), job, Faults(reading.on_error))
+    mine = len(options.pieces(num_shards))
+    job = Job(str(output), str(tokenizer), corpus.sources, reading, options)
+    sample = _Sample(ShardBuilder(job), Faults(reading.on_error))
     stretches = cut(corpus.sources, max(SAMPLED_BYTES // 4, corpus.num_bytes // (4 * SAMPLED_STRETCHES)))
     stretches = stretches[:: max(1, -(-len(stretches) // SAMPLED_STRETCHES))]
     with Progress("Sampling", len(stretches), unit="stretch") as progress:
         for stretch in stretches:
             sample.add(stretch)
             progress.update()
-    num_bytes = corpus.num_bytes * len(mine) // max(num_shards, 1)
-    return sample.extrapolate(num_bytes, len(mine), existing_folder(Path(output).resolve()), workers or available_cores())
+    num_bytes = corpus.num_bytes * mine // max(num_shards, 1)
+    return sample.extrapolate(num_bytes, mine, existing_folder(Path(output).resolve()))
 
 
 class _Sample:
     """Counts over the beginnings of some pieces."""
 
-    def __init__(self, builder: ShardBuilder, job: Job, faults: Faults):
-        self.builder, self.job, self.faults = builder, job, faults
+    def __init__(self, builder: ShardBuilder, faults: Faults):
+        self.builder, self.faults = builder, faults
         self.num_bytes = self.documents = self.sequences = self.tokens = 0
         self.seconds = 0.0
 
     def add(self, piece) -> None:
         begin, taken = time.perf_counter(), 0
-        for span in piece:
-            for block in read(self.job.sources[span.source], span.start, span.end, self.job.options, self.faults):
-                ids, sizes, lengths, _ = self.builder.encode(block.documents)
-                self.tokens, self.sequences = self.tokens + len(ids), self.sequences + len(sizes)
-                self.documents += len(lengths)
-                taken += block.num_bytes
-                if taken >= SAMPLED_BYTES:
-                    break
+        for block in self.builder.blocks(piece, self.faults):
+            ids, sizes, lengths, _ = self.builder.encode(block.documents)
+            self.tokens, self.sequences = self.tokens + len(ids), self.sequences + len(sizes)
+            self.documents += len(lengths)
+            taken += block.num_bytes
             if taken >= SAMPLED_BYTES:
                 break
         self.num_bytes += taken
         self.seconds += time.perf_counter() - begin
 
-    def extrapolate(self, num_bytes: int, shards: int, folder: Path, workers: int) -> Estimate:
+    def extrapolate(self, num_bytes: int, shards: int, folder: Path) -> Estimate:
+        workers = self.builder.job.options.num_workers()
         factor = num_bytes / self.num_bytes if self.num_bytes else 1.0
         documents, sequences, tokens = (round(n * factor) for n in (self.documents, self.sequences, self.tokens))
         width = self.builder.encoder.dtype.itemsize
         return Estimate(
-            sources=len(self.job.sources),
+            sources=len(self.builder.job.sources),
             shards=shards,
             num_bytes=num_bytes,
             documents=documents,

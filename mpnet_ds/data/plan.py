@@ -18,11 +18,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 
+from mpnet_ds.data import standard_input
 from mpnet_ds.data.corpus import Corpus, Source, last_unit
 from mpnet_ds.errors import UserError
 
 USUAL_SHARDS = 64
 SMALLEST_SHARD, LARGEST_SHARD = 1 << 20, 1 << 26  # bytes of text
+SENTENCES = ("line", "document")
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,41 @@ class Part:
     def pieces(self, count: int) -> range:
         """The numbers of this part's pieces among ``count``: parts tile them in order."""
         return range((self.number - 1) * count // self.of, self.number * count // self.of)
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How a dataset is built, beside what it is built from."""
+
+    holdout: float = 0.0
+    """Share of the documents that go to ``OUT/holdout``. A document's side follows from its text alone."""
+    sentences: str = "line"
+    """What a sequence of the index is: a ``line`` or a whole ``document``. Samples do not depend on it."""
+    shard_bytes: int | None = None
+    """Bytes of text for each shard, about; what cannot be divided may make a larger one. None: see ``cut``."""
+    workers: int | None = None
+    """Processes; None: all cores. The dataset does not depend on it."""
+    part: Part | None = None
+    """Builds this part alone, into a folder of its own within the output."""
+
+    def __post_init__(self):
+        if not 0 <= self.holdout < 1:
+            cure = "0.01 keeps one document in a hundred aside"
+            raise UserError(f"--holdout {self.holdout} must be at least 0 and below 1: {cure}.")
+        if self.sentences not in SENTENCES:
+            raise UserError(f"--sentences {self.sentences}: it takes {' or '.join(SENTENCES)}.")
+        if self.shard_bytes is not None and self.shard_bytes < 1:
+            raise UserError(f"--shard_size {self.shard_bytes} must be at least 1 byte.")
+        if self.workers is not None and self.workers < 1:
+            raise UserError(f"--workers {self.workers} must be at least 1.")
+
+    def num_workers(self) -> int:
+        """``workers``, or the cores that this process may use."""
+        return self.workers or available_cores()
+
+    def pieces(self, count: int) -> range:
+        """The numbers of the pieces to build among ``count``."""
+        return (self.part or Part(1, 1)).pieces(count)
 
 
 def parse_part(text: str) -> Part:
@@ -134,21 +171,28 @@ def _append(piece: Piece, span: Span) -> None:
     piece.append(span)
 
 
-def settings_of(corpus: Corpus, tokenizer_fingerprint: str, options: dict) -> dict:
-    """What a build depends on, as ``plan.json`` and the manifest record it."""
+def settings_of(corpus: Corpus, tokenizer_fingerprint: str, options: BuildOptions) -> dict:
+    """What a build depends on, as ``plan.json`` and the manifest record it: options of a set only where there is one."""
+    recorded = asdict(options) | asdict(corpus.options)
+    of_a_set = ("dataset_config", "split", "streaming") if corpus.options.dataset is None else ()
+    for name in ("workers", "part", "dataset", *of_a_set):  # the set itself is one of the sources
+        del recorded[name]
+    if options.part is not None:
+        recorded["part"] = [options.part.number, options.part.of]
+    sources = [standard_input.recorded(source) for source in corpus.sources]
     settings = {
-        "sources": [asdict(source) for source in corpus.sources],
+        "sources": [asdict(source) for source in sources],
         "tokenizer_fingerprint": tokenizer_fingerprint,
-        "options": options | {"plan": _digest(corpus, tokenizer_fingerprint, options)},
+        "options": recorded | {"plan": _digest(sources, tokenizer_fingerprint, recorded)},
     }
     return json.loads(json.dumps(settings))
 
 
-def _digest(corpus: Corpus, tokenizer_fingerprint: str, options: dict) -> str:
+def _digest(sources: list[Source], tokenizer_fingerprint: str, options: dict) -> str:
     """sha256 (hex) of what all parts of a build have in common: not times, which copies of a corpus may differ in."""
-    sources = [[source.path, source.num_bytes, source.units, source.version] for source in corpus.sources]
+    listed = [[source.path, source.num_bytes, source.units, source.version] for source in sources]
     common = {name: value for name, value in options.items() if name not in ("part", "on_error")}
-    return hashlib.sha256(json.dumps([sources, tokenizer_fingerprint, common], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([listed, tokenizer_fingerprint, common], sort_keys=True).encode()).hexdigest()
 
 
 def difference(before: dict, now: dict) -> str:

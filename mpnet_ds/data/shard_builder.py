@@ -16,13 +16,12 @@ import numpy as np
 from mpnet_ds.data.corpus import Block, Faults, ReadOptions, Source, read
 from mpnet_ds.data.encode import TextEncoder
 from mpnet_ds.data.manifest import HOLDOUT, ShardRecord, shard_record
-from mpnet_ds.data.plan import Piece
+from mpnet_ds.data.plan import BuildOptions, Piece
 from mpnet_ds.data.token_file import TokenFileWriter
 from mpnet_ds.files import sync_folder, write_atomically
 from mpnet_ds.tokenizer import EOS_ID, PretrainingTokenizer
 
 TRAINING = "training"
-SENTENCES = ("line", "document")
 
 
 @dataclass(frozen=True)
@@ -33,10 +32,8 @@ class Job:
     tokenizer: str
     """Folder of the tokenizer."""
     sources: list[Source]
-    options: ReadOptions
-    holdout: float
-    sentences: str
-    """What a sequence of the index is: a ``line`` or a whole ``document``."""
+    reading: ReadOptions
+    options: BuildOptions
 
     def side(self, name: str) -> Path:
         """The folder of ``training`` or ``holdout`` shards."""
@@ -90,14 +87,13 @@ class ShardBuilder:
 
     def build(self, number: int, piece: Piece, advance: Callable[[int], None]) -> None:
         """Writes shard ``number``; ``advance`` is told of each stretch of bytes that is done."""
-        faults, empty = Faults(self.job.options.on_error), 0
+        faults, empty = Faults(self.job.reading.on_error), 0
         with ExitStack() as stack:
-            writers = {
-                side: self._writer(side, number) for side in ([TRAINING, HOLDOUT] if self.job.holdout else [TRAINING])
-            }
+            sides = [TRAINING, HOLDOUT] if self.job.options.holdout else [TRAINING]
+            writers = {side: self._writer(side, number) for side in sides}
             for writer in writers.values():
                 stack.callback(writer.discard)  # what is not closed by the end is removed
-            for block in self._blocks(piece, faults):
+            for block in self.blocks(piece, faults):
                 empty += self._write(block.documents, writers)
                 advance(block.num_bytes)
             shards = {}
@@ -113,16 +109,17 @@ class ShardBuilder:
     def _writer(self, side: str, number: int) -> TokenFileWriter:
         return TokenFileWriter(self.job.side(side) / shard_name(number), self.encoder.dtype)
 
-    def _blocks(self, piece: Piece, faults: Faults) -> Iterator[Block]:
+    def blocks(self, piece: Piece, faults: Faults) -> Iterator[Block]:
+        """The documents of a piece; ``faults`` counts those that cannot be read."""
         for span in piece:
-            yield from read(self.job.sources[span.source], span.start, span.end, self.job.options, faults)
+            yield from read(self.job.sources[span.source], span.start, span.end, self.job.reading, faults)
 
     def _write(self, documents: list[list[str]], writers: dict[str, TokenFileWriter]) -> int:
         """Writes a block; returns how many documents had no token."""
         ids, sizes, lengths, is_empty = self.encode(documents)
         if HOLDOUT in writers:
             fractions = [holdout_fraction_of("\n".join(document)) for document in documents]
-            held_out = (np.array(fractions) < self.job.holdout)[~is_empty]
+            held_out = (np.array(fractions) < self.job.options.holdout)[~is_empty]
             for side, chosen in ((TRAINING, ~held_out), (HOLDOUT, held_out)):
                 writers[side].add_documents(*_choose(ids, sizes, lengths, chosen))
         else:
@@ -136,7 +133,7 @@ class ShardBuilder:
             ids [tokens]; sizes [sequences] and lengths [documents] as ``TokenFileWriter.add_documents`` takes them;
             is_empty: bool, one for each of ``documents``: those have no token and are left out of the others.
         """
-        if self.job.sentences == "line":
+        if self.job.options.sentences == "line":
             encoded = self.encoder.encode([sequence for document in documents for sequence in document])
             document_of = np.repeat(np.arange(len(documents)), [len(document) for document in documents])
         else:

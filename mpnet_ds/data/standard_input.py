@@ -5,13 +5,22 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
-from mpnet_ds.data.corpus import STANDARD_INPUT
+from mpnet_ds.data.corpus import STANDARD_INPUT, Source
 from mpnet_ds.errors import UserError
 from mpnet_ds.files import BLOCK, fast_checksum
 
 STORED = "standard-input"
+
+
+def recorded(source: Source) -> Source:
+    """As it is recorded: the file that held standard input will be gone, only its checksum tells what it was."""
+    stem = Path(source.path).stem
+    if source.modified or not stem.startswith(f"{STORED}-"):
+        return source
+    return replace(source, path="standard input", version=stem.removeprefix(f"{STORED}-"))
 
 
 @contextmanager

@@ -34,8 +34,9 @@ def row_group_bytes(source: Source) -> list[int]:
     return [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
 
 
-def dataset_source(name: str, options: ReadOptions) -> Source:
-    """A ``datasets`` set as a source; it is downloaded here, unless it is streamed."""
+def dataset_source(options: ReadOptions) -> Source:
+    """The ``datasets`` set of the options as a source; it is downloaded here, unless it is streamed."""
+    name = options.dataset
     data = load_set(name, options.dataset_config, options.split, options.streaming)
     names = data.column_names
     if names is not None and options.text_field not in names:
@@ -140,7 +141,9 @@ def _read_streamed(source: Source, start: int, end: int, options: ReadOptions, _
             row += len(batch[options.text_field])
 
 
+@lru_cache(maxsize=1)
 def _open_parquet(source: Source) -> pq.ParquetFile:
+    """The last one stays open: many pieces may come from a file, and a compressed one takes long to open."""
     try:
         if not source.compression:
             return pq.ParquetFile(source.path)

@@ -25,10 +25,13 @@ from mpnet_ds.errors import UserError, did_you_mean
 
 STRETCH_BYTES = 1 << 22
 PACKED_BYTES = 1 << 16  # taken from a compressed file at once: what is lost where it is damaged
-HALF_PAIR = "half a surrogate pair"
-_SURROGATE = re.compile("[\ud800-\udfff]")
-_NO_TEXT = re.compile("[\ud800-\udfff\0]")
+HALF_PAIR = "a document of the lines that begin here holds half a surrogate pair."
+_SURROGATE, _NO_TEXT = re.compile("[\ud800-\udfff]"), re.compile("[\ud800-\udfff\0]")
 _DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile, OSError, pa.ArrowException)  # what decompression raises
+
+
+Fault = tuple[int, str]
+"""At which byte, and what."""
 
 
 @dataclass
@@ -39,8 +42,8 @@ class _Stretch:
     offset: int
     """Byte at which it begins."""
     num_bytes: int
-    fault: str = ""
-    """Where and what, if it holds bytes that are no UTF-8, or NUL characters."""
+    fault: Fault | None = None
+    """The first, if it holds bytes that are no UTF-8, or NUL characters."""
     follows_gap: bool = False
     """Whether a line before it was left out."""
 
@@ -50,8 +53,8 @@ class _Found:
     """Documents of a stretch, before those with faults are mended or left out."""
 
     documents: list[list[str]]
-    fault: str
-    """Not empty if documents of it have to be looked at."""
+    fault: Fault | None = None
+    """Not None if documents of it have to be looked at."""
 
 
 def read(source: Source, start: int, end: int, options: ReadOptions, faults: Faults) -> Iterator[Block]:
@@ -62,8 +65,7 @@ def read(source: Source, start: int, end: int, options: ReadOptions, faults: Fau
         done = stored.tell()
         for found in reader(lines, options):
             now = stored.tell()
-            documents = _mend(found.documents, faults, found.fault) if found.fault else found.documents
-            yield Block(documents, max(now - done, 0))
+            yield Block(_mend(found, lines) if found.fault else found.documents, max(now - done, 0))
             done = now
 
 
@@ -110,15 +112,15 @@ def _skip_line(file: BinaryIO) -> int:
     return skipped
 
 
-def _mend(documents: list[list[str]], faults: Faults, fault: str) -> list[list[str]]:
-    """Puts U+FFFD for lone surrogates and NUL characters, or leaves out documents that hold them."""
-    kept = []
-    for document in documents:
+def _mend(found: _Found, lines: "_Lines") -> list[list[str]]:
+    """Puts U+FFFD for lone surrogates and NUL characters, or leaves out documents that hold them, or stops there."""
+    kept, no_text = [], _SURROGATE if lines.source.kind == "jsonl" else _NO_TEXT  # a NUL of JSON was written as one
+    for document in found.documents:
         text = "\n".join(document)
-        mended = _NO_TEXT.sub("\ufffd", text)
+        mended = no_text.sub("\ufffd", text)
         if mended != text:
-            faults.note(fault)
-        if mended == text or faults.on_error == "replace":
+            lines.report(*found.fault, can_replace=True)
+        if mended == text or lines.faults.on_error == "replace":
             kept.append(mended.split("\n"))
     return kept
 
@@ -145,9 +147,9 @@ class _Lines:
             except UnicodeDecodeError as error:
                 text, first = raw[mark:].decode("utf-8", "surrogateescape"), mark + error.start
                 what = f"not UTF-8 ({error.reason})"
-            if first >= 0 and self.faults.on_error == "stop":
-                self.report(offset + first, f"{what}: convert the file.", can_replace=True)
-            fault = f"{self.source.path}: byte {offset + first}: {what}" if first >= 0 else ""
+            fault = (offset + first, f"{what}: convert the file.") if first >= 0 else None
+            if fault and self.faults.on_error == "stop":
+                self.report(*fault, can_replace=True)
             yield _Stretch(text, offset + mark, len(raw), fault, self._has_gap)
             self._has_gap = False
 
@@ -237,7 +239,7 @@ class _Paragraphs:
 
     def _begin(self) -> None:
         self.begun: list[str] = []
-        self.size, self.offset, self.fault, self.is_too_long = 0, 0, "", False
+        self.size, self.offset, self.fault, self.is_too_long = 0, 0, None, False
 
     def of(self, stretch: _Stretch) -> _Found:
         """The documents that end in this stretch."""
@@ -282,10 +284,8 @@ def _read_json_lines(lines: _Lines, options: ReadOptions) -> Iterator[_Found]:
                     lines.report(_offset_of_line(stretch, number), fault)
                 elif text:
                     if "\\ud" in line or "\\uD" in line:  # perhaps half of a surrogate pair
-                        found.fault = found.fault or f"{lines.source.path}: after byte {stretch.offset}: {HALF_PAIR}"
+                        found.fault = found.fault or (stretch.offset, HALF_PAIR)
                     found.documents.append(split_lines(text))
-        if found.fault:
-            _report_half_pairs(lines, stretch, found)
         yield found
 
 
@@ -305,13 +305,6 @@ def _text_of_json(line: str, field: str) -> tuple[str, str]:
     return "", f"no text in field '{field}' (found: {', '.join(sorted(record))}): use --text_field."
 
 
-def _report_half_pairs(lines: _Lines, stretch: _Stretch, found: _Found) -> None:
-    if lines.faults.on_error == "stop" and not stretch.fault:
-        for document in found.documents:
-            if _SURROGATE.search("\n".join(document)):
-                lines.report(stretch.offset, f"a document of the lines that begin here holds {HALF_PAIR}.", can_replace=True)
-
-
 def _offset_of_line(stretch: _Stretch, number: int) -> int:
     before = stretch.text.split("\n")[:number]
     return stretch.offset + sum(len(line.encode("utf-8", "surrogatepass")) + 1 for line in before)
@@ -319,7 +312,7 @@ def _offset_of_line(stretch: _Stretch, number: int) -> int:
 
 def _read_csv(lines: _Lines, options: ReadOptions) -> Iterator[_Found]:
     csv.field_size_limit(LONGEST_DOCUMENT)
-    pending = _Found([], "")
+    pending = _Found([])
     begins = []  # stretches that the reader has entered
 
     def rows_of_text() -> Iterator[str]:
@@ -340,11 +333,11 @@ def _read_csv(lines: _Lines, options: ReadOptions) -> Iterator[_Found]:
             offset, number = begins[-1].offset, rows.line_num
             lines.report(offset, f"a row soon after has {len(row)} of {len(header)} columns (it ends in line {number}).")
         if len(begins) > 1:
-            pending.fault = next((stretch.fault for stretch in begins if stretch.fault), "")
+            pending.fault = next((stretch.fault for stretch in begins if stretch.fault), None)
             del begins[:-1]
             yield pending
-            pending = _Found([], "")
-    pending.fault = next((stretch.fault for stretch in begins if stretch.fault), "")
+            pending = _Found([])
+    pending.fault = next((stretch.fault for stretch in begins if stretch.fault), None)
     yield pending
 
 

@@ -12,7 +12,6 @@ the end of each document and nowhere else; in the manifest, the counts, and the 
 """
 
 import hashlib
-import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,7 @@ import numpy as np
 import xxhash
 
 from mpnet_ds.data.manifest import FILE_NAME, HOLDOUT, MIB, TOKENIZER, DatasetManifest, FileRecord, ShardRecord
+from mpnet_ds.data.plan import available_cores
 from mpnet_ds.data.token_file import HEADER, TokenFile
 from mpnet_ds.errors import UserError
 from mpnet_ds.progress import Progress
@@ -61,17 +61,16 @@ def verify(folder: str | Path, show_progress: bool = True) -> Verification:
     for place, manifest in manifests.items():
         problems += _manifest_problems(place, manifest)
     total = sum(record.bytes for place, manifest in manifests.items() for _, _, record in manifest.files(place))
-    with Progress("Verifying", total, unit="B", enabled=show_progress) as progress, _thread_pool() as pool:
+    with (
+        Progress("Verifying", total, unit="B", enabled=show_progress) as progress,
+        ThreadPoolExecutor(available_cores()) as pool,
+    ):
         count = _Counter(progress)
         shards = [(place, manifest, shard) for place, manifest in manifests.items() for shard in manifest.shards]
         work = [(check, *shard) for shard in shards for check in (_index_file_problems, _shard_problems)]
         for found in pool.map(lambda task: task[0](*task[1:], count), work):
             problems += found
     return Verification(count.num_bytes, problems)
-
-
-def _thread_pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
 
 
 class _Counter:

@@ -21,9 +21,10 @@ from mpnet_ds.errors import UserError
 _SECONDS_BETWEEN_LOOKS = 0.2
 
 
-def build_shards(job: Job, pieces: dict[int, Piece], workers: int, advance: Callable[[int], None]) -> None:
+def build_shards(job: Job, pieces: dict[int, Piece], advance: Callable[[int], None]) -> None:
     """Builds the shards of the numbered pieces; raises ``UserError`` for the first piece that cannot be."""
-    if workers == 1 or len(pieces) == 1:
+    workers = min(job.options.num_workers(), len(pieces))
+    if workers == 1:
         builder = ShardBuilder(job)
         for number, piece in pieces.items():
             builder.build(number, piece, advance)
@@ -31,7 +32,7 @@ def build_shards(job: Job, pieces: dict[int, Piece], workers: int, advance: Call
     context = multiprocessing.get_context("spawn")
     done_bytes, stop = context.Value("q", 0), context.RawValue("b", 0)
     arguments = (job, done_bytes, stop, os.getpid())
-    pool = ProcessPoolExecutor(min(workers, len(pieces)), context, initializer=_start, initargs=arguments)
+    pool = ProcessPoolExecutor(workers, context, initializer=_start, initargs=arguments)
     try:
         waiting = {pool.submit(_build, number, piece): number for number, piece in pieces.items()}
         _await(waiting, done_bytes, advance)

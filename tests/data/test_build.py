@@ -14,6 +14,7 @@ from mpnet_ds.data.learn_tokenizer import train_tokenizer_on
 from mpnet_ds.data.manifest import DatasetManifest
 from mpnet_ds.data.shard_builder import holdout_fraction_of
 from mpnet_ds.errors import UserError
+from mpnet_ds.files import fast_checksum
 from mpnet_ds.tokenizer import PretrainingTokenizer
 from tests.runs import ROOT
 from tests.test_tokenizer import byte_level_backend
@@ -25,9 +26,9 @@ HOLDOUT = 0.1
 def build(tokenizer_folder, tmp_path):
     """A function (*inputs, **options): builds a dataset and returns its folder."""
 
-    def build_next(*inputs, name="dataset", reading=None, workers=1, part=None, **options):
-        what = ([str(path) for path in inputs], tokenizer_folder, tmp_path / name, BuildOptions(**options), reading)
-        build_dataset(*what, workers=workers, part=part, show_progress=False)
+    def build_next(*inputs, name="dataset", reading=None, workers=1, **options):
+        what = ([str(path) for path in inputs], tokenizer_folder, tmp_path / name, BuildOptions(workers=workers, **options))
+        build_dataset(*what, reading, show_progress=False)
         return tmp_path / name
 
     return build_next
@@ -292,6 +293,8 @@ def test_standard_input_is_a_source(build, corpus_files, tokenizer_folder, tmp_p
     for name in ("shard-00000.bin", "shard-00000.idx"):
         assert (tmp_path / "piped" / name).read_bytes() == (by_name / name).read_bytes()
     assert not list((tmp_path / "piped").glob("standard-input*"))
+    (source,) = DatasetManifest.load(tmp_path / "piped").sources
+    assert (source["path"], source["version"]) == ("standard input", fast_checksum(Path(corpus_files.jsonl)))
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -303,9 +306,9 @@ def test_a_set_of_the_datasets_library_is_built_by_several_processes(
     lines = Path(corpus_files.jsonl).read_text().splitlines(keepends=True)
     for number in range(4):
         (tmp_path / "files" / f"{number}.jsonl").write_text("".join(lines[number * 50 : (number + 1) * 50]))
-    what = ([], tokenizer_folder, tmp_path / "from_set", BuildOptions(shard_bytes=20_000))
-    reading = ReadOptions(streaming=streaming)
-    built = build_dataset(*what, reading, dataset=str(tmp_path / "files"), workers=2, show_progress=False)
+    what = ([], tokenizer_folder, tmp_path / "from_set", BuildOptions(shard_bytes=20_000, workers=2))
+    reading = ReadOptions(dataset=str(tmp_path / "files"), streaming=streaming)
+    built = build_dataset(*what, reading, show_progress=False)
     assert len(built.shards) > 1
     assert documents_of(tmp_path / "from_set") == documents_of(build(tmp_path / "files"))
 
@@ -327,8 +330,8 @@ def test_memory_does_not_grow_with_a_shard(tmp_path, tokenizer_folder):
 
 BUILD_AND_REPORT = """
 import resource, sys
-from mpnet_ds.data import build_dataset
-built = build_dataset([sys.argv[1]], sys.argv[2], sys.argv[3], workers=1, show_progress=False)
+from mpnet_ds.data import BuildOptions, build_dataset
+built = build_dataset([sys.argv[1]], sys.argv[2], sys.argv[3], BuildOptions(workers=1), show_progress=False)
 print(built.sequences, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
@@ -339,5 +342,5 @@ def test_lines_are_refused_where_they_would_get_other_ids_than_in_their_document
     what = ([corpus_files.txt], tmp_path / "tokenizer", tmp_path / "dataset")
     with pytest.raises(UserError, match="Add --sentences document"):
         build_dataset(*what, show_progress=False)
-    build_dataset(*what, BuildOptions(sentences="document"), workers=1)
+    build_dataset(*what, BuildOptions(sentences="document", workers=1))
     assert "BPE is encoded by the tokenizers library" in capsys.readouterr().err

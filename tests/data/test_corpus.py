@@ -19,8 +19,8 @@ from mpnet_ds.data.corpus import Corpus, Faults, Source, last_unit, read
 from mpnet_ds.errors import UserError
 
 
-def documents(*inputs, dataset=None, **reading):
-    blocks = Corpus([str(name) for name in inputs], ReadOptions(**reading), dataset).blocks()
+def documents(*inputs, **reading):
+    blocks = Corpus([str(name) for name in inputs], ReadOptions(**reading)).blocks()
     return [document for block in blocks for document in block.documents]
 
 
@@ -332,6 +332,12 @@ def test_half_a_surrogate_pair_is_not_text(tmp_path):
         documents(path)
     assert documents(path, on_error="skip") == [["fine 😀"]]
     assert documents(path, on_error="replace")[1][0].startswith("half \ufffd")
+
+
+def test_a_nul_in_json_does_not_cost_a_document_its_place_beside_a_surrogate_pair(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a\\u0000b"}\n{"text": "\\ud83d\\ude00"}\n')
+    assert documents(path) == [["a\0b"], ["😀"]]
 
 
 def test_a_row_of_csv_without_the_column_is_named_or_left_out(tmp_path):

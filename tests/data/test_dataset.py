@@ -29,8 +29,8 @@ def counted(tmp_path_factory, save_word_tokenizer):
     documents = [" ".join(words[i : i + WORDS_PER_DOCUMENT]) for i in range(0, NUM_WORDS, WORDS_PER_DOCUMENT)]
     (folder / "text.txt").write_text("\n\n".join(documents))
     save_word_tokenizer(folder / "tokenizer", NUM_WORDS)
-    what = ([str(folder / "text.txt")], folder / "tokenizer", folder / "dataset", BuildOptions(shard_bytes=2_200))
-    build_dataset(*what, workers=1, show_progress=False)
+    what = ([str(folder / "text.txt")], folder / "tokenizer", folder / "dataset", BuildOptions(shard_bytes=2_200, workers=1))
+    build_dataset(*what, show_progress=False)
     return folder / "dataset"
 
 

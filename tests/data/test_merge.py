@@ -47,9 +47,10 @@ def whole(build, tmp_path_factory):
 @pytest.fixture
 def parts(whole, tokenizer_folder, tmp_path):
     """The dataset ``whole`` as the parts of a build that three machines share."""
-    what = ([str(whole.with_suffix(".txt"))], tokenizer_folder, tmp_path / "out", BuildOptions(0.2, shard_bytes=8_000))
+    what = ([str(whole.with_suffix(".txt"))], tokenizer_folder, tmp_path / "out")
     for number in (2, 3, 1):
-        build_dataset(*what, part=Part(number, NUM_PARTS), show_progress=False)
+        options = BuildOptions(0.2, shard_bytes=8_000, part=Part(number, NUM_PARTS))
+        build_dataset(*what, options, show_progress=False)
     return sorted((tmp_path / "out").iterdir())
 
 
@@ -266,13 +267,9 @@ def test_the_only_part_of_a_build_becomes_a_whole_dataset(halves, tmp_path):
 
 
 def test_parts_that_were_built_with_other_options_do_not_fit_together(whole, tokenizer_folder, tmp_path):
+    what = ([str(whole.with_suffix(".txt"))], tokenizer_folder, tmp_path / "out")
     for number, holdout in ((1, 0.2), (2, 0.3)):
-        what = (
-            [str(whole.with_suffix(".txt"))],
-            tokenizer_folder,
-            tmp_path / "out",
-            BuildOptions(holdout, shard_bytes=8_000),
-        )
-        build_dataset(*what, part=Part(number, 2), show_progress=False)
+        options = BuildOptions(holdout, shard_bytes=8_000, part=Part(number, 2))
+        build_dataset(*what, options, show_progress=False)
     with pytest.raises(UserError, match="parts of different builds"):
         merge(sorted((tmp_path / "out").iterdir()), tmp_path / "out")

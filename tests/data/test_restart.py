@@ -185,11 +185,11 @@ def test_an_interrupted_build_says_that_it_can_go_on(corpus, tokenizer_folder, t
 
 def test_shards_finished_before_a_fault_are_kept_and_the_fault_can_be_skipped(tokenizer_folder, tmp_path):
     (tmp_path / "a.txt").write_bytes(b"a fine document\n\n" * 100 + b"bad \xff\n\n" + b"fine again\n\n" * 100)
-    what = ([str(tmp_path / "a.txt")], tokenizer_folder, tmp_path / "dataset", BuildOptions(shard_bytes=500))
+    what = ([str(tmp_path / "a.txt")], tokenizer_folder, tmp_path / "dataset", BuildOptions(shard_bytes=500, workers=1))
     with pytest.raises(UserError, match=r"byte 1704 .*finished shards are kept"):
-        build_dataset(*what, workers=1, show_progress=False)
+        build_dataset(*what, show_progress=False)
     assert len(list((tmp_path / "dataset.partial").glob("shard-*.json"))) == 3
-    manifest = build_dataset(*what, ReadOptions(on_error="skip"), workers=1, show_progress=False)
+    manifest = build_dataset(*what, ReadOptions(on_error="skip"), show_progress=False)
     assert manifest.documents == 200
     assert manifest.left_out["faulty_documents"] == 1
 
@@ -261,7 +261,7 @@ def test_a_read_only_folder_is_named(corpus, tokenizer_folder, tmp_path):
 
 def test_remains_of_a_build_with_other_options_do_not_get_into_the_dataset(corpus_files, tokenizer_folder, tmp_path):
     """A kill between a shard's files and its record leaves files that nobody knows of."""
-    build_dataset([corpus_files.txt], tokenizer_folder, tmp_path / "expected", workers=1, show_progress=False)
+    build_dataset([corpus_files.txt], tokenizer_folder, tmp_path / "expected", BuildOptions(workers=1), show_progress=False)
     partial = tmp_path / "dataset.partial"
     (partial / "holdout").mkdir(parents=True)
     (partial / LOCK).touch()
@@ -273,7 +273,7 @@ def test_remains_of_a_build_with_other_options_do_not_get_into_the_dataset(corpu
         "shard-00000.idx.1.tmp",
     ):
         (partial / name).write_bytes(b"old")
-    build_dataset([corpus_files.txt], tokenizer_folder, tmp_path / "dataset", workers=1, show_progress=False)
+    build_dataset([corpus_files.txt], tokenizer_folder, tmp_path / "dataset", BuildOptions(workers=1), show_progress=False)
     assert contents(tmp_path / "dataset").keys() == contents(tmp_path / "expected").keys()
 
 
@@ -349,7 +349,7 @@ def test_files_are_on_disk_before_their_record_and_all_is_before_the_name(
 
     monkeypatch.setattr(os, "fsync", recorded_fsync)
     monkeypatch.setattr(os, "replace", recorded_replace)
-    build_dataset([corpus_files.txt], tokenizer_folder, tmp_path / "dataset", workers=1, show_progress=False)
+    build_dataset([corpus_files.txt], tokenizer_folder, tmp_path / "dataset", BuildOptions(workers=1), show_progress=False)
     order = [
         ("sync", f"shard-00000.bin.{os.getpid()}.tmp"), ("name", "shard-00000.bin"),
         ("sync", f"shard-00000.idx.{os.getpid()}.tmp"), ("name", "shard-00000.idx"), ("sync", "dataset.partial"),

@@ -132,13 +132,13 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path):
         assert part in run.err
 
 
-def test_a_dataset_that_one_rank_has_otherwise_stops_all_with_one_voice(dataset_folder, tmp_path):
-    """A stand-in for a second machine: rank 1 believes that another version of numpy is installed."""
+def test_another_version_on_one_rank_stops_all_with_one_voice(dataset_folder, tmp_path):
+    """A stand-in for a second machine: rank 1 sees another version of numpy."""
     (tmp_path / "sitecustomize.py").write_text(
         "import os, importlib.metadata as metadata\n"
         "true = metadata.version\n"
         "if os.environ.get('RANK') == '1':\n"
-        "    metadata.version = lambda name: '1.0.odd' if name == 'numpy' else true(name)\n"
+        "    metadata.version = lambda name: '99.0.0' if name == 'numpy' else true(name)\n"
     )
     launcher = ["env", f"PYTHONPATH={tmp_path}:{ROOT}", "deepspeed", "--num_accelerators", 2, "--master_port", free_port()]
     script = [ROOT / "launch" / "pretrain.py", "--deepspeed_config", ROOT / "ds_configs" / "zero2.json"]
@@ -146,7 +146,7 @@ def test_a_dataset_that_one_rank_has_otherwise_stops_all_with_one_voice(dataset_
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("error: ") == 1, done.stderr
     assert "error: numpy is " in done.stderr
-    assert '"1.0.odd" on rank 1' in done.stderr
+    assert '"99.0.0" on rank 1' in done.stderr
     assert not (tmp_path / "run").exists()
 
 

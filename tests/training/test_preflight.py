@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from mpnet_ds.data import BuildOptions, build_dataset
 from mpnet_ds.errors import UserError
 from mpnet_ds.training import preflight
 from mpnet_ds.training.deepspeed_config import examine, name_deprecated, resolve
@@ -24,6 +25,7 @@ from mpnet_ds.training.preflight import (
     flatten,
     named_hostfile,
 )
+from mpnet_ds.training.pretrain import open_data
 from mpnet_ds.training.recipe import OptimizationRecipe, load_recipe
 from tests.runs import RECIPE, ROOT, command, free_port, pretrain
 
@@ -132,13 +134,13 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path):
         assert part in run.err
 
 
-def test_a_dataset_that_one_rank_has_otherwise_stops_all_with_one_voice(dataset_folder, tmp_path):
-    """A stand-in for a second machine: rank 1 believes that another version of numpy is installed."""
+def test_another_version_on_one_rank_stops_all_with_one_voice(dataset_folder, tmp_path):
+    """A stand-in for a second machine: rank 1 sees another version of numpy."""
     (tmp_path / "sitecustomize.py").write_text(
         "import os, importlib.metadata as metadata\n"
         "true = metadata.version\n"
         "if os.environ.get('RANK') == '1':\n"
-        "    metadata.version = lambda name: '1.0.odd' if name == 'numpy' else true(name)\n"
+        "    metadata.version = lambda name: '99.0.0' if name == 'numpy' else true(name)\n"
     )
     launcher = ["env", f"PYTHONPATH={tmp_path}:{ROOT}", "deepspeed", "--num_accelerators", 2, "--master_port", free_port()]
     script = [ROOT / "launch" / "pretrain.py", "--deepspeed_config", ROOT / "ds_configs" / "zero2.json"]
@@ -146,8 +148,16 @@ def test_a_dataset_that_one_rank_has_otherwise_stops_all_with_one_voice(dataset_
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("error: ") == 1, done.stderr
     assert "error: numpy is " in done.stderr
-    assert '"1.0.odd" on rank 1' in done.stderr
+    assert '"99.0.0" on rank 1' in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_evaluation_data_of_less_than_a_row_is_named_as_such(dataset_folder, tokenizer_folder, tmp_path):
+    (tmp_path / "short.txt").write_text("a few words")
+    options = BuildOptions()
+    build_dataset([str(tmp_path / "short.txt")], tokenizer_folder, tmp_path / "short", options, show_progress=False)
+    with pytest.raises(UserError, match=r"^evaluation data: .* less than one row of 32"):
+        open_data([str(dataset_folder)], [str(tmp_path / "short")], load_recipe(str(RECIPE)))
 
 
 def test_values_that_make_no_sense_together():

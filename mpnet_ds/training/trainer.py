@@ -24,6 +24,7 @@ from mpnet_ds.errors import UserError
 from mpnet_ds.model import MPNetForPretraining
 from mpnet_ds.model.sizes import flops_per_row
 from mpnet_ds.progress import Progress, show_duration
+from mpnet_ds.training.activation_checkpointing import layer_runner
 from mpnet_ds.training.deepspeed_config import EngineConfig
 from mpnet_ds.training.metrics import MetricsWriter, peak_flops
 from mpnet_ds.training.prefetch import prefetched
@@ -251,9 +252,7 @@ def build_engine(model: MPNetForPretraining, config: EngineConfig, weight_decay:
     """A DeepSpeed engine around ``model``, with activation checkpointing where the JSON has that section."""
     import deepspeed
 
-    if "activation_checkpointing" in config.engine:
-        deepspeed.checkpointing.configure(mpu_=None, deepspeed_config=config.engine)
-        model.checkpoint_function = deepspeed.checkpointing.checkpoint
+    model.checkpoint_function = layer_runner(model.mpnet.encoder.layer, config.engine)
     groups = parameter_groups(model, weight_decay)
     engine, *_ = deepspeed.initialize(model=model, model_parameters=groups, config=config.engine)
     return engine

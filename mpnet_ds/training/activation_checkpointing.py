@@ -20,8 +20,8 @@ SECTION = "activation_checkpointing"
 def checkpointed_layers(num_layers: int, number_checkpoints: int | None) -> list[int]:
     """Numbers, from 0 and ascending, of the layers that are computed again in backward.
 
-    They are spread evenly, beginning with the first: 6 of 12 are 0, 2, 4, 6, 8, 10. The last layer is taken only if all are, because
-    its activations are the first that backward needs, and with query rows alone the fewest.
+    They are spread evenly, beginning with the first: 6 of 12 are 0, 2, 4, 6, 8, 10. The last layer is taken only if all
+    are: backward needs its activations first, and with query rows alone they are the fewest.
 
     Args:
         num_layers: L.

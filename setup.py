@@ -29,5 +29,8 @@ setup(
         "tqdm>=4.66",
         "xxhash>=3.5",
     ],
-    extras_require={"test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9"]},
+    extras_require={
+        "plot": ["matplotlib>=3.8"],
+        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9", "matplotlib>=3.8"],
+    },
 )

@@ -52,6 +52,7 @@ writer.write({"step": 1, "consumed_samples": 8, "loss": 6.5, "grad_norm": float(
 nan = float("nan")
 writer.write({"step": 2, "consumed_samples": 16, "event": "skipped", "samples": [8, 15], "loss": nan, "losses": [nan]})
 writer.write({"step": 2, "consumed_samples": 16, "eval_loss": 6.25, "final": True})
+writer.write({"step": 2, "consumed_samples": 16, "loss": 6.0})
 writer.close()
 processes.stop()
 """
@@ -73,7 +74,7 @@ def start(**given):
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """Three lines by a ``MetricsWriter`` with every monitor but TensorBoard; W&B and Comet only say what they get."""
+    """Four lines by a ``MetricsWriter`` with every monitor but TensorBoard; W&B and Comet only say what they get."""
     folder = tmp_path_factory.mktemp("written")
     for name, text in (("wandb", WANDB), ("comet_ml", COMET), ("write", WRITE)):
         (folder / f"{name}.py").write_text(text)
@@ -88,21 +89,22 @@ def test_lines_are_strict_json_with_null_for_what_is_not_finite(written):
         raise ValueError(constant)
 
     lines = (written.folder / "metrics.jsonl").read_text().splitlines()
-    first, event, last = (json.loads(line, parse_constant=refuse) for line in lines)
+    first, event, evaluation, _ = (json.loads(line, parse_constant=refuse) for line in lines)
     assert first == {"step": 1, "consumed_samples": 8, "loss": 6.5, "grad_norm": None}
     assert (event["event"], event["samples"], event["loss"], event["losses"]) == ("skipped", [8, 15], None, [None])
-    assert last["eval_loss"] == 6.25
+    assert evaluation["eval_loss"] == 6.25
 
 
 @pytest.mark.parametrize("monitor", ["wandb", "comet"])
 def test_monitors_get_finite_numbers_and_nothing_else(written, monitor):
     said = [line for line in written.out if line.startswith(f"{monitor} {{")]
-    assert said == [f"{monitor} {{'train/loss': 6.5}} 1", f"{monitor} {{'eval/loss': 6.25}} 2"]
+    expected = [("train/loss", 6.5, 1), ("eval/loss", 6.25, 2), ("train/loss", 6.0, 2)]
+    assert said == [f"{monitor} {{'{name}': {value}}} {step}" for name, value, step in expected]
     assert "wandb init p" in written.out
 
 
 def test_csv_files_lie_in_the_runs_folder_by_default(written):
-    assert (written.folder / "csv" / "train_loss.csv").read_text().split() == ["step,loss", "1,6.5"]
+    assert (written.folder / "csv" / "train_loss.csv").read_text().split() == ["step,loss", "1,6.5", "2,6.0"]
     assert not (written.folder / "tensorboard").exists()
 
 
@@ -140,11 +142,11 @@ def test_padding_is_no_token_but_work(monkeypatch):
     assert padded["mfu"] == pytest.approx(256 * row / 2 / (2 * 1e15))
 
 
-def test_memory_of_a_processor_is_the_peak_of_this_process(tmp_path):
+def test_memory_of_a_processor_is_the_peak_of_what_this_process_used():
     before = peak_memory(torch.device("cpu"))
     program = (
         "import torch; from mpnet_ds.training.metrics import peak_memory; a = peak_memory(torch.device('cpu')); "
-        "torch.ones(2**26); print(a, peak_memory(torch.device('cpu')))"
+        "torch.empty(2**29); torch.ones(2**26); print(a, peak_memory(torch.device('cpu')))"
     )
     done = command(sys.executable, "-c", program)
     a, b = map(int, done.stdout.split())

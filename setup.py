@@ -30,5 +30,8 @@ setup(
         "xxhash>=3.5",
         "psutil>=6",
     ],
-    extras_require={"test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9"]},
+    extras_require={
+        "plot": ["matplotlib>=3.8"],
+        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9", "matplotlib>=3.8"],
+    },
 )

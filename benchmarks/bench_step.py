@@ -7,7 +7,7 @@ micro batch in the DeepSpeed engine, from ids that lie on the device already.
 
 import gc
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from mpnet_ds.training import processes
 from mpnet_ds.training.deepspeed_config import load_deepspeed_config, resolve
 from mpnet_ds.training.engine import build_engine
 from mpnet_ds.training.metrics import peak_flops
-from mpnet_ds.training.recipe import load_recipe
+from mpnet_ds.training.recipe import Recipe, load_recipe
 
 VOCAB_SIZE = 30527
 WARMUP_STEPS = 3
@@ -46,35 +46,54 @@ def main() -> None:
 
 def measure(arguments, attention: str, rows: int, ranks) -> str:
     recipe = load_recipe(arguments.recipe)
-    sizes = {"global_batch_size": rows, "micro_batch_size": rows}
-    optimization = replace(recipe.optimization, **sizes)
-    raw = load_deepspeed_config(arguments.deepspeed_config)
-    config = resolve(raw, optimization, 1, processes.supported_precisions(), arguments.deepspeed_config)
-    torch.manual_seed(0)
-    model_config = recipe.model_config(VOCAB_SIZE)
-    engine = build_engine(MPNetForPretraining(model_config, recipe.objective, attention), config, optimization.weight_decay)
-    batch = random_batch(
-        rows, recipe.data.seq_length, int(recipe.data.masking.num_predicted(recipe.data.seq_length)), ranks.device
-    )
+    prepared = prepare(recipe, arguments.deepspeed_config, attention, rows, ranks.device)
     on_gpu = ranks.device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    for step in range(WARMUP_STEPS + arguments.steps):
-        if step == WARMUP_STEPS:
-            wait_for(ranks.device)
-            begin = time.perf_counter()
-        engine.backward(engine(**batch).loss)
-        engine.step()
-    wait_for(ranks.device)
-    seconds = (time.perf_counter() - begin) / arguments.steps
-    peak, slots = peak_flops(ranks.device, config.precision), batch["predicted_positions"].shape[1]
-    flops = rows * flops_per_row(model_config, recipe.data.seq_length, slots, recipe.objective)
+    prepared.run(WARMUP_STEPS)
+    seconds = prepared.run(arguments.steps) / arguments.steps
+    tokens, slots = recipe.data.seq_length, prepared.batch["predicted_positions"].shape[1]
+    peak = peak_flops(ranks.device, prepared.precision)
+    flops = rows * flops_per_row(recipe.model_config(VOCAB_SIZE), tokens, slots, recipe.objective)
     share = f"{flops / seconds / peak:6.1%}" if peak else "     –"
     memory = f"{torch.cuda.max_memory_allocated() / 2**30:6.1f}" if on_gpu else "     –"
-    engine.destroy()
-    del engine
+    prepared.engine.destroy()
+    del prepared
     gc.collect()
-    return f"{attention:10} {rows:5} {seconds * 1e3:9.1f} {rows * recipe.data.seq_length / seconds:10,.0f} {share} {memory}"
+    return f"{attention:10} {rows:5} {seconds * 1e3:9.1f} {rows * tokens / seconds:10,.0f} {share} {memory}"
+
+
+@dataclass
+class Prepared:
+    """An engine, and a batch on its device."""
+
+    engine: object
+    batch: dict[str, torch.Tensor]
+    precision: str
+
+    def run(self, steps: int) -> float:
+        """Seconds that ``steps`` updates take."""
+        device = self.batch["input_ids"].device
+        wait_for(device)
+        begin = time.perf_counter()
+        for _ in range(steps):
+            self.engine.backward(self.engine(**self.batch).loss)
+            self.engine.step()
+        wait_for(device)
+        return time.perf_counter() - begin
+
+
+def prepare(recipe: Recipe, deepspeed_config: str, attention: str, rows: int, device: torch.device) -> Prepared:
+    """The recipe's model in an engine by a DeepSpeed file, for updates of one micro batch of ``rows``."""
+    optimization = replace(recipe.optimization, global_batch_size=rows, micro_batch_size=rows)
+    raw = load_deepspeed_config(deepspeed_config)
+    config = resolve(raw, optimization, 1, processes.supported_precisions(), deepspeed_config)
+    torch.manual_seed(0)
+    model = MPNetForPretraining(recipe.model_config(VOCAB_SIZE), recipe.objective, attention)
+    engine = build_engine(model, config, optimization.weight_decay)
+    num_tokens = recipe.data.seq_length
+    batch = random_batch(rows, num_tokens, int(recipe.data.masking.num_predicted(num_tokens)), device)
+    return Prepared(engine, batch, config.precision)
 
 
 def random_batch(rows: int, num_tokens: int, num_slots: int, device: torch.device) -> dict[str, torch.Tensor]:

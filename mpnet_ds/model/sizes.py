@@ -22,7 +22,19 @@ def parameter_count(config: MPNetConfig) -> int:
 
 
 def flops_per_row(config: MPNetConfig, seq_length: int, num_predicted: int, objective: str = "mpnet") -> int:
-    """Operations of forward and backward for one row of ``seq_length`` tokens, p of them predicted."""
+    """Operations of forward and backward for one row of ``seq_length`` tokens, p of them predicted.
+
+    With n = ``seq_length``, L layers of width d and inner width f, a vocabulary of V, c content rows and q query rows:
+
+        layer(r, c) = 4 d² (r + c)      q and o of r rows, k and v of c
+                    + 4 r c d           scores, and their product with the values
+                    + 4 r d f           feed-forward
+        head        = 2 p d (d + V)
+        result      = 3 ((L - 1) layer(c + q, c) + layer(l, c) + head)
+
+    ``mpnet``: c = n + p, q = p, and the last layer has l = p rows; ``plm``: c = n, q = l = p; ``mlm``: c = l = n, q = 0.
+    The 3 stands for forward and twice as much in backward; layers that are computed again in backward count once.
+    """
     kind = get_objective(objective)
     content = seq_length + (num_predicted if kind.has_mask_rows else 0)
     query = num_predicted if kind.has_query_stream else 0

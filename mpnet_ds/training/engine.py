@@ -13,6 +13,7 @@ from mpnet_ds.checkpoint.elastic import load_optimizer
 from mpnet_ds.checkpoint.zero_shards import ZeroCheckpoint
 from mpnet_ds.errors import UserError
 from mpnet_ds.model import MPNetForPretraining
+from mpnet_ds.training.activation_checkpointing import layer_runner
 from mpnet_ds.training.deepspeed_config import EngineConfig
 
 
@@ -96,9 +97,7 @@ def build_engine(model: MPNetForPretraining, config: EngineConfig, weight_decay:
     """DeepSpeed's own engine around ``model``, with activation checkpointing where the JSON has that section."""
     import deepspeed
 
-    if "activation_checkpointing" in config.engine:
-        deepspeed.checkpointing.configure(mpu_=None, deepspeed_config=config.engine)
-        model.checkpoint_function = deepspeed.checkpointing.checkpoint
+    model.checkpoint_function = layer_runner(model.mpnet.encoder.layer, config.engine)
     groups = parameter_groups(model, weight_decay)
     engine, *_ = deepspeed.initialize(model=model, model_parameters=groups, config=config.engine)
     return engine

@@ -3,34 +3,59 @@
 ``metrics.jsonl`` has one object a line. A training line:
 
     {"step": 100, "consumed_samples": 4800, "loss": 6.12, "accuracy": 0.11, "learning_rate": 0.002, "grad_norm": 1.3,
-     "tokens_per_second": 21000.0, "predicted_tokens_per_second": 3280.0, "data_wait": 0.0004, "mfu": 0.31}
+     "tokens_per_second": 21000.0, "predicted_tokens_per_second": 3280.0, "data_wait": 0.0004, "memory": 1503238553,
+     "mfu": 0.31}
 
 ``loss`` (nats) and ``accuracy`` are means over all predicted slots since the last line; ``data_wait`` is the share of the
-time that rank 0 waited for batches; ``mfu`` is there where the device's peak is known. An evaluation line has ``step``,
-``consumed_samples``, ``eval_loss`` and ``eval_accuracy``.
+time that rank 0 waited for batches; ``memory`` is rank 0's peak since its start, in bytes; ``mfu`` is there where the
+device's peak is known. An evaluation line has ``step``, ``consumed_samples``, ``eval_loss`` and ``eval_accuracy``. Other
+lines have ``step`` and tell of an event. A number that is NaN or infinite, which JSON cannot say, is null.
 """
 
 import json
+import math
+import re
+import resource
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from transformers import MPNetConfig
 
 from mpnet_ds.files import write_atomically
+from mpnet_ds.model.sizes import flops_per_row
+from mpnet_ds.progress import show_duration
+from mpnet_ds.training.processes import Ranks
+from mpnet_ds.training.recipe import Recipe
 
 FILE_NAME = "metrics.jsonl"
 
 PEAK_TFLOPS = {
-    "H200": 989,
+    "B200": 2250,
+    "H200 NVL": 835,
+    "GH200|H200": 989,
+    "H100 NVL": 835,
     "H100 PCIe": 756,
     "H100": 989,
     "A100": 312,
+    "A30": 165,
+    "A40": 149.7,
     "L40S": 362,
+    "L40": 181,
     "L4": 121,
+    "A10": 125,
     "A10G": 70,
+    "RTX 4090(?! (Laptop|D))": 165,
     "V100": 125,
     "T4": 65,
+    "MI300X": 1307,
 }
-"""Dense 16-bit matrix rate by part of the device's name, from the vendor's datasheets; the first match counts."""
+"""Dense 16-bit matrix rate, summed in fp32, by whole words of the device's name (regular expressions), from the vendors'
+datasheets; the first match counts."""
+
+GIB = 2**30
 
 
 class MetricsWriter:
@@ -42,44 +67,181 @@ class MetricsWriter:
             return
         self.path = output / FILE_NAME
         _drop_lines_from(self.path, first_step)
-        self._file = open(self.path, "a", encoding="utf-8", buffering=1)
+        self._is_cut_short = self._has_complained = False
         self._monitor = _open_monitors(output, monitors)
 
     def write(self, line: dict) -> None:
-        """Appends a line, and tells the monitors."""
+        """Appends a line, which has at least ``step``, and tells the monitors its finite numbers."""
         if self._monitor is None:
             return
-        self._file.write(json.dumps(line) + "\n")
-        numbers = {name: value for name, value in line.items() if isinstance(value, int | float)}
-        names = {name: value for name, value in numbers.items() if name not in ("step", "consumed_samples")}
-        self._monitor.write_events([(_monitor_name(name), value, line["step"]) for name, value in names.items()])
+        self._append(json.dumps(_finite_or_null(line), allow_nan=False))
+        numbers = {name: value for name, value in line.items() if _is_finite_number(value)}
+        events = [(_monitor_name(n), v, line["step"]) for n, v in numbers.items() if n not in ("step", "consumed_samples")]
+        try:
+            self._monitor.write_events(events)
+        except OSError as error:
+            self._complain(error)
+
+    def _append(self, text: str) -> None:
+        """A line that cannot be written is lost; training goes on."""
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write("\n" * self._is_cut_short + text + "\n")
+            self._is_cut_short = False
+        except OSError as error:
+            self._is_cut_short = True  # perhaps
+            self._complain(error)
+
+    def _complain(self, error: OSError) -> None:
+        if not self._has_complained:
+            print(f"warning: metrics cannot be written ({error}); training goes on.", file=sys.stderr, flush=True)
+        self._has_complained = True
 
     def close(self) -> None:
         """Writes out what the monitors hold back."""
         if self._monitor is not None:
-            self._file.close()
             board = self._monitor.tb_monitor
-            if board.enabled and board.summary_writer is not None:
+            if board is not None and board.enabled and board.summary_writer is not None:
                 board.summary_writer.close()
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The lines of a ``metrics.jsonl``, without one that a kill cut short."""
+    """The lines of a ``metrics.jsonl``, without those that a kill or a full disk cut short; none of a missing file."""
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
-            lines.append(json.loads(text))
+            line = json.loads(text)
         except json.JSONDecodeError:
             continue
+        if isinstance(line, dict) and "step" in line:
+            lines.append(line)
     return lines
+
+
+class Throughput:
+    """Rates since the last restart, from wall-clock time between two points where the device was waited for.
+
+    Padding is no token, but work for the device: it counts in ``mfu`` only.
+
+    Args:
+        model_config: sizes of the model.
+        tokens_per_row: mean number of tokens in a row that are no padding.
+        precision: that of the engine, ``fp32``, ``bf16`` or ``fp16``.
+        clock: seconds.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        model_config: MPNetConfig,
+        tokens_per_row: float,
+        ranks: Ranks,
+        precision: str,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        rows, n = recipe.optimization.global_batch_size, recipe.data.seq_length
+        slots = int(recipe.data.masking.num_predicted(n))
+        self.tokens = rows * tokens_per_row
+        self.predicted = rows * slots * tokens_per_row / n
+        self.flops = rows * flops_per_row(model_config, n, slots, recipe.objective)
+        peak = peak_flops(ranks.device, precision)
+        self.peak = peak * ranks.world_size if peak else None
+        self.device, self._clock = ranks.device, clock
+        self.updates_per_second = 1.0
+        """As of the last ``measure``."""
+        self.restart(step=0)
+
+    def restart(self, step: int) -> None:
+        """Measures from here on; ``step`` updates are done."""
+        self._step, self._time = step, self._clock()
+        self.waited = 0.0
+        """Seconds for data since then, to be added to by the caller."""
+
+    def measure(self, step: int) -> dict[str, float]:
+        """``tokens_per_second``, ``predicted_tokens_per_second``, ``data_wait``, ``memory`` (bytes) and perhaps ``mfu``."""
+        seconds = max(self._clock() - self._time, 1e-9)
+        self.updates_per_second = (step - self._step) / seconds
+        rates = {
+            "tokens_per_second": self.updates_per_second * self.tokens,
+            "predicted_tokens_per_second": self.updates_per_second * self.predicted,
+            "data_wait": self.waited / seconds,
+            "memory": peak_memory(self.device),
+        }
+        self.restart(step)
+        return rates | ({"mfu": self.updates_per_second * self.flops / self.peak} if self.peak else {})
+
+
+def describe(line: dict, max_steps: int, seconds_left: float) -> str:
+    """A training line of ``metrics.jsonl`` for the terminal: one line, its columns below those of the line before.
+
+    Perplexity is exp(loss), of a predicted token; what a run does not know (``mfu``, ``grad_norm``) is left out.
+    """
+    digits, loss, norm = len(str(max_steps)), line["loss"], line.get("grad_norm")
+    tokens, predicted = _rate(line["tokens_per_second"]), _rate(line["predicted_tokens_per_second"])
+    parts = [
+        f"step {line['step']:>{digits}}/{max_steps}",
+        f"loss {loss:7.4f}",
+        f"ppl {_in_columns(math.inf if loss > 700 else math.exp(loss), 6)}",  # which would overflow
+        f"acc {line['accuracy']:5.1%}",
+        f"lr {line['learning_rate']:.2e}",
+        "" if norm is None else f"norm {_in_columns(norm, 5)}",
+        f"{tokens} tok/s ({predicted} pred)",
+        f"MFU {line['mfu']:3.0%}" if "mfu" in line else "",
+        f"wait {line['data_wait']:4.1%}",
+        f"{line['memory'] / GIB:4.1f} GiB",
+        f"{show_duration(seconds_left) if math.isfinite(seconds_left) else '?'} left",
+    ]
+    return "  ".join(filter(None, parts))
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
     """Operations a second that the device could do at best in 16 bits; None where it is not known, or in fp32."""
     if device.type != "cuda" or precision == "fp32":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((tera * 1e12 for part, tera in PEAK_TFLOPS.items() if part in name), None)
+    return peak_flops_of(torch.cuda.get_device_name(device))
+
+
+def peak_flops_of(name: str) -> float | None:
+    """The same by the device's name; None for a part of a device (MIG), whose share is not known."""
+    if re.search(r"\bMIG\b", name):
+        return None
+    found = (tera * 1e12 for pattern, tera in PEAK_TFLOPS.items() if re.search(rf"\b(?:{pattern})\b", name))
+    return next(found, None)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes that this process held at most since its start: of a GPU's memory in tensors, else of the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage would begin with what the process held that started this one
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _in_columns(value: float, width: int) -> str:
+    """``value`` with as many decimals, two at most, as fit into ``width`` columns, or else as ``1e+09``."""
+    texts = (f"{value:.{decimals}f}" for decimals in (2, 1, 0))
+    return next((text for text in texts if len(text) <= width), f"{value:.0e}").rjust(width)
+
+
+def _rate(count: float) -> str:
+    """In five columns: ``3,280``, ``21.5k``, `` 228k``, ``1.52M``."""
+    unit, divisor = ("M", 1e6) if count >= 999.5e3 else ("k", 1e3) if count >= 9_999.5 else ("", 1)
+    return f"{count:5,.0f}" if not unit else _in_columns(count / divisor, 4) + unit
+
+
+def _is_finite_number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _finite_or_null(value):
+    """``value`` as JSON can say it."""
+    if isinstance(value, dict):
+        return {name: _finite_or_null(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite_or_null(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _monitor_name(name: str) -> str:
@@ -87,12 +249,17 @@ def _monitor_name(name: str) -> str:
 
 
 def _open_monitors(output: Path, monitors: dict):
-    """DeepSpeed's monitors; TensorBoard is on unless the JSON says otherwise."""
+    """DeepSpeed's monitors; TensorBoard is on unless the JSON says otherwise, and files go to the run's folder."""
     from deepspeed.monitor.config import get_monitor_config
     from deepspeed.monitor.monitor import MonitorMaster
 
-    board = {"enabled": True, "output_path": str(output), "job_name": "tensorboard"}
-    return MonitorMaster(get_monitor_config(monitors | {"tensorboard": board | monitors.get("tensorboard", {})}))
+    place = {"output_path": str(output)}
+    defaults = {
+        "tensorboard": {"enabled": True, "job_name": "tensorboard"} | place,
+        "csv_monitor": {"job_name": "csv"} | place,
+        "comet": {"samples_log_interval": 1},  # counted in our steps: by default 99 of 100 would be lost
+    }
+    return MonitorMaster(get_monitor_config(monitors | {name: d | monitors.get(name, {}) for name, d in defaults.items()}))
 
 
 def _drop_lines_from(path: Path, first_step: int) -> None:

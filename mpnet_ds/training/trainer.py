@@ -12,7 +12,6 @@ DeepSpeed's optimizers do so once in an update, where they check that the gradie
 
 import math
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,13 +27,12 @@ from mpnet_ds.data.counter_rng import make_key
 from mpnet_ds.data.dataset import PretrainingDataset
 from mpnet_ds.data.mixture import MixtureDataset
 from mpnet_ds.model import MPNetForPretraining
-from mpnet_ds.model.sizes import flops_per_row
-from mpnet_ds.progress import Progress, show_duration
+from mpnet_ds.progress import Progress
 from mpnet_ds.training.control import Control, Request
 from mpnet_ds.training.deepspeed_config import EngineConfig
 from mpnet_ds.training.engine import Engine
 from mpnet_ds.training.health import LossWindow, Spike
-from mpnet_ds.training.metrics import MetricsWriter, peak_flops
+from mpnet_ds.training.metrics import MetricsWriter, Throughput, describe
 from mpnet_ds.training.prefetch import prefetched
 from mpnet_ds.training.processes import Ranks
 from mpnet_ds.training.recipe import Recipe
@@ -97,7 +95,7 @@ class Trainer:
         self._window = LossWindow(recipe.run.spike_factor)
         self._evaluated: tuple[int, float] | None = None  # update and loss
         self._skipped = self._skipped_in_a_row = 0
-        self._throughput = _Throughput(recipe, self.model_config, data.tokens_per_row, ranks, config.precision)
+        self._throughput = Throughput(recipe, self.model_config, data.tokens_per_row, ranks, config.precision)
 
     @property
     def consumed_samples(self) -> int:
@@ -266,13 +264,9 @@ class Trainer:
         if self._skipped:
             line["skipped_updates"] = self._skipped
         self.metrics.write(line)
-        left = show_duration((self.recipe.optimization.max_steps - self.step) / self._throughput.updates_per_second)
-        speed = f"{line['tokens_per_second']:,.0f} tokens/s"
-        self._progress.note(f"loss {loss:.3f}  {speed}")
-        self._progress.write(
-            f"step {self.step:>{len(str(self.recipe.optimization.max_steps))}} of {self.recipe.optimization.max_steps}"
-            f"  loss {loss:.4f}  accuracy {accuracy:.3f}  lr {line['learning_rate']:.2e}  {speed}  {left} left"
-        )
+        last = self.recipe.optimization.max_steps
+        self._progress.note(f"loss {loss:.3f}")
+        self._progress.write(describe(line, last, (last - self.step) / self._throughput.updates_per_second))
 
     @torch.no_grad()
     def _evaluate(self) -> None:
@@ -346,37 +340,6 @@ class Trainer:
 
     def _warn(self, text: str) -> None:
         self._progress.write(f"warning: {text}", file=sys.stderr)
-
-
-class _Throughput:
-    """Rates since the last restart, from wall-clock time between two points where the device was waited for."""
-
-    def __init__(self, recipe: Recipe, model_config, tokens_per_row: float, ranks: Ranks, precision: str):
-        """Padding is no token, but work for the device: it counts in ``mfu`` only."""
-        rows, n = recipe.optimization.global_batch_size, recipe.data.seq_length
-        slots = int(recipe.data.masking.num_predicted(n))
-        self.tokens = rows * tokens_per_row
-        self.predicted = rows * slots * tokens_per_row / n
-        self.flops = rows * flops_per_row(model_config, n, slots, recipe.objective)
-        peak = peak_flops(ranks.device, precision)
-        self.peak = peak * ranks.world_size if peak else None
-        self.updates_per_second = 1.0
-        self.restart(step=0)
-
-    def restart(self, step: int) -> None:
-        self._step, self._time = step, time.perf_counter()
-        self.waited = 0.0  # seconds for data, to be added to by the caller
-
-    def measure(self, step: int) -> dict[str, float]:
-        seconds = max(time.perf_counter() - self._time, 1e-9)
-        self.updates_per_second = (step - self._step) / seconds
-        rates = {
-            "tokens_per_second": self.updates_per_second * self.tokens,
-            "predicted_tokens_per_second": self.updates_per_second * self.predicted,
-            "data_wait": self.waited / seconds,
-        }
-        self.restart(step)
-        return rates | ({"mfu": self.updates_per_second * self.flops / self.peak} if self.peak else {})
 
 
 def _to_tensors(batch: dict[str, np.ndarray], device: torch.device, move: bool = False) -> dict[str, Tensor]:

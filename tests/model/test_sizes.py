@@ -1,5 +1,4 @@
 import pytest
-import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import MPNetConfig
 
@@ -18,13 +17,16 @@ def test_parameter_count_is_the_models():
     assert parameter_count(model.config) == sum(parameter.numel() for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("objective", ["mpnet", "plm", "mlm"])
-def test_flops_are_those_that_torch_counts_in_the_forward_pass(objective):
-    model = model_of(objective, attention="eager")
-    names = ("input_ids", "predicted_positions", "predicted_inputs")
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(*(tensor(f"mpnet/{name}") for name in names))
-    assert counter.get_total_flops() * 3 == 3 * flops_per_row(model.config, 32, 5, objective)
+def test_flops_are_exactly_the_matrix_products_that_torch_counts_forward_and_backward(objective, attention):
+    model = model_of(objective, attention)
+    batch = [tensor(f"mpnet/{name}") for name in ("input_ids", "predicted_positions", "predicted_inputs")]
+    rows, num_tokens = batch[0].shape
+    with FlopCounterMode(display=False) as counter:
+        model(*batch).loss.backward()
+    slots = batch[1].shape[1]
+    assert counter.get_total_flops() == rows * flops_per_row(model.config, num_tokens, slots, objective)
 
 
 def test_a_row_of_base_costs_what_the_readme_of_the_original_shapes_say():

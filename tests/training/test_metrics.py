@@ -1,8 +1,31 @@
+import json
+import math
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from mpnet_ds.model.sizes import flops_per_row
 from mpnet_ds.progress import show_duration
-from mpnet_ds.training.metrics import MetricsWriter, peak_flops
+from mpnet_ds.training import metrics
+from mpnet_ds.training.metrics import MetricsWriter, Throughput, describe, peak_flops, peak_flops_of, peak_memory
+from mpnet_ds.training.recipe import load_recipe
+from tests.runs import command
+
+LINE = {
+    "step": 100,
+    "consumed_samples": 25600,
+    "loss": 2.5,
+    "accuracy": 0.4567,
+    "learning_rate": 4.5e-4,
+    "grad_norm": 0.85,
+    "tokens_per_second": 1_523_000.0,
+    "predicted_tokens_per_second": 228_100.0,
+    "data_wait": 0.001,
+    "memory": int(22.6 * 2**30),
+    "mfu": 0.457,
+}
 
 
 def test_other_ranks_write_nothing(tmp_path):
@@ -17,5 +40,178 @@ def test_durations_read_well(seconds, shown):
     assert show_duration(seconds) == shown
 
 
+WRITE = """
+import sys
+from pathlib import Path
+from mpnet_ds.training import processes
+processes.start()
+from mpnet_ds.training.metrics import MetricsWriter
+monitors = {"tensorboard": {"enabled": False}, "wandb": {"enabled": True, "project": "p"}, "comet": {"enabled": True}}
+writer = MetricsWriter(Path(sys.argv[1]), monitors | {"csv_monitor": {"enabled": True}}, is_main=True, first_step=1)
+writer.write({"step": 1, "consumed_samples": 8, "loss": 6.5, "grad_norm": float("inf")})
+nan = float("nan")
+writer.write({"step": 2, "consumed_samples": 16, "event": "skipped", "samples": [8, 15], "loss": nan, "losses": [nan]})
+writer.write({"step": 2, "consumed_samples": 16, "eval_loss": 6.25, "final": True})
+writer.write({"step": 2, "consumed_samples": 16, "loss": 6.0})
+writer.close()
+processes.stop()
+"""
+WANDB = """
+def init(**given):
+    print("wandb init", given["project"])
+def log(data, step=None, commit=None):
+    print("wandb", data, step)
+"""
+COMET = """
+__version__ = "3.47.0"
+class Experiment:
+    def __internal_api__log_metric__(self, name, value, step):
+        print("comet", {name: value}, step)
+def start(**given):
+    return Experiment()
+"""
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Four lines by a ``MetricsWriter`` with every monitor but TensorBoard; W&B and Comet only say what they get."""
+    folder = tmp_path_factory.mktemp("written")
+    for name, text in (("wandb", WANDB), ("comet_ml", COMET), ("write", WRITE)):
+        (folder / f"{name}.py").write_text(text)
+    (folder / "run").mkdir()
+    done = command(sys.executable, folder / "write.py", folder / "run")  # a script's folder is where it imports from
+    assert done.returncode == 0, done.stderr
+    return SimpleNamespace(folder=folder / "run", out=done.stdout.splitlines())
+
+
+def test_lines_are_strict_json_with_null_for_what_is_not_finite(written):
+    def refuse(constant):
+        raise ValueError(constant)
+
+    lines = (written.folder / "metrics.jsonl").read_text().splitlines()
+    first, event, evaluation, _ = (json.loads(line, parse_constant=refuse) for line in lines)
+    assert first == {"step": 1, "consumed_samples": 8, "loss": 6.5, "grad_norm": None}
+    assert (event["event"], event["samples"], event["loss"], event["losses"]) == ("skipped", [8, 15], None, [None])
+    assert evaluation["eval_loss"] == 6.25
+
+
+@pytest.mark.parametrize("monitor", ["wandb", "comet"])
+def test_monitors_get_finite_numbers_and_nothing_else(written, monitor):
+    said = [line for line in written.out if line.startswith(f"{monitor} {{")]
+    expected = [("train/loss", 6.5, 1), ("eval/loss", 6.25, 2), ("train/loss", 6.0, 2)]
+    assert said == [f"{monitor} {{'{name}': {value}}} {step}" for name, value, step in expected]
+    assert "wandb init p" in written.out
+
+
+def test_csv_files_lie_in_the_runs_folder_by_default(written):
+    assert (written.folder / "csv" / "train_loss.csv").read_text().split() == ["step,loss", "1,6.5", "2,6.0"]
+    assert not (written.folder / "tensorboard").exists()
+
+
+def throughput(recipe=None, tokens_per_row=512.0, world_size=1, precision="bf16", device="cpu", clock=None):
+    recipe = recipe or load_recipe("mpnet-base")
+    ranks = SimpleNamespace(device=torch.device(device), world_size=world_size)
+    return Throughput(recipe, recipe.model_config(30527), tokens_per_row, ranks, precision, clock)
+
+
+def test_rates_are_of_the_time_since_the_last_restart():
+    times = iter([0.0, 5.0, 15.0, 15.0, 20.0, 20.0])
+    measured = throughput(clock=lambda: next(times))
+    measured.restart(step=10)  # at second 5
+    measured.waited += 0.5
+    first = measured.measure(step=14)  # at 15
+    assert measured.updates_per_second == 0.4
+    assert first["tokens_per_second"] == pytest.approx(0.4 * 256 * 512)
+    assert first["predicted_tokens_per_second"] == pytest.approx(0.4 * 256 * 77)
+    assert first["data_wait"] == pytest.approx(0.05)
+    assert first["memory"] > 2**20
+    assert "mfu" not in first
+    second = measured.measure(step=16)  # at 20
+    assert second["data_wait"] == 0
+    assert second["tokens_per_second"] == pytest.approx(0.4 * 256 * 512)
+
+
+def test_padding_is_no_token_but_work(monkeypatch):
+    monkeypatch.setattr(metrics, "peak_flops", lambda *_: 1e15)
+    times = iter([0.0, 2.0, 2.0])
+    monkeypatch.setattr(metrics, "peak_memory", lambda device: 7)
+    padded = throughput(tokens_per_row=256.0, world_size=2, clock=lambda: next(times)).measure(step=1)
+    assert padded["tokens_per_second"] == 256 * 256 / 2
+    assert padded["predicted_tokens_per_second"] == 256 * 77 / 2 / 2
+    row = flops_per_row(load_recipe("mpnet-base").model_config(30527), 512, 77)
+    assert padded["mfu"] == pytest.approx(256 * row / 2 / (2 * 1e15))
+
+
+def test_memory_of_a_processor_is_the_peak_of_what_this_process_used():
+    before = peak_memory(torch.device("cpu"))
+    program = (
+        "import torch; from mpnet_ds.training.metrics import peak_memory; a = peak_memory(torch.device('cpu')); "
+        "torch.empty(2**29); torch.ones(2**26); print(a, peak_memory(torch.device('cpu')))"
+    )
+    done = command(sys.executable, "-c", program)
+    a, b = map(int, done.stdout.split())
+    assert 2**28 * 0.9 < b - a < 2**28 * 1.5
+    assert before > 2**26
+
+
+def test_the_terminals_line_says_everything_in_150_columns():
+    text = describe(LINE, 125_000, 30 * 3600)
+    assert len(text) <= 150
+    for expected in (
+        "step    100/125000", "loss  2.5000", "ppl  12.18", "acc 45.7%", "lr 4.50e-04", "norm  0.85", "1.52M tok/s",
+        "228k pred", "MFU 46%", "wait 0.1%", "22.6 GiB", "30h00m left",
+    ):  # fmt: skip
+        assert expected in text
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loss": 10.3262, "grad_norm": 12.3, "step": 125_000},
+        {"loss": 0.0123, "grad_norm": 1e-9, "accuracy": 0.999},
+        {"grad_norm": 123_456.0, "tokens_per_second": 312.0, "predicted_tokens_per_second": 49.0},
+        {"grad_norm": math.inf, "tokens_per_second": 9_999.9, "predicted_tokens_per_second": 999_999.0},
+        {"loss": math.nan, "tokens_per_second": 45_678_901.0, "memory": 2**20},
+    ],
+)
+def test_columns_stand_below_each_other(changes):
+    def columns(text):
+        return [text.index(word) for word in ("loss", "ppl", "acc", "lr", "norm", "tok/s", "pred", "MFU", "wait", "GiB")]
+
+    text = describe(LINE | changes, 125_000, 59)
+    assert columns(text) == columns(describe(LINE, 125_000, 59))
+    assert len(text) <= 150
+
+
+@pytest.mark.parametrize(("loss", "shown"), [(0.0, "  1.00"), (12.0, "162755"), (30.0, " 1e+13"), (800.0, "   inf")])
+def test_perplexity_of_any_loss_is_shown(loss, shown):
+    assert f"ppl {shown} " in describe(LINE | {"loss": loss}, 125_000, 1)
+
+
+def test_what_a_run_does_not_know_is_left_out():
+    line = {name: value for name, value in LINE.items() if name not in ("mfu", "grad_norm")}
+    text = describe(line, 125_000, math.inf)
+    assert "MFU" not in text
+    assert "norm" not in text
+    assert text.endswith("? left")
+    assert "norm" not in describe(LINE | {"grad_norm": None}, 125_000, 1)
+
+
 def test_no_peak_is_claimed_for_a_processor():
     assert peak_flops(torch.device("cpu"), "bf16") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "tera"),
+    [
+        ("NVIDIA H200", 989), ("NVIDIA H200 NVL", 835), ("NVIDIA GH200 480GB", 989), ("NVIDIA B200", 2250),
+        ("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 PCIe", 756), ("NVIDIA H100 NVL", 835),
+        ("NVIDIA A100-SXM4-80GB", 312), ("NVIDIA A100 80GB PCIe", 312), ("NVIDIA A10", 125), ("NVIDIA A10G", 70),
+        ("NVIDIA L4", 121), ("NVIDIA L40", 181), ("NVIDIA L40S", 362), ("Tesla T4", 65), ("Tesla V100-SXM2-32GB", 125),
+        ("NVIDIA T400", None), ("NVIDIA T400 4GB", None), ("NVIDIA T1000", None), ("NVIDIA A1000", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None), ("NVIDIA GeForce RTX 4090", 165),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None), ("NVIDIA GeForce RTX 4090 D", None), ("Quadro T4000", None),
+    ],
+)  # fmt: skip
+def test_peaks_go_by_whole_words_of_the_devices_name(name, tera):
+    assert peak_flops_of(name) == (None if tera is None else tera * 1e12)

@@ -1,0 +1,122 @@
+"""Curves of one or several runs, from their ``metrics.jsonl``, as a PNG.
+
+Above: training loss (a thin line, the mean of each log interval as it was written, not smoothed) and held-out loss (dots).
+Below: tokens per second. One colour a run.
+"""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mpnet_ds.errors import UserError, did_you_mean
+from mpnet_ds.training.metrics import FILE_NAME, read_metrics
+
+AXES = {"updates": "step", "samples": "consumed_samples"}
+"""What may stand on the horizontal axis, and the number of a line that says it."""
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+@dataclass
+class Curves:
+    """Of one run: pairs (x, y) in the order of the file; y is NaN where a value was not finite."""
+
+    name: str
+    loss: list[tuple[float, float]] = field(default_factory=list)
+    """Nats."""
+    eval_loss: list[tuple[float, float]] = field(default_factory=list)
+    tokens_per_second: list[tuple[float, float]] = field(default_factory=list)
+
+
+def plot_runs(runs: list[str], output: str, x: str = "updates") -> Path:
+    """Draws ``runs`` (folders, or files ``metrics.jsonl``) into the PNG file ``output``; an older one is replaced.
+
+    Raises:
+        UserError: a run without metrics, an ``output`` that is something else, or matplotlib is missing.
+    """
+    path = Path(output)
+    _check_output(path)
+    figure = draw([read_curves(file, name, x) for file, name in zip(*_files_and_names(runs), strict=True)], x)
+    unfinished = path.with_name(path.name + ".tmp")
+    figure.savefig(unfinished, format="png", dpi=150)
+    os.replace(unfinished, path)
+    return path
+
+
+def read_curves(file: Path, name: str, x: str = "updates") -> Curves:
+    """The curves of one ``metrics.jsonl``. Lines that are not whole are left out."""
+    curves, axis = Curves(name), AXES.get(x)
+    if axis is None:
+        raise UserError(f"--x is '{x}'. {did_you_mean(x, AXES)}")
+    for line in read_metrics(file):
+        if axis not in line or "event" in line:
+            continue
+        for key in ("loss", "eval_loss", "tokens_per_second"):
+            if key in line:
+                value = line[key]
+                getattr(curves, key).append((line[axis], float("nan") if value is None else value))
+    if not curves.loss:
+        raise UserError(f"{file} has no training loss yet: wait for the run's first --log_interval updates.")
+    return curves
+
+
+def draw(runs: list[Curves], x: str = "updates"):
+    """A matplotlib ``Figure`` of two axes, losses above and throughput below, with lines labelled by run."""
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import EngFormatter
+    except ImportError as error:
+        raise UserError("plots need matplotlib, which is not installed: pip install matplotlib") from error
+    figure = Figure(figsize=(9, 7), layout="constrained")
+    losses, speeds = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
+    for number, run in enumerate(runs):
+        colour = f"C{number % 10}"
+        losses.plot(*zip(*run.loss, strict=True), color=colour, linewidth=1, alpha=0.8, label=f"{run.name}, training")
+        if run.eval_loss:
+            points = zip(*run.eval_loss, strict=True)
+            losses.plot(*points, color=colour, linestyle="--", marker="o", markersize=4, label=f"{run.name}, held-out")
+        speeds.plot(*zip(*run.tokens_per_second, strict=True), color=colour, linewidth=1, label=run.name)
+    losses.set_ylabel("loss (nats per predicted token)")
+    speeds.set_ylabel("throughput (tokens/s)")
+    speeds.set_xlabel({"updates": "updates", "samples": "samples (rows)"}[x])
+    speeds.set_ylim(bottom=0)
+    speeds.yaxis.set_major_formatter(EngFormatter())
+    speeds.xaxis.set_major_formatter(EngFormatter())
+    losses.legend(frameon=False)
+    figure.align_ylabels()
+    for axes in (losses, speeds):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _files_and_names(runs: list[str]) -> tuple[list[Path], list[str]]:
+    """Each run's file, and the shortest end of its folder's path that tells it from the others."""
+    files = []
+    for run in map(Path, runs):
+        file = run / FILE_NAME if run.is_dir() else run
+        if not file.is_file():
+            found = f"no {FILE_NAME} in {run}" if run.is_dir() else f"no such run: {run}"
+            raise UserError(f"{found}. A run is the --output_dir of launch/pretrain.py, or its {FILE_NAME}.")
+        files.append(file)
+    parts = [file.resolve().parent.parts for file in files]
+    if len(set(parts)) < len(parts):
+        raise UserError("the same run is named twice.")
+    names = []
+    for one in parts:
+        length = next(n for n in range(1, len(one) + 1) if sum(other[-n:] == one[-n:] for other in parts) == 1)
+        names.append("/".join(one[-length:]))
+    return files, names
+
+
+def _check_output(path: Path) -> None:
+    if path.suffix.lower() != ".png":
+        raise UserError(f"--output is {path}; it must end in .png.")
+    if not path.parent.is_dir():
+        raise UserError(f"no folder {path.parent} for --output.")
+    if path.exists():
+        if not path.is_file():
+            raise UserError(f"{path} is a folder: choose another --output.")
+        with open(path, "rb") as file:
+            if file.read(len(PNG_SIGNATURE)) != PNG_SIGNATURE:
+                raise UserError(f"{path} is there already and holds no PNG: choose another --output.")

@@ -1,0 +1,34 @@
+"""A program for tests: several runs one after the other in the same processes, as each start costs seconds.
+
+    python tests/training/many_runs.py LIST        deepspeed --num_accelerators 2 tests/training/many_runs.py LIST
+
+LIST is a JSON file: for each run, the arguments of launch/pretrain.py. What a run prints stands between lines
+``begin I`` and ``end I: CODE, SECONDS s``.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from unittest import mock
+
+from mpnet_ds.training import processes
+from mpnet_ds.training.pretrain import add_arguments, pretrain
+
+
+def main() -> None:
+    ranks = processes.start()
+    with mock.patch.object(processes, "stop"):  # DeepSpeed holds on to its first process group, so it must live on
+        for number, arguments in enumerate(json.loads(Path(sys.argv[-1]).read_text())):
+            parser = argparse.ArgumentParser()
+            add_arguments(parser)
+            ranks.say(f"begin {number}")
+            begin = time.perf_counter()
+            code = pretrain(parser.parse_args(arguments))
+            ranks.say(f"end {number}: {code}, {time.perf_counter() - begin:.1f} s")
+    processes.stop()
+
+
+if __name__ == "__main__":
+    main()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -27,6 +28,14 @@ class Run:
     @property
     def metrics(self) -> list[dict]:
         return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+
+    @property
+    def repeatable(self) -> list[dict]:
+        """The metrics without what depends on the machine's speed and memory."""
+        return [
+            {name: value for name, value in line.items() if "per_second" not in name and name not in ("data_wait", "memory")}
+            for line in self.metrics
+        ]
 
     @property
     def losses(self) -> list[float]:
@@ -66,6 +75,17 @@ def pretrain(
     script = [*(script or [ROOT / "launch" / "pretrain.py"]), "--deepspeed_config", config_path, *where]
     done = command(*launcher, *script, *arguments, cwd=cwd)
     return Run(done.returncode, done.stdout, done.stderr, output)
+
+
+def pretrain_all(folder: Path, runs: dict[Path, list], ranks: int) -> dict[Path, Run]:
+    """Several runs in the same processes, one after the other: output folder → arguments of ``launch/pretrain.py``."""
+    lists = [[str(word) for word in ("--output_dir", output, *arguments)] for output, arguments in runs.items()]
+    (folder / "runs.json").write_text(json.dumps(lists))
+    launcher = ["deepspeed", "--num_accelerators", ranks, "--master_port", free_port()] if ranks > 1 else [sys.executable]
+    done = command(*launcher, ROOT / "tests" / "training" / "many_runs.py", folder / "runs.json")
+    said = re.findall(r"^begin \d+\n(.*?)^end \d+: (\d+), ", done.stdout, re.MULTILINE | re.DOTALL)
+    assert len(said) == len(runs), f"after {len(said)} runs:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return {output: Run(int(code), out, done.stderr, output) for output, (out, code) in zip(runs, said, strict=True)}
 
 
 def free_port() -> int:

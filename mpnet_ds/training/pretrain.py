@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import mpnet_ds
-from mpnet_ds.checkpoint.huggingface import weights_file
+from mpnet_ds.checkpoint.huggingface import check_start
 from mpnet_ds.data.dataset import PretrainingDataset
 from mpnet_ds.data.mixture import MixtureDataset, open_datasets, parse_weighted
 from mpnet_ds.errors import UserError
@@ -242,7 +242,7 @@ def _inspect_run(arguments, recipe: Recipe, config: EngineConfig, data, ranks, i
     model_config = recipe.model_config(data.tokenizer.vocab_size)
     inspection.attempt(lambda: check_config(model_config))
     if arguments.init_from:
-        inspection.attempt(lambda: weights_file(arguments.init_from))
+        inspection.attempt(lambda: check_start(arguments.init_from, model_config, data.tokenizer))
     inspection.facts |= {"the dataset's checksum": data.checksum, "the tokenizer's": data.tokenizer.fingerprint}
     inspection.facts |= flatten("recipe", asdict(recipe)) | flatten("DeepSpeed's configuration", config.engine)
     inspection.add(check_build_locks(compiled_ops(config)))
@@ -252,6 +252,9 @@ def _inspect_run(arguments, recipe: Recipe, config: EngineConfig, data, ranks, i
         run_identity = identity(recipe, data.tokenizer.fingerprint, data.checksum)
         start = inspection.attempt(lambda: _find_start(arguments, recipe, config, run_identity, ranks.world_size))
         if start is not None:
+            if arguments.init_from and start.checkpoint is not None:
+                text = "--init_from is not used: the run goes on from its checkpoint."
+                inspection.add([Finding(text, is_fatal=False)])
             inspection.add(check_disk(start.output, checkpoint_bytes(work), checkpoints_at_once(recipe)))
         inspection.result = start
 

@@ -143,7 +143,36 @@ def slow(update: int) -> None:
     Trainer._update = with_pause
 
 
+def count_waits(update: int) -> None:
+    """Prints, for one update, who asked for a tensor's value, as a device would have to be waited for."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from mpnet_ds.training.trainer import Trainer
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+            if "_local_scalar_dense" in str(operation) or "nonzero" in str(operation):
+                frame = sys._getframe()
+                while not any(name in frame.f_code.co_filename for name in ("mpnet_ds/", "deepspeed/")):
+                    frame = frame.f_back
+                package = "mpnet_ds" if "mpnet_ds/" in frame.f_code.co_filename else "deepspeed"
+                print(f"{package} waits in {frame.f_code.co_name}", flush=True)
+            return operation(*args, **(kwargs or {}))
+
+    before = Trainer._update
+
+    def watched(self, batches, num_targets):
+        if self.step != update:
+            return before(self, batches, num_targets)
+        with Watch():
+            before(self, batches, num_targets)
+        print("one update was watched", flush=True)
+
+    Trainer._update = watched
+
+
 FAULTS = {
+    "waits": count_waits,
     "stop": ask("STOP"),
     "save": ask("SAVE"),
     "sigterm": send(signal.SIGTERM),

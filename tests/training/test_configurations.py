@@ -4,14 +4,13 @@ import csv
 import json
 import os
 import re
-import sys
 from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
 
-from tests.runs import RECIPE, ROOT, Run, command, free_port
+from tests.runs import RECIPE, ROOT, Run, pretrain_all
 
 SHIPPED = {path.stem: path for path in sorted((ROOT / "ds_configs").glob("*.json"))}
 IN_16_BITS = {"bf16": 0.05, "fp16": 0.1}  # nats that losses may be away from those in fp32
@@ -32,18 +31,13 @@ def train_all(folder: Path, data: Path, configs: dict[str, Path], ranks: int, *m
         content["run"] |= {"eval_interval": 6, "save_interval": 6}
         recipes[precision] = folder / f"{precision}.json"
         recipes[precision].write_text(json.dumps(content))
-    runs = []
+    runs = {}
     for name, path in configs.items():
         recipe = recipes["auto" if name in IN_16_BITS else "fp32"]
-        where = ["--data", data, "--output_dir", folder / name]
-        runs.append([str(item) for item in ("--deepspeed_config", path, "--recipe", recipe, *where, *more)])
-    (folder / "runs.json").write_text(json.dumps(runs))
-    launcher = ["deepspeed", "--num_accelerators", ranks, "--master_port", free_port()] if ranks > 1 else [sys.executable]
+        runs[folder / name] = ["--deepspeed_config", path, "--recipe", recipe, "--data", data, *more]
     with mock.patch.dict(os.environ, TORCH_EXTENSIONS_DIR=str(folder / "compiled")):
-        done = command(*launcher, ROOT / "tests" / "training" / "many_runs.py", folder / "runs.json")
-    said = re.findall(r"^begin \d+\n(.*?)^end \d+: (\d+), ", done.stdout, re.MULTILINE | re.DOTALL)
-    assert len(said) == len(runs), f"after {len(said)} runs:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-    return {name: Run(int(code), out, done.stderr, folder / name) for name, (out, code) in zip(configs, said, strict=True)}
+        done = pretrain_all(folder, runs, ranks)
+    return {output.name: run for output, run in done.items()}
 
 
 @pytest.fixture(scope="module")

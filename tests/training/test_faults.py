@@ -292,6 +292,11 @@ def test_two_runs_do_not_share_an_output_folder(dataset_folder, tmp_path):
         launcher.wait(60)
 
 
-def test_the_record_says_what_ran(trained):
-    record = json.loads((trained().folder / "run.json").read_text())
-    assert record["recipe"]["run"]["keep"] == 2
+@pytest.mark.parametrize("config", ["zero2", "zero3", "bf16"])
+def test_no_update_waits_for_the_device_but_in_deepspeeds_own_check(dataset_folder, tmp_path, config):
+    flags = ["--micro_batch_size", 4, "--log_interval", 8, "--max_steps", 3]
+    run = train(tmp_path / "run", dataset_folder, *flags, fault="waits@2", config=config)
+    assert run.code == 0, run.err
+    assert "one update was watched" in run.out
+    assert "deepspeed waits in is_invalid_grad_norm" in run.out  # the watch sees such things
+    assert "mpnet_ds waits" not in run.out

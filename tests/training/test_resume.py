@@ -1,0 +1,92 @@
+"""Runs that were interrupted end like runs that were not."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.runs import RECIPE, ROOT, Run, pretrain, pretrain_all, recipe_with
+
+STAGES = ["zero0", "zero1", "zero2", "zero3"]
+DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+
+
+def arguments(stage: str, recipe: Path, data: Path, *more) -> list:
+    config = ROOT / "ds_configs" / f"{stage}.json"
+    return ["--deepspeed_config", config, "--recipe", recipe, "--data", data, *more]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_losses_after_a_resume_are_those_of_the_run_that_never_stopped(dataset_folder, tmp_path, ranks):
+    """Bit for bit: all ZeRO stages, fp32 and bf16, with dropout."""
+    runs = {}
+    for precision in ("fp32", "bf16"):
+        (tmp_path / precision).mkdir()
+        recipe = recipe_with(tmp_path / precision, model=DROPOUT, optimization={"precision": precision})
+        for stage in STAGES:
+            runs[tmp_path / precision / stage] = arguments(stage, recipe, dataset_folder, "--micro_batch_size", 4)
+    whole = pretrain_all(tmp_path, runs, ranks)
+    before = {}
+    for output, run in whole.items():
+        assert run.code == 0, run.out
+        before[output] = run.repeatable
+        (run.newest_checkpoint / "manifest.json").unlink()  # what a kill in the middle of a save leaves
+        shutil.rmtree(output / "tokenizer")  # and one right after run.json
+        with open(output / "metrics.jsonl", "a") as file:
+            file.write('{"step": 9, "lo')  # and one in the middle of a line
+    again = pretrain_all(tmp_path, runs, ranks)
+    for output, run in again.items():
+        assert run.code == 0, run.out
+        assert f"step-00000006 at update 6\nOutput {output}" in run.out
+        assert (run.newest_checkpoint / "manifest.json").exists()
+        assert run.repeatable == before[output], output
+    assert before[tmp_path / "fp32" / "zero2"] != before[tmp_path / "bf16" / "zero2"]
+
+
+def keep_checkpoints_up_to(output: Path, step: int) -> None:
+    for checkpoint in (output / "checkpoints").glob("step-*"):
+        if int(checkpoint.name.removeprefix("step-")) > step:
+            shutil.rmtree(checkpoint)
+
+
+def test_ranks_and_zero_stage_change_on_the_way_and_the_losses_stay(dataset_folder, tmp_path):
+    """ZeRO 1 → 3 → 2 → 0 with 2 → 1 → 2 → 1 ranks, two updates each, against a run that nothing happened to."""
+    output, more = tmp_path / "run", ("--micro_batch_size", 4, "--keep", 9)
+    undisturbed, run = None, None
+    legs = [("zero1", 2), ("zero3", 1), ("zero2", 2), ("zero0", 1)]
+    changes = ["", "ZeRO 1 → ZeRO 3, 2 rank(s) → 1 rank(s)", "ZeRO 3 → ZeRO 2, 1 rank(s) → 2 rank(s)",
+               "ZeRO 2 → ZeRO 0, 2 rank(s) → 1 rank(s)"]  # fmt: skip
+    for leg, ((stage, ranks), change) in enumerate(zip(legs, changes, strict=True)):
+        keep_checkpoints_up_to(output, 2 * leg)
+        run = pretrain_all(tmp_path, {output: arguments(stage, RECIPE, dataset_folder, *more)}, ranks)[output]
+        assert run.code == 0, run.out
+        assert ("The checkpoint is converted: " + change in run.out) if change else ("converted" not in run.out)
+        assert f"step-{2 * leg:08d} at update" in run.out or not leg
+        undisturbed = undisturbed or Run(run.code, run.out, run.err, shutil.copytree(output, tmp_path / "undisturbed"))
+        assert run.losses == pytest.approx(undisturbed.losses, abs=1e-5)
+        assert run.eval_losses == pytest.approx(undisturbed.eval_losses, abs=1e-5)
+        assert len(run.losses) == 8
+    norms = [[line["grad_norm"] for line in each.metrics if "grad_norm" in line] for each in (run, undisturbed)]
+    assert norms[0] == pytest.approx(norms[1], abs=1e-5)
+
+
+def test_a_checkpoint_in_bf16_goes_on_in_fp32(trained, dataset_folder, tmp_path):
+    source = trained("bf16").folder / "checkpoints" / "step-00000006"
+    run = pretrain(tmp_path / "run", "--recipe", RECIPE, "--data", dataset_folder, "--resume", source, config="fp32")
+    assert run.code == 0, run.err
+    assert "The checkpoint is converted: bf16 → fp32" in run.out
+    assert [line["step"] for line in run.metrics if "loss" in line] == [7, 8]
+    assert run.losses == pytest.approx(trained("bf16").losses[6:], abs=0.02)
+
+
+def test_a_longer_run_with_other_optimizer_settings_uses_them(trained, dataset_folder, tmp_path):
+    output = shutil.copytree(trained().folder, tmp_path / "run")
+    recipe = recipe_with(tmp_path, optimization={"max_steps": 10, "weight_decay": 0.5, "betas": [0.5, 0.6]})
+    (tmp_path / "plain").mkdir()
+    plain = recipe_with(tmp_path / "plain", optimization={"max_steps": 10})
+    changed = pretrain(output, "--recipe", recipe, "--data", dataset_folder)
+    other = shutil.copytree(trained().folder, tmp_path / "other")
+    same = pretrain(other, "--recipe", plain, "--data", dataset_folder)
+    assert changed.code == same.code == 0, changed.err + same.err
+    assert changed.losses[8] == same.losses[8]  # update 9 begins with the same weights
+    assert abs(changed.losses[9] - same.losses[9]) > 1e-4

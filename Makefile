@@ -24,7 +24,7 @@ demo: setup
 	@bash launch/demo.sh
 
 test: setup lint
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-long: setup
 	@$(BIN)/python -m pytest -m long

@@ -32,6 +32,6 @@ setup(
     ],
     extras_require={
         "plot": ["matplotlib>=3.8"],
-        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9", "matplotlib>=3.8"],
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.9", "matplotlib>=3.8"],
     },
 )

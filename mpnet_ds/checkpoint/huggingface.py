@@ -1,17 +1,14 @@
-"""Export to, and import from, a Hugging Face MPNet folder.
+"""Export to a Hugging Face MPNet folder (the way back is in pretrained.py).
 
-Parameters have transformers' names in training already, so both ways are copies. An export is checked before it takes its
+Parameters have transformers' names in training already, so an export is a copy. It is checked before it takes its
 name: the folder is loaded with plain ``transformers`` and its hidden states and logits are compared with the training
 model's plain forward on real text.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForMaskedLM, AutoTokenizer, MPNetConfig, MPNetForMaskedLM
 from transformers.utils import logging as transformers_logging
@@ -22,8 +19,6 @@ from mpnet_ds.errors import UserError
 from mpnet_ds.files import new_folder
 from mpnet_ds.model import MPNetForPretraining
 from mpnet_ds.tokenizer import PretrainingTokenizer
-
-WEIGHTS = "model.safetensors"
 
 TOLERANCE = 1e-5
 """Largest difference of a hidden state that passes the check. Logits may differ by the same, relative to the largest."""
@@ -61,45 +56,6 @@ def export_huggingface(source: str | Path, output: str | Path, dtype: str = "fp3
         PretrainingTokenizer.load(checkpoint / "tokenizer").save(folder, model_max_length=info.seq_length)
         (folder / "README.md").write_text(_model_card(info), encoding="utf-8")
         return compare(weights, info, folder)
-
-
-def load_pretrained_weights(model: MPNetForPretraining, folder: str | Path) -> None:
-    """Starts ``model`` from a folder that ``check_start`` has found good; encoder-only folders leave the head fresh."""
-    weights, own = load_file(Path(folder) / WEIGHTS), model.state_dict()
-    weights = {_own_name(name, weights): tensor for name, tensor in weights.items()}
-    model.load_state_dict({name: tensor for name, tensor in weights.items() if name in own}, strict=False)
-
-
-def check_start(folder: str | Path, config: MPNetConfig, tokenizer: PretrainingTokenizer) -> None:
-    """Whether a run with this model and tokenizer can start from the weights of a Hugging Face folder.
-
-    Reads names and shapes only. Raises ``UserError`` if the folder has no weights, or those of another model or vocabulary.
-    """
-    origin, file = f"--init_from {folder}", Path(folder) / WEIGHTS
-    if not file.is_file():
-        raise UserError(f"{origin}: {WEIGHTS} is missing; give a Hugging Face folder with an MPNet model.")
-    with safe_open(file, "pt") as weights:
-        shapes = {_own_name(name, weights.keys()): weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
-    has_tokenizer = (Path(folder) / "tokenizer.json").is_file()
-    if has_tokenizer and PretrainingTokenizer.load(folder).pieces != tokenizer.pieces:
-        raise UserError(
-            f"{origin}: its vocabulary is not the data's ({tokenizer.vocab_size:,} pieces): build the data with its "
-            f"tokenizer (tools/build_dataset.py --tokenizer {folder})."
-        )
-    with torch.device("meta"):
-        own = {name: list(tensor.shape) for name, tensor in MPNetForPretraining(config).state_dict().items()}
-    for name, shape in own.items():
-        if name in shapes and shapes[name] != shape:
-            cure = "take a recipe of that model's sizes, and data built with its tokenizer"
-            raise UserError(f"{origin}: {name} is {shapes[name]} there, {shape} here: {cure}.")
-    missing = [name for name in own if name.startswith("mpnet.") and name not in shapes]
-    if missing:
-        raise UserError(f"{origin}: {missing[0]} is missing; is this an MPNet model with as many layers?")
-
-
-def _own_name(name: str, names: Iterable[str]) -> str:
-    """Folders of the encoder alone leave the prefix out."""
-    return name if any(other.startswith("mpnet.") for other in names) else f"mpnet.{name}"
 
 
 def compare(weights: dict[str, Tensor], info: CheckpointInfo, folder: Path) -> Comparison:

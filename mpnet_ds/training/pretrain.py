@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import mpnet_ds
-from mpnet_ds.checkpoint.huggingface import check_start
+from mpnet_ds.checkpoint.pretrained import check_start, load_pretrained_weights
 from mpnet_ds.data.dataset import PretrainingDataset
 from mpnet_ds.data.mixture import MixtureDataset, open_datasets, parse_weighted
 from mpnet_ds.errors import UserError
@@ -217,7 +217,7 @@ def _run(arguments, recipe: Recipe, config: EngineConfig, data, eval_data, ranks
     start, warnings = _agree(inspection, ranks)
     model_config = recipe.model_config(data.tokenizer.vocab_size)
     lines = describe_run(recipe, config, data, eval_data, model_config, start, ranks)
-    warnings = [f"Warning: {text}" for text in warnings]
+    warnings = [f"warning: {text}" for text in warnings]
     if arguments.dry_run:
         lines += [*_describe_needs(recipe, config, model_config, start, ranks), *warnings, describe_configuration(config)]
         ranks.say("\n".join([*lines, f"All checks passed. Nothing was trained, and nothing written to {start.output}."]))
@@ -289,7 +289,6 @@ def _find_start(arguments, recipe: Recipe, config: EngineConfig, run_identity, w
 def _train(arguments, recipe, config, model_config, data, eval_data, start: Start, ranks):
     import torch
 
-    from mpnet_ds.checkpoint.huggingface import load_pretrained_weights
     from mpnet_ds.model import MPNetForPretraining
 
     torch.manual_seed(recipe.run.seed)

@@ -27,7 +27,7 @@ def describe_run(recipe: Recipe, config: EngineConfig, data, eval_data, model_co
         f"{batch.global_batch_size} rows an update = {sizes}",
         f"{optimization.max_steps:,} updates = {_show_count(epochs)} epochs of the data",
     ]
-    lines += [f"Warning: {path.name} is damaged and set aside: {reason}" for path, reason in start.damaged]
+    lines += [f"warning: {path.name} is damaged and set aside: {reason}" for path, reason in start.damaged]
     if start.checkpoint is not None:
         lines.append(f"Continuing from {start.checkpoint} at update {start.step}")
     if start.conversion:

@@ -132,12 +132,6 @@ def test_shard_that_is_damaged_while_training(dataset_folder, tmp_path):
     assert_refused(run, f"{path}: token ", "has id 65,535", "--verify", "build the dataset again")
 
 
-def test_checkpoint_of_another_number_of_ranks(trained, dataset_folder, tmp_path):
-    source = trained("zero2", ranks=2)
-    arguments = ["--recipe", RECIPE, "--data", dataset_folder, "--resume", source.folder]
-    assert_refused(pretrain(tmp_path / "run", *arguments), "saved by 2 rank(s) at ZeRO stage 2", "this run has 1")
-
-
 def test_checkpoint_of_another_model(trained, dataset_folder, tmp_path):
     recipe = recipe_with(tmp_path, model={"hidden_size": 48})
     arguments = ["--recipe", recipe, "--data", dataset_folder, "--resume", trained().folder]
@@ -179,7 +173,9 @@ def test_checkpoint_with_foreign_code_is_not_resumed(trained, dataset_folder, tm
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     manifest["files"][name] = {"bytes": (checkpoint / name).stat().st_size, "xxh3_64": fast_checksum(checkpoint / name)}
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
-    assert_refused(pretrain(run, "--recipe", RECIPE, "--data", dataset_folder, "--max_steps", 9), name, "foreign code")
+    arguments = ["--recipe", RECIPE, "--data", dataset_folder, "--max_steps", 9]
+    assert_refused(pretrain(tmp_path / "other", *arguments, "--resume", checkpoint), name, "foreign code")
+    assert "set aside" in pretrain(run, *arguments).out
     assert not (tmp_path / "pwned").exists()
 
 

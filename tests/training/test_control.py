@@ -1,0 +1,76 @@
+"""Requests to stop and to save, in real processes."""
+
+import signal
+
+import psutil
+import pytest
+
+from mpnet_ds.checkpoint.store import verify
+from tests.training.faulty_runs import launch, ranks_of, saved_steps, train, wait_for_update
+
+SECONDS_TO_SAVE = 30
+
+
+@pytest.mark.parametrize(("fault", "code"), [("sigterm@3", 75), ("sigusr1@3", 75), ("sigint@3", 130), ("stop@3", 0)])
+def test_a_request_to_stop_saves_and_the_same_command_goes_on(trained, dataset_folder, tmp_path, fault, code):
+    stopped = train(tmp_path / "run", dataset_folder, fault=fault)
+    assert stopped.code == code, stopped.err
+    assert "at update 3 of 8; everything is saved" in stopped.out
+    assert saved_steps(stopped.folder) == [2, 3]
+    assert not (tmp_path / "run" / "STOP").exists()
+    again = train(tmp_path / "run", dataset_folder)
+    assert again.code == 0, again.err
+    assert again.losses == trained().losses
+    assert "Training loss " + f"{again.losses[0]:.4f} → {again.losses[-1]:.4f}" in again.out
+
+
+def test_a_file_asks_for_a_checkpoint(dataset_folder, tmp_path):
+    run = train(tmp_path / "run", dataset_folder, "--save_interval", 100, "--keep", 9, fault="save@3")
+    assert run.code == 0, run.err
+    assert saved_steps(run.folder) == [3, 8]
+    assert not (tmp_path / "run" / "SAVE").exists()
+
+
+def test_one_ranks_signal_stops_all_and_the_launcher_passes_the_code_on(trained, dataset_folder, tmp_path):
+    stopped = train(tmp_path / "run", dataset_folder, fault="sigterm@3", ranks=2)
+    assert stopped.code == 75, stopped.err
+    assert saved_steps(stopped.folder) == [2, 3]
+    assert train(tmp_path / "run", dataset_folder, ranks=2).losses == trained("zero2", 2).losses
+
+
+def test_more_signals_while_saving_do_no_harm(trained, dataset_folder, tmp_path):
+    stopped = train(tmp_path / "run", dataset_folder, fault="sigterm_while_saving@3", ranks=2)
+    assert stopped.code == 75, stopped.err
+    verify(stopped.newest_checkpoint)
+    assert train(tmp_path / "run", dataset_folder, ranks=2).losses == trained("zero2", 2).losses
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_ranks_save_when_a_signal_ends_their_launcher(trained, dataset_folder, tmp_path, number):
+    """DeepSpeed's launcher passes neither on: it dies, and its ranks notice."""
+    output = tmp_path / "run"
+    launcher = launch(output, dataset_folder, "slow@3")
+    wait_for_update(output, 3, launcher)
+    below = psutil.Process(launcher.pid).children(recursive=True)
+    launcher.send_signal(number)
+    assert launcher.wait(10) == -number
+    _, alive = psutil.wait_procs(below, timeout=SECONDS_TO_SAVE)
+    assert not alive
+    step = saved_steps(output)[-1]
+    assert 3 <= step < 8
+    assert f"at update {step} of 8; everything is saved" in output.with_suffix(".log").read_text()
+    assert train(output, dataset_folder, ranks=2).losses == trained("zero2", 2).losses
+
+
+def test_two_runs_do_not_share_an_output_folder(dataset_folder, tmp_path):
+    output = tmp_path / "run"
+    launcher = launch(output, dataset_folder, "slow@1", "--max_steps", 500, ranks=1)
+    try:
+        wait_for_update(output, 1, launcher)
+        second = train(output, dataset_folder, "--max_steps", 500)
+        assert second.code == 2
+        assert "is in use by another run" in second.err
+    finally:
+        for rank in ranks_of(launcher):
+            rank.kill()
+        launcher.wait(60)

@@ -45,14 +45,18 @@ def test_more_signals_while_saving_do_no_harm(trained, dataset_folder, tmp_path)
     assert train(tmp_path / "run", dataset_folder, ranks=2).losses == trained("zero2", 2).losses
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_ranks_save_when_a_signal_ends_their_launcher(trained, dataset_folder, tmp_path, number):
-    """DeepSpeed's launcher passes neither on: it dies, and its ranks notice."""
+@pytest.mark.parametrize(
+    ("number", "everyone"),
+    [(signal.SIGTERM, False), (signal.SIGUSR1, False), pytest.param(signal.SIGTERM, True, marks=pytest.mark.long)],
+)
+def test_ranks_save_when_a_signal_ends_their_launcher(trained, dataset_folder, tmp_path, number, everyone):
+    """DeepSpeed's launcher passes neither on: it dies, and its ranks notice. Some schedulers signal every process."""
     output = tmp_path / "run"
     launcher = launch(output, dataset_folder, "slow@3")
     wait_for_update(output, 3, launcher)
     below = psutil.Process(launcher.pid).children(recursive=True)
-    launcher.send_signal(number)
+    for process in [*below, launcher] if everyone else [launcher]:
+        process.send_signal(number)
     assert launcher.wait(10) == -number
     _, alive = psutil.wait_procs(below, timeout=SECONDS_TO_SAVE)
     assert not alive

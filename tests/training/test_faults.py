@@ -70,7 +70,15 @@ def cut_manifest(checkpoint: Path) -> None:
     path.write_text(path.read_text()[:200])
 
 
-@pytest.mark.parametrize("damage", [damage_bytes, truncate_shard, remove_shard, cut_manifest])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        damage_bytes,
+        cut_manifest,
+        pytest.param(truncate_shard, marks=pytest.mark.long),
+        pytest.param(remove_shard, marks=pytest.mark.long),
+    ],
+)
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(trained, dataset_folder, tmp_path, damage):
     whole = trained()
     output = tmp_path / "run"

@@ -1,10 +1,38 @@
 """Losses and gradients that are not finite, and losses that jump, in real processes."""
 
+import math
+
 import pytest
+import torch
 
 from mpnet_ds.checkpoint.store import verify
+from mpnet_ds.training.health import LossWindow
 from tests.runs import pretrain, recipe_with
 from tests.training.faulty_runs import FAULTY, events, saved_steps, train
+
+
+def test_the_window_has_the_mean_over_slots_since_it_was_closed_last():
+    window = LossWindow()
+    window.add(1, torch.tensor([30.0, 2.0]), 10)
+    window.add(2, torch.tensor([10.0, 4.0]), 30)
+    assert window.close() == (1.0, 0.15, [])
+    window.add(3, torch.tensor([8.0, 1.0]), 4)
+    assert window.arrived() == []
+    assert window.close() == (2.0, 0.25, [])
+    assert math.isnan(window.close()[0])
+
+
+def test_a_spike_is_a_loss_above_a_multiple_of_the_mean_once_that_has_settled():
+    window = LossWindow(spike_factor=2.0)
+    window.add(1, torch.tensor([900.0, 0.0]), 10)  # before anything is known
+    for step in range(2, 40):
+        window.add(step, torch.tensor([30.0, 0.0]), 10)
+    assert window.arrived() == []
+    window.add(40, torch.tensor([170.0, 0.0]), 10)
+    (spike,) = window.arrived()
+    assert (spike.step, spike.loss) == (40, 17.0)
+    assert spike.running_mean == pytest.approx((90 + 38 * 3) / 39)
+    assert LossWindow(spike_factor=0.0).close()[2] == []
 
 
 @pytest.mark.parametrize(("config", "ranks"), [("zero0", 0), ("zero2", 2), ("zero3", 2), ("bf16", 0)])

@@ -96,7 +96,7 @@ def test_an_older_picture_is_replaced_and_nothing_else(tmp_path):
         (["."], {}, r"no metrics\.jsonl in \."),
         (["empty"], {}, "has no training loss yet"),
         (["evaluated"], {}, "has no training loss yet"),
-        (["broken"], {}, r"broken/metrics\.jsonl, line 1, is not JSON"),
+        (["broken"], {}, r"broken/metrics\.jsonl has no training loss yet"),
         (["run", "run/metrics.jsonl"], {}, "the same run is named twice"),
         (["run"], {"x": "sample"}, "--x is 'sample'. Did you mean 'samples'"),
         (["run"], {"output": "run.jpg"}, r"must end in \.png"),

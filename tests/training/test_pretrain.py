@@ -8,7 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mpnet_ds.data import BuildOptions, build_dataset
 from mpnet_ds.tokenizer import train_tokenizer
-from tests.runs import RECIPE, pretrain
+from tests.runs import RECIPE, ROOT, pretrain, pretrain_all
 
 
 def test_loss_falls_from_about_log_vocabulary_on_both_sides(trained):
@@ -58,10 +58,10 @@ def test_mean_is_over_all_slots_of_the_global_batch(tmp_path):
     text.write_text("\n\n".join(words if i % 3 else "\u2603 " * 40 for i in range(120)))
     train_tokenizer([words], 64).save(tmp_path / "tokenizer")
     build_dataset([str(text)], tmp_path / "tokenizer", tmp_path / "data", show_progress=False)
-    arguments = ["--recipe", RECIPE, "--data", tmp_path / "data"]
-    whole = pretrain(tmp_path / "whole", *arguments)
-    cut = pretrain(tmp_path / "cut", *arguments, "--micro_batch_size", 2)
-    ranks = pretrain(tmp_path / "ranks", *arguments, "--micro_batch_size", 2, ranks=2)
+    arguments = ["--recipe", RECIPE, "--data", tmp_path / "data", "--deepspeed_config", ROOT / "ds_configs" / "zero2.json"]
+    cut_up = [*arguments, "--micro_batch_size", 2]
+    whole, cut = pretrain_all(tmp_path, {tmp_path / "whole": arguments, tmp_path / "cut": cut_up}, ranks=1).values()
+    (ranks,) = pretrain_all(tmp_path, {tmp_path / "ranks": cut_up}, ranks=2).values()
     assert whole.code == cut.code == ranks.code == 0, whole.err + cut.err + ranks.err
     assert cut.losses == pytest.approx(whole.losses, abs=1e-5)
     assert ranks.losses == pytest.approx(whole.losses, abs=1e-5)

@@ -18,7 +18,7 @@ setup(
     package_data={"mpnet_ds": ["recipes/*.json"]},
     install_requires=[
         "torch>=2.9",
-        "deepspeed>=0.18",
+        "deepspeed>=0.19.8",
         "transformers>=5",
         "tokenizers>=0.22",
         "datasets>=4",

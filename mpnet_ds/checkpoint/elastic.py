@@ -28,9 +28,13 @@ def load_optimizer(engine, checkpoint: ZeroCheckpoint) -> None:
     Raises ``UserError`` where the optimizer keeps other states than the saved one.
     """
     stage = int(engine.zero_optimization_stage())
+    if set(checkpoint.state_names) != {"exp_avg", "exp_avg_sq"}:
+        found = ", ".join(checkpoint.state_names) or "none"
+        raise UserError(f"{checkpoint.folder}: its optimizer is not AdamW (states: {found}): resume as it was saved.")
     _make_states(engine, stage, checkpoint)
     parameters = dict(engine.module.named_parameters())
     masters = _plain_masters(engine) if stage == 0 else {}
+    places = _places(engine) if stage in (1, 2) else {}
     for name, states in checkpoint.named_states():
         for key, value in states.items():
             if stage == 0:
@@ -38,7 +42,7 @@ def load_optimizer(engine, checkpoint: ZeroCheckpoint) -> None:
             elif stage == 3:
                 _set_stage_3(parameters[name], value, key, engine)
             else:
-                _set_stages_1_and_2(parameters[name], value, key)
+                _set_stages_1_and_2(engine, *places[id(parameters[name])], value, key)
 
 
 def _make_states(engine, stage: int, checkpoint: ZeroCheckpoint) -> None:
@@ -50,8 +54,6 @@ def _make_states(engine, stage: int, checkpoint: ZeroCheckpoint) -> None:
         state["step"] = torch.tensor(float(checkpoint.num_updates), device=counts_on)
         for name in checkpoint.state_names:
             state[name] = torch.zeros_like(weights, requires_grad=False)
-    if stage in (1, 2):
-        engine.optimizer._lazy_init_hp_params_optimizer_state()
 
 
 def _torch_optimizer(engine) -> torch.optim.Optimizer:
@@ -87,13 +89,27 @@ def _set_plain(engine, master: Tensor, value: Tensor, key: str) -> None:
     target.copy_(value)
 
 
-def _set_stages_1_and_2(parameter: nn.Parameter, value: Tensor, key: str) -> None:
-    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+def _places(engine) -> dict[int, tuple[int, int]]:
+    """At ZeRO 1 and 2: id of a module's parameter → its group, and where in the group's flat tensor it begins."""
+    groups = zip(engine.optimizer.round_robin_bit16_groups, engine.optimizer.round_robin_bit16_offsets, strict=True)
+    return {
+        id(parameter): (number, offset)
+        for number, (parameters, offsets) in enumerate(groups)
+        for parameter, offset in zip(parameters, offsets, strict=True)
+    }
 
-    if key == MASTER:
-        safe_set_full_fp32_param(parameter, value)
-    else:
-        safe_set_full_optimizer_state(parameter, value, key)
+
+def _set_stages_1_and_2(engine, group: int, offset: int, value: Tensor, key: str) -> None:
+    """What of ``value`` lies in this rank's part (DeepSpeed's own way confuses parameters with round_robin_gradients)."""
+    zero = engine.optimizer
+    target = zero.single_partition_of_fp32_groups[group]
+    if key != MASTER:
+        target = zero.optimizer.state[target][key]
+    rank = torch.distributed.get_rank(group=zero.real_dp_process_group[group])
+    begin = offset - rank * int(zero.partition_size[group])
+    first, last = max(0, begin), min(target.numel(), begin + value.numel())
+    if first < last:
+        target.data[first:last].copy_(value.flatten()[first - begin : last - begin])
 
 
 def _set_stage_3(parameter: nn.Parameter, value: Tensor, key: str, engine) -> None:

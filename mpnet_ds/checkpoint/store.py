@@ -5,7 +5,7 @@
       step-00000200/
         mp_rank_00_model_states.pt, zero_pp_rank_…   what DeepSpeed writes
         tokenizer/                the run's tokenizer, so that the folder is enough to export
-        manifest.json             written last: step, samples, settings, size and checksum of each file
+        manifest.json             written last: step, samples, settings, size and checksum of each file, and its own
 
 Saving: each rank writes its shards, puts them on disk and reads them back; all ranks tell each other how it went; the
 manifest is written; ``latest`` moves; checkpoints that are no longer kept go. A folder without a manifest is not a
@@ -16,15 +16,18 @@ others stay as they are. Kept are the newest ones (two by default) and the one w
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+import xxhash
 
 from mpnet_ds.errors import UserError
 from mpnet_ds.files import file_record, write_atomically
 
 MANIFEST = "manifest.json"
 LATEST = "latest"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 class SaveFailed(Exception):
@@ -48,6 +51,10 @@ class CheckpointInfo:
     """Of the run, see training/run_folder.py: what must agree for another run to go on from here."""
     eval_loss: float | None = None
     """At this very step, nats; None if it was not evaluated here."""
+    layout: dict = field(default_factory=dict)
+    """What else decides how the optimizer's numbers lie in the shards, see training/engine.py."""
+    losses: dict = field(default_factory=dict)
+    """State of the trainer's ``LossWindow``, and how many updates were skipped."""
 
 
 class CheckpointStore:
@@ -76,7 +83,9 @@ class CheckpointStore:
         could not write: then nothing but the unfinished folder has changed, and that is gone.
         """
         folder = self.root / f"step-{info.step:08d}"
-        ranks.on_main(lambda: shutil.rmtree(folder, ignore_errors=True))
+        if ranks.on_main(lambda: (folder / MANIFEST).is_file()):
+            return folder  # the same run at the same update: the same state
+        ranks.on_main(lambda: _remove(folder))
         engine.save_checkpoint(str(self.root), tag=folder.name, save_latest=False)
         outcomes = ranks.gather((engine.checkpoint_engine.written, engine.checkpoint_engine.failure))
         failures = [failure for _, failure in outcomes if failure]
@@ -84,8 +93,9 @@ class CheckpointStore:
             written = {path: record for files, _ in outcomes for path, record in files.items()}
             failures = ranks.on_main(lambda: self._commit(folder, info, written, tokenizer_folder))
         if failures:
-            ranks.on_main(lambda: shutil.rmtree(folder, ignore_errors=True))
+            ranks.on_main(lambda: _remove(folder))
             raise SaveFailed(failures[0])
+        ranks.on_main(lambda: self._prune(folder))
         return folder
 
     def _commit(self, folder: Path, info: CheckpointInfo, written: dict[Path, dict], tokenizer_folder: Path) -> list[str]:
@@ -94,29 +104,38 @@ class CheckpointStore:
             shutil.copytree(tokenizer_folder, folder / "tokenizer", dirs_exist_ok=True)
             _write_manifest(folder, info, written)
             write_atomically(self.root / LATEST, folder.name)
-        except OSError as error:
-            return [f"{error.filename}: {error.strerror}"]
-        self._prune(just_saved=folder)
+        except OSError as error:  # copytree puts its reasons into the text
+            return [f"{folder}: {error.strerror or error}"]
         return []
 
     def _prune(self, just_saved: Path) -> None:
+        """Removes what is no longer kept; what cannot be removed stays until the next time."""
         for path in self.root.glob("step-*"):
             if not (path / MANIFEST).is_file():
-                shutil.rmtree(path)  # what a kill during a save left
+                _remove(path)  # what a kill during a save left
         whole = self.all()
         losses = {path: loss for path in whole if (loss := _eval_loss(path)) is not None}
         best = min(losses, key=losses.get, default=None)
         for path in whole[: -self.keep]:
             if path not in (best, just_saved):
-                (path / MANIFEST).unlink()  # from here on it is no checkpoint
-                shutil.rmtree(path)
+                _remove(path / MANIFEST)  # from here on it is no checkpoint
+                _remove(path)
 
     def set_aside(self, checkpoint: Path) -> Path:
         """Gives a damaged checkpoint another name, under which it is none; returns it."""
         aside = checkpoint.with_name(f"damaged-{checkpoint.name}")
-        shutil.rmtree(aside, ignore_errors=True)
+        _remove(aside)
         os.replace(checkpoint, aside)
         return aside
+
+
+def _remove(path: Path) -> None:
+    """A file or a folder, as far as that is possible."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def read_info(folder: str | Path) -> CheckpointInfo:
@@ -160,12 +179,19 @@ def _read_manifest(folder: Path) -> dict:
         raise UserError(f"{folder} is not a whole checkpoint: {MANIFEST} is missing.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        version = content["version"]
+        version, body = content["version"], {"info": content["info"], "files": content["files"]}
+        is_whole = content["xxh3_64"] == _checksum(body)
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged: {error}. Use another checkpoint.") from error
+        raise UserError(f"{path} is damaged or of another version: {error!r}. Use another checkpoint.") from error
     if version != FORMAT_VERSION:
         raise UserError(f"{path} has format version {version}, this program reads {FORMAT_VERSION}.")
+    if not is_whole:
+        raise UserError(f"{path} is damaged: its checksum is not that of its content. Use another checkpoint.")
     return content
+
+
+def _checksum(body: dict) -> str:
+    return xxhash.xxh3_64_hexdigest(json.dumps(body, sort_keys=True).encode())
 
 
 def _write_manifest(folder: Path, info: CheckpointInfo, written: dict[Path, dict]) -> None:
@@ -176,5 +202,6 @@ def _write_manifest(folder: Path, info: CheckpointInfo, written: dict[Path, dict
             os.fsync(file.fileno())
     files = written | {path: file_record(path) for path in others}
     records = {str(path.relative_to(folder)): files[path] for path in sorted(files)}
-    content = {"version": FORMAT_VERSION, "info": asdict(info), "files": records}
+    body = {"info": asdict(info), "files": records}
+    content = {"version": FORMAT_VERSION, "xxh3_64": _checksum(json.loads(json.dumps(body)))} | body
     write_atomically(folder / MANIFEST, json.dumps(content, indent=2) + "\n")

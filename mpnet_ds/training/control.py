@@ -21,6 +21,7 @@ import psutil
 import torch
 import torch.distributed
 
+from mpnet_ds.errors import UserError
 from mpnet_ds.training.processes import Ranks
 
 EXIT_REQUEUE = 75
@@ -71,7 +72,7 @@ class Control:
     def __init__(self, output: Path, ranks: Ranks):
         self.output, self.ranks = output, ranks
         self._asked = Request.NOTHING
-        self._group = torch.distributed.new_group(backend="gloo") if ranks.world_size > 1 else None
+        self._group = _connect() if ranks.world_size > 1 else None
         self._handlers: dict = {}
         self._launchers = _launchers()
         self._looked = time.monotonic()
@@ -114,17 +115,29 @@ class Control:
         return max((request for request, name in _FILES.items() if (self.output / name).exists()), default=Request.NOTHING)
 
     def _on_signal(self, number: int, frame) -> None:
-        if not self._asked.stops:
+        if not self._asked.stops:  # the first says why; launchers let SIGTERM follow on SIGINT
+            self._asked = Request.INTERRUPT if number == signal.SIGINT else Request.REQUEUE
             again = "; again Ctrl-C ends at once and saves nothing" if number == signal.SIGINT else ""
             self._say(f"{signal.Signals(number).name}{again}")
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        self._asked = max(self._asked, Request.INTERRUPT if number == signal.SIGINT else Request.REQUEUE)
 
     def _say(self, what: str) -> None:
         # Not print: a signal may come in the middle of one.
         if self.ranks.local_rank == 0:
             os.write(2, f"{what}: the run saves and stops before the next update.\n".encode())
+
+
+def _connect():
+    """A group of all ranks that talks between processors."""
+    try:
+        return torch.distributed.new_group(backend="gloo")
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"the ranks' processors cannot reach each other ({reason}): name the network interface between the machines "
+            "in GLOO_SOCKET_IFNAME."
+        ) from error
 
 
 _FILES = {Request.SAVE: "SAVE", Request.STOP: "STOP"}
@@ -135,7 +148,7 @@ def _launchers() -> list[int]:
     found = []
     try:
         for process in psutil.Process().parents():
-            program, *words = process.cmdline()[:4]
+            program, *words = process.cmdline()[:4] or [""]  # empty: it is about to end
             if "python" not in program or not re.search(r"\b(deepspeed|torchrun|torch\.distributed)\b", " ".join(words)):
                 break
             found.append(process.pid)

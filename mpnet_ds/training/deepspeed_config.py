@@ -148,6 +148,10 @@ def resolve(
     config.setdefault("steps_per_print", 2**31)
     config.setdefault("zero_allow_untested_optimizer", True)
     _find_leftover_auto(config | monitors, "", origin, findings)
+    wide = config.get("data_types", {}).get("grad_accum_dtype") == "fp32"
+    if wide and precision == "bf16" and config.get("zero_optimization", {}).get("stage") == 1:
+        what = f"{origin}: data_types.grad_accum_dtype fp32 in bf16 at ZeRO 1 makes checkpoints that cannot be read here"
+        findings.append(f"{what}: take ZeRO 2, or leave it out.")
     if findings:
         raise UserError(*findings)
     return EngineConfig(config, monitors, batch, precision)

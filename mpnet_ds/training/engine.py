@@ -33,6 +33,8 @@ class Engine:
         self.deepspeed.checkpoint_engine = ShardFiles()
         # It would copy a script of DeepSpeed beside the checkpoints, and stop all ranks if the disk is full.
         self.deepspeed._copy_recovery_script = lambda folder: None
+        if hasattr(self.deepspeed.optimizer, "fp32_groups"):
+            _undo_first_update(self.deepspeed.optimizer)
         self.applied = True
         self.grad_norm: Tensor | float | None = None
         self._is_plain = isinstance(self.deepspeed.optimizer, torch.optim.Optimizer)
@@ -91,6 +93,25 @@ class Engine:
     def loss_scale(self) -> float:
         """1 but in fp16."""
         return float(getattr(self.deepspeed.optimizer, "cur_scale", 1.0))
+
+
+def layout(engine: dict) -> dict:
+    """What decides, besides ZeRO stage, precision and ranks, how shards are laid out; ``engine`` is DeepSpeed's JSON."""
+    zero = engine.get("zero_optimization", {})
+    keys = ("round_robin_gradients", "sub_group_size", "parameter_alignment")
+    return {"optimizer": engine["optimizer"]["type"].lower()} | {key: zero[key] for key in keys if key in zero}
+
+
+@torch.no_grad()
+def _undo_first_update(optimizer) -> None:
+    """DeepSpeed's 16-bit optimizer of ZeRO 0 makes one update with gradients of zero, to have its memory from the start.
+
+    It counts as an update, and its weight decay changes the weights: training would differ from the other stages.
+    """
+    optimizer.optimizer.state.clear()
+    for weights, masters in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
+        for weight, master in zip(weights, masters, strict=True):
+            master.copy_(weight)
 
 
 def build_engine(model: MPNetForPretraining, config: EngineConfig, weight_decay: float):

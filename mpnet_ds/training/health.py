@@ -38,6 +38,16 @@ class LossWindow:
         self._arriving: deque = deque()
         self._sums = [0.0, 0, 0]
         self._mean, self._seen = 0.0, 0
+        self._found: list[Spike] = []
+
+    def state(self) -> dict:
+        """What ``restore`` needs, as JSON. Waits for the device; the next ``arrived`` has the spikes."""
+        self._found += self._drain()
+        return {"sums": self._sums, "mean": self._mean, "seen": self._seen}
+
+    def restore(self, state: dict) -> None:
+        """Goes on from a ``state``."""
+        self._sums, self._mean, self._seen = list(state["sums"]), state["mean"], state["seen"]
 
     def add(self, step: int, sums: Tensor, num_targets: int) -> None:
         """``sums``: loss (nats) and correct predictions over all slots of all ranks, [2]; does not wait for them."""
@@ -52,22 +62,26 @@ class LossWindow:
 
     def arrived(self) -> list[Spike]:
         """Takes in what is there; returns the spikes among it."""
-        spikes = []
+        spikes, self._found = self._found, []
         while self._arriving and (self._arriving[0][3] is None or self._arriving[0][3].query()):
             spikes += self._take(*self._arriving.popleft()[:3])
         return spikes
 
     def close(self) -> tuple[float, float, list[Spike]]:
         """Mean loss (nats; NaN if nothing was predicted), accuracy, the last spikes; begins anew. Waits for the device."""
+        spikes, self._found = self._found + self._drain(), []
+        total, correct, targets = self._sums
+        self._sums = [0.0, 0, 0]
+        return (total / targets, correct / targets, spikes) if targets else (math.nan, math.nan, spikes)
+
+    def _drain(self) -> list[Spike]:
         spikes = []
         while self._arriving:
             step, sums, num_targets, arrived = self._arriving.popleft()
             if arrived is not None:
                 arrived.synchronize()
             spikes += self._take(step, sums, num_targets)
-        total, correct, targets = self._sums
-        self._sums = [0.0, 0, 0]
-        return (total / targets, correct / targets, spikes) if targets else (math.nan, math.nan, spikes)
+        return spikes
 
     def _take(self, step: int, sums: Tensor, num_targets: int) -> list[Spike]:
         total, correct = sums.tolist()

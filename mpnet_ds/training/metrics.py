@@ -102,7 +102,10 @@ class MetricsWriter:
         if self._monitor is not None:
             board = self._monitor.tb_monitor
             if board is not None and board.enabled and board.summary_writer is not None:
-                board.summary_writer.close()
+                try:
+                    board.summary_writer.close()
+                except OSError as error:
+                    self._complain(error)
 
 
 def read_metrics(path: Path) -> list[dict]:

@@ -179,7 +179,7 @@ def check_disk(output: Path, checkpoint: int, wanted: int) -> list[Finding]:
         wanted: how many lie there at once at most. Two must fit: the newest, and the one that is being written.
     """
     parent = next(path for path in (output, *output.absolute().parents) if path.is_dir())
-    there = sum(path.stat().st_size for path in (output / "checkpoints").rglob("*") if path.is_file())
+    there = sum(path.stat().st_size for path in (output / "checkpoints").glob("step-*/**/*") if path.is_file())
     space = shutil.disk_usage(parent).free + there
     if space >= wanted * checkpoint:
         return []

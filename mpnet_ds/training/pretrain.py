@@ -16,6 +16,7 @@ from pathlib import Path
 
 import mpnet_ds
 from mpnet_ds.checkpoint.pretrained import check_start, load_pretrained_weights
+from mpnet_ds.checkpoint.store import CheckpointStore
 from mpnet_ds.data.dataset import PretrainingDataset
 from mpnet_ds.data.mixture import MixtureDataset, open_datasets, parse_weighted
 from mpnet_ds.errors import UserError
@@ -33,6 +34,7 @@ from mpnet_ds.training.deepspeed_config import (
     read_deepspeed_config,
     resolve,
 )
+from mpnet_ds.training.engine import layout
 from mpnet_ds.training.memory import checkpoint_bytes
 from mpnet_ds.training.metrics import FILE_NAME as METRICS
 from mpnet_ds.training.metrics import read_metrics
@@ -53,11 +55,12 @@ from mpnet_ds.training.preflight import (
     workload_of,
 )
 from mpnet_ds.training.recipe import DEFAULT_RECIPE, DEMO_RECIPE, Recipe, load_recipe
-from mpnet_ds.training.run_folder import Start, decide_start, free_output, held, identity, prepare
+from mpnet_ds.training.run_folder import Setting, Start, decide_start, free_output, held, identity, prepare
 from mpnet_ds.training.summary import describe_configuration, describe_disk, describe_memory, describe_run
 from mpnet_ds.training.trainer import Outcome, Trainer
 
 EXIT_CODES = {Request.STOP: 0, Request.INTERRUPT: EXIT_INTERRUPTED, Request.REQUEUE: EXIT_REQUEUE}
+YEAR = 365 * 24 * 3600.0  # seconds
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "numpy")
 
 
@@ -117,6 +120,8 @@ def pretrain(arguments: argparse.Namespace) -> int:
         conclude([inspection])
     ranks = processes.start()
     try:
+        if recipe is not None:
+            processes.wait_for_each_other(2 * recipe.run.hang_timeout or YEAR)
         if not arguments.data:
             _agree(inspection, ranks)  # nothing is built for a run that cannot start
             folder = ranks.on_main(sample.prepare_sample)
@@ -231,6 +236,7 @@ def _run(arguments, recipe: Recipe, config: EngineConfig, data, eval_data, ranks
     record = _record(arguments, recipe, config, start.identity, model_config, ranks)
     with ExitStack() as stack:
         ranks.on_main(lambda: stack.enter_context(held(start.output)))
+        start = ranks.on_main(lambda: _decide_again(arguments, config, start, ranks.world_size))
         ranks.on_main(lambda: prepare(start, record, data.tokenizer_folder))
         ranks.say("\n".join([*lines, *warnings]))
         outcome = _train(arguments, recipe, config, model_config, data, eval_data, start, ranks)
@@ -280,10 +286,20 @@ def _describe_needs(recipe: Recipe, config: EngineConfig, model_config, start: S
 
 
 def _find_start(arguments, recipe: Recipe, config: EngineConfig, run_identity, world_size: int) -> Start:
-    output = Path(arguments.output_dir) if arguments.output_dir else None
-    may_continue = arguments.resume != "never"
-    output = output or free_output(recipe.name, run_identity, recipe.optimization.max_steps, may_continue)
-    return decide_start(output, arguments.resume, run_identity, world_size, config.zero_stage, config.precision)
+    may_continue, last = arguments.resume != "never", recipe.optimization.max_steps
+    output = Path(arguments.output_dir or free_output(recipe.name, run_identity, last, may_continue))
+    return decide_start(output, arguments.resume, run_identity, _setting(config, world_size))
+
+
+def _setting(config: EngineConfig, world_size: int) -> Setting:
+    return Setting(world_size, config.zero_stage, config.precision, layout(config.engine))
+
+
+def _decide_again(arguments, config: EngineConfig, start: Start, world_size: int) -> Start:
+    """``start``, unless a run that was ending has saved in its folder before this one had it for itself."""
+    if CheckpointStore(start.output).newest() == start.newest:
+        return start
+    return decide_start(start.output, arguments.resume, start.identity, _setting(config, world_size))
 
 
 def _train(arguments, recipe, config, model_config, data, eval_data, start: Start, ranks):

@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -124,6 +125,17 @@ def start() -> Ranks:
     deepspeed.init_distributed(verbose=False)
     rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     return Ranks(rank, local_rank, size, torch.device(accelerator.device_name(local_rank)))
+
+
+def wait_for_each_other(seconds: float) -> None:
+    """Lets collectives wait for slow ranks at least so long: by default a save that takes 10 minutes would end a run.
+
+    Whether a rank hangs is for the watchdog to say, which must come first.
+    """
+    timeout = timedelta(seconds=seconds)
+    c10d = torch.distributed.distributed_c10d
+    c10d.default_pg_timeout = c10d.default_pg_nccl_timeout = timeout  # for groups that DeepSpeed makes later
+    c10d._set_pg_timeout(timeout)
 
 
 def stop() -> None:

@@ -18,7 +18,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from mpnet_ds.checkpoint.store import CheckpointStore, find_checkpoint, read_info, verify
@@ -43,6 +43,8 @@ class Start:
     """What was otherwise when the checkpoint was saved (ranks, ZeRO stage, precision), in words; empty if nothing was."""
     damaged: tuple[tuple[Path, str], ...] = ()
     """Newer checkpoints that cannot be used, and why."""
+    newest: Path | None = None
+    """The newest checkpoint in ``output`` when this was decided, usable or not."""
 
     @property
     def step(self) -> int:
@@ -63,12 +65,23 @@ def identity(recipe: Recipe, tokenizer_fingerprint: str, data_checksum: str | li
     }
 
 
-def decide_start(output: Path, resume: str, run_identity: dict, world_size: int, zero_stage: int, precision: str) -> Start:
+@dataclass(frozen=True)
+class Setting:
+    """What may differ between a checkpoint and the run that goes on from it."""
+
+    world_size: int
+    zero_stage: int
+    precision: str
+    layout: dict = field(default_factory=dict)
+    """See ``engine.layout``."""
+
+
+def decide_start(output: Path, resume: str, run_identity: dict, setting: Setting) -> Start:
     """What ``--output_dir`` and ``--resume`` mean together; raises ``UserError`` rather than touch another run.
 
     Args:
         resume: ``auto`` continues the run in ``output`` if there is one; ``never`` refuses it; else the path of a
-            checkpoint, or of a run, to go on from.
+            checkpoint, or of a run, to go on from. A run that began with this very path is continued.
     """
     record = _read_record(output)
     if record is not None:
@@ -82,7 +95,8 @@ def decide_start(output: Path, resume: str, run_identity: dict, world_size: int,
     elif _holds_something(output):
         raise UserError(f"{output} is not empty and holds no run ({FILE_NAME} is missing): choose another --output_dir.")
     damaged: list[tuple[Path, str]] = []
-    if resume in ("auto", "never"):
+    began_so = record is not None and record.get("arguments", {}).get("resume") == resume
+    if resume in ("auto", "never") or (began_so and CheckpointStore(output).newest() is not None):
         checkpoint = _newest_usable(CheckpointStore(output), damaged)
     else:
         checkpoint = find_checkpoint(resume)
@@ -93,11 +107,11 @@ def decide_start(output: Path, resume: str, run_identity: dict, world_size: int,
                 "or remove the later checkpoints first."
             )
         _check_usable(checkpoint)
-    own = json.loads(json.dumps(run_identity))
+    own, newest = json.loads(json.dumps(run_identity)), CheckpointStore(output).newest()
     if checkpoint is None:
         return Start(output, None, own)
-    conversion = _conversion(checkpoint, run_identity, world_size, zero_stage, precision)
-    return Start(output, checkpoint, own, conversion, tuple(damaged))
+    conversion = _conversion(checkpoint, run_identity, setting)
+    return Start(output, checkpoint, own, conversion, tuple(damaged), newest)
 
 
 def _newest_usable(store: CheckpointStore, damaged: list[tuple[Path, str]]) -> Path | None:
@@ -210,13 +224,15 @@ def _short(value) -> str:
     return text if len(text) <= 24 else text[:16] + '…"'
 
 
-def _conversion(checkpoint: Path, run_identity: dict, world_size: int, zero_stage: int, precision: str) -> str:
+def _conversion(checkpoint: Path, run_identity: dict, now: Setting) -> str:
     """What was otherwise when the checkpoint was saved; raises ``UserError`` if it is of another run."""
     info = read_info(checkpoint)
     difference = _first_difference(info.identity, run_identity)
     if difference:
         raise UserError(f"{checkpoint} is of another run ({difference}): take its settings, or another checkpoint.")
-    pairs = [(f"ZeRO {info.zero_stage}", f"ZeRO {zero_stage}"), (info.precision, precision)]
-    if zero_stage or info.zero_stage:  # at ZeRO 0 every rank has everything
-        pairs.append((f"{info.world_size} rank(s)", f"{world_size} rank(s)"))
+    pairs = [(f"ZeRO {info.zero_stage}", f"ZeRO {now.zero_stage}"), (info.precision, now.precision)]
+    if now.zero_stage or info.zero_stage:  # at ZeRO 0 every rank has everything
+        pairs.append((f"{info.world_size} rank(s)", f"{now.world_size} rank(s)"))
+        keys = dict.fromkeys([*info.layout, *now.layout])
+        pairs += [(f"{key} {info.layout.get(key, 'unset')}", f"{key} {now.layout.get(key, 'unset')}") for key in keys]
     return ", ".join(f"{before} → {now}" for before, now in pairs if before != now)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from mpnet_ds.checkpoint.elastic import load_weights
-from mpnet_ds.checkpoint.store import CheckpointInfo, CheckpointStore, SaveFailed
+from mpnet_ds.checkpoint.store import CheckpointInfo, CheckpointStore, SaveFailed, read_info
 from mpnet_ds.checkpoint.zero_shards import ZeroCheckpoint
 from mpnet_ds.data.counter_rng import make_key
 from mpnet_ds.data.dataset import PretrainingDataset
@@ -30,7 +30,7 @@ from mpnet_ds.model import MPNetForPretraining
 from mpnet_ds.progress import Progress
 from mpnet_ds.training.control import Control, Request
 from mpnet_ds.training.deepspeed_config import EngineConfig
-from mpnet_ds.training.engine import Engine
+from mpnet_ds.training.engine import Engine, layout
 from mpnet_ds.training.health import LossWindow, Spike
 from mpnet_ds.training.metrics import MetricsWriter, Throughput, describe
 from mpnet_ds.training.prefetch import prefetched
@@ -85,17 +85,29 @@ class Trainer:
         self.engine = Engine(model, config, recipe.optimization.weight_decay)
         if start.checkpoint is not None:
             self.engine.load(start.checkpoint, convert=bool(start.conversion))
-        self.step = self._saved_step = self._logged_step = start.step
+        self.step = self._saved_step = start.step
         self.control = Control(start.output, ranks)
         self.watchdog = Watchdog(ranks, start.output / HANG, recipe.run.hang_timeout)
-        self.metrics = MetricsWriter(start.output, config.monitors, ranks.is_main, first_step=self.step + 1)
+        first = self.step + 1 if start.checkpoint else 0
+        self.metrics = MetricsWriter(start.output, config.monitors, ranks.is_main, first_step=first)
         self._progress = Progress(
             "Training", recipe.optimization.max_steps, "step", self.step, enabled=ranks.is_main, plain_lines=False
         )
         self._window = LossWindow(recipe.run.spike_factor)
         self._evaluated: tuple[int, float] | None = None  # update and loss
         self._skipped = self._skipped_in_a_row = 0
+        self._loss_scale = self.engine.loss_scale
+        if start.checkpoint is not None:
+            self._remember(read_info(start.checkpoint))
         self._throughput = Throughput(recipe, self.model_config, data.tokens_per_row, ranks, config.precision)
+
+    def _remember(self, info: CheckpointInfo) -> None:
+        """What had been seen of the losses when the checkpoint was saved."""
+        if info.losses:
+            self._window.restore(info.losses["window"])
+            self._skipped = info.losses["skipped_updates"]
+        if info.eval_loss is not None:
+            self._evaluated = (info.step, info.eval_loss)
 
     @property
     def consumed_samples(self) -> int:
@@ -110,15 +122,13 @@ class Trainer:
         return outcome
 
     def _train(self) -> Outcome:
-        if self.step == 0:
-            self._evaluate()
+        if self._evaluated is None and self.step % self.recipe.run.eval_interval == 0:
+            self._evaluate()  # at the beginning, or where a run was stopped before it had done so
         self._throughput.restart(self.step)
         try:
             request = self._run_updates()
         except TrainingFailed as failure:
             return Outcome(self.step, failure=str(failure), is_saved=False)
-        if request.stops and self.step > self._logged_step:
-            self._log()
         is_saved = self._saved_step == self.step or self._save()
         self.control.answered(request)
         return Outcome(self.step, request, is_saved=is_saved)
@@ -190,7 +200,7 @@ class Trainer:
             correct.append(out.num_correct.double())
         sums = self.ranks.sum(torch.stack([torch.stack(totals).sum(), torch.stack(correct).sum()]))
         if self.engine.applied:
-            self._skipped_in_a_row = 0
+            self._skipped_in_a_row, self._loss_scale = 0, self.engine.loss_scale
             self._window.add(self.step, sums, num_targets)
             self._report_spikes(self._window.arrived())
         else:
@@ -207,9 +217,10 @@ class Trainer:
 
     def _report_skipped(self, batches: list[dict[str, Tensor]], totals: list[Tensor], loss: float) -> None:
         """An update that was left out; raises ``TrainingFailed`` after too many in a row."""
-        if self.config.precision == "fp16" and math.isfinite(loss):
+        before, self._loss_scale = self._loss_scale, self.engine.loss_scale
+        if self._loss_scale < before and math.isfinite(loss):
             # The gradient was scaled beyond fp16's reach, as happens at the start: DeepSpeed has lowered the scale.
-            self._event(self.step, "loss_scale_lowered", loss_scale=self.engine.loss_scale)
+            self._event(self.step, "loss_scale_lowered", loss_scale=self._loss_scale)
             return
         self._skipped += 1
         self._skipped_in_a_row += 1
@@ -248,7 +259,6 @@ class Trainer:
         return f"Its state is in {checkpoint}, its last batch in {folder}."
 
     def _log(self) -> None:
-        self._logged_step = self.step
         loss, accuracy, spikes = self._window.close()
         self._report_spikes(spikes)
         norm = self.engine.grad_norm
@@ -264,9 +274,9 @@ class Trainer:
         if self._skipped:
             line["skipped_updates"] = self._skipped
         self.metrics.write(line)
-        last = self.recipe.optimization.max_steps
+        last, rate = self.recipe.optimization.max_steps, self._throughput.updates_per_second
         self._progress.note(f"loss {loss:.3f}")
-        self._progress.write(describe(line, last, (last - self.step) / self._throughput.updates_per_second))
+        self._progress.write(describe(line, last, (last - self.step) / rate if rate else math.inf))
 
     @torch.no_grad()
     def _evaluate(self) -> None:
@@ -327,6 +337,8 @@ class Trainer:
             seq_length=self.recipe.data.seq_length,
             identity=self.start.identity,
             eval_loss=self._evaluated[1] if was_evaluated and math.isfinite(self._evaluated[1]) else None,
+            layout=layout(self.config.engine),
+            losses={"window": self._window.state(), "skipped_updates": self._skipped},
         )
 
     @property

@@ -10,6 +10,7 @@ from mpnet_ds.checkpoint.zero_shards import MASTER, ZeroCheckpoint
 from tests.runs import ROOT, command, free_port
 
 KINDS = [f"zero{stage}:{precision}" for stage, precision in itertools.product(range(4), ("fp32", "bf16"))]
+KINDS += ["zero2_offload:fp32", "zero3_offload:bf16"]
 PROGRAM = ROOT / "tests" / "checkpoint" / "convert_many.py"
 
 

@@ -34,6 +34,18 @@ def test_every_kind_of_damage_is_named(trained, tmp_path):
             verify(copy)
 
 
+def test_no_damage_of_the_manifest_itself_goes_unseen(trained, tmp_path):
+    whole = (trained().newest_checkpoint / "manifest.json").read_bytes()
+    read_info(trained().newest_checkpoint)
+    for place in range(len(whole)):
+        (tmp_path / "manifest.json").write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        try:
+            info = read_info(tmp_path)
+        except UserError:
+            continue
+        assert info == read_info(trained().newest_checkpoint), place  # white space
+
+
 def test_a_folder_without_manifest_is_no_checkpoint(trained, tmp_path):
     run = shutil.copytree(trained().folder, tmp_path / "run")
     (find_checkpoint(run) / "manifest.json").unlink()

@@ -131,13 +131,13 @@ def hang(update: int) -> None:
 
 
 def slow(update: int) -> None:
-    """Every update from this one on takes a third of a second longer."""
+    """Every update from this one on takes a second longer."""
     from mpnet_ds.training.trainer import Trainer
 
     before = Trainer._update
 
     def with_pause(self, batches, num_targets):
-        time.sleep(0.3 if self.step >= update else 0)
+        time.sleep(1.0 if self.step >= update else 0)
         before(self, batches, num_targets)
 
     Trainer._update = with_pause

@@ -2,6 +2,7 @@
 
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -39,6 +40,7 @@ def launch(output: Path, data: Path, fault: str, *more, ranks: int = 2) -> subpr
 
 
 def wait_for_update(output: Path, update: int, process: subprocess.Popen) -> None:
+    """Until it is in the metrics; ``AssertionError`` if the run ends before, or takes too long."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         if (output / "metrics.jsonl").exists() and f'"step": {update},' in (output / "metrics.jsonl").read_text():
@@ -48,4 +50,10 @@ def wait_for_update(output: Path, update: int, process: subprocess.Popen) -> Non
 
 
 def ranks_of(launcher: subprocess.Popen) -> list[psutil.Process]:
-    return [process for process in psutil.Process(launcher.pid).children(recursive=True) if "RANK" in process.environ()]
+    """Processes that a launcher has started as ranks, as far as they are there already."""
+    found = []
+    with suppress(psutil.Error):  # processes come and go
+        for process in psutil.Process(launcher.pid).children(recursive=True):
+            with suppress(psutil.Error):
+                found += [process] if "RANK" in process.environ() else []
+    return found

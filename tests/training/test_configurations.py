@@ -13,7 +13,7 @@ import torch
 from tests.runs import RECIPE, ROOT, Run, pretrain_all
 
 SHIPPED = {path.stem: path for path in sorted((ROOT / "ds_configs").glob("*.json"))}
-IN_16_BITS = {"bf16": 0.05, "fp16": 0.1}  # nats that losses may be away from those in fp32
+IN_16_BITS = {"bf16": 0.05, "fp16": 0.1, "zero0_in_bf16": 0.05}  # nats that losses may be away from those in fp32
 ON_TWO_RANKS = ["zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload", "activation_checkpointing_partitioned"]
 SECTIONS = {  # of activation_checkpointing: what the shipped ones do not reach with two layers
     "one_of_two_layers": {"number_checkpoints": 1},
@@ -45,6 +45,7 @@ def made_here(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("configurations")
     content = json.loads(SHIPPED["zero2"].read_text())
     changes = {name: {"activation_checkpointing": section} for name, section in SECTIONS.items()}
+    changes["zero0_in_bf16"] = {"zero_optimization": {"stage": 0}, "bf16": {"enabled": True}}
     changes["csv"] = {"csv_monitor": {"enabled": True, "output_path": str(folder), "job_name": "events"}}
     for name, change in changes.items():
         (folder / f"{name}.json").write_text(json.dumps(content | change))
@@ -83,6 +84,12 @@ def test_every_configuration_trains_to_the_losses_of_zero2(one_rank, name):
     assert run.losses == pytest.approx(reference.losses, abs=tolerance)
     assert run.eval_losses == pytest.approx(reference.eval_losses, abs=tolerance)
     assert f"in {name if name in IN_16_BITS else 'fp32'} on" in run.out
+
+
+def test_zero0_in_bf16_trains_like_the_other_stages_in_bf16(one_rank):
+    run, reference = one_rank["zero0_in_bf16"], one_rank["bf16"]
+    assert run.code == 0
+    assert run.losses == pytest.approx(reference.losses, abs=2e-3)
 
 
 @pytest.mark.parametrize("name", ON_TWO_RANKS)

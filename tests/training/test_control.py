@@ -24,6 +24,16 @@ def test_a_request_to_stop_saves_and_the_same_command_goes_on(trained, dataset_f
     assert "Training loss " + f"{again.losses[0]:.4f} → {again.losses[-1]:.4f}" in again.out
 
 
+def test_a_stop_between_two_lines_of_the_log_leaves_no_trace_in_it(dataset_folder, tmp_path):
+    more = ["--log_interval", 4, "--save_interval", 3]
+    whole = train(tmp_path / "whole", dataset_folder, *more)
+    stopped = train(tmp_path / "run", dataset_folder, *more, fault="sigterm@3")
+    assert (whole.code, stopped.code) == (0, 75), whole.err + stopped.err
+    again = train(tmp_path / "run", dataset_folder, *more)
+    assert again.repeatable == whole.repeatable
+    assert [line["step"] for line in again.metrics if "loss" in line] == [4, 8]
+
+
 def test_a_file_asks_for_a_checkpoint(dataset_folder, tmp_path):
     run = train(tmp_path / "run", dataset_folder, "--save_interval", 100, "--keep", 9, fault="save@3")
     assert run.code == 0, run.err

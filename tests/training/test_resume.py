@@ -1,11 +1,13 @@
 """Runs that were interrupted end like runs that were not."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.runs import RECIPE, ROOT, Run, pretrain, pretrain_all, recipe_with
+from tests.training.faulty_runs import FAULTY
 
 STAGES = ["zero0", "zero1", "zero2", "zero3"]
 DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
@@ -68,6 +70,30 @@ def test_ranks_and_zero_stage_change_on_the_way_and_the_losses_stay(dataset_fold
         assert len(run.losses) == 8
     norms = [[line["grad_norm"] for line in each.metrics if "grad_norm" in line] for each in (run, undisturbed)]
     assert norms[0] == pytest.approx(norms[1], abs=1e-5)
+
+
+def test_another_layout_of_the_same_stage_is_converted_too(trained, dataset_folder, tmp_path):
+    output = shutil.copytree(trained("zero2", 2).folder, tmp_path / "run")
+    keep_checkpoints_up_to(output, 6)
+    config = json.loads((ROOT / "ds_configs" / "zero2.json").read_text())
+    config["zero_optimization"]["round_robin_gradients"] = True
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    flags = ["--recipe", RECIPE, "--data", dataset_folder, "--micro_batch_size", 4]
+    run = pretrain(output, *flags, config=str(tmp_path / "config.json"), ranks=2)
+    assert run.code == 0, run.err
+    assert "converted: round_robin_gradients unset → round_robin_gradients True" in run.out
+    assert run.losses == pytest.approx(trained("zero2", 2).losses, abs=1e-5)
+
+
+def test_a_run_that_began_from_a_checkpoint_goes_on_with_the_same_command(trained, dataset_folder, tmp_path):
+    source = trained().folder / "checkpoints" / "step-00000006"
+    flags = ["--recipe", RECIPE, "--data", dataset_folder, "--resume", source]
+    stopped = pretrain(tmp_path / "run", *flags, script=[FAULTY, "stop@7"])
+    assert "at update 7 of 8; everything is saved" in stopped.out, stopped.err
+    again = pretrain(tmp_path / "run", *flags)
+    assert again.code == 0, again.err
+    assert "at update 7" in again.out
+    assert again.losses == trained().losses[6:]
 
 
 def test_a_checkpoint_in_bf16_goes_on_in_fp32(trained, dataset_folder, tmp_path):

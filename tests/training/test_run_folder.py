@@ -5,7 +5,7 @@ import pytest
 
 from mpnet_ds.errors import UserError
 from mpnet_ds.training.recipe import DataRecipe, Recipe
-from mpnet_ds.training.run_folder import decide_start, identity
+from mpnet_ds.training.run_folder import Setting, decide_start, identity
 
 
 def saved_before_newer_options(folder, recipe: Recipe) -> None:
@@ -18,9 +18,7 @@ def saved_before_newer_options(folder, recipe: Recipe) -> None:
 
 
 def start_of(folder, recipe: Recipe):
-    return decide_start(
-        folder, "auto", identity(recipe, "tokenizer", "dataset"), world_size=1, zero_stage=2, precision="fp32"
-    )
+    return decide_start(folder, "auto", identity(recipe, "tokenizer", "dataset"), Setting(1, 2, "fp32"))
 
 
 def test_a_run_of_an_older_version_can_be_continued(tmp_path):

@@ -49,6 +49,11 @@ class Request(IntEnum):
         return {Request.STOP: "the file STOP", Request.INTERRUPT: "Ctrl-C", Request.REQUEUE: "a signal"}.get(self, "")
 
     @property
+    def exit_code(self) -> int:
+        """Of a run that it stopped, and that could be saved."""
+        return {Request.INTERRUPT: EXIT_INTERRUPTED, Request.REQUEUE: EXIT_REQUEUE}.get(self, 0)
+
+    @property
     def stops(self) -> bool:
         """Whether training ends."""
         return self >= Request.STOP
@@ -146,12 +151,12 @@ _FILES = {Request.SAVE: "SAVE", Request.STOP: "STOP"}
 def _launchers() -> list[int]:
     """Process ids of the launchers above this process, nearest first: ``launch.py`` and ``deepspeed``, or ``torchrun``."""
     found = []
-    try:
-        for process in psutil.Process().parents():
+    for process in psutil.Process().parents():
+        try:
             program, *words = process.cmdline()[:4] or [""]  # empty: it is about to end
-            if "python" not in program or not re.search(r"\b(deepspeed|torchrun|torch\.distributed)\b", " ".join(words)):
-                break
-            found.append(process.pid)
-    except psutil.Error:  # one of them has just ended
-        pass
+        except psutil.Error:
+            break  # it has just ended, and with it the chain
+        if "python" not in program or not re.search(r"\b(deepspeed|torchrun|torch\.distributed)\b", " ".join(words)):
+            break
+        found.append(process.pid)
     return found

@@ -24,8 +24,7 @@ from mpnet_ds.model.sizes import parameter_count
 from mpnet_ds.model.two_stream import check_config
 from mpnet_ds.objectives import get_objective
 from mpnet_ds.quiet import quiet_libraries
-from mpnet_ds.training import processes, sample
-from mpnet_ds.training.control import EXIT_INTERRUPTED, EXIT_REQUEUE, Request
+from mpnet_ds.training import preflight, processes, sample
 from mpnet_ds.training.deepspeed_config import (
     EngineConfig,
     check_accepted,
@@ -38,28 +37,12 @@ from mpnet_ds.training.engine import layout
 from mpnet_ds.training.memory import checkpoint_bytes
 from mpnet_ds.training.metrics import FILE_NAME as METRICS
 from mpnet_ds.training.metrics import read_metrics
-from mpnet_ds.training.preflight import (
-    Finding,
-    Inspection,
-    capacity_of,
-    check_build_locks,
-    check_disk,
-    check_hostfile,
-    check_memory,
-    check_values,
-    checkpoints_at_once,
-    compiled_ops,
-    conclude,
-    flatten,
-    memory_of,
-    workload_of,
-)
+from mpnet_ds.training.preflight import Finding, Inspection
 from mpnet_ds.training.recipe import DEFAULT_RECIPE, DEMO_RECIPE, Recipe, load_recipe
 from mpnet_ds.training.run_folder import Setting, Start, decide_start, free_output, held, identity, prepare
 from mpnet_ds.training.summary import describe_configuration, describe_disk, describe_memory, describe_run
 from mpnet_ds.training.trainer import Outcome, Trainer
 
-EXIT_CODES = {Request.STOP: 0, Request.INTERRUPT: EXIT_INTERRUPTED, Request.REQUEUE: EXIT_REQUEUE}
 YEAR = 365 * 24 * 3600.0  # seconds
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "numpy")
 
@@ -112,12 +95,12 @@ def pretrain(arguments: argparse.Namespace) -> int:
     quiet_libraries()
     inspection = Inspection(int(os.environ.get("RANK", "0")))
     inspection.facts |= _versions()
-    inspection.add(check_hostfile())
+    inspection.add(preflight.check_hostfile())
     recipe = inspection.attempt(lambda: recipe_of(arguments))
     config = _resolve_config(arguments, recipe, inspection)
     data, eval_data = _open_given_data(arguments, recipe, inspection)
     if inspection.is_fatal and processes.world_size() == 1:
-        conclude([inspection])
+        preflight.conclude([inspection])
     ranks = processes.start()
     try:
         if recipe is not None:
@@ -161,7 +144,7 @@ def _open_given_data(arguments, recipe: Recipe | None, inspection: Inspection) -
         inspection.add([Finding(text)])
     if recipe is None:
         return None, None
-    values = check_values(recipe)
+    values = preflight.check_values(recipe)
     inspection.add(values)
     if not arguments.data or any(finding.is_fatal for finding in values):
         return None, None
@@ -221,9 +204,9 @@ def _run(arguments, recipe: Recipe, config: EngineConfig, data, eval_data, ranks
         _inspect_run(arguments, recipe, config, data, ranks, inspection)
     start, warnings = _agree(inspection, ranks)
     model_config = recipe.model_config(data.tokenizer.vocab_size)
-    lines = describe_run(recipe, config, data, eval_data, model_config, start, ranks)
     warnings = [f"warning: {text}" for text in warnings]
     if arguments.dry_run:
+        lines = describe_run(recipe, config, data, eval_data, model_config, start, ranks)
         lines += [*_describe_needs(recipe, config, model_config, start, ranks), *warnings, describe_configuration(config)]
         ranks.say("\n".join([*lines, f"All checks passed. Nothing was trained, and nothing written to {start.output}."]))
         return 0
@@ -238,7 +221,7 @@ def _run(arguments, recipe: Recipe, config: EngineConfig, data, eval_data, ranks
         ranks.on_main(lambda: stack.enter_context(held(start.output)))
         start = ranks.on_main(lambda: _decide_again(arguments, config, start, ranks.world_size))
         ranks.on_main(lambda: prepare(start, record, data.tokenizer_folder))
-        ranks.say("\n".join([*lines, *warnings]))
+        ranks.say("\n".join([*describe_run(recipe, config, data, eval_data, model_config, start, ranks), *warnings]))
         outcome = _train(arguments, recipe, config, model_config, data, eval_data, start, ranks)
     return _conclude(outcome, recipe, start.output, ranks)
 
@@ -250,10 +233,12 @@ def _inspect_run(arguments, recipe: Recipe, config: EngineConfig, data, ranks, i
     if arguments.init_from:
         inspection.attempt(lambda: check_start(arguments.init_from, model_config, data.tokenizer))
     inspection.facts |= {"the dataset's checksum": data.checksum, "the tokenizer's": data.tokenizer.fingerprint}
-    inspection.facts |= flatten("recipe", asdict(recipe)) | flatten("DeepSpeed's configuration", config.engine)
-    inspection.add(check_build_locks(compiled_ops(config)))
-    work = workload_of(recipe, config, model_config, ranks.world_size, ranks.device.type != "cpu")
-    inspection.add(check_memory(work, capacity_of(ranks.device)))
+    inspection.facts |= preflight.flatten("recipe", asdict(recipe)) | preflight.flatten(
+        "DeepSpeed's configuration", config.engine
+    )
+    inspection.add(preflight.check_build_locks(preflight.compiled_ops(config)))
+    work = preflight.workload_of(recipe, config, model_config, ranks.world_size, ranks.device.type != "cpu")
+    inspection.add(preflight.check_memory(work, preflight.capacity_of(ranks.device)))
     if ranks.is_main:
         run_identity = identity(recipe, data.tokenizer.fingerprint, data.checksum)
         start = inspection.attempt(lambda: _find_start(arguments, recipe, config, run_identity, ranks.world_size))
@@ -261,7 +246,7 @@ def _inspect_run(arguments, recipe: Recipe, config: EngineConfig, data, ranks, i
             if arguments.init_from and start.checkpoint is not None:
                 text = "--init_from is not used: the run goes on from its checkpoint."
                 inspection.add([Finding(text, is_fatal=False)])
-            inspection.add(check_disk(start.output, checkpoint_bytes(work), checkpoints_at_once(recipe)))
+            inspection.add(preflight.check_disk(start.output, checkpoint_bytes(work), preflight.checkpoints_at_once(recipe)))
         inspection.result = start
 
 
@@ -269,7 +254,7 @@ def _agree(inspection: Inspection, ranks) -> tuple[Start | None, list[str]]:
     """Where rank 0 says the run starts, and all ranks' warnings; ``UserError`` where any rank cannot go on."""
     inspections = ranks.gather(inspection)
     try:
-        return inspections[0].result, conclude(inspections)
+        return inspections[0].result, preflight.conclude(inspections)
     except UserError:
         if ranks.is_main:
             raise
@@ -279,10 +264,10 @@ def _agree(inspection: Inspection, ranks) -> tuple[Start | None, list[str]]:
 
 
 def _describe_needs(recipe: Recipe, config: EngineConfig, model_config, start: Start, ranks) -> list[str]:
-    work = workload_of(recipe, config, model_config, ranks.world_size, ranks.device.type != "cpu")
-    capacity = capacity_of(ranks.device)
-    disk = describe_disk(start.output, checkpoint_bytes(work), checkpoints_at_once(recipe))
-    return [*describe_memory(memory_of(work, capacity), capacity), disk]
+    work = preflight.workload_of(recipe, config, model_config, ranks.world_size, ranks.device.type != "cpu")
+    capacity = preflight.capacity_of(ranks.device)
+    disk = describe_disk(start.output, checkpoint_bytes(work), preflight.checkpoints_at_once(recipe))
+    return [*describe_memory(preflight.memory_of(work, capacity), capacity), disk]
 
 
 def _find_start(arguments, recipe: Recipe, config: EngineConfig, run_identity, world_size: int) -> Start:
@@ -352,7 +337,7 @@ def _conclude(outcome: Outcome, recipe: Recipe, output: Path, ranks) -> int:
         of = f"{outcome.step} of {recipe.optimization.max_steps}"
         ranks.say(f"\nStopped by {outcome.request.cause} at update {of}; everything is saved in {output}.")
         ranks.say("The same command goes on from here.")
-        return EXIT_CODES[outcome.request]
+        return outcome.request.exit_code
     lines = read_metrics(output / METRICS) if ranks.is_main else []
     ranks.say(f"\nDone: {outcome.step} updates. Training loss {_fall(lines, 'loss')} nats")
     if any("eval_loss" in line for line in lines):

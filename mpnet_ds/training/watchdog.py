@@ -222,7 +222,7 @@ class Watchdog:
         what = f"{who} is stopped, dead, or cut off from rank {self.ranks.rank}"
         return (
             f"error: no progress for {self.timeout:g} s (run.hang_timeout): {who} hangs\n"
-            f"  why: {what}: the store of the ranks at {address} does not answer\n"
+            f"  why: {what}: the store of the ranks at {address} does not answer{self._board.failure}\n"
             f"  Python stacks of the ranks that could write them: {self.folder}"
         )
 
@@ -238,6 +238,8 @@ class _Board:
         """Whether this rank was the first to raise it."""
         self.answers = False
         """Whether the store has answered since the alarm."""
+        self.failure = ""
+        """Why the store cannot be reached any more, in words."""
         self._raised = False
         self._number = 0
         self._readings: list[dict[int, Report]] = []
@@ -270,8 +272,9 @@ class _Board:
                 self._exchange(store)
                 self._wake.wait(self._interval)
                 self._wake.clear()
-        except (RuntimeError, OSError):
-            pass  # the host of the store has gone: without an answer since the alarm, that is the finding
+        except (RuntimeError, OSError) as error:
+            # The host of the store has gone: without an answer since the alarm, that is the finding.
+            self.failure = f" ({str(error).strip().splitlines()[0]})" if str(error).strip() else ""
 
     def _connect(self):
         from torch.distributed import PrefixStore, TCPStore

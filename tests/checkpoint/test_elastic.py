@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from mpnet_ds.checkpoint.zero_shards import MASTER, ZeroCheckpoint
+from mpnet_ds.checkpoint.zero_shards import MASTER, MODEL_STATES, ZeroCheckpoint, load_shard
 from tests.runs import ROOT, command, free_port
 
 KINDS = [f"zero{stage}:{precision}" for stage, precision in itertools.product(range(4), ("fp32", "bf16"))]
@@ -41,7 +41,7 @@ def test_weights_moments_and_count_of_updates_arrive_bit_for_bit(trained, tmp_pa
 
 def assert_low_precision_weights_follow(checkpoint: ZeroCheckpoint, expected: dict, kind: str) -> None:
     """What the next forward pass computes with (at ZeRO 3 it is not in a file of one rank)."""
-    module = torch.load(checkpoint.folder / "mp_rank_00_model_states.pt")["module"] if "zero3" not in kind else {}
+    module = load_shard(checkpoint.folder / MODEL_STATES)["module"] if "zero3" not in kind else {}
     dtype = torch.bfloat16 if kind.endswith("bf16") else torch.float32
     for name in module.keys() & expected.keys():
         assert torch.equal(module[name], expected[name][MASTER].to(dtype)), (kind, name)

@@ -4,8 +4,8 @@ from mpnet_ds.command_line import Parser, run
 
 
 def main() -> None:
-    from mpnet_ds.checkpoint.consolidate import DTYPES
     from mpnet_ds.checkpoint.huggingface import export_huggingface
+    from mpnet_ds.checkpoint.weights_file import DTYPES
 
     parser = Parser(
         "Write a complete Hugging Face folder from a checkpoint, and check it against the training model.",

@@ -1,5 +1,5 @@
 """Checkpoints: saving as transactions, reading ZeRO shards, consolidation, Hugging Face folders."""
 
-from mpnet_ds.checkpoint.consolidate import consolidate, load_consolidated
+from mpnet_ds.checkpoint.consolidate import consolidate, load_consolidated, named_tensors
 
-__all__ = ["consolidate", "load_consolidated"]
+__all__ = ["consolidate", "load_consolidated", "named_tensors"]

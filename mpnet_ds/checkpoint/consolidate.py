@@ -1,60 +1,81 @@
-"""From ZeRO shards to one set of weights."""
+"""From the shards of a checkpoint to one set of weights, in the memory of a few MiB."""
 
-import json
+from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors.torch import save_file
 from torch import Tensor
 
-from mpnet_ds.checkpoint.store import MANIFEST, find_checkpoint, verify
+from mpnet_ds.checkpoint.store import MANIFEST, find_checkpoint, verify_quickly
+from mpnet_ds.checkpoint.stored_weights import StoredWeights
+from mpnet_ds.checkpoint.universal import is_universal, open_universal
+from mpnet_ds.checkpoint.weights_file import DTYPES, write_weights
 from mpnet_ds.checkpoint.zero_shards import ZeroCheckpoint
 from mpnet_ds.errors import UserError
 from mpnet_ds.files import new_folder
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+def named_tensors(folder: str | Path) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of a checkpoint, read one after another; a tied parameter comes once, under its first name.
+
+    Floating-point numbers are fp32, from the fp32 masters where there are any. ``folder`` and errors as in ``open_weights``;
+    damage of a file may be found out at the end only.
+    """
+    return open_weights(folder).named_tensors()
 
 
 def load_consolidated(folder: str | Path) -> dict[str, Tensor]:
-    """Name → fp32 tensor of a checkpoint folder, or of a run's newest checkpoint.
+    """Name → tensor of a checkpoint, all in memory; the names are those of the module's state dict.
 
-    The names are those of the module's state dict: a tied parameter appears under each of its names, as one tensor.
+    Floating-point numbers are fp32. A tied parameter appears under each of its names, as one tensor. ``folder`` and errors
+    as in ``open_weights``.
     """
-    checkpoint = _open(folder)
-    weights = {name: tensor.clone() for name, tensor in checkpoint.named_tensors()}
-    return weights | {name: weights[source] for name, source in checkpoint.tied.items() if source in weights}
+    return open_weights(folder).load()
 
 
 def consolidate(
-    source: str | Path, output: str | Path, dtype: str = "fp32", max_shard_size: int | str = "5GB"
+    source: str | Path,
+    output: str | Path,
+    dtype: str = "fp32",
+    max_shard_size: int | str = "5GB",
+    show_progress: bool = False,
 ) -> list[Path]:
     """Writes ``model.safetensors``, or several files and their index above ``max_shard_size``, to a new folder.
 
     A tied parameter is written once, under its first name. The folder appears when all is whole. Returns the files in it.
     """
-    checkpoint = _open(source)
+    weights = open_weights(source)
     with new_folder(output) as folder:
-        weights = {name: tensor.to(DTYPES[dtype], copy=True).contiguous() for name, tensor in checkpoint.named_tensors()}
-        plan = split_torch_state_dict_into_shards(weights, max_shard_size=max_shard_size)
-        for name, tensors in plan.filename_to_tensors.items():
-            save_file({tensor: weights[tensor] for tensor in tensors}, folder / name, metadata={"format": "pt"})
-        if plan.is_sharded:
-            index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
-            (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
-    return sorted(Path(output).iterdir())
+        written = write_weights(weights.tensors, folder, DTYPES[dtype], max_shard_size, weights.tied, show_progress)
+        weights.check()
+    return [Path(output) / path.name for path in written]
 
 
-def _open(folder: str | Path) -> ZeroCheckpoint:
-    """``folder`` if it holds shards itself (any program's), else the newest checkpoint of the run in it.
+def open_weights(folder: str | Path) -> StoredWeights:
+    """Opens a checkpoint of any program without reading its weights.
 
-    Checksums are compared where there is a manifest, as in checkpoints of this project.
+    Args:
+        folder: the checkpoint itself, also a universal one; or what holds checkpoints: then the newest of a run of this
+            project, else the one that the file ``latest`` names.
+    Raises:
+        UserError: nothing of the kind is there; a file is missing, too many, damaged, of another checkpoint, or holds
+            anything but tensors and a few known types. Nothing of it is run.
     """
     path = Path(folder)
     if not path.is_dir():
         raise UserError(f"no checkpoint folder {folder}.")
-    if not any(path.glob("*_states.pt")):
-        path = find_checkpoint(path)
+    path = _locate(path)
     if (path / MANIFEST).is_file():
-        verify(path)
-    return ZeroCheckpoint(path)
+        verify_quickly(path)
+    return open_universal(path) if is_universal(path) else ZeroCheckpoint(path).weights
+
+
+def _locate(path: Path) -> Path:
+    if any(path.glob("*_states.pt")) or is_universal(path):
+        return path
+    latest = next((path / name for name in ("latest", "latest_universal") if (path / name).is_file()), None)
+    if latest is not None and not any(path.glob(f"*/{MANIFEST}")):
+        named = path / latest.read_text(encoding="utf-8", errors="replace").strip()
+        if named.parent != path or not named.is_dir():
+            raise UserError(f"{latest} names {named.name}, which is not there: give the checkpoint's folder itself.")
+        return named
+    return find_checkpoint(path)

@@ -17,9 +17,7 @@ from mpnet_ds.errors import UserError
 
 def load_weights(model: nn.Module, checkpoint: ZeroCheckpoint) -> None:
     """Fills a model that DeepSpeed has not seen yet."""
-    weights = dict(checkpoint.named_tensors())
-    weights |= {name: weights[source] for name, source in checkpoint.tied.items() if source in weights}
-    model.load_state_dict(weights)
+    model.load_state_dict(checkpoint.weights.load())
 
 
 def load_optimizer(engine, checkpoint: ZeroCheckpoint) -> None:

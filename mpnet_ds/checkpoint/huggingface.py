@@ -13,8 +13,9 @@ from torch import Tensor
 from transformers import AutoModelForMaskedLM, AutoTokenizer, MPNetConfig, MPNetForMaskedLM
 from transformers.utils import logging as transformers_logging
 
-from mpnet_ds.checkpoint.consolidate import DTYPES, load_consolidated
+from mpnet_ds.checkpoint.consolidate import load_consolidated
 from mpnet_ds.checkpoint.store import CheckpointInfo, find_checkpoint, read_info
+from mpnet_ds.checkpoint.weights_file import DTYPES
 from mpnet_ds.errors import UserError
 from mpnet_ds.files import new_folder
 from mpnet_ds.model import MPNetForPretraining

@@ -13,7 +13,7 @@ import torch
 import xxhash
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointCommitInfo, CheckpointEngine
 
-from mpnet_ds.checkpoint.zero_shards import load_shard
+from mpnet_ds.checkpoint.tensor_file import contents_checksum, load_shard
 from mpnet_ds.files import file_record
 
 
@@ -21,7 +21,7 @@ class ShardFiles(CheckpointEngine):
     """Stands in for DeepSpeed's own file access: ``engine.checkpoint_engine = ShardFiles()``.
 
     Attributes:
-        written: path → {"bytes", "xxh3_64"} of the files that this rank wrote since ``create``.
+        written: path → {"bytes", "xxh3_64", "contents"} of the files that this rank wrote since ``create``.
         failure: what went wrong since ``create``, in words, or None.
     """
 
@@ -54,13 +54,13 @@ class ShardFiles(CheckpointEngine):
             record = file_record(Path(path))
             if record != {"bytes": hashing.size, "xxh3_64": hashing.hasher.hexdigest()}:
                 raise OSError("what was read back is not what was written")
-            self.written[Path(path)] = record
+            self.written[Path(path)] = record | {"contents": contents_checksum(Path(path))}
         except (OSError, RuntimeError) as error:
             self._note(path, (hashing and hashing.error) or error)
 
     def load(self, path: str, map_location=None) -> dict:
         """One shard, in memory of its own: it is kept and changed after the file may be gone."""
-        return load_shard(Path(path), mmap=False)
+        return load_shard(Path(path))
 
     def commit(self, info: CheckpointCommitInfo) -> bool:
         """The store commits."""

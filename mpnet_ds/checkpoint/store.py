@@ -5,7 +5,7 @@
       step-00000200/
         mp_rank_00_model_states.pt, zero_pp_rank_…   what DeepSpeed writes
         tokenizer/                the run's tokenizer, so that the folder is enough to export
-        manifest.json             written last: step, samples, settings, size and checksum of each file, and its own
+        manifest.json             written last: step, samples, settings, size and checksums of each file, and its own
 
 Saving: each rank writes its shards, puts them on disk and reads them back; all ranks tell each other how it went; the
 manifest is written; ``latest`` moves; checkpoints that are no longer kept go. A folder without a manifest is not a
@@ -22,12 +22,13 @@ from pathlib import Path
 
 import xxhash
 
+from mpnet_ds.checkpoint.tensor_file import contents_checksum
 from mpnet_ds.errors import UserError
 from mpnet_ds.files import file_record, write_atomically
 
 MANIFEST = "manifest.json"
 LATEST = "latest"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 class SaveFailed(Exception):
@@ -157,8 +158,30 @@ def verify(folder: str | Path) -> None:
         path = folder / name
         if not path.is_file():
             raise UserError(f"{path} is missing, the checkpoint's {MANIFEST} names it. Use another checkpoint.")
-        if file_record(path) != expected:
+        found = file_record(path)
+        if found != {key: expected[key] for key in found}:
             raise UserError(f"{path} is not what {MANIFEST} says (size or checksum): damaged. Use another checkpoint.")
+
+
+def verify_quickly(folder: str | Path) -> None:
+    """Whether a checkpoint's files are those that its manifest names, by sizes and the directories that shards end with.
+
+    Reads no tensors; whoever reads them holds them against the checksums in those directories (see tensor_file.py). Raises
+    ``UserError`` at the first difference.
+    """
+    folder = Path(folder)
+    files = _read_manifest(folder)["files"]
+    for path in sorted(folder.glob("*.pt")):
+        if path.name not in files:
+            raise UserError(f"{path} is one too many: the checkpoint's {MANIFEST} does not name it.")
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"{path} is missing, the checkpoint's {MANIFEST} names it. Use another checkpoint.")
+        if path.stat().st_size != expected["bytes"]:
+            raise UserError(f"{path} is not what {MANIFEST} says: {path.stat().st_size:,} bytes, not {expected['bytes']:,}.")
+        if "contents" in expected and contents_checksum(path) != expected["contents"]:
+            raise UserError(f"{path} is not what {MANIFEST} says: it is damaged, or of another checkpoint.")
 
 
 def find_checkpoint(path: str | Path) -> Path:

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from mpnet_ds.checkpoint.store import CheckpointStore, find_checkpoint, read_info, verify
-from mpnet_ds.checkpoint.zero_shards import load_shard
+from mpnet_ds.checkpoint.tensor_file import TensorFile
 from mpnet_ds.errors import UserError
 from mpnet_ds.files import LOCK, TEMPORARY, locked, write_atomically
 from mpnet_ds.training.recipe import DataRecipe, Recipe
@@ -136,7 +136,7 @@ def _check_usable(checkpoint: Path) -> None:
     """Raises ``UserError`` if a file is missing or damaged, or holds what DeepSpeed, which unpickles anything, would run."""
     verify(checkpoint)
     for shard in checkpoint.glob("*.pt"):
-        load_shard(shard)
+        TensorFile(shard)
 
 
 def free_output(name: str, run_identity: dict, max_steps: int, may_continue: bool = True) -> Path:

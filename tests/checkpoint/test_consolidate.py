@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from mpnet_ds.checkpoint import consolidate, load_consolidated
-from mpnet_ds.checkpoint.zero_shards import load_shard
+from mpnet_ds.checkpoint.tensor_file import TensorFile, load_shard
 from mpnet_ds.errors import UserError
 from mpnet_ds.model import MPNetForPretraining
 from mpnet_ds.training.recipe import load_recipe
@@ -81,7 +81,7 @@ def foreign_copy(checkpoint, folder):
 def test_missing_shard_is_named_and_nothing_is_written(trained, tmp_path):
     copy = foreign_copy(trained("zero2", 2).newest_checkpoint, tmp_path / "checkpoint")
     next(copy.glob("zero_pp_rank_1_*optim_states.pt")).unlink()
-    with pytest.raises(UserError, match=r"shards of rank \[1\] are missing"):
+    with pytest.raises(UserError, match=r"zero_pp_rank_1_mp_rank_00_optim_states.pt is missing"):
         consolidate(copy, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
@@ -110,13 +110,49 @@ def test_truncated_shard_is_named(trained, tmp_path):
         load_consolidated(copy)
 
 
-def test_a_flipped_bit_is_found_by_the_manifests_checksum(trained, tmp_path):
-    copy = shutil.copytree(trained("zero2").newest_checkpoint, tmp_path / "checkpoint")
-    shard = next(copy.glob("*optim_states.pt"))
-    content = bytearray(shard.read_bytes())
-    content[len(content) // 2] ^= 1
-    shard.write_bytes(content)
-    with pytest.raises(UserError, match=f"{shard.name} is not what manifest.json says"):
+def change_byte(path, place):
+    with open(path, "r+b") as file:
+        file.seek(place)
+        byte = file.read(1)[0]
+        file.seek(place)
+        file.write(bytes([byte ^ 1]))
+
+
+@pytest.mark.parametrize("has_manifest", [True, False])
+def test_a_flipped_bit_in_the_weights_is_found(trained, tmp_path, has_manifest):
+    copy = shutil.copytree(trained("zero2", 2).newest_checkpoint, tmp_path / "checkpoint")
+    if not has_manifest:
+        (copy / "manifest.json").unlink()
+    shard = next(copy.glob("zero_pp_rank_1_*"))
+    weights = TensorFile(shard).content["optimizer_state_dict"]["single_partition_of_fp32_groups"]
+    change_byte(shard, weights[0].untyped_storage()._checkpoint_offset + weights[0].untyped_storage().nbytes() - 1)
+    with pytest.raises(UserError, match=f"{shard.name} is damaged"):
+        load_consolidated(copy)
+    with pytest.raises(UserError, match=f"{shard.name} is damaged"):
+        consolidate(copy, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_moments_are_not_touched(trained, tmp_path):
+    """Their bytes may be anything."""
+    run = trained("zero2", 2)
+    copy = shutil.copytree(run.newest_checkpoint, tmp_path / "checkpoint")
+    for shard in copy.glob("*optim_states.pt"):
+        states = TensorFile(shard).content["optimizer_state_dict"]["base_optimizer_state"]["state"]
+        for state in states.values():
+            change_byte(shard, state["exp_avg"].untyped_storage()._checkpoint_offset)
+    weights = load_consolidated(run.newest_checkpoint)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in load_consolidated(copy).items())
+
+
+def test_a_shard_of_another_checkpoint_is_found_by_the_manifest(trained, tmp_path):
+    """Of the same run, stage and sizes: at ZeRO 3 nothing else would tell."""
+    run = trained("zero3", 2)
+    older, newer = (run.folder / "checkpoints" / f"step-{step:08d}" for step in (6, 8))
+    copy = shutil.copytree(newer, tmp_path / "checkpoint")
+    name = "zero_pp_rank_1_mp_rank_00_optim_states.pt"
+    shutil.copy(older / name, copy / name)
+    with pytest.raises(UserError, match=f"{name} is not what manifest.json says"):
         load_consolidated(copy)
 
 

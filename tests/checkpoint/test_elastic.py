@@ -6,7 +6,9 @@ import sys
 import pytest
 import torch
 
-from mpnet_ds.checkpoint.zero_shards import MASTER, MODEL_STATES, ZeroCheckpoint, load_shard
+from mpnet_ds.checkpoint.shard_set import MODEL_STATES
+from mpnet_ds.checkpoint.tensor_file import load_shard
+from mpnet_ds.checkpoint.zero_shards import MASTER, ZeroCheckpoint
 from tests.runs import ROOT, command, free_port
 
 KINDS = [f"zero{stage}:{precision}" for stage, precision in itertools.product(range(4), ("fp32", "bf16"))]

@@ -8,7 +8,7 @@ import pytest
 import torch
 import xxhash
 
-from mpnet_ds.checkpoint.zero_shards import load_shard
+from mpnet_ds.checkpoint.tensor_file import load_shard
 from mpnet_ds.files import fast_checksum
 from tests.runs import RECIPE, ROOT, pretrain, recipe_with
 

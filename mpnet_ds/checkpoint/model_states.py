@@ -1,0 +1,77 @@
+"""What the files ``*_model_states.pt`` of a checkpoint hold: the module's entries, shapes, names that are tied."""
+
+import math
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from mpnet_ds.checkpoint.tensor_file import StoredTensor, Stretch, TensorFile
+from mpnet_ds.errors import UserError
+
+
+class ModelStates:
+    """The model's files, one of each rank at ZeRO 3, else one.
+
+    Attributes:
+        content: of the first file.
+        module: name → entry of the module's state dict; at ZeRO 3 those of parameters are empty.
+        tied: second name → first name of parameters that appear under two names.
+    """
+
+    def __init__(self, files: list[TensorFile], is_divided: bool):
+        self.files, self.is_divided = files, is_divided
+        self.path, self.content = files[0].path, files[0].content
+        if not isinstance(self.content, dict) or "module" not in self.content:
+            raise UserError(f"{self.path} is no model file of DeepSpeed: 'module' is missing in it.")
+        entries = self.content["module"] or {}
+        self.module = {name: files[0].tensor(value) for name, value in entries.items() if isinstance(value, Tensor)}
+        self.tied = self._find_tied()
+
+    @cached_property
+    def shapes(self) -> list[dict[str, tuple[int, ...]]]:
+        """Of the trained parameters, group by group, in the order in which they lie in the flat tensors."""
+        groups = self.content.get("param_shapes")
+        if groups is None:
+            raise UserError(f"{self.path}: 'param_shapes' is missing in it, which the optimizer's shards need.")
+        return [{name: tuple(shape) for name, shape in group.items()} for group in groups]
+
+    @property
+    def buffers(self) -> list[str]:
+        """Names of the module's buffers."""
+        return self.content.get("buffer_names") or []
+
+    def untrained(self, trained: dict) -> dict[str, StoredTensor]:
+        """What the optimizer does not hold: frozen parameters and buffers."""
+        names = self.buffers if self.is_divided else self.module
+        others = [name for name in names if name in self.module and name not in trained and name not in self.tied]
+        frozen = self._join_frozen() if self.is_divided else {}
+        return frozen | {name: self.module[name] for name in others}
+
+    def _join_frozen(self) -> dict[str, StoredTensor]:
+        """Each rank's part is a tensor by itself; the last ones may hold padding."""
+        found = {}
+        for name, shape in (self.content.get("frozen_param_shapes") or {}).items():
+            wanted, stretches = math.prod(shape), []
+            for file in self.files:
+                part = file.tensor((file.content.get("frozen_param_fragments") or {}).get(name)).stretches[0]
+                stretches.append(part.part(0, wanted))
+                wanted -= stretches[-1].numel
+            if wanted:
+                raise UserError(f"{self.path}: {wanted:,} numbers of {name} are missing in the model's files.")
+            found[name] = joined(shape, stretches)
+        return found
+
+    def _find_tied(self) -> dict[str, str]:
+        if self.content.get("shared_params") is not None:
+            return dict(self.content["shared_params"])
+        first, tied = {}, {}
+        for name, tensor in self.module.items():
+            if tensor.numel and first.setdefault(tensor.place, name) != name:
+                tied[name] = first[tensor.place]
+        return tied
+
+
+def joined(shape: tuple[int, ...], stretches: list[Stretch]) -> StoredTensor:
+    """A tensor of stretches, laid end to end."""
+    return StoredTensor(tuple(shape), stretches[0].fake.dtype if stretches else torch.float32, stretches)

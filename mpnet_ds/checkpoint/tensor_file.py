@@ -1,0 +1,265 @@
+"""Files of ``torch.save``, opened without reading their tensors and without running any code of theirs.
+
+Such a file is a zip archive in which nothing is compressed. For ``torch.save({"a": torch.arange(3.0)}, "x.pt")``:
+
+    x/data.pkl     the pickled objects; of a tensor: the number of its storage, offset, shape, strides
+    x/data/0       the bytes of storage 0: 12 of them
+    …              byteorder, version, and at the end the archive's directory: offset, size and CRC-32 of each of these
+
+``torch.load(weights_only=True)`` unpickles the first with a short list of types that may be in it. Under PyTorch's *fake*
+mode it makes tensors without memory, whose storages know only where their bytes begin in the file (``_checkpoint_offset``).
+Numbers are read from there when they are asked for, a stretch at a time. So what is not asked for, such as an
+optimizer's moments, is never read.
+
+Each storage of which something was read is held against its CRC-32 in the end, by ``TensorFile.check``. (A program that
+switched checksums off, ``torch.serialization.set_crc32_options(False)``, leaves 0 for all of them: nothing to check then.)
+"""
+
+import math
+import sys
+import zipfile
+import zlib
+from argparse import Namespace
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from mpnet_ds.errors import UserError
+from mpnet_ds.quiet import quiet_libraries
+
+CHUNK = 1 << 24
+"""Bytes that are held at once."""
+LOCAL_HEADER = 30
+"""Bytes before a record's name in the archive; the last four say how long the name and an extra field are."""
+
+
+def load_shard(path: Path) -> Any:
+    """All of a file, in memory; raises ``UserError`` if it is damaged or holds more than tensors and a few known types."""
+    quiet_libraries()
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    allowed = [ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address, Namespace]
+    with torch.serialization.safe_globals(allowed):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises several kinds, by what is wrong with the file
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UserError(f"{path} cannot be read without running foreign code, or is damaged: {reason}") from error
+
+
+@dataclass
+class _Record:
+    """One storage's bytes in the file."""
+
+    name: str
+    begin: int
+    size: int
+    crc: int
+    seen: int = 0
+    """Bytes from the beginning that have gone into ``running``."""
+    running: int = 0
+
+
+class TensorFile:
+    """A file of ``torch.save``, opened. Raises ``UserError`` where ``load_shard`` would, and if a storage leaves the file.
+
+    Attributes:
+        content: the saved objects; their tensors have dtype and shape, but no numbers.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._records = {record.begin: record for record in _records(self.path)}
+        with FakeTensorMode():
+            self.content = load_shard(self.path)
+
+    def tensor(self, fake: Tensor) -> "StoredTensor":
+        """One of the tensors in ``content``, to be read."""
+        if not isinstance(fake, FakeTensor):
+            raise UserError(f"{self.path} is damaged: a tensor was expected, found {type(fake).__name__}.")
+        storage, begin = fake.untyped_storage(), fake.untyped_storage()._checkpoint_offset
+        last = (
+            sum((size - 1) * stride for size, stride in zip(fake.shape, fake.stride(), strict=True)) if fake.numel() else -1
+        )
+        record = self._records.get(begin) if storage.nbytes() else _Record("", 0, 0, 0)
+        end = (fake.storage_offset() + last + 1) * fake.itemsize
+        if record is None or storage.nbytes() > record.size or end > record.size:
+            raise UserError(
+                f"{self.path} is damaged: a tensor of shape {list(fake.shape)} lies outside of the file's storages."
+            )
+        return StoredTensor(tuple(fake.shape), fake.dtype, [Stretch(self, record, fake)])
+
+    def read(self, record: _Record, begin: int, size: int, is_checked: bool = True) -> bytearray:
+        """``size`` bytes of a record from ``begin`` on; with ``is_checked`` they count for ``check``."""
+        block = bytearray(size)
+        with open(self.path, "rb", buffering=0) as file:
+            if is_checked and begin > record.seen:
+                self._skip(file, record, begin)
+            file.seek(record.begin + begin)
+            if _fill(file, block) < size:
+                raise UserError(f"{self.path} has become shorter while it was read.")
+        if is_checked and begin == record.seen:
+            record.running, record.seen = zlib.crc32(block, record.running), begin + size
+        return block
+
+    def check(self) -> None:
+        """Holds the storages that were read against the archive's checksums; raises ``UserError`` if one is damaged."""
+        has_checksums = any(record.crc for record in self._records.values())
+        touched = [record for record in self._records.values() if record.seen and has_checksums]
+        with open(self.path, "rb", buffering=0) as file:
+            for record in touched:
+                self._skip(file, record, record.size)
+                if record.running != record.crc:
+                    raise UserError(f"{self.path} is damaged: {record.name} does not have the checksum that the file names.")
+
+    def _skip(self, file, record: _Record, end: int) -> None:
+        """Reads what lies before ``end`` and was not asked for: padding, as a rule."""
+        file.seek(record.begin + record.seen)
+        while record.seen < end:
+            block = bytearray(min(CHUNK, end - record.seen))
+            if _fill(file, block) < len(block):
+                raise UserError(f"{self.path} has become shorter while it was read.")
+            record.running, record.seen = zlib.crc32(block, record.running), record.seen + len(block)
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A tensor in a file, or consecutive numbers of one (counted in its own order, from 0)."""
+
+    file: TensorFile
+    record: _Record
+    fake: Tensor
+    begin: int = 0
+    length: int = -1
+
+    @property
+    def numel(self) -> int:
+        """How many numbers."""
+        return self.fake.numel() if self.length < 0 else self.length
+
+    def part(self, begin: int, length: int) -> "Stretch":
+        """``length`` numbers from ``begin`` on, or as many as there are."""
+        begin = min(begin, self.numel)
+        return Stretch(self.file, self.record, self.fake, self.begin + begin, min(length, self.numel - begin))
+
+    def read(self, is_checked: bool = True) -> Tensor:
+        """The numbers, one-dimensional, in memory of their own; ``is_checked`` as in ``TensorFile.read``."""
+        if not self.numel:
+            return torch.empty(0, dtype=self.fake.dtype)
+        if not self.fake.is_contiguous():
+            return self._read_strided(is_checked)
+        offset = (self.fake.storage_offset() + self.begin) * self.fake.itemsize
+        block = self.file.read(self.record, offset, self.numel * self.fake.itemsize, is_checked)
+        return torch.frombuffer(block, dtype=self.fake.dtype)
+
+    def chunks(self, is_checked: bool = True) -> Iterator[Tensor]:
+        """The same in pieces of at most ``CHUNK`` bytes."""
+        if not self.fake.is_contiguous():
+            yield self.read(is_checked)
+            return
+        step = CHUNK // self.fake.itemsize
+        for begin in range(0, self.numel, step):
+            yield self.part(begin, step).read(is_checked)
+
+    def _read_strided(self, is_checked: bool) -> Tensor:
+        """Of a transposed tensor, for example: its whole storage is read."""
+        block = self.file.read(self.record, 0, self.record.size, is_checked)
+        storage = torch.frombuffer(block, dtype=self.fake.dtype)
+        whole = storage.as_strided(self.fake.shape, self.fake.stride(), self.fake.storage_offset())
+        return whole.flatten()[self.begin : self.begin + self.numel].clone()
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor that has not been read: shape, dtype, and its numbers as stretches of files, one after another."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    stretches: list[Stretch] = field(repr=False)
+
+    @property
+    def numel(self) -> int:
+        """How many numbers."""
+        return math.prod(self.shape)
+
+    def chunks(self) -> Iterator[Tensor]:
+        """All numbers in order, one-dimensional, at most ``CHUNK`` bytes at a time."""
+        for stretch in self.stretches:
+            yield from stretch.chunks()
+
+    @property
+    def place(self) -> tuple:
+        """Of a tensor that is one in a file, too: where it lies. Equal for two names of one tensor."""
+        (one,) = self.stretches
+        return one.file.path, one.record.begin, one.fake.storage_offset(), self.shape, one.fake.stride()
+
+    def read(self) -> Tensor:
+        """The whole tensor, in memory of its own."""
+        whole, begin = torch.empty(self.numel, dtype=self.dtype), 0
+        for chunk in self.chunks():
+            whole[begin : begin + chunk.numel()] = chunk
+            begin += chunk.numel()
+        return whole.view(self.shape)
+
+    def rows(self, count: int) -> "StoredTensor":
+        """The first ``count`` rows."""
+        wanted, stretches = count * math.prod(self.shape[1:]), []
+        for stretch in self.stretches:
+            stretches.append(stretch.part(0, wanted))
+            wanted -= stretches[-1].numel
+        return StoredTensor((count, *self.shape[1:]), self.dtype, stretches)
+
+
+def contents_checksum(path: Path) -> str:
+    """xxh3_64 (hex) of an archive's directory: names, sizes and CRC-32 of all that is in it, without reading that."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = [(record.filename, record.file_size, record.CRC) for record in archive.infolist()]
+    except zipfile.BadZipFile as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+    return xxhash.xxh3_64_hexdigest(repr(records).encode())
+
+
+def _records(path: Path) -> list[_Record]:
+    """The storages of an archive."""
+    try:
+        with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
+            order = next((archive.read(item) for item in archive.infolist() if item.filename.endswith("/byteorder")), b"")
+            if order and order.decode() != sys.byteorder:
+                raise UserError(f"{path} was written on a machine with the other byte order: read it there.")
+            return [
+                _Record(item.filename.partition("/")[2], _begin(file, item), item.file_size, item.CRC)
+                for item in archive.infolist()
+                if "/data/" in item.filename
+            ]
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise UserError(f"{path} is damaged, or was not written by torch.save: {error}") from error
+
+
+def _begin(file, item: zipfile.ZipInfo) -> int:
+    """First byte of a record's content: behind its local header, whose extra field the directory does not tell."""
+    file.seek(item.header_offset + LOCAL_HEADER - 4)
+    lengths = file.read(4)
+    begin = item.header_offset + LOCAL_HEADER + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
+    is_inside = begin + item.file_size <= file.seek(0, 2)
+    if item.compress_type != zipfile.ZIP_STORED or item.compress_size != item.file_size or not is_inside:
+        raise ValueError(f"record {item.filename} is not as torch.save writes it")
+    return begin
+
+
+def _fill(file, block: bytearray) -> int:
+    """Reads until ``block`` is full or the file ends; returns how many bytes."""
+    view, done = memoryview(block), 0
+    while done < len(block) and (count := file.readinto(view[done:])):
+        done += count
+    return done

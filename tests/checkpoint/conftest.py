@@ -1,0 +1,72 @@
+"""Checkpoints of a program that is not this project's, made once for all tests (tests/checkpoint/foreign.py)."""
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from tests.checkpoint.foreign import KINDS
+from tests.runs import ROOT, command, free_port
+
+OF_ONE_RANK = [
+    *[f"zero{stage}-{precision}" for stage in range(4) for precision in ("fp32", "bf16", "fp16")],
+    *["universal2-fp32", "universal3-bf16", "zero0-bf16-fused", "zero0-idle", "zero0-adagrad", "zero2-aligned"],
+    *["zero2-without_frozen", "zero3-subgroups", "zero1-scalar", "zero1-bf16-accumulated_in_fp32"],
+]
+OF_THREE_RANKS = [
+    *["zero0-fp32", "zero1-fp32", "zero2-bf16", "zero3-fp32", "zero3-bf16", "universal3-fp32", "universal2-bf16"],
+    *[
+        "zero2-round_robin",
+        "zero2-aligned",
+        "zero2-aligned-round_robin",
+        "zero3-subgroups",
+        "zero1-bf16-accumulated_in_fp32",
+    ],
+]
+MADE = {1: OF_ONE_RANK, 2: list(KINDS), 3: OF_THREE_RANKS}
+"""Number of ranks → kinds that there are."""
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A checkpoint as DeepSpeed left it: do not change its files, copy them.
+
+    Attributes:
+        root: what ``engine.save_checkpoint`` was given: holds ``latest`` and the checkpoints.
+        folder: the newest checkpoint in it, or the universal one.
+        truth: name → tensor, what a reader must find.
+    """
+
+    root: Path
+    folder: Path
+    truth: dict[str, Tensor]
+
+
+@pytest.fixture(scope="session")
+def foreign(tmp_path_factory):
+    """``foreign(kind, ranks)``: one of the kinds in ``MADE``; all of a number of ranks are made at the first request."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def get(kind: str, ranks: int = 2) -> Foreign:
+        output = shared / f"foreign-{ranks}"
+        with FileLock(f"{output}.lock"):  # tests in another process want the same
+            if not (output / "complete").is_file():
+                _make(output, ranks)
+        root = output / kind
+        folder = root / ("universal" if kind.startswith("universal") else "last")
+        return Foreign(root, folder, torch.load(output / f"{kind}.truth"))
+
+    return get
+
+
+def _make(output: Path, ranks: int) -> None:
+    launcher = ["deepspeed", "--num_accelerators", ranks, "--master_port", free_port()] if ranks > 1 else [sys.executable]
+    done = command(*launcher, ROOT / "tests" / "checkpoint" / "foreign.py", output, *MADE[ranks])
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    (output / "complete").touch()

@@ -1,0 +1,55 @@
+"""What a run in fp16 would have saved, from the same checkpoint in bf16: processors cannot train in fp16.
+
+The optimizer's fp32 weights and states stay. The module's 16-bit tensors, frozen ones too, become fp16; where DeepSpeed
+keeps loss scales (``loss_scaler`` at ZeRO 1 to 3, numbers at ZeRO 0) there are those of a dynamic scale; files lose the
+prefix ``bf16_``. The classes and keys are those of DeepSpeed 0.19.8's runtime/fp16 and runtime/zero.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+SCALE = {"dynamic_loss_scale": True, "cur_scale": 4096.0, "cur_iter": 3, "last_overflow_iter": -1}
+SCALE |= {"scale_factor": 2.0, "scale_window": 1000}
+
+
+def to_fp16(folder: Path, truth: dict[str, Tensor], trained: set[str]) -> dict[str, Tensor]:
+    """Rewrites the files of a checkpoint folder; returns the truth about the new one.
+
+    Args:
+        trained: names whose fp32 weight the optimizer holds; of the others 16 bits are all there is.
+    """
+    halves = {id(tensor): tensor.half() if tensor.is_floating_point() else tensor for tensor in truth.values()}
+    halves = {name: halves[id(tensor)] for name, tensor in truth.items()}
+    for path in sorted(folder.glob("*_states.pt")):
+        content = torch.load(path, weights_only=False)
+        if "module" in content:
+            _rewrite_model(content, halves)
+        else:
+            _set_scaler(content["optimizer_state_dict"])
+        content["ds_config"] = content["ds_config"] | {"bf16": {"enabled": False}, "fp16": {"enabled": True}}
+        path.unlink()
+        torch.save(content, path.with_name(path.name.removeprefix("bf16_")))
+    return {name: _what_is_left(name in trained, tensor, halves[name]) for name, tensor in truth.items()}
+
+
+def _what_is_left(is_trained: bool, tensor: Tensor, half: Tensor) -> Tensor:
+    return tensor if is_trained or not tensor.is_floating_point() else half.float()
+
+
+def _rewrite_model(content: dict, halves: dict[str, Tensor]) -> None:
+    for name, tensor in content["module"].items():
+        if tensor.numel():  # at ZeRO 3 most are empty
+            content["module"][name] = halves[name]
+    if content["frozen_param_fragments"]:
+        content["frozen_param_fragments"] = {name: part.half() for name, part in content["frozen_param_fragments"].items()}
+    if content["optimizer"]:
+        content["optimizer"] |= SCALE
+
+
+def _set_scaler(content: dict) -> None:
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
+
+    content["loss_scaler"] = DynamicLossScaler(4096.0, 1000, 1.0, 2, False)
+    content["dynamic_loss_scale"] = True

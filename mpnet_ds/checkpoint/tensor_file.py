@@ -6,10 +6,10 @@ Such a file is a zip archive in which nothing is compressed. For ``torch.save({"
     x/data/0       the bytes of storage 0: 12 of them
     …              byteorder, version, and at the end the archive's directory: offset, size and CRC-32 of each of these
 
-``torch.load(weights_only=True)`` unpickles the first with a short list of types that may be in it. Under PyTorch's *fake*
-mode it makes tensors without memory, whose storages know only where their bytes begin in the file (``_checkpoint_offset``).
-Numbers are read from there when they are asked for, a stretch at a time. So what is not asked for, such as an
-optimizer's moments, is never read.
+``torch.load(weights_only=True)`` unpickles the first with a short list of types that may be in it. With the location
+"meta" it makes tensors without memory, whose storages know only where their bytes begin in the file
+(``_checkpoint_offset``). Numbers are read from there when they are asked for, a stretch at a time. So what is not asked
+for, such as an optimizer's moments, is never read.
 
 Each storage of which something was read is held against its CRC-32 in the end, by ``TensorFile.check``. (A program that
 switched checksums off, ``torch.serialization.set_crc32_options(False)``, leaves 0 for all of them: nothing to check then.)
@@ -21,25 +21,28 @@ import zipfile
 import zlib
 from argparse import Namespace
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
 import xxhash
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mpnet_ds.errors import UserError
 from mpnet_ds.quiet import quiet_libraries
 
-CHUNK = 1 << 24
+CHUNK = 1 << 22
 """Bytes that are held at once."""
 LOCAL_HEADER = 30
 """Bytes before a record's name in the archive; the last four say how long the name and an extra field are."""
 
 
-def load_shard(path: Path) -> Any:
+def load_shard(path: Path, location: str = "cpu") -> Any:
     """All of a file, in memory; raises ``UserError`` if it is damaged or holds more than tensors and a few known types."""
     quiet_libraries()
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
@@ -49,7 +52,7 @@ def load_shard(path: Path) -> Any:
     allowed = [ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address, Namespace]
     with torch.serialization.safe_globals(allowed):
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location=location, weights_only=True)
         except Exception as error:  # torch raises several kinds, by what is wrong with the file
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(f"{path} cannot be read without running foreign code, or is damaged: {reason}") from error
@@ -78,12 +81,12 @@ class TensorFile:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self._records = {record.begin: record for record in _records(self.path)}
-        with FakeTensorMode():
-            self.content = load_shard(self.path)
+        with nullcontext() if _meta_knows_offsets() else FakeTensorMode():
+            self.content = load_shard(self.path, "meta")
 
     def tensor(self, fake: Tensor) -> "StoredTensor":
         """One of the tensors in ``content``, to be read."""
-        if not isinstance(fake, FakeTensor):
+        if not isinstance(fake, Tensor):
             raise UserError(f"{self.path} is damaged: a tensor was expected, found {type(fake).__name__}.")
         storage, begin = fake.untyped_storage(), fake.untyped_storage()._checkpoint_offset
         last = (
@@ -226,6 +229,14 @@ def contents_checksum(path: Path) -> str:
     except zipfile.BadZipFile as error:
         raise UserError(f"{path} is damaged: {error}") from error
     return xxhash.xxh3_64_hexdigest(repr(records).encode())
+
+
+@cache
+def _meta_knows_offsets() -> bool:
+    """Newer releases of PyTorch do. In others only the fake mode has storages that do; it takes two seconds to start."""
+    torch.save(torch.zeros(1), file := BytesIO())
+    file.seek(0)
+    return torch.load(file, map_location="meta", weights_only=True).untyped_storage()._checkpoint_offset is not None
 
 
 def _records(path: Path) -> list[_Record]:

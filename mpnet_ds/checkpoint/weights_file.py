@@ -13,6 +13,7 @@ are several files and ``model.safetensors.index.json``, as ``transformers`` writ
 
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -68,7 +69,9 @@ def write_weights(
         for file_name, names in plan.filename_to_tensors.items():
             names = sorted(names, key=lambda name: -types[name].itemsize)  # a stable sort
             header = _header({name: (types[name], tensors[name].shape) for name in names}, tied or {})
-            with open(folder / file_name, "wb") as file:
+            with open(folder / file_name, "wb", buffering=0) as file:
+                # Writing is several times faster then, and a full disk is noticed before anything is read.
+                os.posix_fallocate(file.fileno(), 0, len(header) + sum(sizes[name] for name in names))
                 file.write(header)
                 for block in (block for name in names for block in _blocks(tensors[name], types[name])):
                     file.write(block)

@@ -13,10 +13,10 @@ Where the fp32 weights ("masters") lie; flat_layout.py has the arithmetic, with 
 * **ZeRO 1, 2**: in ``optimizer_state_dict.single_partition_of_fp32_groups``, a flat tensor for each parameter group. Names,
   shapes and order are in ``param_shapes[group]`` of the model's file, padding between parameters in the shard's
   ``param_alignment_paddings[group]``, if there is any.
-* **ZeRO 3**: in ``optimizer_state_dict.fp32_flat_groups``, flat tensors in an order that knows no groups: names and shapes are
-  those of all ``param_shapes``, one after another.
-* **ZeRO 0**: in fp32 the module's weights are all there is. In bf16 and fp16 ``optimizer.fp32_groups`` is a list of tensors for
-  each group, or ``fp32_groups_flat`` one flat tensor (DeepSpeed's own optimizers). Neither has names (see master_match.py).
+* **ZeRO 3**: in ``optimizer_state_dict.fp32_flat_groups``, flat tensors in an order that knows no groups: names and shapes
+  are those of all ``param_shapes``, one after another.
+* **ZeRO 0**: in fp32 the module's weights are all there is. In bf16 and fp16 ``optimizer.fp32_groups`` is a list of tensors
+  for each group, or ``fp32_groups_flat`` one flat tensor (DeepSpeed's optimizers). Neither has names: see master_match.py.
 
 The optimizer's states lie like the masters: one flat tensor for each of theirs and each state, in
 ``base_optimizer_state.state`` (ZeRO 1, 2) or ``optimizer_state_dict.state`` (ZeRO 3).

@@ -82,8 +82,10 @@ class PythonAdam:
 
 def compile_nothing() -> None:
     """DeepSpeed's own Adams take ``PythonAdam``: compiling theirs takes minutes."""
+    import cpuinfo
     from deepspeed.ops.op_builder.cpu import CPUAdamBuilder, FusedAdamBuilder
 
+    cpuinfo.get_cpu_info = dict  # a second for each optimizer, for a warning
     CPUAdamBuilder.load = FusedAdamBuilder.load = lambda builder: PythonAdam()
 
 
@@ -236,7 +238,7 @@ def weight_of(engine, parameter) -> Tensor:
     if not hasattr(parameter, "ds_id") and parameter.dtype == torch.float32:
         return parameter.detach().clone()  # DeepSpeed 0.19.8's own function errs with round_robin_gradients
     if parameter.requires_grad and engine.zero_optimization_stage() > 0:
-        return safe_get_full_fp32_param(parameter).detach().clone()
+        return safe_get_full_fp32_param(parameter).detach().float().clone()
     if parameter.requires_grad and hasattr(engine.optimizer, "fp16_groups"):
         return master_of(engine.optimizer, parameter)
     if hasattr(parameter, "ds_id"):

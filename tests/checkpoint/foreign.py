@@ -15,6 +15,7 @@ foreign_fp16.py), DeepSpeed's own Adams (their classes, with the arithmetic in P
 """
 
 import argparse
+import gc
 import sys
 import time
 from dataclasses import dataclass, field, replace
@@ -81,8 +82,10 @@ class PythonAdam:
 
 def compile_nothing() -> None:
     """DeepSpeed's own Adams take ``PythonAdam``: compiling theirs takes minutes."""
+    import cpuinfo
     from deepspeed.ops.op_builder.cpu import CPUAdamBuilder, FusedAdamBuilder
 
+    cpuinfo.get_cpu_info = dict  # a second for each optimizer, for a warning
     CPUAdamBuilder.load = FusedAdamBuilder.load = lambda builder: PythonAdam()
 
 
@@ -155,6 +158,7 @@ KINDS |= {f"{name}-other_run": replace(KINDS[name], seed=1) for name in SEVERAL_
 def main(output: Path, names: list[str]) -> None:
     ranks = processes.start()
     compile_nothing()
+    gc.freeze()  # DeepSpeed collects garbage for each engine at ZeRO 3, half a second each time among all that is imported
     for name in names:
         begin = time.perf_counter()
         make(output / name, KINDS[name], ranks)
@@ -181,7 +185,8 @@ def make(folder: Path, kind: Kind, ranks: processes.Ranks) -> None:
         if kind.then == "universal":
             to_universal(folder)
         if kind.then == "fp16":
-            found = to_fp16(folder / "last", found, trained_names(engine.module))
+            frozen = {name for name, weight in engine.module.named_parameters() if not weight.requires_grad}
+            found = to_fp16(folder / "last", found, frozen)
         torch.save(found, folder.with_name(folder.name + ".truth"))
     ranks.barrier()
     engine.destroy()
@@ -191,13 +196,10 @@ def build(kind: Kind):
     """DeepSpeed's engine around a new model."""
     import deepspeed
 
-    if (
-        kind.scalar
-    ):  # sends rank 0's weights to the others, who have the same, and fails in 0.19.8 where one has no dimensions
+    if kind.scalar:
+        # It sends rank 0's weights to the others, who have the same, and in 0.19.8 fails at one without dimensions.
         deepspeed.DeepSpeedEngine._broadcast_model = lambda engine: None
     torch.manual_seed(kind.seed)
-    with deepspeed.zero.Init(enabled=kind.born_divided, dtype=torch.float32):
-        model = Parrot(kind.idle, kind.scalar)
     config = {
         "train_micro_batch_size_per_gpu": 2,
         "steps_per_print": 10**9,
@@ -205,6 +207,8 @@ def build(kind: Kind):
         "bf16": {"enabled": kind.precision == "bf16"},
         "zero_optimization": {"stage": kind.stage, **kind.zero},
     } | kind.config
+    with deepspeed.zero.Init(enabled=kind.born_divided, config_dict_or_path=config):
+        model = Parrot(kind.idle, kind.scalar)
     parameters = list(model.parameters()) if kind.one_group else groups(model)
     if kind.client:
         return deepspeed.initialize(model=model, optimizer=kind.client(parameters), config=config)[0]
@@ -215,7 +219,7 @@ def build(kind: Kind):
 def truth(engine, kind: Kind) -> dict[str, Tensor]:
     """Name → tensor on every rank, from the live engine: tied names share memory, floating point in fp32."""
     named = dict(engine.module.named_parameters(remove_duplicate=False))
-    weights = {id(parameter): weight_of(engine, parameter) for parameter in named.values()}
+    weights = {id(parameter): weight_of(engine, parameter) for parameter in engine.module.parameters()}
     found = {}
     for name, tensor in engine.module.state_dict(keep_vars=True).items():
         if name in named:
@@ -226,17 +230,15 @@ def truth(engine, kind: Kind) -> dict[str, Tensor]:
     return found
 
 
-def trained_names(module) -> set[str]:
-    return {name for name, parameter in module.named_parameters(remove_duplicate=False) if parameter.requires_grad}
-
-
 def weight_of(engine, parameter) -> Tensor:
     """One parameter whole and in fp32: what the optimizer has of it, else what the module has."""
     from deepspeed.runtime.zero import GatheredParameters
     from deepspeed.utils import safe_get_full_fp32_param
 
-    if parameter.requires_grad and (engine.zero_optimization_stage() > 0):
-        return safe_get_full_fp32_param(parameter).detach().clone()
+    if not hasattr(parameter, "ds_id") and parameter.dtype == torch.float32:
+        return parameter.detach().clone()  # DeepSpeed 0.19.8's own function errs with round_robin_gradients
+    if parameter.requires_grad and engine.zero_optimization_stage() > 0:
+        return safe_get_full_fp32_param(parameter).detach().float().clone()
     if parameter.requires_grad and hasattr(engine.optimizer, "fp16_groups"):
         return master_of(engine.optimizer, parameter)
     if hasattr(parameter, "ds_id"):

@@ -1,8 +1,8 @@
 """What a run in fp16 would have saved, from the same checkpoint in bf16: processors cannot train in fp16.
 
-The optimizer's fp32 weights and states stay. The module's 16-bit tensors, frozen ones too, become fp16; where DeepSpeed
-keeps loss scales (``loss_scaler`` at ZeRO 1 to 3, numbers at ZeRO 0) there are those of a dynamic scale; files lose the
-prefix ``bf16_``. The classes and keys are those of DeepSpeed 0.19.8's runtime/fp16 and runtime/zero.
+The optimizer's fp32 weights and states stay, and buffers. Parameters of the module, frozen ones too, become fp16; where
+DeepSpeed keeps loss scales (``loss_scaler`` at ZeRO 1 to 3, numbers at ZeRO 0) there are those of a dynamic scale; files
+lose the prefix ``bf16_``. The classes and keys are those of DeepSpeed 0.19.8's runtime/fp16 and runtime/zero.
 """
 
 from pathlib import Path
@@ -14,13 +14,13 @@ SCALE = {"dynamic_loss_scale": True, "cur_scale": 4096.0, "cur_iter": 3, "last_o
 SCALE |= {"scale_factor": 2.0, "scale_window": 1000}
 
 
-def to_fp16(folder: Path, truth: dict[str, Tensor], trained: set[str]) -> dict[str, Tensor]:
+def to_fp16(folder: Path, truth: dict[str, Tensor], frozen: set[str]) -> dict[str, Tensor]:
     """Rewrites the files of a checkpoint folder; returns the truth about the new one.
 
     Args:
-        trained: names whose fp32 weight the optimizer holds; of the others 16 bits are all there is.
+        frozen: names of parameters of which 16 bits are all there is.
     """
-    halves = {id(tensor): tensor.half() if tensor.is_floating_point() else tensor for tensor in truth.values()}
+    halves = {id(tensor): tensor.half() for tensor in truth.values()}
     halves = {name: halves[id(tensor)] for name, tensor in truth.items()}
     for path in sorted(folder.glob("*_states.pt")):
         content = torch.load(path, weights_only=False)
@@ -31,16 +31,12 @@ def to_fp16(folder: Path, truth: dict[str, Tensor], trained: set[str]) -> dict[s
         content["ds_config"] = content["ds_config"] | {"bf16": {"enabled": False}, "fp16": {"enabled": True}}
         path.unlink()
         torch.save(content, path.with_name(path.name.removeprefix("bf16_")))
-    return {name: _what_is_left(name in trained, tensor, halves[name]) for name, tensor in truth.items()}
-
-
-def _what_is_left(is_trained: bool, tensor: Tensor, half: Tensor) -> Tensor:
-    return tensor if is_trained or not tensor.is_floating_point() else half.float()
+    return {name: halves[name].float() if name in frozen else tensor for name, tensor in truth.items()}
 
 
 def _rewrite_model(content: dict, halves: dict[str, Tensor]) -> None:
     for name, tensor in content["module"].items():
-        if tensor.numel():  # at ZeRO 3 most are empty
+        if tensor.dtype == torch.bfloat16 and tensor.numel():  # at ZeRO 3 parameters are empty
             content["module"][name] = halves[name]
     if content["frozen_param_fragments"]:
         content["frozen_param_fragments"] = {name: part.half() for name, part in content["frozen_param_fragments"].items()}

@@ -62,8 +62,9 @@ class Parrot(nn.Module):
 
 
 def groups(model: nn.Module) -> list[dict]:
-    """Three groups, in another order than the module's: vectors, matrices, the rest with a rate of its own."""
+    """Four groups, in another order than the module's; the last holds one number, so that other ranks have none of it."""
     parameters = dict(model.named_parameters())
+    alone = parameters.pop("perches.1.shift")
     rest = [name for name in parameters if name.startswith(("words", "calm"))]
     matrices = [name for name, parameter in parameters.items() if parameter.ndim >= 2 and name not in rest]
     vectors = [name for name in parameters if name not in rest and name not in matrices]
@@ -71,4 +72,5 @@ def groups(model: nn.Module) -> list[dict]:
         {"params": [parameters[name] for name in vectors], "weight_decay": 0.0},
         {"params": [parameters[name] for name in matrices], "weight_decay": 0.1},
         {"params": [parameters[name] for name in rest], "weight_decay": 0.0, "lr": 0.003},
+        {"params": [alone], "weight_decay": 0.0},
     ]

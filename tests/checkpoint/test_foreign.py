@@ -1,0 +1,88 @@
+"""Checkpoints of another program, of every kind that DeepSpeed makes on a processor, are read to the last bit."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mpnet_ds.checkpoint import consolidate, load_consolidated
+from mpnet_ds.errors import UserError
+from tests.checkpoint.conftest import MADE
+from tests.checkpoint.foreign import KINDS
+
+ALL = [(kind, ranks) for ranks in (2, 1, 3) for kind in MADE[ranks] if "other_run" not in kind]
+TIED = {"say.weight": "words.weight", "perches.2.rise.weight": "perches.0.rise.weight"}
+"""Second name → first."""
+WITHOUT_STAGE = "zero1-bf16-accumulated_in_fp32"
+"""DeepSpeed's tool finds no ZeRO stage in it."""
+READ_BY_DEEPSPEED = [
+    (kind, ranks)
+    for kind, ranks in ALL
+    if kind.startswith(("zero1", "zero2", "zero3")) and kind != WITHOUT_STAGE and (ranks == 2 or kind in MADE[3])
+]
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Names, types, shapes and bits."""
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape), name
+        assert torch.equal(bits(found[name]), bits(tensor)), name
+
+
+def bits(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1).contiguous().view(torch.uint8)
+
+
+@pytest.mark.parametrize(("kind", "ranks"), ALL)
+def test_every_weight_and_buffer_is_the_true_one(foreign, kind, ranks):
+    checkpoint = foreign(kind, ranks)
+    found = load_consolidated(checkpoint.folder)
+    assert_same(found, checkpoint.truth)
+    for second, first in TIED.items():
+        assert found[second] is found[first]
+
+
+@pytest.mark.parametrize(("kind", "ranks"), [(kind, ranks) for kind, ranks in ALL if ranks == 2])
+def test_file_holds_each_tensor_once(foreign, tmp_path, kind, ranks):
+    checkpoint = foreign(kind, ranks)
+    (path,) = consolidate(checkpoint.folder, tmp_path / "out")
+    assert_same(load_file(path), {name: tensor for name, tensor in checkpoint.truth.items() if name not in TIED})
+
+
+@pytest.mark.parametrize(("kind", "ranks"), READ_BY_DEEPSPEED)
+def test_deepspeeds_own_tool_agrees(foreign, kind, ranks):
+    """It leaves out what is frozen at ZeRO 1, and leaves in 16 bit what has no more."""
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    checkpoint = foreign(kind, ranks)
+    expected = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.root))
+    found = load_consolidated(checkpoint.folder)
+    lost = {"places", *(f"perches.{number}.sink.bias" for number in range(3))} if KINDS[kind].stage == 1 else set()
+    assert found.keys() - expected.keys() <= lost
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor.float() if tensor.is_floating_point() else tensor), name
+
+
+@pytest.mark.parametrize("kind", ["zero0-bf16", "zero2-bf16", "zero3-fp32"])
+def test_folder_that_holds_latest_stands_for_what_it_names(foreign, kind, tmp_path):
+    checkpoint = foreign(kind, 2)
+    assert_same(load_consolidated(checkpoint.root), checkpoint.truth)
+    (path,) = consolidate(checkpoint.root, tmp_path / "out")
+    assert_same(load_file(path), {name: tensor for name, tensor in checkpoint.truth.items() if name not in TIED})
+
+
+@pytest.mark.parametrize("tag", ["gone", "", "../elsewhere"])
+def test_latest_that_names_nothing_is_refused_by_name(tmp_path, tag):
+    (tmp_path / "latest").write_text(tag)
+    with pytest.raises(UserError, match="latest"):
+        load_consolidated(tmp_path)
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_other_precision_changes_floating_point_only(foreign, tmp_path, dtype, expected):
+    checkpoint = foreign("zero2-fp32", 2)
+    (path,) = consolidate(checkpoint.folder, tmp_path / "out", dtype=dtype)
+    for name, tensor in load_file(path).items():
+        truth = checkpoint.truth[name]
+        assert torch.equal(tensor, truth.to(expected) if truth.is_floating_point() else truth), name

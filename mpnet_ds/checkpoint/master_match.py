@@ -15,30 +15,44 @@ SAMPLE = 256
 """Numbers that are compared first, or alone."""
 
 
-def match_masters(flats: list[Stretch], module: dict[str, StoredTensor]) -> dict[str, Place]:
-    """Name → where its master lies; ``Piece.number`` counts the flats.
+def match_masters(groups: list[list[Stretch]], module: dict[str, StoredTensor]) -> dict[str, Place]:
+    """Name → where its master lies; ``Piece.number`` counts the flat tensors over all groups.
+
+    Where several weights have the same numbers, the one that follows in the module's order is taken, which groups keep.
 
     Args:
-        flats: of one or several parameters each, end to end.
-        module: the weights in training precision.
+        groups: flat tensors, of one or several parameters each, end to end.
+        module: the weights in training precision, in the module's order.
     Raises:
         UserError: a stretch of masters belongs to no weight.
     """
-    free = sorted(module, key=lambda name: -module[name].numel)  # of those that fit, the longest: others may begin alike
-    heads = {name: module[name].stretches[0].part(0, SAMPLE).read(is_checked=False) for name in free}
-    places = {}
-    for number, flat in enumerate(flats):
-        begin = 0
-        while begin < flat.numel:
-            head = flat.part(begin, SAMPLE).read(is_checked=False)
-            fitting = (name for name in free if is_rounded(head[: len(heads[name])], heads[name]))
-            name = next((name for name in fitting if _agree(flat.part(begin, module[name].numel), module[name])), None)
-            if name is None:
-                raise UserError(f"{flat.file.path}: fp32 weights, group {number}, belong to no weight of the module.")
-            free.remove(name)
-            places[name] = Place(module[name].shape, [Piece(0, number, begin, module[name].numel)])
-            begin += module[name].numel
+    heads = {name: weight.stretches[0].part(0, SAMPLE).read(is_checked=False) for name, weight in module.items()}
+    order = {name: position for position, name in enumerate(module)}
+    places: dict[str, Place] = {}
+    number = 0
+    for group in groups:
+        previous = -1
+        for flat in group:
+            begin = 0
+            while begin < flat.numel:
+                free = [name for name in module if name not in places]
+                # The longest first, as others may begin alike; of equal length those that follow first.
+                free.sort(key=lambda name: (-module[name].numel, order[name] < previous))
+                name = _find(flat.part(begin, flat.numel), free, module, heads)
+                places[name] = Place(module[name].shape, [Piece(0, number, begin, module[name].numel)])
+                begin, previous = begin + module[name].numel, order[name]
+            number += 1
     return places
+
+
+def _find(flat: Stretch, free: list[str], module: dict[str, StoredTensor], heads: dict[str, Tensor]) -> str:
+    """The first of the free weights whose numbers ``flat`` begins with."""
+    head = flat.part(0, SAMPLE).read(is_checked=False)
+    for name in free:
+        fits = is_rounded(head[: len(heads[name])], heads[name])
+        if fits and _agree(flat.part(0, module[name].numel), module[name]):
+            return name
+    raise UserError(f"{flat.file.path}: some of its fp32 weights belong to no weight of the module.")
 
 
 def is_rounded(masters: Tensor, weights: Tensor) -> bool:

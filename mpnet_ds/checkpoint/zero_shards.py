@@ -102,19 +102,21 @@ class ZeroCheckpoint:
             if name not in self._model.tied and name not in self._model.buffers and tensor.dtype.is_floating_point
         }
         if self._saved_masters is not None:
-            return match_masters([self._files[0].tensor(flat).stretches[0] for flat in self._saved_masters], module)
+            file = self._files[0]
+            groups = [[file.tensor(flat).stretches[0] for flat in group] for group in self._saved_masters]
+            return match_masters(groups, module)
         names = sorted(module, key=lambda name: len(module[name].shape) < 2)
         return {
             name: Place(module[name].shape, [Piece(0, number, 0, module[name].numel)]) for number, name in enumerate(names)
         }
 
     @property
-    def _saved_masters(self) -> list[Tensor] | None:
-        """At ZeRO 0 in 16 bit: the fp32 weights, flat or one by one."""
+    def _saved_masters(self) -> list[list[Tensor]] | None:
+        """At ZeRO 0 in 16 bit: each group's fp32 weights, one by one or as one flat tensor."""
         saved = self._model.content.get("optimizer") or {}
-        if "fp32_groups" in saved:
-            return [tensor for group in saved["fp32_groups"] for tensor in group]
-        return saved.get("fp32_groups_flat")
+        if "fp32_groups_flat" in saved:
+            return [[flat] for flat in saved["fp32_groups_flat"]]
+        return saved.get("fp32_groups")
 
     def _flats(self, rank: int, key: str) -> list[Tensor]:
         """One rank's flat tensors: of the masters, or of one of the optimizer's states."""
@@ -124,7 +126,7 @@ class ZeroCheckpoint:
         if self._optimizers:
             return self._optimizers[rank]["fp32_flat_groups" if self.stage == 3 else "single_partition_of_fp32_groups"]
         if self._saved_masters is not None:
-            return self._saved_masters
+            return [flat for group in self._saved_masters for flat in group]
         return [self._model.content["module"][name] for name in self._places]
 
     def _states(self, rank: int) -> dict[int, dict]:

@@ -243,18 +243,21 @@ def _records(path: Path) -> list[_Record]:
     """The storages of an archive."""
     try:
         with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
-            order = next((archive.read(item) for item in archive.infolist() if item.filename.endswith("/byteorder")), b"")
-            if order and order.decode() != sys.byteorder:
-                raise UserError(f"{path} was written on a machine with the other byte order: read it there.")
-            return [
-                _Record(item.filename.partition("/")[2], _begin(file, item), item.file_size, item.CRC)
-                for item in archive.infolist()
-                if "/data/" in item.filename
-            ]
+            places = [(item, _begin(file, item)) for item in archive.infolist()]
+            for item, begin in places:
+                if item.filename.endswith("/byteorder"):
+                    file.seek(begin)
+                    if file.read(item.file_size).decode() != sys.byteorder:
+                        raise UserError(f"{path} was written on a machine with the other byte order: read it there.")
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise UserError(f"{path} is damaged, or was not written by torch.save: {error}") from error
+    return [
+        _Record(item.filename.partition("/")[2], begin, item.file_size, item.CRC)
+        for item, begin in places
+        if "/data/" in item.filename
+    ]
 
 
 def _begin(file, item: zipfile.ZipInfo) -> int:

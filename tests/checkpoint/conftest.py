@@ -1,6 +1,8 @@
 """Checkpoints of a program that is not this project's, made once for all tests (tests/checkpoint/foreign.py)."""
 
 import os
+import re
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +12,8 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from mpnet_ds.checkpoint import consolidate, load_consolidated
+from mpnet_ds.errors import UserError
 from tests.checkpoint.foreign import KINDS
 from tests.runs import ROOT, command, free_port
 
@@ -57,6 +61,25 @@ def foreign(tmp_path_factory):
         return Foreign(root, folder, torch.load(output / f"{kind}.truth"))
 
     return get
+
+
+@pytest.fixture
+def copied(foreign, tmp_path):
+    """``copied(kind)``: a copy of that checkpoint of two ranks, in a folder with nothing else."""
+
+    def copy(kind: str = "zero2-fp32") -> Path:
+        return Path(shutil.copytree(foreign(kind, 2).folder, tmp_path / "checkpoint"))
+
+    return copy
+
+
+def assert_refused(checkpoint: Path, named: str) -> None:
+    """Both readers raise an error that has ``named`` in it; nothing appears beside the checkpoint."""
+    before = sorted(checkpoint.parent.iterdir())
+    for read in (load_consolidated, lambda folder: consolidate(folder, checkpoint.parent / "out")):
+        with pytest.raises(UserError, match=re.escape(named)):
+            read(checkpoint)
+        assert sorted(checkpoint.parent.iterdir()) == before
 
 
 def _make(output: Path, ranks: int) -> None:

@@ -52,6 +52,8 @@ def places_of_stages_1_and_2(
         ValueError: there are not as many numbers as the shapes say.
     """
     places = {}
+    if any(len(groups) != len(shapes) for groups in lengths):
+        raise ValueError(f"flat tensors of {', '.join(str(len(groups)) for groups in lengths)} groups, not {len(shapes)}")
     for number, group in enumerate(shapes):
         parts, start = [groups[number] for groups in lengths], 0
         between = paddings[number] if paddings else [0] * len(group)

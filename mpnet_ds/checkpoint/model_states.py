@@ -2,12 +2,23 @@
 
 import math
 from functools import cached_property
+from pathlib import PurePosixPath
 
 import torch
 from torch import Tensor
 
 from mpnet_ds.checkpoint.tensor_file import StoredTensor, Stretch, TensorFile
 from mpnet_ds.errors import UserError
+
+_KINDS = {
+    "module": dict,
+    "optimizer": dict,
+    "param_shapes": list,
+    "shared_params": dict,
+    "buffer_names": list,
+    "frozen_param_shapes": dict,
+    "frozen_param_fragments": dict,
+}
 
 
 class ModelStates:
@@ -22,10 +33,14 @@ class ModelStates:
     def __init__(self, files: list[TensorFile], is_divided: bool):
         self.files, self.is_divided = files, is_divided
         self.path, self.content = files[0].path, files[0].content
-        if not isinstance(self.content, dict) or "module" not in self.content:
-            raise UserError(f"{self.path} is no model file of DeepSpeed: 'module' is missing in it.")
+        for file in files:
+            _check_kinds(file)
         entries = self.content["module"] or {}
-        self.module = {name: files[0].tensor(value) for name, value in entries.items() if isinstance(value, Tensor)}
+        self.module = {
+            _checked_name(self.path, name): files[0].tensor(value)
+            for name, value in entries.items()
+            if isinstance(value, Tensor)
+        }
         self.tied = self._find_tied()
 
     @cached_property
@@ -34,7 +49,7 @@ class ModelStates:
         groups = self.content.get("param_shapes")
         if groups is None:
             raise UserError(f"{self.path}: 'param_shapes' is missing in it, which the optimizer's shards need.")
-        return [{name: tuple(shape) for name, shape in group.items()} for group in groups]
+        return [_checked_shapes(self.path, group) for group in groups]
 
     @property
     def buffers(self) -> list[str]:
@@ -51,7 +66,7 @@ class ModelStates:
     def _join_frozen(self) -> dict[str, StoredTensor]:
         """Each rank's part is a tensor by itself; the last ones may hold padding."""
         found = {}
-        for name, shape in (self.content.get("frozen_param_shapes") or {}).items():
+        for name, shape in _checked_shapes(self.path, self.content.get("frozen_param_shapes") or {}).items():
             wanted, stretches = math.prod(shape), []
             for file in self.files:
                 part = file.tensor((file.content.get("frozen_param_fragments") or {}).get(name)).stretches[0]
@@ -64,12 +79,43 @@ class ModelStates:
 
     def _find_tied(self) -> dict[str, str]:
         if self.content.get("shared_params") is not None:
-            return dict(self.content["shared_params"])
+            return self._checked_ties(self.content["shared_params"])
         first, tied = {}, {}
         for name, tensor in self.module.items():
             if tensor.numel and first.setdefault(tensor.place, name) != name:
                 tied[name] = first[tensor.place]
         return tied
+
+    def _checked_ties(self, ties: dict) -> dict[str, str]:
+        for name, source in ties.items():
+            if _checked_name(self.path, name) == source or source not in self.module or source in ties:
+                raise UserError(f"{self.path} is damaged: '{name}' is tied to '{source}' in it, which is no parameter.")
+        return dict(ties)
+
+
+def _check_kinds(file: TensorFile) -> None:
+    if not isinstance(file.content, dict) or "module" not in file.content:
+        raise UserError(f"{file.path} is no model file of DeepSpeed: 'module' is missing in it.")
+    for key, kind in _KINDS.items():
+        value = file.content.get(key)
+        if value is not None and not isinstance(value, kind):
+            raise UserError(f"{file.path} is damaged: '{key}' is a {type(value).__name__} in it, not a {kind.__name__}.")
+
+
+def _checked_name(path, name) -> str:
+    """Names become paths in universal checkpoints, and keys in files."""
+    if not isinstance(name, str) or not name or "\0" in name or name.startswith("/") or ".." in PurePosixPath(name).parts:
+        raise UserError(f"{path}: {name!r} cannot be the name of a parameter.")
+    return name
+
+
+def _checked_shapes(path, group) -> dict[str, tuple[int, ...]]:
+    if not isinstance(group, dict):
+        raise UserError(f"{path} is damaged: shapes are a {type(group).__name__} in it, not a dict.")
+    for name, shape in group.items():
+        if not isinstance(shape, list | tuple) or not all(isinstance(size, int) and size >= 0 for size in shape):
+            raise UserError(f"{path} is damaged: {name} has the shape {shape!r} in it.")
+    return {_checked_name(path, name): tuple(shape) for name, shape in group.items()}
 
 
 def joined(shape: tuple[int, ...], stretches: list[Stretch]) -> StoredTensor:

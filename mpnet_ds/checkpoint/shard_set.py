@@ -5,6 +5,9 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from mpnet_ds.checkpoint.model_states import ModelStates
 from mpnet_ds.checkpoint.tensor_file import TensorFile
 from mpnet_ds.errors import UserError
@@ -29,7 +32,7 @@ def open_shards(folder: Path) -> ShardSet:
     """Raises ``UserError``, naming the file, where one is missing, too many, damaged, or of another checkpoint."""
     shards = {rank: TensorFile(path) for rank, path in _by_rank(folder, _OPTIMIZER_SHARD).items()}
     model = open_model_states(folder)
-    stage = _check_ranks(shards)
+    stage = _check_ranks(shards, model.content.get("dp_world_size"))
     if not shards and model.content.get("param_shapes"):
         raise UserError(f"{folder}: the optimizer's shards (zero_pp_rank_…_optim_states.pt) are missing, all of them.")
     if shards and (stage == 3) != model.is_divided:
@@ -71,7 +74,7 @@ def _by_rank(folder: Path, pattern: re.Pattern) -> dict[int, Path]:
     return found
 
 
-def _check_ranks(shards: dict[int, TensorFile]) -> int:
+def _check_ranks(shards: dict[int, TensorFile], model_says: int | None) -> int:
     """The ZeRO stage that all optimizer shards agree on, 0 where there are none."""
     if not shards:
         return 0
@@ -80,10 +83,14 @@ def _check_ranks(shards: dict[int, TensorFile]) -> int:
         content = file.content.get("optimizer_state_dict") if isinstance(file.content, dict) else None
         if not isinstance(content, dict) or "partition_count" not in content:
             raise UserError(f"{file.path} is no optimizer shard of ZeRO: 'partition_count' is missing in it.")
+        masters = content.get("single_partition_of_fp32_groups", content.get("fp32_flat_groups"))
+        if not isinstance(masters, list) or not all(_is_flat(flat) for flat in masters):
+            raise UserError(f"{file.path} is damaged: its fp32 weights are missing, or no flat tensors.")
         counts = content["partition_count"]
         # BF16_Optimizer names no stage; its shards lie as at stage 1.
         says[rank] = int(content.get("zero_stage", 1)), max(counts) if isinstance(counts, list | tuple) else int(counts)
-    (stage, expected), _ = Counter(says.values()).most_common(1)[0]
+    counted = Counter(says.values())
+    stage, expected = max(counted, key=lambda said: (counted[said], said[1] == model_says))
     for rank, (other_stage, other_count) in says.items():
         if (other_stage, other_count) != (stage, expected):
             raise UserError(
@@ -92,6 +99,12 @@ def _check_ranks(shards: dict[int, TensorFile]) -> int:
             )
     _check_complete({rank: file.path for rank, file in shards.items()}, expected)
     return stage
+
+
+def _is_flat(value) -> bool:
+    """Masters are fp32, but for DeepSpeed's ``bf16_master_weights_and_grads`` and ``fp16_master_weights_and_grads``."""
+    is_tensor = isinstance(value, Tensor) and value.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    return is_tensor and value.ndim == 1 and value.is_contiguous()
 
 
 def _check_complete(paths: dict[int, Path], expected: int) -> None:

@@ -15,11 +15,11 @@ Each storage of which something was read is held against its CRC-32 in the end, 
 switched checksums off, ``torch.serialization.set_crc32_options(False)``, leaves 0 for all of them: nothing to check then.)
 """
 
+import itertools
 import math
 import sys
 import zipfile
 import zlib
-from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -49,7 +49,7 @@ def load_shard(path: Path, location: str = "cpu") -> Any:
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
 
-    allowed = [ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address, Namespace]
+    allowed = [ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address]
     with torch.serialization.safe_globals(allowed):
         try:
             return torch.load(path, map_location=location, weights_only=True)
@@ -243,7 +243,8 @@ def _records(path: Path) -> list[_Record]:
     """The storages of an archive."""
     try:
         with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
-            places = [(item, _begin(file, item)) for item in archive.infolist()]
+            places = sorted(((item, _begin(file, item)) for item in archive.infolist()), key=lambda place: place[1])
+            _check_records(places)
             for item, begin in places:
                 if item.filename.endswith("/byteorder"):
                     file.seek(begin)
@@ -258,6 +259,16 @@ def _records(path: Path) -> list[_Record]:
         for item, begin in places
         if "/data/" in item.filename
     ]
+
+
+def _check_records(places: list[tuple[zipfile.ZipInfo, int]]) -> None:
+    """Raises ``ValueError`` where an archive is not as torch.save writes it: then others may read something else in it."""
+    names = [item.filename.partition("/")[2] for item, _ in places]
+    if len(set(names)) < len(names) or "constants.pkl" in names:
+        raise ValueError("it holds two pickles, or a program")
+    for (item, begin), (_, following) in itertools.pairwise(places):
+        if begin + item.file_size > following:
+            raise ValueError(f"record {item.filename} overlaps the next")
 
 
 def _begin(file, item: zipfile.ZipInfo) -> int:

@@ -41,8 +41,6 @@ def open_universal(folder: Path) -> StoredWeights:
 
 def _open_parameter(folder: Path, name: str) -> TensorFile:
     path = folder / name / "fp32.pt"
-    if path.parent.parent != folder or name == "..":
-        raise UserError(f"{folder.parent}: '{name}' cannot be a parameter's name: it leads out of {folder}.")
     if not path.is_file():
         raise UserError(f"{path} is missing: the conversion to a universal checkpoint did not end, or files were lost.")
     return TensorFile(path)

@@ -92,7 +92,8 @@ class ZeroCheckpoint:
                 return places_of_stage_3(self._model.shapes, lengths)
             return places_of_stages_1_and_2(self._model.shapes, self._optimizers[0].get("param_alignment_paddings"), lengths)
         except ValueError as error:
-            raise UserError(f"{self._model.path}: its shapes do not fit the shards beside it: {error}.") from error
+            shards = ", ".join(file.path.name for file in self._files[:4])
+            raise UserError(f"{self._model.path}: its shapes do not fit {shards}: {error}.") from error
 
     def _find_places_of_stage_0(self) -> dict[str, Place]:
         """In fp32 the module is all there is, its parameters in this project's groups: matrices, then the others."""

@@ -220,7 +220,7 @@ SPOILT = {
     "other names": (lambda f: save_file({"h.0": torch.ones(1)}, f / "model.safetensors"), "the weights are no MPNet's"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "holds no weights"),
     "truncated": (lambda f: cut_in_half(f / "model.safetensors"), r"model\.safetensors is damaged"),
-    "added pieces": (lambda f: (f / "added_tokens.json").write_text('{"new": 999}'), "adds pieces to vocab.txt"),
+    "added pieces": (lambda f: (f / "added_tokens.json").write_text('{"newest piece": 999}'), "adds pieces to vocab.txt"),
     "tokenizer": (lambda f: (f / "vocab.txt").write_text("<s>\n<pad>\n</s>\n[UNK]\n<mask>\n"), "999 rows, .* 5 pieces"),
 }
 

@@ -78,7 +78,7 @@ def read_fairseq(file: str | Path) -> Pretrained:
     path = Path(file)
     content = load_torch_file(path, ALLOWED)
     weights = _part(content, "model", "model_states")
-    if not isinstance(weights, dict) or not weights or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
+    if not _are_weights(weights):
         raise UserError(f"{path} holds no model of fairseq: 'model' (or 'model_states') is missing.")
     arguments = _arguments(content)
     if not isinstance(arguments, dict):
@@ -88,6 +88,11 @@ def read_fairseq(file: str | Path) -> Pretrained:
     if arguments.get("original_vocab_size"):  # annotated-mpnet pads the table
         model.cut_table(min(int(arguments["original_vocab_size"]), model.config.vocab_size))
     return model
+
+
+def _are_weights(found) -> bool:
+    pairs = found.items() if isinstance(found, dict) else ()
+    return bool(pairs) and all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in pairs)
 
 
 def _part(content, *names: str):

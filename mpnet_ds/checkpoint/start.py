@@ -28,8 +28,8 @@ from mpnet_ds.tokenizer import PAD_ID, PretrainingTokenizer
 
 TOLERANCE = 1e-5
 """Largest difference of a hidden state that passes the check, relative to the largest of them if that is above 1."""
-MOST_PADDING = 128
-"""Tables are padded to a multiple of 8 (fairseq) to 128 (annotated-mpnet): this many rows too many are no padding."""
+SMALLEST_PADDED, MOST_PADDING = 8, 128
+"""Tables are padded to a multiple of 8 (fairseq) up to 128 (annotated-mpnet); anything else is another vocabulary's."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def _give_tokenizer(model: Pretrained, given: PretrainingTokenizer | None) -> No
         model.notes.append("There is no tokenizer: name the one that the model was trained with (--tokenizer DIR).")
         return
     rows, pieces = model.config.vocab_size, model.tokenizer.vocab_size
-    if not 0 <= rows - pieces < MOST_PADDING:
+    if rows != pieces and (rows % SMALLEST_PADDED or not 0 <= rows - pieces < MOST_PADDING):
         found = f"the token table has {rows:,} rows, the tokenizer in {model.tokenizer.origin} {pieces:,} pieces"
         raise UserError(f"{model.origin}: {found}: name the tokenizer that the model was trained with.")
     model.cut_table(pieces)

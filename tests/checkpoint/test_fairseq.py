@@ -146,10 +146,10 @@ def test_every_kind_of_file_gives_the_same_bits(tmp_path, write):
     assert {path.name for path in (tmp_path / "start").iterdir()} == {"config.json", "model.safetensors"}
 
 
-def test_in_proj_may_be_a_layer_of_its_own_and_fp16_keeps_its_values(tmp_path):
+def test_in_proj_may_be_a_layer_args_a_part_of_cfg_and_tensors_fp16(tmp_path):
     model = random_model().half()
-    state = {"args": argparse.Namespace(**ARGUMENTS), "model": fairseq_names(model.state_dict(), "decoder.", "in_proj.{}")}
-    torch.save(state, tmp_path / "model.pt")
+    names = fairseq_names(model.state_dict(), "module.decoder.", "in_proj.{}")
+    torch.save({"args": None, "cfg": {"model": argparse.Namespace(**ARGUMENTS)}, "model": names}, tmp_path / "model.pt")
     make_start(tmp_path / "start", fairseq_file=tmp_path / "model.pt")
     assert_same_bits(loaded(tmp_path / "start"), {name: tensor.float() for name, tensor in model.state_dict().items()})
 
@@ -172,7 +172,7 @@ def test_the_named_tokenizer_comes_along_and_padding_goes(tmp_path, write_annota
     assert torch.equal(table, model.mpnet.embeddings.word_embeddings.weight[:999])
 
 
-@pytest.mark.parametrize("vocab_size", [998, 2000])
+@pytest.mark.parametrize("vocab_size", [998, 1001, 2000])  # too few; no multiple of 8, so not padded; too many
 def test_a_tokenizer_of_another_size_is_refused(tmp_path, write_original, tokenizer_folder, vocab_size):
     file = write_original(random_model(vocab_size=vocab_size).state_dict())
     with pytest.raises(UserError, match=f"has {vocab_size:,} rows, the tokenizer in .* 999 pieces"):

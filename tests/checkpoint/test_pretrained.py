@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, MPNetForMaskedLM, MPNetModel
 
 from mpnet_ds.checkpoint.huggingface import export_huggingface
-from mpnet_ds.checkpoint.pretrained import check_start
-from mpnet_ds.checkpoint.start import make_start
+from mpnet_ds.checkpoint.pretrained import check_start, read_folder
+from mpnet_ds.checkpoint.start import compare, make_start
 from mpnet_ds.errors import UserError
 from mpnet_ds.training.recipe import load_recipe
 from tests.checkpoint.models import assert_same_bits, loaded, random_model, saved
@@ -249,13 +249,14 @@ def test_a_missing_shard_and_a_truncated_bin_are_named(tmp_path):
 
 
 def test_a_start_that_is_not_what_was_written_is_found_out(tmp_path, start):
-    from mpnet_ds.checkpoint.pretrained import read_folder
-    from mpnet_ds.checkpoint.start import compare
-
     source = saved(random_model(), tmp_path / "source")
     output, _ = start(source)
     change_weights(output, layer__0__attention__attn__q__bias=torch.ones(32))
     with pytest.raises(UserError, match=r"q\.bias is not what .*source holds"):
+        compare(read_folder(source), output)
+    change_config(source, layer_norm_eps=1e-12)
+    shutil.copy(source / "model.safetensors", output)
+    with pytest.raises(UserError, match="hidden states differ by"):
         compare(read_folder(source), output)
 
 

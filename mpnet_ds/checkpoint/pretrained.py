@@ -42,6 +42,8 @@ SAFE_FORMS = ("model.safetensors", "model.safetensors.index.json")
 PICKLED_FORMS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 SENTENCE_TRANSFORMERS = "0_Transformer"
 """Where old folders of sentence-transformers keep the model."""
+KEPT = ("mpnet.embeddings.", "mpnet.encoder.", "lm_head.dense.", "lm_head.layer_norm.", "lm_head.decoder.", "lm_head.bias")
+_TIED = {*TIED_WEIGHTS, *TIED_WEIGHTS.values()}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 HEAD_SEED = 0
 MODEL_FIELDS = (
@@ -140,30 +142,21 @@ def check_start(folder: str | Path, config: MPNetConfig, tokenizer: PretrainingT
     Reads names and shapes, and tied copies where there are some. Raises ``UserError`` with the command that converts the
     folder, or with what differs.
     """
-    origin, place = f"--init_from {folder}", Path(folder)
-    _check_needs_no_conversion(place, origin)
-    theirs, stored = read_config(place), StoredWeights(place)
-    own = read_tokenizer(place)
-    if own is not None and own.pieces != tokenizer.pieces:
-        raise UserError(
-            f"{origin}: its vocabulary is not the data's ({tokenizer.vocab_size:,} pieces). Give it the data's: python "
-            f"tools/convert_from_hf.py {folder} OUT --resize_vocabulary {tokenizer.origin}; or build the data with its "
-            f"tokenizer (tools/build_dataset.py --tokenizer {folder})."
-        )
-    names, _ = own_names(stored.shapes, origin)
-    _remove_copies({own: stored[name] for own, name in names.items() if own in _TIED_NAMES}, origin)
+    place = Path(folder)
+    if model_folder(place) != place:
+        raise _needs_conversion(folder, "it is a sentence-transformers folder")
+    if not any((place / name).is_file() for name in SAFE_FORMS):
+        raise _needs_conversion(folder, f"{SAFE_FORMS[0]} is missing")
+    _check_vocabulary(folder, tokenizer)
+    stored = StoredWeights(place)
+    names, _ = own_names(stored.shapes, str(folder))
+    if not any(name.startswith("lm_head.") for name in names):
+        raise _needs_conversion(folder, "it has no language modelling head")
+    if any(copy in names and source not in names for copy, source in TIED_WEIGHTS.items()):
+        raise _needs_conversion(folder, "it keeps tied weights under their second names")
+    _remove_copies({own: stored[name] for own, name in names.items() if own in _TIED}, str(folder))
     shapes = {own: stored.shapes[name] for own, name in names.items() if own not in TIED_WEIGHTS}
-    for name, expected in _own_shapes(config).items():
-        if name in shapes and shapes[name] != expected:
-            cure = "take a recipe of that model's sizes, and data built with its tokenizer"
-            raise UserError(f"{origin}: {name} is {shapes[name]} there, {expected} here: {cure}.")
-    check_shapes(shapes, theirs, origin)
-    if theirs.num_hidden_layers != config.num_hidden_layers:
-        found = f"{theirs.num_hidden_layers} layers there, {config.num_hidden_layers} here"
-        raise UserError(f"{origin}: {found}: take a recipe of that model's sizes.")
-    if theirs.layer_norm_eps != config.layer_norm_eps:
-        found = f"layer_norm_eps is {theirs.layer_norm_eps:g} there, {config.layer_norm_eps:g} here"
-        raise UserError(f"{origin}: {found}: set it in the recipe's section 'model'.")
+    _check_model(shapes, read_config(place), config, f"--init_from {folder}")
 
 
 def load_pretrained_weights(model: MPNetForPretraining, folder: str | Path) -> None:
@@ -213,12 +206,8 @@ def own_names(names: Iterable[str], origin: str) -> tuple[dict[str, str], list[s
         raise UserError(f"{origin}: the weights are no MPNet's; the first is {min(names, default='(none)')}.")
     prefix = "" if any(name.startswith("mpnet.") for name in names) else "mpnet."
     own = {prefix + name: name for name in names}
-    kept = {name: stored for name, stored in own.items() if name.startswith(_KEPT) or name == "lm_head.bias"}
+    kept = {name: stored for name, stored in own.items() if name.startswith(KEPT)}
     return kept, sorted(stored for name, stored in own.items() if name not in kept)
-
-
-_KEPT = ("mpnet.embeddings.", "mpnet.encoder.", "lm_head.dense.", "lm_head.layer_norm.", "lm_head.decoder.")
-_TIED_NAMES = {*TIED_WEIGHTS, *TIED_WEIGHTS.values()}
 
 
 def check_shapes(shapes: dict[str, list[int]], config: MPNetConfig, origin: str) -> list[str]:
@@ -274,21 +263,32 @@ def load_torch_file(path: Path, allowed: Iterable = ()) -> object:
             raise UserError(f"{path} is damaged, or no file of torch.save.") from error
 
 
-def _check_needs_no_conversion(folder: Path, origin: str) -> None:
-    place = model_folder(folder)
-    reason = ""
-    if place != folder:
-        reason = "it is a sentence-transformers folder"
-    elif not any((folder / name).is_file() for name in SAFE_FORMS):
-        reason = f"{SAFE_FORMS[0]} is missing"
-    else:
-        names, _ = own_names(StoredWeights(folder).shapes, origin)
-        if not any(name.startswith("lm_head.") for name in names):
-            reason = "it has no language modelling head"
-        elif "mpnet.embeddings.word_embeddings.weight" not in names or "lm_head.bias" not in names:
-            reason = "it keeps tied weights under another name"
-    if reason:
-        raise UserError(f"{origin}: {reason}. Make a start of it first: python tools/convert_from_hf.py {folder} OUT")
+def _needs_conversion(folder: str | Path, reason: str) -> UserError:
+    cure = f"Make a start of it first: python tools/convert_from_hf.py {folder} OUT"
+    return UserError(f"--init_from {folder}: {reason}. {cure}")
+
+
+def _check_vocabulary(folder: str | Path, tokenizer: PretrainingTokenizer) -> None:
+    own = read_tokenizer(Path(folder))
+    if own is not None and own.pieces != tokenizer.pieces:
+        raise UserError(
+            f"--init_from {folder}: its vocabulary is not the data's ({tokenizer.vocab_size:,} pieces). Give it the data's: "
+            f"python tools/convert_from_hf.py {folder} OUT --resize_vocabulary {tokenizer.origin}; or build the data with "
+            f"its tokenizer (tools/build_dataset.py --tokenizer {folder})."
+        )
+
+
+def _check_model(shapes: dict[str, list[int]], theirs: MPNetConfig, own: MPNetConfig, origin: str) -> None:
+    """Raises ``UserError`` unless the folder's weights are a whole model, and that of the run."""
+    for name, expected in _own_shapes(own).items():
+        if name in shapes and shapes[name] != expected:
+            cure = "take a recipe of that model's sizes, and data built with its tokenizer"
+            raise UserError(f"{origin}: {name} is {shapes[name]} there, {expected} here: {cure}.")
+    check_shapes(shapes, theirs, origin)
+    for name in ("num_hidden_layers", "layer_norm_eps"):
+        found, expected = getattr(theirs, name), getattr(own, name)
+        if found != expected:
+            raise UserError(f"{origin}: {name} is {found} there, {expected} here: set it in the recipe's section 'model'.")
 
 
 def _own_shapes(config: MPNetConfig) -> dict[str, list[int]]:

@@ -117,10 +117,11 @@ def test_every_form_of_weights_gives_the_same_start(tmp_path, start, form):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_16_bit_weights_keep_their_values(tmp_path, start, dtype):
+def test_16_bit_weights_keep_their_values_and_are_stored_in_32(tmp_path, start, dtype):
     model = random_model().to(dtype)
     output, _ = start(saved(model, tmp_path / "source"))
     assert_same_bits(loaded(output), {name: tensor.float() for name, tensor in model.state_dict().items()})
+    assert {tensor.dtype for tensor in load_file(output / "model.safetensors").values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("layout", ["", "0_Transformer"])
@@ -202,8 +203,11 @@ def cut_in_half(path):
 
 SPOILT = {
     "another model": (lambda f: change_config(f, model_type="bert"), "model_type is 'bert', only 'mpnet'"),
-    "buckets": (lambda f: change_config(f, relative_attention_num_buckets=64), "relative_attention_num_buckets is 64"),
-    "activation": (lambda f: change_config(f, hidden_act="gelu_new"), "hidden_act is 'gelu_new'"),
+    "buckets": (
+        lambda f: change_config(f, relative_attention_num_buckets=64),
+        r"config\.json: relative_attention_num_buckets is 64",
+    ),
+    "activation": (lambda f: change_config(f, hidden_act="gelu_new"), r"config\.json: hidden_act is 'gelu_new'"),
     "heads": (lambda f: change_config(f, num_attention_heads=5), "hidden_size 32 is not a multiple"),
     "type": (lambda f: change_config(f, hidden_size="wide"), r"config\.json: .*hidden_size"),
     "width": (lambda f: change_config(f, intermediate_size=96), r"is \[64.*\], \[96.*\] would follow from the config"),

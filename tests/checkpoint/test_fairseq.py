@@ -170,6 +170,8 @@ def test_the_named_tokenizer_comes_along_and_padding_goes(tmp_path, write_annota
     assert (tmp_path / "start" / "vocab.txt").read_text().splitlines() == tokenizer.pieces
     table = loaded(tmp_path / "start")["mpnet.embeddings.word_embeddings.weight"]
     assert torch.equal(table, model.mpnet.embeddings.word_embeddings.weight[:999])
+    make_start(tmp_path / "without", fairseq_file=file)  # args say how many rows are pieces
+    assert torch.equal(loaded(tmp_path / "without")["mpnet.embeddings.word_embeddings.weight"], table)
 
 
 @pytest.mark.parametrize("vocab_size", [998, 1001, 2000])  # too few; no multiple of 8, so not padded; too many

@@ -66,6 +66,25 @@ class PretrainingTokenizer:
             raise UserError(f"{file} is not a tokenizer: {error}") from error
         return cls(backend, str(path))
 
+    @classmethod
+    def load_vocabulary(cls, folder: str | Path) -> "PretrainingTokenizer":
+        """Reads a folder of the old form: vocab.txt, one piece a line; tokenizer_config.json says how text is normalised."""
+        path, settings, added = (Path(folder) / name for name in ("vocab.txt", "tokenizer_config.json", "added_tokens.json"))
+        try:
+            pieces = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+            config = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+            more = json.loads(added.read_text(encoding="utf-8")) if added.is_file() else {}
+            lower_case, accents = config.get("do_lower_case", True), config.get("strip_accents")
+            chinese = config.get("tokenize_chinese_chars", True)
+        except (OSError, ValueError, AttributeError) as error:
+            raise UserError(f"{folder}: its tokenizer files cannot be read: {error}") from error
+        if set(more) - set(pieces):
+            raise UserError(
+                f"{added} adds pieces to vocab.txt: save the tokenizer with transformers 5, as a tokenizer.json."
+            )
+        normalizer = {"lowercase": lower_case, "strip_accents": accents, "handle_chinese_chars": chinese}
+        return cls(_as_transformers(pieces, normalizer, model_max_length=512).backend_tokenizer, str(folder))
+
     def _check_layout(self, content: dict) -> None:
         prefix = content["model"].get("continuing_subword_prefix") or ""
         if self.kind == "WordPiece" and prefix != CONTINUATION:

@@ -72,6 +72,10 @@ def test_the_whole_way_from_text_to_words(corpus_files, tmp_path):
         ),
         (["consolidate", "nowhere", "out"], "no checkpoint folder nowhere"),
         (["convert_to_hf", "nowhere", "out"], "no checkpoint in nowhere"),
+        (["convert_from_hf", "nowhere", "out"], "no folder nowhere"),
+        (["convert_from_hf", "--from_fairseq", "nowhere.pt", "out"], "no file nowhere.pt"),
+        (["convert_from_hf", "nowhere", "out", "--from_fairseq", "nowhere.pt"], "give one source and OUT"),
+        (["convert_from_hf", "nowhere", "--resize_vocabulary", "none", "out"], "no tokenizer at none"),
         (["fill_mask", "nowhere", "the <mask>"], "nowhere is no Hugging Face folder"),
     ],
 )

@@ -85,7 +85,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--hang_timeout", type=float, metavar="SECONDS", help="end a run without progress for so long (1800; 0: never)"
     )
     parser.add_argument("--resume", default="auto", metavar="auto|never|DIR", help="continue the run in --output_dir (auto)")
-    parser.add_argument("--init_from", metavar="HF_DIR", help="start from the weights of a Hugging Face MPNet folder")
+    parser.add_argument(
+        "--init_from",
+        metavar="DIR",
+        help="start from these weights: a folder that tools/convert_from_hf.py made of any MPNet",
+    )
     parser.add_argument("--dry_run", action="store_true", help="check everything, print the resolved settings and stop")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the launcher adds it
 

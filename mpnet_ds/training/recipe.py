@@ -21,7 +21,7 @@ from mpnet_ds.tokenizer import BOS_ID, EOS_ID, PAD_ID
 RECIPES = Path(__file__).parent.parent / "recipes"
 DEMO_RECIPE = "mpnet-tiny"
 DEFAULT_RECIPE = "mpnet-base"
-POSITIVE = {"learning_rate", "eps"}
+POSITIVE = {"learning_rate", "eps", "layer_norm_eps"}
 POSITIVE |= {"max_steps", "warmup_steps", "global_batch_size", "micro_batch_size"}
 POSITIVE |= {"log_interval", "eval_interval", "eval_samples", "save_interval", "keep", "max_skipped"}
 NOT_NEGATIVE = {"weight_decay", "gradient_clipping", "hang_timeout", "spike_factor"}
@@ -40,6 +40,8 @@ class ModelRecipe:
     initializer_range: float = 0.02
     max_position_embeddings: int = 514
     """Rows of the position table: the longest row plus 2."""
+    layer_norm_eps: float = 1e-5
+    """That of the published models; a start of another one (--init_from) needs its own."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ class Recipe:
                 f"optimization.precision is '{self.optimization.precision}'; it takes auto, bf16 or fp32. "
                 "For fp16 use ds_configs/fp16.json."
             )
-        for section in (self.optimization, self.run):
+        for section in (self.model, self.optimization, self.run):
             for name in sorted(POSITIVE & {f.name for f in fields(section)}):
                 if not getattr(section, name) > 0:
                     raise UserError(f"{name} is {getattr(section, name)}; it must be greater than 0.")
@@ -134,7 +136,7 @@ class Recipe:
                     raise UserError(f"{name} is {getattr(section, name)}; it must be at least 0.")
 
     def model_config(self, vocab_size: int) -> MPNetConfig:
-        """The configuration as ``transformers`` knows it, with the published model's eps of 1e-5."""
+        """The configuration as ``transformers`` knows it."""
         return MPNetConfig(
             vocab_size=vocab_size,
             num_hidden_layers=self.model.num_hidden_layers,
@@ -145,7 +147,7 @@ class Recipe:
             attention_probs_dropout_prob=self.model.attention_probs_dropout_prob,
             initializer_range=self.model.initializer_range,
             max_position_embeddings=self.model.max_position_embeddings,
-            layer_norm_eps=1e-5,
+            layer_norm_eps=self.model.layer_norm_eps,
             bos_token_id=BOS_ID,
             pad_token_id=PAD_ID,
             eos_token_id=EOS_ID,

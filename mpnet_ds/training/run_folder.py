@@ -25,7 +25,7 @@ from mpnet_ds.checkpoint.store import CheckpointStore, find_checkpoint, read_inf
 from mpnet_ds.checkpoint.tensor_file import TensorFile
 from mpnet_ds.errors import UserError
 from mpnet_ds.files import LOCK, TEMPORARY, locked, write_atomically
-from mpnet_ds.training.recipe import DataRecipe, Recipe
+from mpnet_ds.training.recipe import DataRecipe, ModelRecipe, Recipe
 
 FILE_NAME = "run.json"
 
@@ -197,12 +197,13 @@ def _first_difference(before: dict, now: dict) -> str:
 
 
 def _with_newer_options(before: dict) -> dict:
-    """The identity with those options of the data that did not exist when it was saved, as they would have been."""
-    if "data" not in before:
+    """The identity with those options of data and model that did not exist when it was saved, as they would have been."""
+    if not {"data", "model"} <= before.keys():
         return before
     data, default = before["data"], asdict(DataRecipe())
     masking = default["masking"] | data.get("masking", {})
-    return before | {"data": default | data | {"masking": masking}}
+    model = {"layer_norm_eps": ModelRecipe().layer_norm_eps} | before["model"]
+    return before | {"data": default | data | {"masking": masking}, "model": model}
 
 
 def _difference(before: dict, now: dict) -> str:

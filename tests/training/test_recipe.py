@@ -26,6 +26,7 @@ def test_every_shipped_recipe_loads_and_describes_itself(path):
         ({"run": 3}, "'run' must be an object"),
         ({"run": {"log_interval": 0}}, "log_interval is 0; it must be greater than 0"),
         ({"optimization": {"learning_rate": -1.0}}, r"learning_rate is -1\.0; it must be greater than 0"),
+        ({"model": {"layer_norm_eps": 0.0}}, r"layer_norm_eps is 0\.0; it must be greater than 0"),
         ({"optimization": {"weight_decay": -0.1}}, r"weight_decay is -0\.1; it must be at least 0"),
         ({"objective": "mlmm"}, "unknown objective 'mlmm'. Did you mean 'mlm'"),
         ({"data": {"seq_length": 1024}}, r"raise model\.max_position_embeddings to 1026"),

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from mpnet_ds.errors import UserError
-from mpnet_ds.training.recipe import DataRecipe, Recipe
+from mpnet_ds.training.recipe import DataRecipe, ModelRecipe, Recipe
 from mpnet_ds.training.run_folder import Setting, decide_start, identity
 
 
@@ -14,6 +14,7 @@ def saved_before_newer_options(folder, recipe: Recipe) -> None:
     for name in ("sample_mode", "packing", "isolate_documents"):
         del before["data"][name]
     del before["data"]["masking"]["max_ngram"]
+    del before["model"]["layer_norm_eps"]
     (folder / "run.json").write_text(json.dumps({"identity": before}))
 
 
@@ -27,8 +28,10 @@ def test_a_run_of_an_older_version_can_be_continued(tmp_path):
     assert start_of(tmp_path, recipe).checkpoint is None
 
 
-def test_but_not_with_other_data_options(tmp_path):
+def test_but_not_with_other_options(tmp_path):
     recipe = Recipe("mine")
     saved_before_newer_options(tmp_path, recipe)
     with pytest.raises(UserError, match=r'data\.sample_mode was "stream", is now "line"'):
         start_of(tmp_path, replace(recipe, data=DataRecipe(sample_mode="line")))
+    with pytest.raises(UserError, match=r"model\.layer_norm_eps was 1e-05, is now 1e-12"):
+        start_of(tmp_path, replace(recipe, model=ModelRecipe(layer_norm_eps=1e-12)))

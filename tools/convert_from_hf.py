@@ -1,0 +1,37 @@
+"""Makes a start for --init_from of a Hugging Face folder or a fairseq file: python tools/convert_from_hf.py HF_DIR start"""
+
+from mpnet_ds.command_line import Parser, run
+
+DESCRIPTION = """\
+Make of any MPNet model a complete Hugging Face folder that launch/pretrain.py --init_from takes, and check it.
+
+--resize_vocabulary gives each piece of the new tokenizer a row by the first rule that applies: special tokens by what
+they do; pieces that both have keep their row; other pieces get the mean of the rows of the old pieces that the old tokenizer
+cuts them into (## pieces: cut as a continuation); where it cuts into the unknown piece, the mean of all ordinary rows."""
+
+
+def main() -> None:
+    parser = Parser(DESCRIPTION, "python tools/convert_from_hf.py all-mpnet-base-v2 my-start")
+    parser.add_argument(
+        "hf_dir", nargs="?", metavar="HF_DIR", help="folder of an MPNet model, of any head, or of its encoder"
+    )
+    parser.add_argument("output", metavar="OUT", help="new folder")
+    parser.add_argument("--from_fairseq", metavar="FILE", help="instead: .pt of the original MPNet or of annotated-mpnet")
+    parser.add_argument("--tokenizer", metavar="DIR", help="the vocabulary of a source that brings none, as fairseq's files")
+    parser.add_argument(
+        "--resize_vocabulary", metavar="TOKENIZER_DIR", help="give the model this tokenizer; rule: see above"
+    )
+    given = parser.parse_intermixed_args()
+    if (given.hf_dir is None) == (given.from_fairseq is None):
+        parser.error("give one source and OUT: HF_DIR OUT, or --from_fairseq FILE OUT")
+    from mpnet_ds.checkpoint.start import make_start
+
+    start = make_start(given.output, given.hf_dir, given.from_fairseq, given.tokenizer, given.resize_vocabulary)
+    for note in start.notes:
+        print(note)
+    print(f"{given.output} loads with transformers, every tensor as it was; largest difference of a hidden state")
+    print(f"{start.difference:.1e}. Train on: launch/pretrain.py --init_from {given.output}")
+
+
+if __name__ == "__main__":
+    run(main)

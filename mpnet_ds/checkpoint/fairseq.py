@@ -27,7 +27,8 @@ from pathlib import Path
 from torch import Tensor
 from transformers import MPNetConfig
 
-from mpnet_ds.checkpoint.pretrained import Pretrained, assemble, load_torch_file
+from mpnet_ds.checkpoint.pretrained import Pretrained, assemble
+from mpnet_ds.checkpoint.tensor_file import load_torch_file
 from mpnet_ds.errors import UserError
 from mpnet_ds.model.relative_position import NUM_BUCKETS
 from mpnet_ds.model.two_stream import PAD_ID, check_config
@@ -76,7 +77,7 @@ def read_fairseq(file: str | Path) -> Pretrained:
     a model that computes otherwise.
     """
     path = Path(file)
-    content = load_torch_file(path, ALLOWED)
+    content = load_torch_file(path, ALLOWED, mmap=True)
     weights = _part(content, "model", "model_states")
     if not _are_weights(weights):
         raise UserError(f"{path} holds no model of fairseq: 'model' (or 'model_states') is missing.")

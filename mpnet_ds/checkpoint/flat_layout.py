@@ -79,9 +79,10 @@ def places_of_stage_3(shapes: list[dict[str, tuple]], lengths: list[list[int]]) 
                 pieces += [Piece(rank, *found) for found in _pieces(lengths[rank], start, length, name)]
             places[name] = Place(shape, pieces)
             start += part
+    expected = [sum(math.ceil(math.prod(shape) / ranks) for shape in group.values()) for group in shapes]
     for rank, parts in enumerate(lengths):
-        if sum(parts) != start:
-            raise ValueError(f"{sum(parts):,} numbers of rank {rank}, {start:,} expected")
+        if sum(parts) != start or (len(parts) == len(shapes) and parts != expected):
+            raise ValueError(f"{parts} numbers of rank {rank}, {expected} expected")
     return places
 
 

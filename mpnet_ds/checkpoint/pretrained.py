@@ -21,8 +21,6 @@ everything else.
 """
 
 import json
-import re
-import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +30,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import MPNetConfig
 
+from mpnet_ds.checkpoint.tensor_file import load_torch_file
 from mpnet_ds.errors import UserError
 from mpnet_ds.model import MPNetForPretraining
 from mpnet_ds.model.two_stream import TIED_WEIGHTS, check_config
@@ -87,7 +86,7 @@ class StoredWeights:
         self.shapes: dict[str, list[int]] = {}
         self._files: dict[str, object] = {}
         for path in _weight_files(folder):
-            file = _open_safetensors(path) if path.suffix == ".safetensors" else load_torch_file(path)
+            file = _open_safetensors(path) if path.suffix == ".safetensors" else load_torch_file(path, mmap=True)
             self._add(path, file)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -239,28 +238,6 @@ def fresh_head(config: MPNetConfig) -> dict[str, Tensor]:
         "lm_head.layer_norm.bias": torch.zeros(d),
         "lm_head.bias": torch.zeros(config.vocab_size),
     }
-
-
-def load_torch_file(path: Path, allowed: Iterable = ()) -> object:
-    """What ``torch.save`` wrote, without running anything; mapped into memory where the file is a zip archive.
-
-    Args:
-        allowed: types beyond tensors, containers, numbers and text, as ``torch.serialization.safe_globals`` takes them.
-    Raises:
-        UserError: no such file, a damaged one, or one that asks for any other type or function, which is named.
-    """
-    if not path.is_file():
-        raise UserError(f"no file {path}.")
-    with torch.serialization.safe_globals(list(allowed)):
-        try:
-            # Before PyTorch 1.6 files were no archives; those cannot be mapped.
-            return torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
-        except Exception as error:  # torch raises several kinds, by what is wrong with the file
-            asked = re.search(r"GLOBAL ([\w.]+)|(?:class|function) <?(?:class |built-in function )?'?([\w.]+)", str(error))
-            if "eights" in str(error) and asked:
-                what = f"asks for {asked[1] or asked[2]}, which no weights need, and which might run foreign code"
-                raise UserError(f"{path} {what}: refused, nothing of it was run.") from error
-            raise UserError(f"{path} is damaged, or no file of torch.save.") from error
 
 
 def _needs_conversion(folder: str | Path, reason: str) -> UserError:

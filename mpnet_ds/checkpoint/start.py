@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import MPNetConfig, MPNetForMaskedLM
 from transformers.utils import logging as transformers_logging
 
 from mpnet_ds.checkpoint.fairseq import read_fairseq
-from mpnet_ds.checkpoint.pretrained import SAFE_FORMS, Pretrained, read_folder, read_tokenizer
+from mpnet_ds.checkpoint.pretrained import Pretrained, read_folder, read_tokenizer
 from mpnet_ds.checkpoint.vocabulary import resize_vocabulary
+from mpnet_ds.checkpoint.weights_file import write_weights
 from mpnet_ds.errors import UserError
 from mpnet_ds.files import new_folder
 from mpnet_ds.model import MPNetForPretraining
@@ -132,7 +132,6 @@ def _write(model: Pretrained, folder: Path) -> None:
     config = copy.deepcopy(model.config)
     config.architectures, config.dtype = [MPNetForMaskedLM.__name__], "float32"
     config.save_pretrained(folder)
-    weights = {name: tensor.float().contiguous() for name, tensor in sorted(model.weights.items())}
-    save_file(weights, folder / SAFE_FORMS[0], metadata={"format": "pt"})
+    write_weights(model.weights, folder, torch.float32)
     if model.tokenizer is not None:
         model.tokenizer.save(folder, model_max_length=config.max_position_embeddings - 2)

@@ -17,10 +17,11 @@ switched checksums off, ``torch.serialization.set_crc32_options(False)``, leaves
 
 import itertools
 import math
+import re
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cache
@@ -43,19 +44,37 @@ LOCAL_HEADER = 30
 
 
 def load_shard(path: Path, location: str = "cpu") -> Any:
-    """All of a file, in memory; raises ``UserError`` if it is damaged or holds more than tensors and a few known types."""
+    """One of DeepSpeed's files, as ``load_torch_file`` reads it; with the location "meta" its tensors have no memory."""
     quiet_libraries()
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
 
-    allowed = [ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address]
-    with torch.serialization.safe_globals(allowed):
+    return load_torch_file(path, [ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address], location)
+
+
+def load_torch_file(path: Path, allowed: Iterable = (), location: str = "cpu", mmap: bool = False) -> Any:
+    """What ``torch.save`` wrote, without running anything.
+
+    Args:
+        allowed: types beyond tensors, containers, numbers and text, as ``torch.serialization.safe_globals`` takes them.
+        mmap: map the file into memory: a tensor's bytes are read when it is used, and the file must stay.
+    Raises:
+        UserError: no such file, a damaged one, or one that asks for any other type or function, which is named.
+    """
+    if not path.is_file():
+        raise UserError(f"no file {path}.")
+    with torch.serialization.safe_globals(list(allowed)):
         try:
-            return torch.load(path, map_location=location, weights_only=True)
+            # Before PyTorch 1.6 files were no archives; those cannot be mapped.
+            mmap = mmap and zipfile.is_zipfile(path)
+            return torch.load(path, map_location=location, mmap=mmap, weights_only=True)
         except Exception as error:  # torch raises several kinds, by what is wrong with the file
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UserError(f"{path} cannot be read without running foreign code, or is damaged: {reason}") from error
+            asked = re.search(r"GLOBAL ([\w.]+)|(?:class|function) <?(?:class |built-in function )?'?([\w.]+)", str(error))
+            if "eights" in str(error) and asked:
+                what = f"asks for {asked[1] or asked[2]}, which no weights need, and which might run foreign code"
+                raise UserError(f"{path} {what}: refused, nothing of it was run.") from error
+            raise UserError(f"{path} is damaged, or no file of torch.save.") from error
 
 
 @dataclass

@@ -69,7 +69,8 @@ def test_stage_3_finds_every_number_in_the_ranks_parts(lists, ranks, data):
         for rank in range(ranks):
             whole[rank].append(padded[rank * part : (rank + 1) * part])
     length = sum(map(len, whole[0]))
-    cuts = sorted(data.draw(st.lists(st.integers(0, length), max_size=3)))
+    cuts = data.draw(st.lists(st.integers(0, length), max_size=4).filter(lambda cuts: len(cuts) + 1 != len(groups)))
+    cuts = sorted(cuts)  # as many flat tensors as groups must be one for each
     flats = [torch.cat(rank).tensor_split(cuts) for rank in whole]
     lengths = [[len(flat) for flat in rank] for rank in flats]
     assert_found(places_of_stage_3(groups, lengths), flats, tensors)
@@ -81,6 +82,11 @@ def test_stage_3_finds_every_number_in_the_ranks_parts(lists, ranks, data):
 def test_numbers_too_few_or_too_many_are_refused(lengths, message):
     with pytest.raises(ValueError, match=message):
         places_of_stages_1_and_2([SHAPES], None, lengths)
+
+
+def test_flat_tensors_that_are_not_those_of_the_groups_are_refused_at_stage_3():
+    with pytest.raises(ValueError, match=r"\[3, 1\] numbers of rank 0, \[2, 2\] expected"):
+        places_of_stage_3([{"a": (3,)}, {"b": (4,)}], [[3, 1], [3, 1]])
 
 
 @pytest.mark.parametrize("lengths", [[[4], [3]], [[4], [5]], [[3], [3]]])

@@ -67,8 +67,8 @@ def exportable_config(info: CheckpointInfo, origin: object) -> MPNetConfig:
     check_config(config)
     get_objective(info.objective)
     if info.seq_length + 2 > config.max_position_embeddings:
-        reach = f"the table of positions ends at {config.max_position_embeddings - 2}"
-        raise UserError(f"{origin}: rows of {info.seq_length} tokens, but {reach}: the configuration is damaged.")
+        found = f"max_position_embeddings is {config.max_position_embeddings}, too few for rows of {info.seq_length} tokens"
+        raise UserError(f"{origin}: {found}; it should be 2 more than that at least. The configuration is damaged.")
     return config
 
 

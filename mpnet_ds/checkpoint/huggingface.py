@@ -16,9 +16,11 @@ import json
 import shutil
 from pathlib import Path
 
+import tokenizers
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
+from tokenizers.processors import TemplateProcessing
 from transformers import MPNetConfig
 
 from mpnet_ds.checkpoint.comparison import Comparison, compare
@@ -37,7 +39,7 @@ from mpnet_ds.checkpoint.store import MANIFEST, find_checkpoint, read_info
 from mpnet_ds.errors import UserError, did_you_mean
 from mpnet_ds.files import new_folder
 from mpnet_ds.model.two_stream import TIED_WEIGHTS
-from mpnet_ds.tokenizer import PretrainingTokenizer
+from mpnet_ds.tokenizer import BOS, BOS_ID, EOS, EOS_ID, PretrainingTokenizer
 
 ARCHITECTURE = "MPNetForMaskedLM"
 
@@ -71,6 +73,7 @@ def export_huggingface(
         config.save_pretrained(folder)
         _write_weights(checkpoint, folder, trained, config, max_shard_size)
         tokenizer.save(folder, model_max_length=info.seq_length)
+        _frame_texts(folder / "tokenizer.json")
         if sentence_transformers:
             write_sentence_encoder(folder, config.hidden_size)
         card = model_card(checkpoint, config, tokenizer, sentence_transformers)
@@ -96,6 +99,15 @@ def _find(source: str | Path) -> Path:
 def _config_to_write(trained: MPNetConfig, num_pieces: int, dtype: torch.dtype) -> MPNetConfig:
     values = {key: getattr(trained, key) for key in MODEL_KEYS} | {"vocab_size": num_pieces}
     return MPNetConfig(**values, architectures=[ARCHITECTURE], dtype=dtype)
+
+
+def _frame_texts(file: Path) -> None:
+    """Lets a tokenizer that does not do so put ``<s>`` and ``</s>`` around a text, as rows have them in training."""
+    backend = tokenizers.Tokenizer.from_file(str(file))
+    if backend.encode("").ids != [BOS_ID, EOS_ID]:
+        special = [(BOS, BOS_ID), (EOS, EOS_ID)]
+        backend.post_processor = TemplateProcessing(f"{BOS} $A {EOS}", f"{BOS} $A {EOS} {EOS} $B {EOS}", special)
+        backend.save(str(file))
 
 
 def _write_weights(

@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import tokenizers
 import xxhash
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from mpnet_ds.checkpoint.huggingface import export_huggingface
 from tests.runs import ROOT, command
@@ -23,12 +25,27 @@ MODELS = {
 
 @pytest.fixture(scope="session")
 def saved(tokenizer_folder, tmp_path_factory) -> Path:
-    """The folder of checkpoints of ``MODELS``: each has all weights at random."""
+    """The folder of checkpoints of ``MODELS``, and of ``bpe``: each has all weights at random."""
     folder = tmp_path_factory.mktemp("saved")
-    (folder / "models.json").write_text(json.dumps(MODELS))
+    bpe = {"bpe": {"tokenizer": str(save_bpe_without_frame(folder / "bpe-tokenizer"))}}
+    (folder / "models.json").write_text(json.dumps(MODELS | bpe))
     program = ROOT / "tests" / "checkpoint" / "save_many.py"
     done = command(sys.executable, program, folder, tokenizer_folder, folder / "models.json")
     assert done.returncode == 0, done.stderr
+    return folder
+
+
+def save_bpe_without_frame(folder: Path) -> Path:
+    """A tokenizer with RoBERTa's special tokens that puts none of them around a text."""
+    backend = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    trainer = trainers.BpeTrainer(
+        special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), vocab_size=400, show_progress=False
+    )
+    backend.train_from_iterator(["the quick brown fox jumps over the lazy dog"] * 20, trainer)
+    folder.mkdir()
+    backend.save(str(folder / "tokenizer.json"))
     return folder
 
 

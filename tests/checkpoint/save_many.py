@@ -2,8 +2,9 @@
 
     python tests/checkpoint/save_many.py OUTPUT TOKENIZER MODELS.json
 
-MODELS.json names for each, all optional: ``vocab_size``, ``seq_length``, ``config`` (a file of ds_configs) and ``weights``,
-numbers that are written into the first place of a weight. ``OUTPUT/NAME`` is then like a run's folder, without run.json.
+MODELS.json names for each, all optional: ``vocab_size``, ``seq_length``, ``tokenizer``, ``config`` (a file of ds_configs) and
+``weights``, numbers that are written into the first place of a weight. ``OUTPUT/NAME`` is then like a run's folder, without
+run.json.
 """
 
 import json
@@ -22,10 +23,11 @@ from mpnet_ds.training.recipe import load_recipe, recipe_from_dict
 from tests.runs import RECIPE, ROOT
 
 
-def main(output: Path, tokenizer: Path, models: dict[str, dict]) -> None:
-    ranks, pieces = processes.start(), PretrainingTokenizer.load(tokenizer).vocab_size
+def main(output: Path, usual_tokenizer: Path, models: dict[str, dict]) -> None:
+    ranks = processes.start()
     for name, wanted in models.items():
-        seq_length = wanted.get("seq_length", 32)
+        tokenizer, seq_length = Path(wanted.get("tokenizer", usual_tokenizer)), wanted.get("seq_length", 32)
+        pieces = PretrainingTokenizer.load(tokenizer).vocab_size
         sizes = json.loads(RECIPE.read_text())["model"] | {"max_position_embeddings": seq_length + 2}
         recipe = recipe_from_dict({"name": name, "model": sizes, "data": {"seq_length": seq_length}}, name)
         optimization = load_recipe(str(RECIPE)).optimization

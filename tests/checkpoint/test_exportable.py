@@ -34,7 +34,7 @@ def assert_refused(source, output, *texts, **options):
         ({"embedding_size": 16}, "knows no 'embedding_size'"),
         ({"hidden_size": "wide"}, "'hidden_size' expected int"),
         ({"num_attention_heads": 3}, "not a multiple of num_attention_heads"),
-        ({"max_position_embeddings": 32}, "the table of positions ends at 30"),
+        ({"max_position_embeddings": 32}, "too few for rows of 32 tokens"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )

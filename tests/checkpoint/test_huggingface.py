@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer, MPNetConfig, MPNetForMaskedLM
 
 from mpnet_ds.checkpoint import load_consolidated
+from mpnet_ds.checkpoint.fill_mask import top_words
 from mpnet_ds.checkpoint.huggingface import export_huggingface
 from mpnet_ds.errors import UserError
 from mpnet_ds.model import MPNetForPretraining
@@ -93,7 +94,7 @@ def test_files_are_as_readable_as_the_umask_says(trained, tmp_path):
 
 
 def test_a_divided_export_loads_too(trained, exported, tmp_path):
-    comparison = export_huggingface(trained("zero3", 2).folder, tmp_path / "model", max_shard_size=100_000)
+    comparison = export_huggingface(trained("zero3", 2).folder, tmp_path / "model", max_shard_size=80_000)
     files = sorted(path.name for path in (tmp_path / "model").glob("model*"))
     assert files == [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)] + ["model.safetensors.index.json"]
     assert comparison.hidden_states <= 1e-5
@@ -148,5 +149,15 @@ def test_run_checkpoints_folder_and_checkpoint_are_the_same_source(trained, tmp_
 
 
 def test_unknown_dtype_is_named(trained, tmp_path):
-    with pytest.raises(UserError, match="unknown dtype 'fp61'. Did you mean 'fp16'"):
+    with pytest.raises(UserError, match=r"unknown dtype 'fp61'\. Did you mean 'fp16'"):
         export_huggingface(trained().folder, tmp_path / "model", dtype="fp61")
+
+
+def test_a_tokenizer_that_frames_no_text_does_so_in_the_export(saved, tmp_path):
+    export_huggingface(saved / "bpe", tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    first, second = tokenizer("the fox")["input_ids"], tokenizer("the fox", "a dog")["input_ids"]
+    assert (first[0], first[-1]) == (0, 2)
+    assert second[: len(first) + 1] == [*first, 2]
+    assert PretrainingTokenizer.load(tmp_path / "model").encode(["the fox"])[0].tolist() == first[1:-1]
+    assert len(top_words(tmp_path / "model", "the <mask> fox", 5)) == 5

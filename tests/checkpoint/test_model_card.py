@@ -75,6 +75,24 @@ def test_run_json_of_another_run_is_not_believed(trained, tmp_path):
     assert "training loss" not in rows_of(tmp_path / "model")
 
 
+def test_sources_of_a_mixture_are_named_without_their_folders(trained, tmp_path):
+    run = shutil.copytree(trained().folder, tmp_path / "run")
+    record = json.loads((run / "run.json").read_text())
+    files = [f"/home/someone/corpus/part-{i}.txt" for i in range(20)]
+    count = {"documents": 5_000, "sequences": 9_000, "tokens": 70_000}
+    record["data"]["training"] = [
+        {"folder": "a", "share": 0.7, "sources": files, "num_sources": 64} | count,
+        {"folder": "b", "share": 0.3, "sources": ["owner/texts"], "num_sources": 1} | count,
+    ]
+    (run / "run.json").write_text(json.dumps(record))
+    export_huggingface(run, tmp_path / "model")
+    text = (tmp_path / "model" / "README.md").read_text()
+    assert "* 70.00% of the rows: 5,000 documents, 70,000 tokens, from `part-0.txt`, " in text
+    assert "`part-9.txt`, 54 more\n" in text
+    assert "* 30.00% of the rows: 5,000 documents, 70,000 tokens, from `owner/texts`\n" in text
+    assert "someone" not in text
+
+
 def test_a_model_of_which_little_is_known_has_no_empty_rows(saved, tmp_path):
     export_huggingface(saved / "padded", tmp_path / "model")
     rows, text = rows_of(tmp_path / "model"), (tmp_path / "model" / "README.md").read_text()

@@ -2,9 +2,9 @@
 
     python tests/checkpoint/save_many.py OUTPUT TOKENIZER MODELS.json
 
-MODELS.json names for each, all optional: ``vocab_size``, ``seq_length``, ``tokenizer``, ``config`` (a file of ds_configs) and
-``weights``, numbers that are written into the first place of a weight. ``OUTPUT/NAME`` is then like a run's folder, without
-run.json.
+MODELS.json names for each, all optional: ``vocab_size``, ``seq_length``, ``tokenizer``, ``config`` (a file of ds_configs),
+and ``weights``, numbers that are written into the first place of a weight. ``OUTPUT/NAME`` is then like a run's folder,
+without run.json.
 """
 
 import json

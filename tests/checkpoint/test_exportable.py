@@ -1,9 +1,12 @@
 """What transformers' MPNet cannot represent does not become a folder."""
 
 import pytest
+from transformers import MPNetConfig
 
+from mpnet_ds.checkpoint.exportable import check_weights
 from mpnet_ds.checkpoint.huggingface import export_huggingface
 from mpnet_ds.errors import UserError
+from mpnet_ds.model import MPNetForPretraining
 from tests.checkpoint.conftest import WEIGHT
 
 
@@ -78,3 +81,12 @@ def test_a_number_that_fp16_cannot_hold_is_named(saved, tmp_path):
 
 def test_fewer_rows_than_pieces_are_refused(saved, tmp_path):
     assert_refused(saved / "short", tmp_path / "model", "998 rows for the tokenizer's 999 pieces")
+
+
+def test_a_head_of_its_own_is_not_dropped_in_silence():
+    config = MPNetConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, vocab_size=99)
+    weights = {name: tensor.clone() for name, tensor in MPNetForPretraining(config).state_dict().items()}
+    check_weights(weights, config, "here")
+    weights["lm_head.decoder.weight"][5, 5] += 1
+    with pytest.raises(UserError, match=r"lm_head\.decoder\.weight is not mpnet\.embeddings\.word_embeddings\.weight"):
+        check_weights(weights, config, "here")

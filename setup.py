@@ -32,6 +32,14 @@ setup(
     ],
     extras_require={
         "plot": ["matplotlib>=3.8"],
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.9", "matplotlib>=3.8"],
+        "sentence-transformers": ["sentence-transformers>=6"],
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "hypothesis>=6.100",
+            "ruff>=0.9",
+            "matplotlib>=3.8",
+            "sentence-transformers>=6",
+        ],
     },
 )

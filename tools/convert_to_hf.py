@@ -1,6 +1,6 @@
 """Exports a Hugging Face folder: python tools/convert_to_hf.py runs/first my-model"""
 
-from mpnet_ds.command_line import Parser, run
+from mpnet_ds.command_line import Parser, run, size
 
 
 def main() -> None:
@@ -14,10 +14,20 @@ def main() -> None:
     parser.add_argument("checkpoint", help="run's folder (then its newest checkpoint), or a checkpoint folder")
     parser.add_argument("output", help="new folder for the model")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the weights in the file")
+    parser.add_argument("--max_shard_size", type=size, default="5GB", help="divide larger weights among files (5GB)")
+    parser.add_argument(
+        "--sentence_transformers", action="store_true", help="also a model of that library: the mean over the tokens"
+    )
     arguments = parser.parse_args()
-    comparison = export_huggingface(arguments.checkpoint, arguments.output, arguments.dtype)
-    print(f"{arguments.output} loads with transformers and agrees with the training model: largest difference of a")
-    print(f"hidden state {comparison.hidden_states:.1e}, of a logit {comparison.logits:.1e}")
+    comparison = export_huggingface(
+        arguments.checkpoint,
+        arguments.output,
+        arguments.dtype,
+        arguments.max_shard_size,
+        arguments.sentence_transformers,
+        show_progress=True,
+    )
+    print("\n".join([f"{arguments.output} is complete.", *comparison.describe()]))
 
 
 if __name__ == "__main__":

@@ -14,10 +14,17 @@ EXAMPLES = [
 
 
 def top_words(folder: str | Path, sentence: str, count: int = 5) -> list[tuple[str, float]]:
-    """The ``count`` most likely pieces for the one ``<mask>`` of ``sentence``, with their probabilities."""
+    """The ``count`` most likely pieces for the one ``<mask>`` of ``sentence``, with their probabilities.
+
+    Raises ``UserError`` if ``folder`` holds no model, ``sentence`` has not one ``<mask>`` or the model not so many pieces.
+    """
     import torch
 
     model, tokenizer = _load(str(folder))
+    if not 1 <= count <= model.config.vocab_size:
+        raise UserError(
+            f"{count} words of {model.config.vocab_size:,}, the vocabulary of {folder}: ask for fewer, 1 at least."
+        )
     if sentence.count(tokenizer.mask_token) != 1:
         raise UserError(f"'{sentence}' must have one {tokenizer.mask_token}.")
     batch = tokenizer(sentence, return_tensors="pt", truncation=True)

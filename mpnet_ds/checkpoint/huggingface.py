@@ -1,123 +1,139 @@
-"""Export to a Hugging Face MPNet folder (the way back is in pretrained.py).
+"""Export to a Hugging Face MPNet folder (the way back is in start.py).
 
-Parameters have transformers' names in training already, so an export is a copy. It is checked before it takes its
-name: the folder is loaded with plain ``transformers`` and its hidden states and logits are compared with the training
-model's plain forward on real text.
+    model.safetensors        weights, under transformers' names, without tied copies; above a size model-0000i-of-0000n
+                             .safetensors and model.safetensors.index.json
+    config.json              as transformers.MPNetConfig writes it
+    tokenizer.json, tokenizer_config.json, special_tokens_map.json, vocab.txt
+    README.md                model card, see model_card.py
+    modules.json, …          with sentence_transformers, see sentence_encoder.py
+
+Parameters have transformers' names in training already, so an export is a copy. Of the vocabulary's tables only rows that
+stand for a piece are copied: training may pad them. What transformers cannot represent is refused (exportable.py), and
+the folder is compared with the training model before it takes its name (comparison.py).
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
+import tokenizers
 import torch
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor
-from transformers import AutoModelForMaskedLM, AutoTokenizer, MPNetConfig, MPNetForMaskedLM
-from transformers.utils import logging as transformers_logging
+from transformers import MPNetConfig
 
-from mpnet_ds.checkpoint.consolidate import load_consolidated
-from mpnet_ds.checkpoint.store import CheckpointInfo, find_checkpoint, read_info
-from mpnet_ds.checkpoint.weights_file import DTYPES
-from mpnet_ds.errors import UserError
-from mpnet_ds.files import new_folder
-from mpnet_ds.model import MPNetForPretraining
-from mpnet_ds.tokenizer import PretrainingTokenizer
-
-TOLERANCE = 1e-5
-"""Largest difference of a hidden state that passes the check. Logits may differ by the same, relative to the largest."""
-
-CHECK_TEXTS = (
-    "The quick brown fox jumps over the lazy dog.",
-    "Return a new list that contains all the items of the iterable in ascending order.",
-    "MPNet leverages the dependency among predicted tokens through permuted language modelling.",
+from mpnet_ds.checkpoint.comparison import Comparison, compare
+from mpnet_ds.checkpoint.consolidate import open_weights
+from mpnet_ds.checkpoint.exportable import (
+    MODEL_KEYS,
+    VOCABULARY_TABLES,
+    check_finite,
+    check_vocabulary,
+    check_weights,
+    exportable_config,
 )
+from mpnet_ds.checkpoint.model_card import model_card
+from mpnet_ds.checkpoint.sentence_encoder import write_sentence_encoder
+from mpnet_ds.checkpoint.store import MANIFEST, find_checkpoint, read_info
+from mpnet_ds.checkpoint.weights_file import DTYPES, write_weights
+from mpnet_ds.errors import UserError, did_you_mean
+from mpnet_ds.files import new_folder
+from mpnet_ds.model.two_stream import TIED_WEIGHTS
+from mpnet_ds.tokenizer import BOS, BOS_ID, EOS, EOS_ID, PretrainingTokenizer
+
+ARCHITECTURE = "MPNetForMaskedLM"
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Largest absolute differences between the export and the training model."""
-
-    hidden_states: float
-    logits: float
-
-
-def export_huggingface(source: str | Path, output: str | Path, dtype: str = "fp32") -> Comparison:
-    """Writes a complete folder: weights, config, tokenizer, vocab.txt, model card.
+def export_huggingface(
+    source: str | Path,
+    output: str | Path,
+    dtype: str = "fp32",
+    max_shard_size: int | str = "5GB",
+    sentence_transformers: bool = False,
+    show_progress: bool = False,
+) -> Comparison:
+    """Writes a complete folder, which appears when it has been found to compute what the training model does.
 
     Args:
-        source: a checkpoint folder or a run's folder (then its newest checkpoint).
-        dtype: ``fp32``, ``bf16`` or ``fp16``, of the weights in the file.
+        source: a checkpoint folder, a run's folder or its ``checkpoints`` folder (then the newest one).
+        dtype: ``fp32``, ``bf16`` or ``fp16``, of the weights in the files.
+        max_shard_size: bytes, or ``5GB``: larger weights are divided among several files.
+        sentence_transformers: also write what makes it a sentence encoder, the mean of the last hidden states.
     Raises:
-        UserError: no whole checkpoint, ``output`` exists, or the export differs from the training model.
+        UserError: no whole checkpoint of this project, ``output`` exists, a model that transformers cannot represent,
+            weights that are missing, superfluous or not finite, or an export that differs from the training model.
     """
-    checkpoint = find_checkpoint(source)
-    info = read_info(checkpoint)
-    transformers_logging.disable_progress_bar()
+    if dtype not in DTYPES:
+        raise UserError(f"unknown dtype '{dtype}'. {did_you_mean(dtype, DTYPES)}")
+    checkpoint = _find(source)
+    info, tokenizer = read_info(checkpoint), PretrainingTokenizer.load(checkpoint / "tokenizer")
+    trained = exportable_config(info, checkpoint)
+    check_vocabulary(trained, tokenizer.vocab_size, checkpoint)
+    config = _config_to_write(trained, tokenizer.vocab_size, DTYPES[dtype])
     with new_folder(output) as folder:
-        weights = {name: tensor.to(DTYPES[dtype]) for name, tensor in load_consolidated(checkpoint).items()}
-        _write_model(weights, info, DTYPES[dtype], folder)
-        PretrainingTokenizer.load(checkpoint / "tokenizer").save(folder, model_max_length=info.seq_length)
-        (folder / "README.md").write_text(_model_card(info), encoding="utf-8")
-        return compare(weights, info, folder)
+        config.save_pretrained(folder)
+        _write_weights(checkpoint, folder, trained, config, max_shard_size, show_progress)
+        tokenizer.save(folder, model_max_length=info.seq_length)
+        _frame_texts(folder / "tokenizer.json")
+        if sentence_transformers:
+            write_sentence_encoder(folder, config.hidden_size)
+        card = model_card(checkpoint, config, tokenizer, sentence_transformers)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        return compare(checkpoint, folder)
 
 
-def compare(weights: dict[str, Tensor], info: CheckpointInfo, folder: Path) -> Comparison:
-    """Loads ``folder`` with transformers and holds it against the training model; raises ``UserError`` if they differ."""
-    exported = AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    own = MPNetForPretraining(_config(info), info.objective).eval()
-    own.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
-    batch = tokenizer(list(CHECK_TEXTS), padding=True, truncation=True, return_tensors="pt")
-    real = batch["attention_mask"].bool()
-    with torch.no_grad():
-        theirs = exported(batch["input_ids"], batch["attention_mask"], output_hidden_states=True)
-        hidden = own.encode(batch["input_ids"], batch["attention_mask"])
-        logits = own.lm_head(hidden)
-    comparison = Comparison(
-        (theirs.hidden_states[-1] - hidden)[real].abs().max().item(),
-        (theirs.logits - logits)[real].abs().max().item(),
+def _find(source: str | Path) -> Path:
+    """The checkpoint; a folder that another program saved is told from one that holds nothing."""
+    path = Path(source)
+    try:
+        return find_checkpoint(path)
+    except UserError:
+        if not any(path.glob("*_states.pt")) and not any(path.glob("*/*_states.pt")):
+            raise
+    raise UserError(
+        f"{path} holds shards of DeepSpeed without a {MANIFEST}: another program wrote them, or a save was cut short. Which "
+        f"model they are of is not known, so no Hugging Face folder can be made. tools/consolidate.py {path} OUT joins any "
+        "program's shards to safetensors; for an export give a run's folder, or a step-… folder that is whole."
     )
-    if comparison.hidden_states > TOLERANCE or comparison.logits > TOLERANCE * max(1.0, logits[real].abs().max().item()):
-        raise UserError(f"the export in {folder} differs from the training model: {comparison}. Please report this.")
-    return comparison
 
 
-def _config(info: CheckpointInfo) -> MPNetConfig:
-    return MPNetConfig(**{name: value for name, value in info.model_config.items() if name != "model_type"})
+def _config_to_write(trained: MPNetConfig, num_pieces: int, dtype: torch.dtype) -> MPNetConfig:
+    values = {key: getattr(trained, key) for key in MODEL_KEYS} | {"vocab_size": num_pieces}
+    return MPNetConfig(**values, architectures=[ARCHITECTURE], dtype=dtype)
 
 
-def _write_model(weights: dict[str, Tensor], info: CheckpointInfo, dtype: torch.dtype, folder: Path) -> None:
-    with torch.device("meta"):
-        model = MPNetForMaskedLM(_config(info))
-    model.load_state_dict(weights, strict=True, assign=True)
-    model.tie_weights()
-    model.config.dtype = dtype
-    model.save_pretrained(folder)
+def _frame_texts(file: Path) -> None:
+    """Lets a tokenizer that does not do so put ``<s>`` and ``</s>`` around a text, as rows have them in training."""
+    backend = tokenizers.Tokenizer.from_file(str(file))
+    if backend.encode("").ids != [BOS_ID, EOS_ID]:
+        special = [(BOS, BOS_ID), (EOS, EOS_ID)]
+        backend.post_processor = TemplateProcessing(f"{BOS} $A {EOS}", f"{BOS} $A {EOS} {EOS} $B {EOS}", special)
+        backend.save(str(file))
 
 
-def _model_card(info: CheckpointInfo) -> str:
-    config = info.model_config
-    held_out = f"\n| held-out loss | {info.eval_loss:.4f} nats |" if info.eval_loss is not None else ""
-    return f"""---
-library_name: transformers
-pipeline_tag: fill-mask
-tags: [mpnet]
----
-# MPNet pre-trained with mpnet_ds
+def _write_weights(
+    checkpoint: Path,
+    folder: Path,
+    trained: MPNetConfig,
+    written: MPNetConfig,
+    max_shard_size: int | str,
+    show_progress: bool,
+) -> None:
+    """The checkpoint's weights as files of ``folder``.
 
-| | |
-|---|---|
-| objective | {info.objective} |
-| layers × width | {config.get("num_hidden_layers", 12)} × {config.get("hidden_size", 768)} |
-| vocabulary | {config.get("vocab_size", 30527):,} pieces |
-| longest input | {info.seq_length} tokens in pre-training |
-| updates | {info.step:,} |
-| samples | {info.consumed_samples:,} |{held_out}
+    Args:
+        trained: the training model's configuration, which the weights must fit.
+        written: that of the export: ``vocab_size`` rows of the vocabulary are kept, in ``dtype``.
+    """
+    weights = open_weights(checkpoint)
+    check_weights(weights.tensors, trained, checkpoint)
+    tensors = {
+        name: tensor.rows(written.vocab_size) if name in VOCABULARY_TABLES else tensor
+        for name, tensor in weights.tensors.items()
+        if name not in TIED_WEIGHTS
+    }
 
-```python
-from transformers import AutoModelForMaskedLM, AutoTokenizer
+    def check(name: str, numbers: Tensor, rounded: Tensor) -> None:
+        check_finite(name, numbers, checkpoint, "training went wrong before it: take an earlier checkpoint")
+        check_finite(name, rounded, checkpoint, f"{written.dtype} cannot hold its numbers: take --dtype bf16 or fp32")
 
-model = AutoModelForMaskedLM.from_pretrained("THIS_FOLDER")
-tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")
-```
-
-`MPNetModel`, `MPNetForSequenceClassification` and the other MPNet classes load the same folder.
-"""
+    write_weights(tensors, folder, written.dtype, max_shard_size, check=check, show_progress=show_progress)
+    weights.check()

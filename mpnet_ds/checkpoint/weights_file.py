@@ -15,7 +15,7 @@ import errno
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -49,6 +49,7 @@ def write_weights(
     dtype: torch.dtype,
     max_shard_size: int | str = "5GB",
     tied: Mapping[str, str] | None = None,
+    check: Callable[[str, Tensor, Tensor], None] | None = None,
     show_progress: bool = False,
 ) -> list[Path]:
     """Writes ``model.safetensors``, or several files and their index, into ``folder``; returns the files.
@@ -58,6 +59,7 @@ def write_weights(
         dtype: of all floating-point numbers; others stay as they are.
         max_shard_size: bytes, or text such as ``"5GB"``.
         tied: second name → first name of tensors that are left out; noted as ``safetensors.torch.load_model`` expects it.
+        check: called with name, numbers as they were read and as they will be written, a stretch at a time; may raise.
     """
     types = {name: dtype if tensor.dtype.is_floating_point else tensor.dtype for name, tensor in tensors.items()}
     sizes = {name: math.prod(tensor.shape) * types[name].itemsize for name, tensor in tensors.items()}
@@ -76,9 +78,13 @@ def write_weights(
             with _full_disk_named(folder, total), open(folder / file_name, "wb") as file:
                 _allocate(file, total)
                 file.write(header)
-                for block in (block for name in names for block in _blocks(tensors[name], types[name])):
-                    file.write(block)
-                    progress.update(len(block))
+                for name in names:
+                    for chunk in _chunks(tensors[name]):
+                        numbers = chunk.to(types[name])
+                        if check is not None:
+                            check(name, chunk, numbers)
+                        file.write(memoryview(numbers.contiguous().view(torch.uint8).numpy()))
+                        progress.update(numbers.nbytes)
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
@@ -115,8 +121,5 @@ def _header(entries: dict[str, tuple[torch.dtype, tuple]], tied: Mapping[str, st
     return len(text).to_bytes(8, "little") + text
 
 
-def _blocks(tensor: StoredTensor | Tensor, dtype: torch.dtype) -> Iterator[memoryview]:
-    """The bytes of a tensor in its type on disk."""
-    chunks = tensor.chunks() if isinstance(tensor, StoredTensor) else [tensor.flatten()]
-    for chunk in chunks:
-        yield memoryview(chunk.to(dtype).contiguous().view(torch.uint8).numpy())
+def _chunks(tensor: StoredTensor | Tensor) -> Iterable[Tensor]:
+    return tensor.chunks() if isinstance(tensor, StoredTensor) else [tensor.flatten()]

@@ -5,7 +5,9 @@ Each module's and each class's or function's docstring is a document; each parag
 
 import ast
 import inspect
+import itertools
 import sysconfig
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -24,21 +26,34 @@ def files() -> list[Path]:
 @cache
 def documents() -> list[list[str]]:
     """Sequences of each document."""
-    found = []
-    for path in files():
-        try:
-            tree = ast.parse(path.read_bytes())
-        except SyntaxError:  # a few files of the library are broken on purpose, or templates
-            continue
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                paragraphs = _paragraphs(ast.get_docstring(node, clean=False) or "")
-                if paragraphs:
-                    found.append(paragraphs)
+    found = [document for path in files() for document in _documents_of(path)]
     if not found:
         where = sysconfig.get_path("stdlib")
         raise UserError(f"the standard library in {where} has no readable documentation strings: pass text with --input.")
     return found
+
+
+def beginning(num_characters: int) -> list[str]:
+    """The first sequences, of so many characters or a little more; fewer, or none, where the library has fewer."""
+    sequences, length = [], 0
+    for paragraphs in itertools.chain.from_iterable(map(_documents_of, files())):
+        sequences += paragraphs
+        length += sum(map(len, paragraphs))
+        if length >= num_characters:
+            break
+    return sequences
+
+
+def _documents_of(path: Path) -> Iterator[list[str]]:
+    try:
+        tree = ast.parse(path.read_bytes())
+    except SyntaxError:  # a few files of the library are broken on purpose, or templates
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            paragraphs = _paragraphs(ast.get_docstring(node, clean=False) or "")
+            if paragraphs:
+                yield paragraphs
 
 
 def _paragraphs(docstring: str) -> list[str]:

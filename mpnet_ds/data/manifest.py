@@ -36,6 +36,7 @@ TOKENIZER, HOLDOUT = "tokenizer", "holdout"
 FORMAT_VERSION = 2
 MIB = 1 << 20
 HEX_DIGITS = 16  # of one xxh3_64
+SOURCES_IN_SUMMARY = 20
 
 
 @dataclass(frozen=True)
@@ -201,6 +202,12 @@ class DatasetManifest:
             if path.stat().st_size != record.bytes:
                 found = f"{path} has {path.stat().st_size:,} bytes, {FILE_NAME} says {record.bytes:,}"
                 raise UserError(f"{found}: the file is damaged; {shard.cure}.")
+
+    def summary(self) -> dict:
+        """How much text it is, and the first of its sources by name."""
+        names = [str(source.get("path", "")) for source in self.sources]
+        counts = {"documents": self.documents, "sequences": self.sequences, "tokens": self.tokens}
+        return counts | {"sources": names[:SOURCES_IN_SUMMARY], "num_sources": len(names)}
 
     @property
     def checksum(self) -> str:

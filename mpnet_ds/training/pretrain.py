@@ -220,7 +220,7 @@ def _run(arguments, recipe: Recipe, config: EngineConfig, data, eval_data, ranks
             "Train on with --max_steps, or take a new --output_dir.",
         )
         return 0
-    record = _record(arguments, recipe, config, start.identity, model_config, ranks)
+    record = _record(arguments, recipe, config, start.identity, model_config, ranks) | {"data": _record_of_data(data)}
     with ExitStack() as stack:
         ranks.on_main(lambda: stack.enter_context(held(start.output)))
         start = ranks.on_main(lambda: _decide_again(arguments, config, start, ranks.world_size))
@@ -320,6 +320,13 @@ def _record(arguments, recipe, config: EngineConfig, run_identity, model_config,
         "identity": run_identity,
         "versions": _versions(),
     }
+
+
+def _record_of_data(data: PretrainingDataset | MixtureDataset) -> dict:
+    """What model cards tell of the data; the datasets themselves may be gone by then."""
+    datasets = zip(getattr(data, "datasets", [data]), getattr(data, "shares", [1]), strict=True)
+    training = [{"folder": str(one.folder), "share": float(share)} | one.manifest.summary() for one, share in datasets]
+    return {"training": training, "tokens_per_row": data.tokens_per_row}
 
 
 def _versions() -> dict[str, str]:

@@ -199,6 +199,13 @@ def test_the_sample_is_english_prose_of_about_two_megabytes_beginning_with_the_f
     assert found[0][0] == "Record of phased-in incompatible language changes."  # of __future__.py
 
 
+def test_the_beginning_of_the_sample_is_as_long_as_wanted():
+    beginning = builtin_sample.beginning(5_000)
+    every = [sequence for document in builtin_sample.documents() for sequence in document]
+    assert beginning == every[: len(beginning)]
+    assert 5_000 <= sum(map(len, beginning)) < 50_000
+
+
 def test_a_file_that_is_called_like_the_sample_is_read_as_a_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "builtin-sample.txt").write_text("my own text")

@@ -45,7 +45,9 @@ def consolidate(
     """
     weights = open_weights(source)
     with new_folder(output) as folder:
-        written = write_weights(weights.tensors, folder, DTYPES[dtype], max_shard_size, weights.tied, show_progress)
+        written = write_weights(
+            weights.tensors, folder, DTYPES[dtype], max_shard_size, weights.tied, show_progress=show_progress
+        )
         weights.check()
     return [Path(output) / path.name for path in written]
 

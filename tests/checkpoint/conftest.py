@@ -20,7 +20,7 @@ from mpnet_ds.checkpoint import consolidate, load_consolidated
 from mpnet_ds.checkpoint.huggingface import export_huggingface
 from mpnet_ds.errors import UserError
 from tests.checkpoint.foreign import KINDS
-from tests.runs import ROOT, command, free_port
+from tests.runs import ROOT, command
 
 OF_ONE_RANK = [
     *[f"zero{stage}-{precision}" for stage in range(4) for precision in ("fp32", "bf16", "fp16")],
@@ -88,8 +88,8 @@ def assert_refused(checkpoint: Path, named: str) -> None:
 
 
 def _make(output: Path, ranks: int) -> None:
-    launcher = ["deepspeed", "--num_accelerators", ranks, "--master_port", free_port()] if ranks > 1 else [sys.executable]
-    done = command(*launcher, ROOT / "tests" / "checkpoint" / "foreign.py", output, *MADE[ranks])
+    program = ROOT / "tests" / "checkpoint" / "foreign.py"
+    done = command(sys.executable, program, "--ranks", ranks, output, *MADE[ranks])
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     (output / "complete").touch()
 

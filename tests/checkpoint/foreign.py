@@ -1,7 +1,7 @@
 """Makes checkpoints as a program that knows nothing of this project makes them, many kinds in the same processes.
 
-    python tests/checkpoint/foreign.py OUTPUT KIND…
     deepspeed --num_accelerators 2 tests/checkpoint/foreign.py OUTPUT KIND…
+    python tests/checkpoint/foreign.py --ranks 2 OUTPUT KIND…    the same without a launcher: one import for all ranks
 
 A kind is a name in ``KINDS``. It trains three updates and leaves
 
@@ -16,8 +16,11 @@ foreign_fp16.py), DeepSpeed's own Adams (their classes, with the arithmetic in P
 
 import argparse
 import gc
+import os
+import signal
 import sys
 import time
+import traceback
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -29,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from mpnet_ds.training import processes
 from tests.checkpoint.foreign_fp16 import to_fp16
 from tests.checkpoint.foreign_model import PIECES, PLACES, Parrot, groups
+from tests.runs import free_port
 
 ADAMW = {"type": "AdamW", "params": {"lr": 0.01, "torch_adam": True}}
 
@@ -267,6 +271,39 @@ def to_universal(folder: Path) -> None:
     ds_to_universal.main(argparse.Namespace(**options, **places, inject_missing_state=False))
 
 
+def fork(num_ranks: int, output: Path, names: list[str]) -> int:
+    """Runs ``main`` in so many processes; returns 1 if it fails in one of them, and ends the others."""
+    import deepspeed  # noqa: F401 (once for all)
+
+    os.environ |= {"WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    children = {_child(rank, output, names) for rank in range(num_ranks)}
+    while children:
+        child, status = os.wait()
+        children.discard(child)
+        if status:
+            for other in children:
+                os.kill(other, signal.SIGKILL)
+            return 1
+    return 0
+
+
+def _child(rank: int, output: Path, names: list[str]) -> int:
+    child = os.fork()
+    if child:
+        return child
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    try:
+        main(output, names)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    sys.stdout.flush()
+    os._exit(0)
+
+
 if __name__ == "__main__":
+    os.environ["DS_ACCELERATOR"] = "cpu"  # a GPU would not survive the fork, and the files are the same
     words = [word for word in sys.argv[1:] if not word.startswith("--local_rank")]
+    if words[0] == "--ranks":
+        sys.exit(fork(int(words[1]), Path(words[2]), words[3:] or list(KINDS)))
     main(Path(words[0]), words[1:] or list(KINDS))

@@ -14,14 +14,18 @@ import io
 import os
 import pathlib
 import pickle
+import shutil
 import subprocess
 import warnings
 import zipfile
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mpnet_ds.checkpoint import load_consolidated
+from mpnet_ds.errors import UserError
 from tests.checkpoint.conftest import assert_refused
 from tests.checkpoint.crooked import Call, Lie, change_directory, records_of, save, save_pickle, save_records
 
@@ -300,6 +304,24 @@ def test_forger_that_tells_the_truth_is_believed(copied, foreign):
     save(content, checkpoint / SHARD)
     found, truth = load_consolidated(checkpoint), foreign("zero2-fp32", 2).truth
     assert all(torch.equal(found[name], truth[name]) for name in truth)
+
+
+@given(st.floats(0, 1, exclude_max=True), st.binary(min_size=1, max_size=4), st.sampled_from([MODEL, SHARD]))
+def test_damaged_pickle_ends_in_a_refusal_or_in_nothing(foreign, tmp_path_factory, place, other, victim):
+    """Other bytes anywhere in it: no other error, and no tensor of another shape."""
+    checkpoint = pathlib.Path(shutil.copytree(foreign("zero2-fp32", 2).folder, tmp_path_factory.mktemp("damaged") / "last"))
+    records = dict(records_of(checkpoint / victim))
+    start = int(place * len(records["data.pkl"]))
+    records["data.pkl"] = records["data.pkl"][:start] + other + records["data.pkl"][start + len(other) :]
+    save_records(list(records.items()), checkpoint / victim)
+    try:
+        found, refusal = load_consolidated(checkpoint), victim
+    except UserError as error:
+        found, refusal = {}, str(error)
+    assert victim in refusal
+    shapes = {tensor.shape for tensor in foreign("zero2-fp32", 2).truth.values()}
+    assert {tensor.shape for tensor in found.values()} <= shapes
+    shutil.rmtree(checkpoint.parent)
 
 
 def the_largest(directory: list[zipfile.ZipInfo]) -> zipfile.ZipInfo:

@@ -12,7 +12,7 @@ from mpnet_ds.checkpoint.store import CheckpointInfo
 from mpnet_ds.checkpoint.tensor_file import StoredTensor
 from mpnet_ds.errors import UserError
 from mpnet_ds.model import MPNetForPretraining
-from mpnet_ds.model.two_stream import TIED_WEIGHTS, check_config
+from mpnet_ds.model.two_stream import MODEL_KEYS, TIED_WEIGHTS, check_config
 from mpnet_ds.objectives import get_objective
 from mpnet_ds.tokenizer import BOS_ID, EOS_ID, PAD_ID
 
@@ -33,14 +33,6 @@ FIXED = {
     "eos_token_id": (EOS_ID, "a text ends with </s>"),
 }
 """Key of a configuration → the one value that can be exported, and why."""
-MODEL_KEYS = (
-    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
-    "hidden_dropout_prob", "attention_probs_dropout_prob", "max_position_embeddings", "initializer_range", "layer_norm_eps",
-    "relative_attention_num_buckets", "pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings",
-)  # fmt: skip
-"""What of a configuration says which model it is."""
-VOCABULARY_TABLES = ("mpnet.embeddings.word_embeddings.weight", "lm_head.bias")
-"""Weights with one row for each piece of the vocabulary."""
 
 
 def exportable_config(info: CheckpointInfo, origin: object) -> MPNetConfig:

@@ -31,7 +31,8 @@ from mpnet_ds.checkpoint.pretrained import Pretrained, assemble
 from mpnet_ds.checkpoint.tensor_file import load_torch_file
 from mpnet_ds.errors import UserError
 from mpnet_ds.model.relative_position import NUM_BUCKETS
-from mpnet_ds.model.two_stream import PAD_ID, check_config
+from mpnet_ds.model.two_stream import check_config
+from mpnet_ds.tokenizer import PAD_ID
 
 MAX_DISTANCE = 128
 """Of relative positions, in both programs and here."""

@@ -23,8 +23,6 @@ from transformers import MPNetConfig
 from mpnet_ds.checkpoint.comparison import Comparison, compare
 from mpnet_ds.checkpoint.consolidate import open_weights
 from mpnet_ds.checkpoint.exportable import (
-    MODEL_KEYS,
-    VOCABULARY_TABLES,
     check_finite,
     check_vocabulary,
     check_weights,
@@ -36,7 +34,7 @@ from mpnet_ds.checkpoint.store import MANIFEST, find_checkpoint, read_info
 from mpnet_ds.checkpoint.weights_file import DTYPES, write_weights
 from mpnet_ds.errors import UserError, did_you_mean
 from mpnet_ds.files import new_folder
-from mpnet_ds.model.two_stream import TIED_WEIGHTS
+from mpnet_ds.model.two_stream import MODEL_KEYS, TIED_WEIGHTS, VOCABULARY_TABLES
 from mpnet_ds.tokenizer import BOS, BOS_ID, EOS, EOS_ID, PretrainingTokenizer
 
 ARCHITECTURE = "MPNetForMaskedLM"

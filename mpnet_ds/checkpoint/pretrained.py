@@ -33,7 +33,7 @@ from transformers import MPNetConfig
 from mpnet_ds.checkpoint.tensor_file import load_torch_file
 from mpnet_ds.errors import UserError
 from mpnet_ds.model import MPNetForPretraining
-from mpnet_ds.model.two_stream import TIED_WEIGHTS, check_config
+from mpnet_ds.model.two_stream import MODEL_KEYS, TIED_WEIGHTS, VOCABULARY_TABLES, check_config
 from mpnet_ds.tokenizer import PretrainingTokenizer
 
 CONFIG = "config.json"
@@ -45,12 +45,6 @@ KEPT = ("mpnet.embeddings.", "mpnet.encoder.", "lm_head.dense.", "lm_head.layer_
 _TIED = {*TIED_WEIGHTS, *TIED_WEIGHTS.values()}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 HEAD_SEED = 0
-MODEL_FIELDS = (
-    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
-    "hidden_dropout_prob", "attention_probs_dropout_prob", "max_position_embeddings", "initializer_range", "layer_norm_eps",
-    "relative_attention_num_buckets", "bos_token_id", "pad_token_id", "eos_token_id",
-)  # fmt: skip
-"""What a config.json says of the model itself, not of a head or a version."""
 
 
 @dataclass
@@ -71,12 +65,12 @@ class Pretrained:
         surplus = self.config.vocab_size - size
         if surplus:
             self.notes.append(f"{surplus} row(s) that pad the token table beyond {size:,} pieces were cut off.")
-        for name in ("mpnet.embeddings.word_embeddings.weight", "lm_head.bias"):
+        for name in VOCABULARY_TABLES:
             self.weights[name] = self.weights[name][:size]
         self.config.vocab_size = size
 
 
-class StoredWeights:
+class FolderWeights:
     """The tensors of a folder under the names they have there. A tensor's bytes are read when it is asked for.
 
     Raises ``UserError`` for a folder without weights, missing or damaged files, and files that hold more than tensors.
@@ -110,7 +104,7 @@ def read_folder(folder: str | Path) -> Pretrained:
     Raises ``UserError`` for everything that is not, or that this project's model does not compute.
     """
     place = model_folder(Path(folder))
-    config, stored = read_config(place), StoredWeights(place)
+    config, stored = read_config(place), FolderWeights(place)
     tensors = {name: stored[name] for name in stored.shapes}
     return assemble(str(folder), config, tensors, read_tokenizer(place))
 
@@ -147,7 +141,7 @@ def check_start(folder: str | Path, config: MPNetConfig, tokenizer: PretrainingT
     if not any((place / name).is_file() for name in SAFE_FORMS):
         raise _needs_conversion(folder, f"{SAFE_FORMS[0]} is missing")
     _check_vocabulary(folder, tokenizer)
-    stored = StoredWeights(place)
+    stored = FolderWeights(place)
     names, _ = own_names(stored.shapes, str(folder))
     if not any(name.startswith("lm_head.") for name in names):
         raise _needs_conversion(folder, "it has no language modelling head")
@@ -160,7 +154,7 @@ def check_start(folder: str | Path, config: MPNetConfig, tokenizer: PretrainingT
 
 def load_pretrained_weights(model: MPNetForPretraining, folder: str | Path) -> None:
     """Starts ``model`` from a folder that ``check_start`` has found good; all its weights are overwritten."""
-    stored = StoredWeights(Path(folder))
+    stored = FolderWeights(Path(folder))
     names, _ = own_names(stored.shapes, str(folder))
     model.load_state_dict({own: stored[name] for own, name in names.items() if own not in TIED_WEIGHTS}, strict=True)
 
@@ -182,7 +176,8 @@ def read_config(folder: Path) -> MPNetConfig:
     if content.get("model_type") != "mpnet":
         raise UserError(f"{path}: model_type is '{content.get('model_type')}', only 'mpnet' can be used here.")
     try:
-        config = MPNetConfig(**{name: content[name] for name in MODEL_FIELDS if name in content})
+        values = {name: content[name] for name in MODEL_KEYS if name in content}
+        config = MPNetConfig(**values | {"tie_word_embeddings": True})  # a head that is not tied is found by its weights
         check_config(config)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error

@@ -21,9 +21,8 @@ from torch import Tensor
 
 from mpnet_ds.checkpoint.pretrained import Pretrained
 from mpnet_ds.errors import UserError
+from mpnet_ds.model.two_stream import VOCABULARY_TABLES
 from mpnet_ds.tokenizer import BOS, CONTINUATION, EOS, MASK, PAD, UNUSED_UNKNOWN, PretrainingTokenizer
-
-TABLE, BIAS = "mpnet.embeddings.word_embeddings.weight", "lm_head.bias"
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ def resize_vocabulary(model: Pretrained, tokenizer: PretrainingTokenizer) -> Row
         )
     rows = plan_rows(model.tokenizer, tokenizer)
     ordinary = _ordinary_ids(model.tokenizer)
-    for name in (TABLE, BIAS):
+    for name in VOCABULARY_TABLES:
         model.weights[name] = _compose(model.weights[name].float(), rows.sources, ordinary)
     counts = f"{rows.kept:,} rows kept, {rows.composed:,} composed of the old pieces, {rows.mean:,} the mean of all"
     model.notes.append(f"{model.config.vocab_size:,} → {tokenizer.vocab_size:,} pieces: {counts}.")

@@ -24,8 +24,8 @@ from mpnet_ds.model.attention import attend, attention_bias, check_backend
 from mpnet_ds.model.relative_position import NUM_BUCKETS
 from mpnet_ds.model.visibility import Layout, plain_layout, two_stream_layout
 from mpnet_ds.objectives import get_objective
+from mpnet_ds.tokenizer import PAD_ID
 
-PAD_ID = 1
 FIRST_POSITION = PAD_ID + 1  # row of the position table of the first token
 
 
@@ -309,3 +309,11 @@ TIED_WEIGHTS = {
     "lm_head.decoder.bias": "lm_head.bias",
 }
 """Names under which a parameter appears a second time in a state dict, as in ``transformers``."""
+VOCABULARY_TABLES = tuple(TIED_WEIGHTS.values())
+"""Weights with one row for each piece of the vocabulary."""
+MODEL_KEYS = (
+    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
+    "hidden_dropout_prob", "attention_probs_dropout_prob", "max_position_embeddings", "initializer_range", "layer_norm_eps",
+    "relative_attention_num_buckets", "pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings",
+)  # fmt: skip
+"""What of a config.json says which model it is, rather than of a head, a file or a version."""

@@ -87,10 +87,12 @@ class ModelStates:
         return tied
 
     def _checked_ties(self, ties: dict) -> dict[str, str]:
+        """Without those of frozen parameters that the save left out (``exclude_frozen_parameters``)."""
         for name, source in ties.items():
-            if _checked_name(self.path, name) == source or source not in self.module or source in ties:
+            known = _checked_name(self.path, source) in self.module or name not in self.module
+            if _checked_name(self.path, name) == source or source in ties or not known:
                 raise UserError(f"{self.path} is damaged: '{name}' is tied to '{source}' in it, which is no parameter.")
-        return dict(ties)
+        return {name: source for name, source in ties.items() if source in self.module}
 
 
 def _check_kinds(file: TensorFile) -> None:

@@ -207,7 +207,9 @@ def _read_manifest(folder: Path) -> dict:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged or of another version: {error!r}. Use another checkpoint.") from error
     if version != FORMAT_VERSION:
-        raise UserError(f"{path} has format version {version}, this program reads {FORMAT_VERSION}.")
+        raise UserError(
+            f"{path} has format version {version}, this program reads {FORMAT_VERSION}: use the release that wrote it."
+        )
     if not is_whole:
         raise UserError(f"{path} is damaged: its checksum is not that of its content. Use another checkpoint.")
     return content

@@ -92,7 +92,7 @@ def write_weights(
 
 
 def _allocate(file, size: int) -> None:
-    """Takes the place at once: writing is several times faster then, and a full disk is noticed before anything is read."""
+    """Takes the place at once: writing is faster then, and a full disk is noticed before anything is read."""
     try:
         os.posix_fallocate(file.fileno(), 0, size)
     except OSError as error:

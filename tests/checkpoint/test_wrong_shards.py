@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mpnet_ds.checkpoint import load_consolidated
 from tests.checkpoint.conftest import Foreign, assert_refused
 
 MODEL = "mp_rank_00_model_states.pt"
@@ -213,3 +214,11 @@ def test_ties_to_nothing_are_refused(copied, tied):
     content = torch.load(checkpoint / MODEL, weights_only=False)
     torch.save(content | {"shared_params": tied}, checkpoint / MODEL)
     assert_refused(checkpoint, MODEL)
+
+
+def test_a_tie_of_weights_that_the_save_left_out_is_none(foreign, copied):
+    """As ``exclude_frozen_parameters`` leaves it."""
+    checkpoint = copied()
+    content = torch.load(checkpoint / MODEL, weights_only=False)
+    torch.save(content | {"shared_params": content["shared_params"] | {"cold.weight": "frozen.weight"}}, checkpoint / MODEL)
+    assert load_consolidated(checkpoint).keys() == foreign("zero2-fp32", 2).truth.keys()

@@ -29,6 +29,10 @@ from mpnet_ds.errors import UserError
 from tests.checkpoint.conftest import assert_refused
 from tests.checkpoint.crooked import Call, Lie, change_directory, records_of, save, save_pickle, save_records
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:TypedStorage is deprecated"),  # crooked.py writes files through them
+    pytest.mark.filterwarnings("ignore:Detected pickle protocol"),  # torch, of the pickles written by hand
+]
 MODEL = "mp_rank_00_model_states.pt"
 SHARD = "zero_pp_rank_1_mp_rank_00_optim_states.pt"
 

@@ -80,4 +80,10 @@ def _locate(path: Path) -> Path:
         if named.parent != path or not named.is_dir():
             raise UserError(f"{latest} names {named.name}, which is not there: give the checkpoint's folder itself.")
         return named
-    return find_checkpoint(path)
+    try:
+        return find_checkpoint(path)
+    except UserError as error:
+        what = (
+            "a folder that DeepSpeed saved (…_states.pt files), one that holds such folders and 'latest', or a run's folder"
+        )
+        raise UserError(f"no checkpoint in {path}: give {what}.") from error

@@ -84,14 +84,14 @@ class ZeroCheckpoint:
     # Where the numbers lie
 
     def _find_places(self) -> dict[str, Place]:
-        if self.stage == 0:
-            return self._find_places_of_stage_0()
-        lengths = [[flat.numel() for flat in self._flats(rank, MASTER)] for rank in range(len(self._files))]
         try:
+            if self.stage == 0:
+                return self._find_places_of_stage_0()
+            lengths = [[flat.numel() for flat in self._flats(rank, MASTER)] for rank in range(len(self._files))]
             if self.stage == 3:
                 return places_of_stage_3(self._model.shapes, lengths)
             return places_of_stages_1_and_2(self._model.shapes, self._optimizers[0].get("param_alignment_paddings"), lengths)
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             shards = ", ".join(file.path.name for file in self._files[:4])
             raise UserError(f"{self._model.path}: its shapes do not fit {shards}: {error}.") from error
 

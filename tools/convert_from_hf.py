@@ -1,5 +1,8 @@
 """Makes a start for --init_from of a Hugging Face folder or a fairseq file: python tools/convert_from_hf.py HF_DIR start"""
 
+import json
+from dataclasses import asdict
+
 from mpnet_ds.command_line import Parser, run
 
 DESCRIPTION = """\
@@ -25,12 +28,17 @@ def main() -> None:
     if (given.hf_dir is None) == (given.from_fairseq is None):
         parser.error("give one source and OUT: HF_DIR OUT, or --from_fairseq FILE OUT")
     from mpnet_ds.checkpoint.start import make_start
+    from mpnet_ds.training.recipe import ModelRecipe
 
     start = make_start(given.output, given.hf_dir, given.from_fairseq, given.tokenizer, given.resize_vocabulary)
     for note in start.notes:
-        print(note)
-    print(f"{given.output} loads with transformers, every tensor as it was; largest difference of a hidden state")
-    print(f"{start.difference:.1e}. Train on: launch/pretrain.py --init_from {given.output}")
+        print(f"note: {note}")
+    print(f"{given.output} loads with transformers, and what was kept is as it was, bit for bit; largest difference of a")
+    print(f"hidden state {start.difference:.1e}. Its recipe needs this section:")
+    print(f'  "model": {json.dumps(asdict(ModelRecipe.of(start.config)))}')
+    print("Go on training it:")
+    what = f"--data DATA --recipe RECIPE --init_from {given.output}"
+    print(f"  deepspeed launch/pretrain.py --deepspeed_config ds_configs/zero2.json {what}")
 
 
 if __name__ == "__main__":

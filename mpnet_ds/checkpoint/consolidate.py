@@ -64,7 +64,7 @@ def open_weights(folder: str | Path) -> StoredWeights:
     """
     path = Path(folder)
     if not path.is_dir():
-        raise UserError(f"no checkpoint folder {folder}.")
+        raise UserError(f"no checkpoint folder {folder}" + (": that is a file." if path.exists() else "."))
     path = _locate(path)
     if (path / MANIFEST).is_file():
         verify_quickly(path)
@@ -76,9 +76,10 @@ def _locate(path: Path) -> Path:
         return path
     latest = next((path / name for name in ("latest", "latest_universal") if (path / name).is_file()), None)
     if latest is not None and not any(path.glob(f"*/{MANIFEST}")):
-        named = path / latest.read_text(encoding="utf-8", errors="replace").strip()
-        if named.parent != path or not named.is_dir():
-            raise UserError(f"{latest} names {named.name}, which is not there: give the checkpoint's folder itself.")
+        tag = latest.read_text(encoding="utf-8", errors="replace").strip()
+        named = path / tag
+        if tag in ("", ".", "..") or "/" in tag or not named.is_dir():
+            raise UserError(f"{latest} names '{tag}', which is no folder beside it: give the checkpoint's folder itself.")
         return named
     try:
         return find_checkpoint(path)

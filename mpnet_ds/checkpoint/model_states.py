@@ -92,7 +92,15 @@ class ModelStates:
             known = _checked_name(self.path, source) in self.module or name not in self.module
             if _checked_name(self.path, name) == source or source in ties or not known:
                 raise UserError(f"{self.path} is damaged: '{name}' is tied to '{source}' in it, which is no parameter.")
-        return {name: source for name, source in ties.items() if source in self.module}
+        found = {name: source for name, source in ties.items() if source in self.module}
+        if self.is_divided:
+            return found
+        # DeepSpeed goes by addresses, which empty tensors share.
+        return {
+            name: source
+            for name, source in found.items()
+            if name not in self.module or self.module[name].shape == self.module[source].shape
+        }
 
 
 def _check_kinds(file: TensorFile) -> None:

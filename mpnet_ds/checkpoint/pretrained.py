@@ -22,7 +22,7 @@ everything else.
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -118,9 +118,9 @@ def assemble(
     """
     names, dropped = own_names(tensors, origin)
     weights = {own: tensors[name] for own, name in names.items()}
-    _check_values(weights, origin)
     _remove_copies(weights, origin)
     missing = check_shapes({name: list(tensor.shape) for name, tensor in weights.items()}, config, origin)
+    _check_values(weights, origin)
     notes = [f"Dropped, pre-training has no such head: {', '.join(dropped)}."] if dropped else []
     if missing:
         weights |= fresh_head(config)
@@ -162,7 +162,9 @@ def load_pretrained_weights(model: MPNetForPretraining, folder: str | Path) -> N
 def model_folder(folder: Path) -> Path:
     """``folder``, or where in it sentence-transformers keeps the model."""
     if not folder.is_dir():
-        raise UserError(f"no folder {folder}.")
+        raise UserError(
+            f"no folder {folder}. (A model of the hub must be downloaded first: hf download NAME --local-dir DIR)"
+        )
     for place in (folder, folder / SENTENCE_TRANSFORMERS):
         if (place / CONFIG).is_file() and "model_type" in _read_json(place / CONFIG):
             return place
@@ -252,9 +254,11 @@ def _check_vocabulary(folder: str | Path, tokenizer: PretrainingTokenizer) -> No
 
 def _check_model(shapes: dict[str, list[int]], theirs: MPNetConfig, own: MPNetConfig, origin: str) -> None:
     """Raises ``UserError`` unless the folder's weights are a whole model, and that of the run."""
+    from mpnet_ds.training.recipe import ModelRecipe
+
     for name, expected in _own_shapes(own).items():
         if name in shapes and shapes[name] != expected:
-            cure = "take a recipe of that model's sizes, and data built with its tokenizer"
+            cure = f"the recipe's section 'model' must be {json.dumps(asdict(ModelRecipe.of(theirs)))}"
             raise UserError(f"{origin}: {name} is {shapes[name]} there, {expected} here: {cure}.")
     check_shapes(shapes, theirs, origin)
     for name in ("num_hidden_layers", "layer_norm_eps"):

@@ -40,6 +40,7 @@ class Start:
     """Largest absolute difference of a hidden state between transformers and this project."""
     notes: tuple[str, ...]
     """What was dropped, drawn or cut, one sentence each."""
+    config: MPNetConfig
 
 
 def make_start(
@@ -70,7 +71,7 @@ def make_start(
         if new is not None:
             resize_vocabulary(model, new)
         _write(model, partial)
-        return Start(compare(model, partial), tuple(model.notes))
+        return Start(compare(model, partial), tuple(model.notes), model.config)
 
 
 def compare(model: Pretrained, folder: Path) -> float:
@@ -119,7 +120,7 @@ def _give_tokenizer(model: Pretrained, given: PretrainingTokenizer | None) -> No
         raise UserError(f"{model.origin} has a tokenizer: leave --tokenizer out; --resize_vocabulary gives it another one.")
     model.tokenizer = model.tokenizer or given
     if model.tokenizer is None:
-        model.notes.append("There is no tokenizer: name the one that the model was trained with (--tokenizer DIR).")
+        model.notes.append("It has no tokenizer; --tokenizer DIR adds the one that the model was trained with.")
         return
     rows, pieces = model.config.vocab_size, model.tokenizer.vocab_size
     if rows != pieces and (rows % SMALLEST_PADDED or not 0 <= rows - pieces < MOST_PADDING):

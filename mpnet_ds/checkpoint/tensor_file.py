@@ -64,12 +64,18 @@ def load_torch_file(path: Path, allowed: Iterable = (), location: str = "cpu", m
     """
     if not path.is_file():
         raise UserError(f"no file {path}.")
+    if zipfile.is_zipfile(path):
+        _records(path)  # refuses what is compressed: a few bytes could become any number of them
     with torch.serialization.safe_globals(list(allowed)):
         try:
             # Before PyTorch 1.6 files were no archives; those cannot be mapped.
             mmap = mmap and zipfile.is_zipfile(path)
             return torch.load(path, map_location=location, mmap=mmap, weights_only=True)
+        except MemoryError:
+            raise
         except Exception as error:  # torch raises several kinds, by what is wrong with the file
+            if isinstance(error, OSError) and error.strerror:
+                raise UserError(f"{path} cannot be read: {error.strerror}.") from error
             asked = re.search(r"GLOBAL ([\w.]+)|(?:class|function) <?(?:class |built-in function )?'?([\w.]+)", str(error))
             if "eights" in str(error) and asked:
                 what = f"asks for {asked[1] or asked[2]}, which no weights need, and which might run foreign code"
@@ -113,7 +119,8 @@ class TensorFile:
         )
         record = self._records.get(begin) if storage.nbytes() else _Record("", 0, 0, 0)
         end = (fake.storage_offset() + last + 1) * fake.itemsize
-        if record is None or storage.nbytes() > record.size or end > record.size:
+        is_blown_up = fake.numel() * fake.itemsize > max(storage.nbytes(), CHUNK)  # strides of 0, from a few bytes
+        if record is None or storage.nbytes() > record.size or end > record.size or is_blown_up:
             raise UserError(
                 f"{self.path} is damaged: a tensor of shape {list(fake.shape)} lies outside of the file's storages."
             )
@@ -194,7 +201,7 @@ class Stretch:
     def _read_strided(self, is_checked: bool) -> Tensor:
         """Of a transposed tensor, for example: its whole storage is read."""
         block = self.file.read(self.record, 0, self.record.size, is_checked)
-        storage = torch.frombuffer(block, dtype=self.fake.dtype)
+        storage = torch.frombuffer(block, dtype=self.fake.dtype, count=len(block) // self.fake.itemsize)
         whole = storage.as_strided(self.fake.shape, self.fake.stride(), self.fake.storage_offset())
         return whole.flatten()[self.begin : self.begin + self.numel].clone()
 

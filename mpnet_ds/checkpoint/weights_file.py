@@ -62,6 +62,9 @@ def write_weights(
         check: called with name, numbers as they were read and as they will be written, a stretch at a time; may raise.
     """
     types = {name: dtype if tensor.dtype.is_floating_point else tensor.dtype for name, tensor in tensors.items()}
+    for name, kind in types.items():
+        if kind not in _NAMES:
+            raise UserError(f"{name} is {kind}, for which safetensors files are not written here.")
     sizes = {name: math.prod(tensor.shape) * types[name].itemsize for name, tensor in tensors.items()}
     plan = split_state_dict_into_shards_factory(
         sizes,

@@ -122,7 +122,15 @@ def start() -> Ranks:
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     accelerator = get_accelerator()
     accelerator.set_device(local_rank)
-    deepspeed.init_distributed(verbose=False)
+    try:
+        deepspeed.init_distributed(verbose=False)
+    except torch.distributed.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        port = os.environ["MASTER_PORT"]
+        raise UserError(
+            f"port {port} is in use, by another run perhaps: give this one another, deepspeed --master_port N."
+        ) from None
     rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     return Ranks(rank, local_rank, size, torch.device(accelerator.device_name(local_rank)))
 

@@ -31,6 +31,11 @@ NOT_NEGATIVE = {"weight_decay", "gradient_clipping", "hang_timeout", "spike_fact
 class ModelRecipe:
     """Sizes of the encoder; the vocabulary's comes from the data."""
 
+    @classmethod
+    def of(cls, config: MPNetConfig) -> "ModelRecipe":
+        """The section of a recipe for a model that there is."""
+        return cls(**{field.name: getattr(config, field.name) for field in fields(cls)})
+
     num_hidden_layers: int = 12
     hidden_size: int = 768
     num_attention_heads: int = 12

@@ -142,7 +142,7 @@ def test_every_kind_of_file_gives_the_same_bits(tmp_path, write):
     model = random_model()
     made = make_start(tmp_path / "start", fairseq_file=write(model.state_dict()))
     assert_same_bits(loaded(tmp_path / "start"), model.state_dict())
-    assert made.notes == ("There is no tokenizer: name the one that the model was trained with (--tokenizer DIR).",)
+    assert made.notes == ("It has no tokenizer; --tokenizer DIR adds the one that the model was trained with.",)
     assert {path.name for path in (tmp_path / "start").iterdir()} == {"config.json", "model.safetensors"}
 
 

@@ -110,3 +110,10 @@ def test_files_that_torch_did_not_save_are_refused_by_name(tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=name):
             TensorFile(tmp_path / name)
+
+
+def test_a_tensor_that_a_few_bytes_stand_for_is_refused(tmp_path):
+    torch.save(torch.zeros(1).expand(10**11), tmp_path / "x.pt")
+    file = TensorFile(tmp_path / "x.pt")
+    with pytest.raises(UserError, match=r"x\.pt is damaged: a tensor of shape"):
+        file.tensor(file.content)

@@ -121,5 +121,5 @@ def test_the_tool_says_what_became_of_the_rows(tmp_path, tokenizer):
     done = command(sys.executable, "tools/convert_from_hf.py", source, *what)
     assert done.returncode == 0, done.stderr
     assert "999 → 8 pieces: 8 rows kept, 0 composed of the old pieces, 0 the mean of all." in done.stdout
-    assert f"Train on: launch/pretrain.py --init_from {tmp_path / 'start'}" in done.stdout
+    assert f"--recipe RECIPE --init_from {tmp_path / 'start'}" in done.stdout
     assert done.stderr == ""

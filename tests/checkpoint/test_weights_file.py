@@ -62,6 +62,12 @@ def test_a_model_with_tied_weights_loads(tmp_path):
     assert torch.equal(target.out.weight, source.table.weight)
 
 
+def test_a_type_that_the_format_does_not_have_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"w is torch\.complex64"):
+        write_weights({"w": torch.zeros(2, dtype=torch.complex64)}, tmp_path, torch.float32)
+    assert not list(tmp_path.iterdir())
+
+
 def test_file_has_the_rights_that_the_user_gives_new_files(tmp_path):
     before = os.umask(0o027)
     try:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import xxhash
 
 from mpnet_ds.checkpoint.tensor_file import load_shard
 from mpnet_ds.files import fast_checksum
-from tests.runs import RECIPE, ROOT, pretrain, recipe_with
+from tests.runs import RECIPE, ROOT, command, pretrain, recipe_with
 
 
 def assert_refused(run, *parts: str) -> None:
@@ -146,6 +147,18 @@ def test_init_from_a_model_of_other_sizes(trained, dataset_folder, tmp_path):
     recipe = recipe_with(tmp_path, model={"hidden_size": 48})
     run = pretrain(tmp_path / "run", "--recipe", recipe, "--data", dataset_folder, "--init_from", tmp_path / "hf")
     assert_refused(run, "[999, 32] there, [999, 48] here")
+
+
+def test_a_port_that_another_run_has_is_named():
+    with socket.socket() as other:
+        other.bind(("0.0.0.0", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        launcher = ["deepspeed", "--num_accelerators", 1, "--master_port", port, ROOT / "launch" / "pretrain.py"]
+        done = command(*launcher, "--deepspeed_config", ROOT / "ds_configs" / "zero2.json")
+    assert done.returncode == 2
+    assert f"error: port {port} is in use" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_one_voice_with_two_ranks_and_the_launchers_exit_code(tmp_path):

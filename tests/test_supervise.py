@@ -42,7 +42,12 @@ class Supervised:
         script.write_text(RANK)
         command = ["bash", ROOT / "launch" / "supervise.sh", *launcher, script, *arguments]
         environment = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "DS_ACCELERATOR": "cpu"}
-        self.process = subprocess.Popen(map(str, command), env=environment, stdout=subprocess.DEVNULL)
+        self.process = subprocess.Popen(
+            list(map(str, command)),
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
+        )
         self.pids = [int(wait_for(folder / f"ready-{rank}")) for rank in range(ranks)]
 
     def workers(self) -> list[str]:

@@ -65,14 +65,13 @@ def exportable_config(info: CheckpointInfo, origin: object) -> MPNetConfig:
     return config
 
 
-def check_vocabulary(config: MPNetConfig, num_pieces: int, origin: object) -> int:
-    """How many rows of the vocabulary are padding; ``UserError`` if there are fewer rows than pieces."""
+def check_vocabulary(config: MPNetConfig, num_pieces: int, origin: object) -> None:
+    """Raises ``UserError`` if the model has fewer rows than the tokenizer has pieces; more are padding."""
     if config.vocab_size < num_pieces:
         raise UserError(
             f"{origin}: the model has {config.vocab_size:,} rows for the tokenizer's {num_pieces:,} pieces. It is another "
             "tokenizer than the model was trained with: export a checkpoint whose tokenizer/ is its own."
         )
-    return config.vocab_size - num_pieces
 
 
 def check_weights(weights: dict[str, StoredTensor], config: MPNetConfig, origin: object) -> None:

@@ -43,17 +43,12 @@ LOCAL_HEADER = 30
 """Bytes before a record's name in the archive; the last four say how long the name and an extra field are."""
 
 
-def load_shard(path: Path, location: str = "cpu") -> Any:
-    """One of DeepSpeed's files, as ``load_torch_file`` reads it; with the location "meta" its tensors have no memory."""
-    quiet_libraries()
-    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    return load_torch_file(path, [ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address], location)
+def load_shard(path: Path) -> Any:
+    """One of DeepSpeed's files, in memory, as ``load_torch_file`` reads it."""
+    return load_torch_file(path, _deepspeed_types())
 
 
-def load_torch_file(path: Path, allowed: Iterable = (), location: str = "cpu", mmap: bool = False) -> Any:
+def load_torch_file(path: Path, allowed: Iterable = (), mmap: bool = False) -> Any:
     """What ``torch.save`` wrote, without running anything.
 
     Args:
@@ -64,12 +59,15 @@ def load_torch_file(path: Path, allowed: Iterable = (), location: str = "cpu", m
     """
     if not path.is_file():
         raise UserError(f"no file {path}.")
-    if zipfile.is_zipfile(path):
+    is_archive = zipfile.is_zipfile(path)  # before PyTorch 1.6 files were none; those cannot be mapped
+    if is_archive:
         _records(path)  # refuses what is compressed: a few bytes could become any number of them
+    return _unpickle(path, allowed, "cpu", mmap and is_archive)
+
+
+def _unpickle(path: Path, allowed: Iterable, location: str, mmap: bool = False) -> Any:
     with torch.serialization.safe_globals(list(allowed)):
         try:
-            # Before PyTorch 1.6 files were no archives; those cannot be mapped.
-            mmap = mmap and zipfile.is_zipfile(path)
             return torch.load(path, map_location=location, mmap=mmap, weights_only=True)
         except MemoryError:
             raise
@@ -81,6 +79,16 @@ def load_torch_file(path: Path, allowed: Iterable = (), location: str = "cpu", m
                 what = f"asks for {asked[1] or asked[2]}, which no weights need, and which might run foreign code"
                 raise UserError(f"{path} {what}: refused, nothing of it was run.") from error
             raise UserError(f"{path} is damaged, or no file of torch.save.") from error
+
+
+def _deepspeed_types() -> list[type]:
+    """All that DeepSpeed's files hold beyond tensors, containers, numbers and text."""
+    quiet_libraries()
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    return [ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address]
 
 
 @dataclass
@@ -107,7 +115,7 @@ class TensorFile:
         self.path = Path(path)
         self._records = {record.begin: record for record in _records(self.path)}
         with nullcontext() if _meta_knows_offsets() else FakeTensorMode():
-            self.content = load_shard(self.path, "meta")
+            self.content = _unpickle(self.path, _deepspeed_types(), "meta")
 
     def tensor(self, fake: Tensor) -> "StoredTensor":
         """One of the tensors in ``content``, to be read."""

@@ -63,7 +63,7 @@ def foreign(tmp_path_factory):
                 _make(output, ranks)
         root = output / kind
         folder = root / ("universal" if kind.startswith("universal") else "last")
-        return Foreign(root, folder, torch.load(output / f"{kind}.truth"))
+        return Foreign(root, folder, torch.load(output / f"{kind}.truth", weights_only=True))
 
     return get
 

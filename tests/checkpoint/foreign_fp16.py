@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mpnet_ds.checkpoint.tensor_file import load_shard
+
 SCALE = {"dynamic_loss_scale": True, "cur_scale": 4096.0, "cur_iter": 3, "last_overflow_iter": -1}
 SCALE |= {"scale_factor": 2.0, "scale_window": 1000}
 
@@ -23,7 +25,7 @@ def to_fp16(folder: Path, truth: dict[str, Tensor], frozen: set[str]) -> dict[st
     halves = {id(tensor): tensor.half() for tensor in truth.values()}
     halves = {name: halves[id(tensor)] for name, tensor in truth.items()}
     for path in sorted(folder.glob("*_states.pt")):
-        content = torch.load(path, weights_only=False)
+        content = load_shard(path)
         if "module" in content:
             _rewrite_model(content, halves)
         else:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -27,6 +28,15 @@ def test_the_text_fills_a_row_and_has_padding(long):
     assert len(full["input_ids"][0].unique()) > 40
 
 
+@contextmanager
+def changed_copy(export, folder):
+    """A copy of an export, and its weights, which are written back when they have been changed."""
+    copy = shutil.copytree(export, folder)
+    weights = load_file(copy / "model.safetensors")
+    yield copy, weights
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+
+
 @pytest.mark.parametrize(
     ("name", "row"),
     [
@@ -38,28 +48,22 @@ def test_the_text_fills_a_row_and_has_padding(long):
     ],
 )
 def test_a_change_of_one_row_of_a_weight_is_found(saved, long, tmp_path, name, row):
-    copy = shutil.copytree(long, tmp_path / "model")
-    weights = load_file(copy / "model.safetensors")
-    weights[name].view(len(weights[name]), -1)[row, 0] += 0.05
-    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    with changed_copy(long, tmp_path / "model") as (copy, weights):
+        weights[name].view(len(weights[name]), -1)[row, 0] += 0.05
     with pytest.raises(UserError, match="differs from the training model"):
         compare(saved / "padded", copy)
 
 
 def test_a_model_that_computes_nan_is_no_agreement(saved, long, tmp_path):
-    copy = shutil.copytree(long, tmp_path / "model")
-    weights = load_file(copy / "model.safetensors")
-    weights["lm_head.bias"][7] = torch.nan
-    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    with changed_copy(long, tmp_path / "model") as (copy, weights):
+        weights["lm_head.bias"][7] = torch.nan
     with pytest.raises(UserError, match="a logit by nan"):
         compare(saved / "padded", copy)
 
 
 def test_a_weight_that_transformers_does_not_find_is_named(saved, long, tmp_path):
-    copy = shutil.copytree(long, tmp_path / "model")
-    weights = load_file(copy / "model.safetensors")
-    del weights["lm_head.dense.bias"]
-    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    with changed_copy(long, tmp_path / "model") as (copy, weights):
+        del weights["lm_head.dense.bias"]
     with pytest.raises(UserError, match=r"lm_head\.dense\.bias"):
         compare(saved / "padded", copy)
 

@@ -25,6 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpnet_ds.checkpoint import load_consolidated
+from mpnet_ds.checkpoint.tensor_file import load_shard
 from mpnet_ds.errors import UserError
 from tests.checkpoint.conftest import assert_refused
 from tests.checkpoint.crooked import Call, Lie, change_directory, records_of, save, save_pickle, save_records
@@ -35,10 +36,6 @@ pytestmark = [
 ]
 MODEL = "mp_rank_00_model_states.pt"
 SHARD = "zero_pp_rank_1_mp_rank_00_optim_states.pt"
-
-
-def content_of(path: pathlib.Path) -> dict:
-    return torch.load(path, weights_only=False)
 
 
 def runs_elsewhere(path: pathlib.Path, canary: pathlib.Path) -> bool:
@@ -77,7 +74,7 @@ def pickled(canary) -> bytes:
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_code_is_refused_and_does_not_run(copied, tmp_path, attack):
     checkpoint, canary = copied(), tmp_path / "canary"
-    save(content_of(checkpoint / SHARD) | {"innocent": ATTACKS[attack](canary)}, checkpoint / SHARD)
+    save(load_shard(checkpoint / SHARD) | {"innocent": ATTACKS[attack](canary)}, checkpoint / SHARD)
     assert_refused(checkpoint, SHARD)
     assert not canary.exists()
     assert runs_elsewhere(checkpoint / SHARD, canary)
@@ -113,7 +110,7 @@ PLACES = {
 @pytest.mark.parametrize("place", PLACES)
 def test_code_is_found_wherever_it_hides(copied, tmp_path, place):
     checkpoint, canary = copied(), tmp_path / "canary"
-    content = content_of(checkpoint / SHARD)
+    content = load_shard(checkpoint / SHARD)
     PLACES[place](content, touch(canary))
     save(content, checkpoint / SHARD)
     assert_refused(checkpoint, SHARD)
@@ -142,7 +139,7 @@ VICTIMS = [
 @pytest.mark.parametrize(("kind", "victim"), VICTIMS)
 def test_code_is_found_in_every_file_that_is_read(copied, tmp_path, kind, victim):
     checkpoint, canary = copied(kind), tmp_path / "canary"
-    save({"a": [content_of(checkpoint / victim)], "b": touch(canary)}, checkpoint / victim)
+    save({"a": [load_shard(checkpoint / victim)], "b": touch(canary)}, checkpoint / victim)
     assert_refused(checkpoint, victim)
     assert not canary.exists()
 
@@ -154,7 +151,7 @@ def test_code_is_found_in_every_file_that_is_read(copied, tmp_path, kind, victim
 )
 def test_type_that_is_not_on_the_list_is_refused_even_if_it_is_harmless(copied, stranger):
     checkpoint = copied()
-    torch.save(content_of(checkpoint / MODEL) | {"args": stranger}, checkpoint / MODEL)
+    torch.save(load_shard(checkpoint / MODEL) | {"args": stranger}, checkpoint / MODEL)
     assert_refused(checkpoint, MODEL)
 
 
@@ -255,7 +252,7 @@ def test_second_pickle_in_a_file_is_refused(copied, tmp_path, add):
 
 def test_file_of_before_the_zip_format_is_refused_if_it_holds_code(copied, tmp_path):
     checkpoint, canary = copied(), tmp_path / "canary"
-    content = content_of(checkpoint / SHARD) | {"x": touch(canary)}
+    content = load_shard(checkpoint / SHARD) | {"x": touch(canary)}
     torch.save(content, checkpoint / SHARD, _use_new_zipfile_serialization=False)
     assert_refused(checkpoint, SHARD)
     assert not canary.exists()
@@ -291,7 +288,7 @@ LIES = {
 @pytest.mark.parametrize("lie", LIES)
 def test_tensor_that_is_not_what_it_says_is_refused(copied, lie):
     checkpoint = copied()
-    content = content_of(checkpoint / SHARD)
+    content = load_shard(checkpoint / SHARD)
     groups = content["optimizer_state_dict"]["single_partition_of_fp32_groups"]
     assert groups[1].numel() == REAL["count"]
     groups[1] = Lie(**LIES[lie])
@@ -302,7 +299,7 @@ def test_tensor_that_is_not_what_it_says_is_refused(copied, lie):
 def test_forger_that_tells_the_truth_is_believed(copied, foreign):
     """What the lies above differ from: the same writer, the real numbers."""
     checkpoint = copied()
-    content = content_of(checkpoint / SHARD)
+    content = load_shard(checkpoint / SHARD)
     groups = content["optimizer_state_dict"]["single_partition_of_fp32_groups"]
     groups[1] = Lie(data=groups[1].detach().numpy().tobytes(), count=4108, size=(4108,))
     save(content, checkpoint / SHARD)
@@ -365,7 +362,7 @@ def test_compressed_records_are_refused(copied):
 def test_names_that_are_paths_are_refused(copied, kind, name):
     checkpoint = copied(kind)
     victim = MODEL if kind == "zero2-fp32" else "zero_pp_rank_0_mp_rank_00_model_states.pt"
-    content = content_of(checkpoint / victim)
+    content = load_shard(checkpoint / victim)
     content["param_shapes"] = [
         collections.OrderedDict((name if key == "words.weight" else key, shape) for key, shape in group.items())
         for group in content["param_shapes"]

@@ -174,7 +174,7 @@ def test_code_in_a_bin_is_refused_by_name_and_does_not_run(tmp_path, nested, sha
     save_pickled(random_model(), source, shards, archive)
     victim = sorted(source.glob("*.bin"))[-1]
     malice = Malice(tmp_path / "pwned")
-    content = torch.load(victim) | {"innocent": [{"deep": (malice,)}] if nested else malice}
+    content = torch.load(victim, weights_only=True) | {"innocent": [{"deep": (malice,)}] if nested else malice}
     torch.save(content, victim, _use_new_zipfile_serialization=archive)
     with pytest.raises(UserError, match=rf"{victim.name} asks for \w+\.system.*nothing of it was run"):
         make_start(tmp_path / "start", source)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mpnet_ds.checkpoint import load_consolidated
+from mpnet_ds.checkpoint.tensor_file import load_shard
 from tests.checkpoint.conftest import Foreign, assert_refused
 
 MODEL = "mp_rank_00_model_states.pt"
@@ -185,7 +186,7 @@ def moved(groups: list) -> None:
 def test_shapes_that_do_not_add_up_are_refused(copied, kind, victim, change):
     checkpoint = copied(kind)
     for path in [checkpoint / victim] if kind == "zero2-fp32" else [checkpoint / name for name in MODELS[:2]]:
-        content = torch.load(path, weights_only=False)
+        content = load_shard(path)
         change(content["param_shapes"])
         torch.save(content, path)
     assert_refused(checkpoint, victim)
@@ -194,7 +195,7 @@ def test_shapes_that_do_not_add_up_are_refused(copied, kind, victim, change):
 @pytest.mark.parametrize("key", ["param_shapes", "module", "shared_params", "buffer_names", "frozen_param_fragments"])
 def test_key_of_a_senseless_type_is_refused(copied, key):
     checkpoint = copied("zero3-fp32")
-    content = torch.load(checkpoint / MODELS[0], weights_only=False)
+    content = load_shard(checkpoint / MODELS[0])
     torch.save(content | {key: 7}, checkpoint / MODELS[0])
     assert_refused(checkpoint, MODELS[0])
 
@@ -202,7 +203,7 @@ def test_key_of_a_senseless_type_is_refused(copied, key):
 @pytest.mark.parametrize("key", ["fp32_flat_groups", "zero_stage", "partition_count"])
 def test_key_that_a_shard_lacks_is_named(copied, key):
     checkpoint = copied("zero3-fp32")
-    content = torch.load(checkpoint / SHARDS[1], weights_only=False)
+    content = load_shard(checkpoint / SHARDS[1])
     del content["optimizer_state_dict"][key]
     torch.save(content, checkpoint / SHARDS[1])
     assert_refused(checkpoint, SHARDS[1])
@@ -211,7 +212,7 @@ def test_key_that_a_shard_lacks_is_named(copied, key):
 @pytest.mark.parametrize("tied", [{"say.weight": "gone"}, {"say.weight": "say.weight"}, {"new": "../x"}, {"say.weight": 7}])
 def test_ties_to_nothing_are_refused(copied, tied):
     checkpoint = copied()
-    content = torch.load(checkpoint / MODEL, weights_only=False)
+    content = load_shard(checkpoint / MODEL)
     torch.save(content | {"shared_params": tied}, checkpoint / MODEL)
     assert_refused(checkpoint, MODEL)
 
@@ -219,7 +220,7 @@ def test_ties_to_nothing_are_refused(copied, tied):
 def test_a_tie_of_weights_that_the_save_left_out_is_none(foreign, copied):
     """As ``exclude_frozen_parameters`` leaves it."""
     checkpoint = copied()
-    content = torch.load(checkpoint / MODEL, weights_only=False)
+    content = load_shard(checkpoint / MODEL)
     torch.save(content | {"shared_params": content["shared_params"] | {"cold.weight": "frozen.weight"}}, checkpoint / MODEL)
     assert load_consolidated(checkpoint).keys() == foreign("zero2-fp32", 2).truth.keys()
 
@@ -227,7 +228,7 @@ def test_a_tie_of_weights_that_the_save_left_out_is_none(foreign, copied):
 def test_names_of_tensors_of_other_shapes_are_not_tied(foreign, copied):
     """DeepSpeed goes by addresses: empty tensors have the same."""
     checkpoint = copied()
-    content = torch.load(checkpoint / MODEL, weights_only=False)
+    content = load_shard(checkpoint / MODEL)
     torch.save(content | {"shared_params": content["shared_params"] | {"level": "places"}}, checkpoint / MODEL)
     truth = foreign("zero2-fp32", 2).truth
     assert torch.equal(load_consolidated(checkpoint)["level"], truth["level"])

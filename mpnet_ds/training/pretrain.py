@@ -44,6 +44,8 @@ from mpnet_ds.training.recipe import DEFAULT_RECIPE, DEMO_RECIPE, Recipe, load_r
 from mpnet_ds.training.run_folder import Setting, Start, decide_start, free_output, held, identity, prepare
 from mpnet_ds.training.summary import describe_configuration, describe_disk, describe_memory, describe_run
 from mpnet_ds.training.trainer import Outcome, Trainer
+from mpnet_ds.training.watchdog import FOLDER as HANG
+from mpnet_ds.training.watchdog import Watchdog
 
 DATA, EVAL_DATA = "the dataset's checksum", "the evaluation data's checksum"
 YEAR = 365 * 24 * 3600.0  # seconds
@@ -323,7 +325,9 @@ def _train(arguments, recipe, config, model_config, data, eval_data, start: Star
     model = MPNetForPretraining(model_config, recipe.objective)
     if arguments.init_from and start.checkpoint is None:
         load_pretrained_weights(model, arguments.init_from)
-    return Trainer(recipe, config, model, data, eval_data, start, ranks).train()
+    run = recipe.run
+    with Watchdog(ranks, start.output / HANG, run.hang_timeout, run.lost_timeout) as watchdog:
+        return Trainer(recipe, config, model, data, eval_data, start, ranks, watchdog).train()
 
 
 def _record(arguments, recipe, config: EngineConfig, run_identity, model_config, ranks) -> dict:

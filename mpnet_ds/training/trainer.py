@@ -42,8 +42,6 @@ from mpnet_ds.training.watchdog import Watchdog
 
 INSPECTION = "inspection"
 """Folder of the output where a run that gives up leaves its state."""
-HANG = "hang"
-"""Folder of the output where ranks of a run that hangs leave their stacks."""
 
 
 @dataclass
@@ -64,7 +62,7 @@ class TrainingFailed(Exception):
 
 
 class Trainer:
-    """One run: ``Trainer(…).train()``. Every rank builds one."""
+    """One run: ``Trainer(…).train()``. Every rank builds one, inside its watchdog's ``with`` block."""
 
     def __init__(
         self,
@@ -75,9 +73,10 @@ class Trainer:
         eval_data: PretrainingDataset | MixtureDataset | None,
         start: Start,
         ranks: Ranks,
+        watchdog: Watchdog,
     ):
         self.recipe, self.config, self.ranks, self.start = recipe, config, ranks, start
-        self.data, self.eval_data = data, eval_data
+        self.data, self.eval_data, self.watchdog = data, eval_data, watchdog
         self.model_config = model.config
         self.store = CheckpointStore(start.output, recipe.run.keep)
         if start.conversion:
@@ -87,7 +86,6 @@ class Trainer:
             self.engine.load(start.checkpoint, convert=bool(start.conversion))
         self.step = self._saved_step = start.step
         self.control = Control(start.output, ranks)
-        self.watchdog = Watchdog(ranks, start.output / HANG, recipe.run.hang_timeout, recipe.run.lost_timeout)
         first = self.step + 1 if start.checkpoint else 0
         self.metrics = MetricsWriter(start.output, config.monitors, ranks.is_main, first_step=first)
         self._progress = Progress(
@@ -116,7 +114,7 @@ class Trainer:
 
     def train(self) -> Outcome:
         """Trains to the recipe's last update, or until it is asked to stop; evaluates and saves on the way and then."""
-        with self._progress, self.control, self.watchdog:
+        with self._progress, self.control:
             outcome = self._train()
         self.metrics.close()
         return outcome

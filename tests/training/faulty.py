@@ -143,6 +143,17 @@ def slow(update: int) -> None:
     Trainer._update = with_pause
 
 
+def until_asked(update: int) -> None:
+    """At an update every rank waits, for three minutes at most, until it is asked to stop."""
+
+    def wait(trainer) -> None:
+        deadline = time.monotonic() + 180
+        while not trainer.control._asked.stops and time.monotonic() < deadline:
+            time.sleep(0.1)
+
+    at_update(update, wait)
+
+
 def count_waits(update: int) -> None:
     """Prints, for one update, who asked for a tensor's value, as a device would have to be waited for."""
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -188,6 +199,7 @@ FAULTS = {
     "no_room": no_room,
     "hang": hang,
     "slow": slow,
+    "until_asked": until_asked,
 }
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""torchrun with the exit code of the ranks, where torchrun itself has 1 for any: python launch/torchrun.py ARGUMENT OF torchrun…"""
+"""torchrun with the exit code of the rank that failed first, for which torchrun itself has 1.
+
+    python launch/torchrun.py ARGUMENT OF torchrun…
+"""
 
 import sys
 

@@ -16,15 +16,15 @@ GPUS=${GPUS:-}
 fail() { echo "error: $*" >&2; exit 2; }
 is_number() { [[ $1 =~ ^(0|[1-9][0-9]*)$ ]]; }
 [ $# -gt 0 ] || fail "nothing to pass to launch/pretrain.py: bash launch/torchrun.sh --deepspeed_config FILE …"
-python -c 'import torch' 2>/dev/null || fail "$(command -v python || echo "no python") has no torch: activate the environment first."
-GPUS=${GPUS:-$(python -c 'import torch; print(torch.accelerator.device_count() or 1)')}
 is_number "$NODES" && [ "$NODES" -gt 0 ] || fail "NODES is '$NODES', not a number of machines."
-is_number "$GPUS" && [ "$GPUS" -gt 0 ] || fail "GPUS is '$GPUS', not a number of ranks."
 if [ "$NODES" -gt 1 ]; then
   [ -n "$MASTER_ADDR" ] || fail "NODES is $NODES: set MASTER_ADDR to the name or address of the first machine."
   is_number "$NODE_RANK" || fail "NODES is $NODES: set NODE_RANK to this machine's number, 0 on the first."
   [ "$NODE_RANK" -lt "$NODES" ] || fail "NODE_RANK is $NODE_RANK, but with NODES=$NODES the last machine is $((NODES - 1))."
 fi
+GPUS=${GPUS:-$(python -c 'import torch; print(torch.accelerator.device_count() or 1)' 2>/dev/null)} \
+  || fail "python on PATH ($(command -v python || echo none)) has no torch: activate the environment first."
+is_number "$GPUS" && [ "$GPUS" -gt 0 ] || fail "GPUS is '$GPUS', not a number of ranks."
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # as torchrun has it, without its warning
 exec bash "$here/supervise.sh" python "$here/torchrun.py" --nnodes "$NODES" --node-rank "${NODE_RANK:-0}" \
   --nproc-per-node "$GPUS" --master-addr "${MASTER_ADDR:-127.0.0.1}" --master-port "$MASTER_PORT" "$here/pretrain.py" "$@"

@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster.requirements import needs
 from tests.cluster.slurm import Slurm
 from tests.runs import RECIPE, ROOT, Run
 from tests.training.faulty_runs import FAULTY, saved_steps
+
+pytestmark = needs("munged", "slurmctld", "slurmd", "srun")
 
 SCRIPT = ROOT / "launch" / "slurm.sh"
 BIN = Path(sys.executable).parent
@@ -112,22 +115,26 @@ def log(tmp_path: Path) -> str:
 
 
 def test_a_job_is_warned_saves_is_queued_again_and_ends_with_the_undisturbed_losses(
-    slurm, submit, trained, dataset_folder, tmp_path
+    slurm, submit, undisturbed, dataset_folder, tmp_path
 ):
-    """The warning before the real end of the time limit, sent by SLURM itself."""
+    """The warning that SLURM itself sends before the time limit, which is set when training has begun, however slowly."""
     job = submit(
         *["--recipe", RECIPE, "--micro_batch_size", 4],
-        options={"time": "2", "signal": "USR1@50"},  # due 70 s after the start, sent up to 30 s before
+        options={"time": "30", "signal": "USR1@45"},  # 45 to 75 s before the end
         variables={"deepspeed_config": "ds_configs/zero2.json", "data": f"({dataset_folder})"},
         program=f"{FAULTY} until_asked@3",
     )
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    slurm.wait_until(lambda: metrics.exists() and '"step": 2,' in metrics.read_text(), 180, "update 2")
+    minutes = int(slurm.run("squeue", "--noheader", "--format=%M", "--jobs", job).split(":")[-2])
+    slurm.run("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes + 2}")
     ended = wait_for_end(slurm, job, 240)
     said = log(tmp_path)
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", "1"), said
     assert "at update 3 of 8; everything is saved" in said
     assert f"slurm.sh: saved; queueing job {job} again." in said
     run = Run(0, said, "", tmp_path / "run")
-    assert run.losses == pytest.approx(trained("zero2", 2).losses, abs=1e-5)
+    assert run.losses == pytest.approx(undisturbed.losses, abs=1e-5)
     assert saved_steps(run.folder)[-1] == 8
     assert json.loads((run.folder / "run.json").read_text())["world_size"] == 2
 

@@ -1,6 +1,6 @@
 """torchrun with the exit code of the rank that failed first, for which torchrun itself has 1.
 
-    python launch/torchrun.py ARGUMENT OF torchrun…
+python launch/torchrun.py ARGUMENT OF torchrun…
 """
 
 import sys

@@ -128,7 +128,9 @@ def test_a_job_is_warned_saves_is_queued_again_and_ends_with_the_undisturbed_los
     slurm.wait_until(lambda: metrics.exists() and '"step": 2,' in metrics.read_text(), 180, "update 2")
     minutes = int(slurm.run("squeue", "--noheader", "--format=%M", "--jobs", job).split(":")[-2])
     slurm.run("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes + 2}")
-    ended = wait_for_end(slurm, job, 240)
+    slurm.wait_until(lambda: slurm.job(job)["Restarts"] == "1", 180, f"it is queued again: {log(tmp_path)}")
+    slurm.run("scontrol", "update", f"JobId={job}", "TimeLimit=30")
+    ended = wait_for_end(slurm, job, 180)
     said = log(tmp_path)
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", "1"), said
     assert "at update 3 of 8; everything is saved" in said

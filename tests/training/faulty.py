@@ -143,6 +143,19 @@ def slow(update: int) -> None:
     Trainer._update = with_pause
 
 
+def warned_in_the_end(update: int) -> None:
+    """SIGUSR1 when training is over and the ranks disconnect."""
+    from mpnet_ds.training import processes
+
+    before = processes.stop
+
+    def with_signal() -> None:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        before()
+
+    processes.stop = with_signal
+
+
 def until_asked(update: int) -> None:
     """At an update every rank waits, for three minutes at most, until it is asked to stop."""
 
@@ -199,6 +212,7 @@ FAULTS = {
     "no_room": no_room,
     "hang": hang,
     "slow": slow,
+    "warned_in_the_end": warned_in_the_end,
     "until_asked": until_asked,
 }
 

@@ -1,35 +1,36 @@
-"""A real SLURM of one node on this machine, with a munge of its own, in a temporary folder.
+"""A real SLURM on this machine, or on the hosts of a cluster (hosts.py), with a munge of its own, in a temporary folder.
 
-    munged (own key, socket) ◄── slurmctld (own state, port) ◄──► slurmd (own spool, port) ──► jobs
+    munged (own key, socket) ◄── slurmctld (own state, port) ◄──► slurmd of each node (own spool, port) ──► jobs
                              ◄── sbatch, squeue, scontrol: Slurm.run(…)
 
 Everything is named by files in the folder (``SLURM_CONF``, ``AuthInfo``), so a SLURM or munge that the machine has is not
 touched, and several of these can run at once. All daemons stay in the foreground as children, and ``stop`` ends them and
-whatever their jobs have left.
+whatever their jobs have left. slurmctld and the commands run on the first node.
 
 SLURM checks time limits each 30 seconds, and sends a warning that is due before the next check: 0 to 30 s too early.
 """
 
-import os
 import re
 import secrets
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-from tests.runs import free_port
+from tests.cluster.hosts import Host
+from tests.runs import ROOT, environment, free_port
 
 SECONDS_TO_START = 60
 
 CONFIGURATION = """\
 ClusterName=test
-SlurmctldHost={host}(127.0.0.1)
+SlurmctldHost={nodes[0].name}({nodes[0].address})
 SlurmctldPort={controller_port}
 SlurmdPort={node_port}
 SlurmUser=root
@@ -48,25 +49,47 @@ JobRequeue=1
 KillWait=30
 SchedulerParameters=sched_interval=5
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
-NodeName={host} NodeAddr=127.0.0.1 CPUs=2
-PartitionName=test Nodes={host} Default=YES MaxTime=INFINITE State=UP
+SlurmdPidFile={folder}/slurmd-%n.pid
+{lines}
+PartitionName=test Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 CREDENTIAL_SECONDS = 5
 """A requeued job waits until its credential has expired, by default two minutes."""
 
 
-class Slurm:
-    """``with Slurm(folder) as slurm: slurm.run("sbatch", …)``; raises ``AssertionError`` where it does not come up."""
+@dataclass(frozen=True)
+class Node:
+    """Where daemons and commands run: this machine, or a host of a cluster."""
 
-    def __init__(self, folder: Path):
+    name: str
+    address: str
+    popen: Callable[..., subprocess.Popen]
+    """Arguments: the words of a command, and options of ``subprocess.Popen``."""
+
+
+def this_machine() -> Node:
+    def popen(*command: str, **options) -> subprocess.Popen:
+        return subprocess.Popen(command, text=True, start_new_session=True, **options)
+
+    return Node(socket.gethostname().split(".")[0], "127.0.0.1", popen)
+
+
+class Slurm:
+    """``with Slurm(folder) as slurm: slurm.run("sbatch", …)``; raises ``AssertionError`` where it does not come up.
+
+    Without ``hosts`` it has one node, this machine. Each node has two processors.
+    """
+
+    def __init__(self, folder: Path, hosts: Sequence[Host] = ()):
         self.folder = folder
+        self.nodes = [Node(host.name, host.address, host.popen) for host in hosts] or [this_machine()]
         self._daemons: list[subprocess.Popen] = []
         self._mark = secrets.token_hex(8)  # in the environment of everything below
-        self.environment = os.environ | {
-            "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin",  # where Debian has the daemons
+        self.environment = environment() | {
+            "PATH": f"{environment()['PATH']}:/usr/sbin:/sbin",  # where Debian has the daemons
+            "DS_ACCELERATOR": "cpu",
             "SLURM_CONF": str(folder / "slurm.conf"),
             "MPNET_DS_TEST_SLURM": self._mark,
         }
@@ -82,12 +105,12 @@ class Slurm:
     def __exit__(self, *exc_info) -> None:
         self.stop()
 
-    def run(self, *command, **more) -> str:
+    def run(self, *command) -> str:
         """What a command of SLURM prints; ``AssertionError`` where it fails."""
         words = [str(word) for word in command]
-        done = subprocess.run(words, env=self.environment, capture_output=True, text=True, timeout=60, **more)
-        assert done.returncode == 0, f"{' '.join(words)}: {done.stdout}{done.stderr}\n{self.logs()}"
-        return done.stdout
+        code, out, err = self._call(*words)
+        assert code == 0, f"{' '.join(words)}: {out}{err}\n{self.logs()}"
+        return out
 
     def job(self, number: str) -> dict[str, str]:
         """What SLURM tells of a job, also of one that has just ended: ``JobState``, ``Restarts``, ``ExitCode`` …"""
@@ -106,8 +129,9 @@ class Slurm:
         return "\n".join(f"{path.name}: {path.read_text(errors='replace')[-1500:]}" for path in logs)
 
     def _start(self) -> None:
+        self.folder.mkdir(exist_ok=True)
         self.folder.chmod(0o755)  # munge wants its socket to be reachable for everybody
-        for name in ("state", "spool"):
+        for name in ("state", *(f"spool-{node.name}" for node in self.nodes)):
             (self.folder / name).mkdir()
         key = self.folder / "munge.key"
         key.touch(0o600)
@@ -115,37 +139,42 @@ class Slurm:
         (self.folder / "slurm.conf").write_text(
             CONFIGURATION.format(
                 folder=self.folder,
-                host=socket.gethostname().split(".")[0],
+                nodes=self.nodes,
+                lines="\n".join(f"NodeName={node.name} NodeAddr={node.address} CPUs=2" for node in self.nodes),
                 controller_port=free_port(),
                 node_port=free_port(),
                 credential_seconds=CREDENTIAL_SECONDS,
             )
         )
-        files = [f"--{name}-file={self.folder}/munged.{name}" for name in ("log", "pid", "seed")]
+        first, files = self.nodes[0], [f"--{name}-file={self.folder}/munged.{name}" for name in ("log", "pid", "seed")]
         # --force: the folder above may be writable for everybody, as /tmp is.
-        self._spawn("munged", "--foreground", "--force", f"--key-file={key}", f"--socket={self._socket}", *files)
+        self._spawn(first, "munged", "--foreground", "--force", f"--key-file={key}", f"--socket={self._socket}", *files)
         self.wait_until(self._socket.exists, SECONDS_TO_START, "munged answers")
-        self._spawn("slurmctld", "-D", "-i")
-        self._spawn("slurmd", "-D")
-        self.wait_until(self._is_up, SECONDS_TO_START, "the node is idle")
+        self._spawn(first, "slurmctld", "-D", "-i")
+        for node in self.nodes:
+            self._spawn(node, "slurmd", "-D")
+        self.wait_until(self._is_up, SECONDS_TO_START, "all nodes are idle")
 
     @property
     def _socket(self) -> Path:
         return self.folder / "munge.socket"
 
-    def _spawn(self, *command: str) -> None:
-        log = open(self.folder / f"{Path(command[0]).name}.log", "w")
-        with log:
+    def _spawn(self, node: Node, *command: str) -> None:
+        with open(self.folder / f"{command[0]}-{node.name}.log", "w") as log:
             self._daemons.append(
-                subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, start_new_session=True)
+                node.popen(*command, env=self.environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
             )
+
+    def _call(self, *command: str) -> tuple[int, str, str]:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
+        process = self.nodes[0].popen(*command, env=self.environment, cwd=ROOT, **pipes)
+        out, err = process.communicate(timeout=60)
+        return process.returncode, out, err
 
     def _is_up(self) -> bool:
         dead = [daemon.args for daemon in self._daemons if daemon.poll() is not None]
         assert not dead, f"ended at once: {dead}\n{self.logs()}"
-        command = ["sinfo", "--noheader", "--format=%t"]
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60)
-        return done.stdout.split() == ["idle"]
+        return self._call("sinfo", "--noheader", "--Node", "--format=%t")[1].split() == ["idle"] * len(self.nodes)
 
     def stop(self) -> None:
         """Ends the daemons, newest first, and every process that descends from them."""

@@ -7,11 +7,11 @@ small program stands in for ``launch/pretrain.py``.
 import json
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.cluster.hosts import Cluster
 from tests.cluster.requirements import needs
 from tests.cluster.slurm import Slurm
 from tests.runs import RECIPE, ROOT, Run
@@ -20,7 +20,6 @@ from tests.training.faulty_runs import FAULTY, saved_steps
 pytestmark = needs("munged", "slurmctld", "slurmd", "srun")
 
 SCRIPT = ROOT / "launch" / "slurm.sh"
-BIN = Path(sys.executable).parent
 SMALL = {"nodes": "1", "ntasks-per-node": "2", "gpus-per-node": None, "cpus-per-task": "1", "time": "10"}
 
 STAND_IN = """
@@ -59,30 +58,25 @@ def slurm(tmp_path_factory):
 @pytest.fixture
 def submit(slurm, tmp_path):
     """``submit(*arguments, options={…}, variables={…}, program=…, sbatch=[…])``: a job's number."""
-
-    def send(*arguments, options=None, variables=None, program=None, sbatch=()) -> str:
-        script = SCRIPT.read_text()
-        if program:
-            script = script.replace("python launch/pretrain.py", f"python {program}")
-        for name, value in (SMALL | {"output": tmp_path / "job-%j.log"} | (options or {})).items():
-            script, count = re.subn(
-                rf"^#SBATCH --{name}=.*\n", f"#SBATCH --{name}={value}\n" if value else "", script, flags=re.M
-            )
-            assert count == 1, name
-        for name, value in ({"environment": "", "data": "()", "output": tmp_path / "run"} | (variables or {})).items():
-            script, count = re.subn(rf"^{name}=[^ \n]*", f"{name}={value}", script, flags=re.M)
-            assert count == 1, name
-        edited = tmp_path / "edited.sh"
-        edited.write_text(script)
-        environment = slurm.environment | {"PATH": f"{BIN}:{slurm.environment['PATH']}", "OMP_NUM_THREADS": "1"}
-        environment |= {"PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
-        words = [str(word) for word in ("sbatch", "--parsable", *sbatch, edited, *arguments)]
-        done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, done.stderr
-        return done.stdout.strip()
-
-    yield send
+    yield lambda *arguments, sbatch=(), **edits: submit_to(slurm, tmp_path, *arguments, sbatch=sbatch, **edits)
     slurm.run("scancel", "--me")
+
+
+def submit_to(slurm: Slurm, folder: Path, *arguments, sbatch=(), options=None, variables=None, program=None) -> str:
+    """Submits a copy of the script with other ``#SBATCH`` lines (None: left out), variables, and program to be run."""
+    script = SCRIPT.read_text()
+    if program:
+        script = script.replace("python launch/pretrain.py", f"python {program}")
+    for name, value in (SMALL | {"output": folder / "job-%j.log"} | (options or {})).items():
+        line = f"#SBATCH --{name}={value}\n" if value else ""
+        script, count = re.subn(rf"^#SBATCH --{name}=.*\n", line, script, flags=re.MULTILINE)
+        assert count == 1, name
+    for name, value in ({"environment": "", "data": "()", "output": folder / "run"} | (variables or {})).items():
+        script, count = re.subn(rf"^{name}=[^ \n]*", f"{name}={value}", script, flags=re.MULTILINE)
+        assert count == 1, name
+    edited = folder / "edited.sh"
+    edited.write_text(script)
+    return slurm.run("sbatch", "--parsable", *sbatch, edited, *arguments).strip()
 
 
 @pytest.fixture
@@ -139,6 +133,17 @@ def test_a_job_is_warned_saves_is_queued_again_and_ends_with_the_undisturbed_los
     assert run.losses == pytest.approx(undisturbed.losses, abs=1e-5)
     assert saved_steps(run.folder)[-1] == 8
     assert json.loads((run.folder / "run.json").read_text())["world_size"] == 2
+
+
+def test_two_nodes_give_the_losses_of_one(undisturbed, dataset_folder, tmp_path):
+    """Rank, number of ranks and the first rank's address come from srun alone."""
+    with Cluster(2) as cluster, Slurm(tmp_path / "slurm", cluster.hosts) as slurm:
+        variables = {"deepspeed_config": "ds_configs/zero2.json", "data": f"({dataset_folder})"}
+        options = {"nodes": "2", "ntasks-per-node": "1"}
+        arguments = ["--recipe", RECIPE, "--micro_batch_size", 4]
+        job = submit_to(slurm, tmp_path, *arguments, options=options, variables=variables)
+        assert wait_for_end(slurm, job, 180)["JobState"] == "COMPLETED", log(tmp_path)
+    assert Run(0, "", "", tmp_path / "run").losses == pytest.approx(undisturbed.losses, abs=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -157,11 +157,11 @@ def warned_in_the_end(update: int) -> None:
 
 
 def until_asked(update: int) -> None:
-    """At an update every rank waits, for three minutes at most, until it is asked to stop."""
+    """At an update the last rank waits, for three minutes at most, until it is asked to stop."""
 
     def wait(trainer) -> None:
         deadline = time.monotonic() + 180
-        while not trainer.control._asked.stops and time.monotonic() < deadline:
+        while is_last_rank() and not trainer.control._asked.stops and time.monotonic() < deadline:
             time.sleep(0.1)
 
     at_update(update, wait)

@@ -42,8 +42,10 @@ if code != "wait" or saved.exists():
     sys.exit(0 if code == "wait" else int(code))
 while not asked:
     time.sleep(0.1)
-time.sleep(2 + int(rank))  # one rank leaves before the other has saved
+time.sleep(2)
 saved.write_text(signal.Signals(asked[0]).name)
+signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as at the end of training
+time.sleep(2 * int(rank))  # one rank leaves before the other
 sys.exit(75)
 """
 
@@ -193,7 +195,7 @@ def test_a_cancelled_job_saves_and_stays_cancelled(slurm, submit, stand_in, tmp_
     slurm.run("scancel", job)
     wait_for_files(slurm, tmp_path / "run", "saved-0", "saved-1")
     slurm.wait_until(lambda: "SLURM has ended this job" in log(tmp_path), 30, f"the script's last word: {log(tmp_path)}")
-    ended = slurm.job(job)
+    ended = wait_for_end(slurm, job, 60)
     assert (ended["JobState"], ended["Restarts"]) == ("CANCELLED", "0")
 
 

@@ -8,6 +8,7 @@ import argparse
 import platform
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -338,6 +339,7 @@ def _record(arguments, recipe, config: EngineConfig, run_identity, model_config,
         "model_config": model_config.to_diff_dict(),
         "parameters": parameter_count(model_config),
         "world_size": ranks.world_size,
+        "hosts": Counter(ranks.hosts),
         "device": str(ranks.device),
         "identity": run_identity,
         "versions": _versions(),

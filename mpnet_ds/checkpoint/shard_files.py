@@ -72,6 +72,18 @@ class ShardFiles(CheckpointEngine):
             self.failure = f"{path}: {reason}"
 
 
+def save_on_each_disk(engine, disks) -> None:
+    """Lets the keeper of each disk, not rank 0 alone, write the file that all ranks read (ZeRO 0 to 2).
+
+    DeepSpeed's own ``use_node_local_storage`` goes by the rank in the host, so two hosts with one disk would both write it.
+    And in what any rank but 0 writes, the names of tied weights are missing: with them the files are the same on all disks,
+    byte for byte, and whichever is kept when they are gathered is the right one.
+    """
+    engine.save_non_zero_checkpoint = engine.save_non_zero_checkpoint or disks.is_keeper
+    ties = disks.ranks.on_main(engine._get_shared_params)
+    engine._get_shared_params = lambda: ties
+
+
 class _HashingFile:
     """A file opened for writing that knows what was written."""
 

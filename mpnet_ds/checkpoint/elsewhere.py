@@ -11,6 +11,7 @@ A record is size, checksums and, for what a rank wrote, the rank. Files that eve
 
 from collections.abc import Iterator
 from pathlib import Path
+from shlex import quote
 
 from mpnet_ds.errors import UserError
 
@@ -45,10 +46,9 @@ def check_gathered(folder: Path, elsewhere: list[dict], why: str = "") -> None:
     """
     findings = []
     for disk, missing in find_missing(folder, elsewhere):
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        found = f"{folder}: {missing[0]}{more} of this checkpoint lie on a local disk of {disk['host']}"
-        copy = gather_command(disk["host"], disk["folder"], folder.absolute())
-        findings.append(f"{found}{why and f', and {why}'}. Copy what is missing: {copy}")
+        files = f"{missing[0]} and {len(missing) - 1} more lie" if len(missing) > 1 else f"{missing[0]} lies"
+        found = f"{folder}: {files} on a local disk of {disk['host']}{why and f', and {why}'}"
+        findings.append(f"{found}. Copy what is missing: {_command(disk, folder)}")
     if findings:
         raise UserError(*findings)
 
@@ -56,13 +56,24 @@ def check_gathered(folder: Path, elsewhere: list[dict], why: str = "") -> None:
 def check_rank(folder: Path, elsewhere: list[dict], rank: int) -> None:
     """Raises ``UserError`` if what ``rank`` saved is on another disk than the one it runs on now."""
     for disk, missing in find_missing(folder, elsewhere, rank):
-        copy = gather_command(disk["host"], disk["folder"], folder.absolute())
         raise UserError(
             f"{folder}: {missing[0]}, from which rank {rank} goes on, lies on a local disk of {disk['host']}. Start on the "
-            f"hosts that saved it, in the same order, or copy it: {copy}"
+            f"hosts that saved it, in the same order, or copy it: {_command(disk, folder)}"
         )
 
 
 def gather_command(host: str, source: Path | str, target: Path | str) -> str:
     """What copies a folder from a host, and leaves alone what is here already."""
-    return f"rsync -a --ignore-existing {host}:{source}/ {target}/"
+    return f"rsync -a --ignore-existing {quote(f'{host}:{source}/')} {quote(f'{target}/')}"
+
+
+def _command(disk: dict, folder: Path) -> str:
+    return gather_command(disk["host"], disk["folder"], folder.absolute())
+
+
+def is_sound(elsewhere) -> bool:
+    """Whether what a manifest says under this key has the form above."""
+    kinds = (("host", str), ("folder", str), ("files", dict))
+    return isinstance(elsewhere, list) and all(
+        isinstance(disk, dict) and all(isinstance(disk.get(key), kind) for key, kind in kinds) for disk in elsewhere
+    )

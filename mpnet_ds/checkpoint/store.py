@@ -26,7 +26,7 @@ from pathlib import Path
 
 import xxhash
 
-from mpnet_ds.checkpoint.elsewhere import check_gathered, check_rank, elsewhere_of, files_elsewhere
+from mpnet_ds.checkpoint.elsewhere import check_gathered, check_rank, elsewhere_of, files_elsewhere, is_sound
 from mpnet_ds.checkpoint.tensor_file import contents_checksum
 from mpnet_ds.errors import UserError
 from mpnet_ds.files import file_record, write_atomically
@@ -116,7 +116,7 @@ class CheckpointStore:
         def complete() -> dict:
             shutil.copytree(tokenizer_folder, folder / "tokenizer", dirs_exist_ok=True)
             here, others = ([written[rank] for rank in ranks] for ranks in disks.here_and_elsewhere)
-            return {"host": disks.host, "folder": str(folder.absolute()), "files": _list_files(folder, here, others)}
+            return {"host": disks.ranks.host, "folder": str(folder.absolute()), "files": _list_files(folder, here, others)}
 
         def write_manifest() -> None:
             files, elsewhere = lists[disks.number]["files"], elsewhere_of(disks.number, lists)
@@ -274,9 +274,8 @@ def _read_manifest(folder: Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         version, body = content["version"], {key: content[key] for key in content if key not in ("version", "xxh3_64")}
-        is_whole = (
-            content["xxh3_64"] == _checksum(body) and isinstance(body["info"], dict) and isinstance(body["files"], dict)
-        )
+        is_sane = isinstance(body["info"], dict) and isinstance(body["files"], dict) and is_sound(body.get("elsewhere", []))
+        is_whole = is_sane and content["xxh3_64"] == _checksum(body)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged or of another version: {error!r}. Use another checkpoint.") from error
     if version not in READABLE:

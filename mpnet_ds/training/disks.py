@@ -10,7 +10,6 @@ folder's list may be, for half a minute. Seeing a token proves a shared disk, no
 several times before disks count as local.
 """
 
-import socket
 import time
 import uuid
 from collections.abc import Callable
@@ -33,13 +32,11 @@ class Disks:
 
     Args:
         keepers: of each rank, the lowest rank that shares its disk; None: all share one.
-        hosts: names of the ranks' hosts; needed where there are several disks.
     """
 
-    def __init__(self, ranks: Ranks, keepers: list[int] | None = None, hosts: list[str] | None = None):
+    def __init__(self, ranks: Ranks, keepers: list[int] | None = None):
         self.ranks = ranks
         self._keeper_of = keepers or [0] * ranks.world_size
-        self._hosts = hosts or [""] * ranks.world_size
         self.keepers = sorted(set(self._keeper_of))
 
     @property
@@ -58,11 +55,6 @@ class Disks:
         return self.keepers.index(self._keeper_of[self.ranks.rank])
 
     @property
-    def host(self) -> str:
-        """Name of this rank's host."""
-        return self._hosts[self.ranks.rank]
-
-    @property
     def here_and_elsewhere(self) -> tuple[list[int], list[int]]:
         """The ranks of this disk, and all others."""
         keeper, ranks = self._keeper_of[self.ranks.rank], range(self.ranks.world_size)
@@ -74,12 +66,12 @@ class Disks:
         """Of each disk: the hosts that share it."""
         hosts: dict[int, dict[str, None]] = {keeper: {} for keeper in self.keepers}
         for rank, keeper in enumerate(self._keeper_of):
-            hosts[keeper][self._hosts[rank]] = None
-        return [", ".join(hosts[keeper]) for keeper in self.keepers]
+            hosts[keeper][self.ranks.hosts[rank]] = None
+        return [" + ".join(hosts[keeper]) for keeper in self.keepers]
 
     def at_host(self, text: str) -> str:
         """``text`` with the name of this rank's host before it, where there are several disks."""
-        return text if self.is_one else f"{self.host}: {text}"
+        return text if self.is_one else f"{self.ranks.host}: {text}"
 
     def on_each(self, function: Callable[[], Any]) -> list:
         """What ``function`` returns on the keeper of each disk, on every rank, which must all call this.
@@ -109,7 +101,7 @@ class Disks:
 
     def gather_commands(self, folder: Path) -> list[str]:
         """What brings the files of all disks together, to be called on rank 0's host."""
-        hosts = [self._hosts[keeper] for keeper in self.keepers[1:]]
+        hosts = [self.ranks.hosts[keeper] for keeper in self.keepers[1:]]
         return [gather_command(host, folder.absolute(), folder.absolute()) for host in hosts]
 
 
@@ -118,16 +110,15 @@ def find_disks(output: Path, ranks: Ranks) -> Disks:
 
     Raises ``UserError`` on all ranks, naming the hosts, where the output folder cannot be made or written.
     """
-    places = ranks.gather((ranks.local_rank, socket.gethostname()))
-    writers = [rank for rank, (local_rank, _) in enumerate(places) if local_rank == 0]
+    writers = [rank for rank, local_rank in enumerate(ranks.gather(ranks.local_rank)) if local_rank == 0]
     if len(writers) < 2:
         return Disks(ranks)
     name = ranks.on_main(lambda: TOKEN + uuid.uuid4().hex)
     tokens = {rank: output / f"{name}-{rank}" for rank in writers}
     outcomes = ranks.gather(_write(tokens[ranks.rank]) if ranks.rank in tokens else ("", []))
-    failures = [f"{places[rank][1]}: {reason}" for rank, (reason, _) in enumerate(outcomes) if reason]
+    failures = [f"{ranks.hosts[rank]}: {reason}" for rank, (reason, _) in enumerate(outcomes) if reason]
     keepers = list(range(ranks.world_size)) if failures else _look(tokens, ranks)
-    disks = Disks(ranks, keepers, [host for _, host in places])
+    disks = Disks(ranks, keepers)
     ranks.barrier()  # all have looked
     if ranks.rank in tokens:
         with suppress(OSError):

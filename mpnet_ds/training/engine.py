@@ -37,7 +37,7 @@ class Engine:
         self.deepspeed.checkpoint_engine = ShardFiles()
         # It would copy a script of DeepSpeed beside the checkpoints, and stop all ranks if the disk is full.
         self.deepspeed._copy_recovery_script = lambda folder: None
-        if disks is not None and not disks.is_one:
+        if disks is not None:
             save_on_each_disk(self.deepspeed, disks)
         if hasattr(self.deepspeed.optimizer, "fp32_groups"):
             _undo_first_update(self.deepspeed.optimizer)

@@ -83,6 +83,12 @@ class CheckpointStore:
         whole = self.all()
         return whole[-1] if whole else None
 
+    @property
+    def latest(self) -> str:
+        """The name in the file ``latest``, empty if there is none."""
+        path = self.root / LATEST
+        return path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""
+
     def save(self, engine, info: CheckpointInfo, tokenizer_folder: Path, disks) -> Path:
         """Saves the state of an engine whose ``checkpoint_engine`` is a ``ShardFiles``.
 

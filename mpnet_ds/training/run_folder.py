@@ -103,8 +103,15 @@ def decide_start(output: Path, resume: str, run_identity: dict, setting: Setting
 
 
 def list_checkpoints(output: Path, disks: Disks) -> tuple[tuple[str, ...], ...]:
-    """Names of the checkpoints in ``output`` on each disk, oldest first, usable or not; every rank must call it."""
-    return tuple(disks.on_each(lambda: tuple(path.name for path in CheckpointStore(output).all())))
+    """Names of the checkpoints in ``output`` on each disk, oldest first, usable or not; every rank must call it.
+
+    ``latest`` moves when all disks have a manifest: what is newer and not on all disks is what a kill during a save left.
+    """
+    store = CheckpointStore(output)
+    lists = disks.on_each(lambda: ([path.name for path in store.all()], store.latest))
+    everywhere = set.intersection(*(set(names) for names, _ in lists))
+    last = max(latest for _, latest in lists)
+    return tuple(tuple(name for name in names if name in everywhere or name <= last) for names, _ in lists)
 
 
 def _check_folder(output: Path, resume: str, run_identity: dict) -> bool:

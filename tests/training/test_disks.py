@@ -331,6 +331,31 @@ def test_damage_on_one_host_is_named_and_costs_the_checkpoint_on_all(saved, dama
         assert (place / "checkpoints" / "damaged-step-00000004").is_dir()
 
 
+@pytest.mark.parametrize("step", [2, 6])
+def test_what_a_kill_between_two_manifests_left_is_no_checkpoint(places, save, step, monkeypatch):
+    """The first disk has its manifest, the second has not: as if that save had never begun."""
+    go_on(places)
+    if step == 6:
+        save(4)
+    write = store._write_manifest
+
+    def killed(folder: Path, body: dict) -> None:
+        if folder.is_relative_to(places[1]):
+            raise KeyError("killed here")
+        write(folder, body)
+
+    monkeypatch.setattr(store, "_write_manifest", killed)
+    assert all(isinstance(outcome, KeyError) for outcome in save(step))
+    monkeypatch.undo()
+    assert checkpoints(places[0])[-1] == f"step-{step:08d}"
+    for start in go_on(places):
+        assert start.damaged == ()
+        assert (start.checkpoint.name if start.checkpoint else None) == ("step-00000004" if step == 6 else None)
+    save(step)
+    assert checkpoints(places[0]) == checkpoints(places[1])
+    assert [start.step for start in go_on(places)] == [step] * 3
+
+
 def test_parts_of_different_saves_are_not_put_together(saved, save):
     """One host has the checkpoint of an earlier attempt: each part is whole, but they are not of one save."""
     old = shutil.copytree(saved[1] / "checkpoints" / "step-00000004", saved[1].parent / "old")

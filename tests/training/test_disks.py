@@ -188,6 +188,8 @@ def test_each_disk_can_be_verified_and_says_what_lies_elsewhere(places, save):
     assert (shared.parent / "latest").read_text() == (own.parent / "latest").read_text() == "step-00000002"
     verify(shared)
     verify(own)
+    (others,) = json.loads((own / "manifest.json").read_text())["elsewhere"]
+    assert others["files"].keys() == {SHARD.format(0), SHARD.format(2)}
     with pytest.raises(UserError) as refused:
         verify_quickly(shared)
     assert f"{SHARD.format(1)} lies on a local disk of b" in str(refused.value)

@@ -16,9 +16,9 @@ from mpnet_ds.training.recipe import Recipe
 NO_EVALUATION = "No evaluation: not all of the data has a holdout. Name one with --eval_data, or build with --holdout."
 
 
-def describe_run(recipe: Recipe, config: EngineConfig, data, eval_data, model_config, start, ranks) -> list[str]:
+def describe_run(recipe: Recipe, config: EngineConfig, data, eval_data, model_config, start, disks) -> list[str]:
     """Lines for a person: what is trained, on what, in which batches, where."""
-    batch, optimization = config.batch, recipe.optimization
+    batch, optimization, ranks = config.batch, recipe.optimization, disks.ranks
     parameters, pieces = parameter_count(model_config), data.tokenizer.vocab_size
     sizes = f"{batch.micro_batch_size} × {batch.accumulation_steps} accumulated × {ranks.world_size} rank(s)"
     epochs = optimization.max_steps * batch.global_batch_size / len(data)
@@ -37,7 +37,7 @@ def describe_run(recipe: Recipe, config: EngineConfig, data, eval_data, model_co
         lines.append(f"Continuing from {start.checkpoint} at update {start.step}")
     if start.conversion:
         lines.append(f"The checkpoint is converted: {start.conversion}")
-    return [*lines, f"Output {start.output}"]
+    return [*lines, f"Output {start.output}", *disks.describe()]
 
 
 def describe_hosts(hosts: Sequence[str]) -> str:

@@ -30,11 +30,11 @@ from mpnet_ds.model import MPNetForPretraining
 from mpnet_ds.progress import Progress
 from mpnet_ds.training.control import Control, Request
 from mpnet_ds.training.deepspeed_config import EngineConfig
+from mpnet_ds.training.disks import Disks
 from mpnet_ds.training.engine import Engine, layout
 from mpnet_ds.training.health import LossWindow, Spike
 from mpnet_ds.training.metrics import MetricsWriter, Throughput, describe
 from mpnet_ds.training.prefetch import prefetched
-from mpnet_ds.training.processes import Ranks
 from mpnet_ds.training.recipe import Recipe
 from mpnet_ds.training.run_folder import Start
 from mpnet_ds.training.schedule import learning_rate
@@ -72,16 +72,17 @@ class Trainer:
         data: PretrainingDataset | MixtureDataset,
         eval_data: PretrainingDataset | MixtureDataset | None,
         start: Start,
-        ranks: Ranks,
+        disks: Disks,
         watchdog: Watchdog,
     ):
-        self.recipe, self.config, self.ranks, self.start = recipe, config, ranks, start
+        ranks = disks.ranks
+        self.recipe, self.config, self.ranks, self.disks, self.start = recipe, config, ranks, disks, start
         self.data, self.eval_data, self.watchdog = data, eval_data, watchdog
         self.model_config = model.config
         self.store = CheckpointStore(start.output, recipe.run.keep)
         if start.conversion:
             load_weights(model, ZeroCheckpoint(start.checkpoint))
-        self.engine = Engine(model, config, recipe.optimization.weight_decay)
+        self.engine = Engine(model, config, recipe.optimization.weight_decay, disks)
         if start.checkpoint is not None:
             self.engine.load(start.checkpoint, convert=bool(start.conversion))
         self.step = self._saved_step = start.step
@@ -248,7 +249,7 @@ class Trainer:
         folder = self.start.output / INSPECTION
         try:
             checkpoint = CheckpointStore(folder).save(
-                self.engine.deepspeed, self._info(), self._tokenizer_folder, self.ranks
+                self.engine.deepspeed, self._info(), self._tokenizer_folder, self.disks
             )
             arrays = {f"{name}_{part}": array.numpy() for part, batch in enumerate(batches) for name, array in batch.items()}
             np.savez(folder / f"batch-rank-{self.ranks.rank:05d}.npz", **arrays)
@@ -312,7 +313,7 @@ class Trainer:
         """Whether it could be saved; if not, training goes on, and the older checkpoints are as they were."""
         self.watchdog.beat("saving", self.step)
         try:
-            self.store.save(self.engine.deepspeed, self._info(), self._tokenizer_folder, self.ranks)
+            self.store.save(self.engine.deepspeed, self._info(), self._tokenizer_folder, self.disks)
         except SaveFailed as failure:
             self._event(self.step, "save_failed", reason=str(failure))
             self._warn(f"update {self.step}: THE CHECKPOINT WAS NOT SAVED ({failure}). Older ones are kept.")

@@ -7,7 +7,6 @@ everything that must be changed, or goes on with the same warnings.
 Checks are functions that return findings; what they look at outside of their arguments is said in their names.
 """
 
-import json
 import os
 import shutil
 import socket
@@ -20,20 +19,13 @@ from typing import Any
 import torch
 
 from mpnet_ds.errors import UserError
+from mpnet_ds.findings import Finding, disagreement
 from mpnet_ds.training.deepspeed_config import EngineConfig
 from mpnet_ds.training.memory import GIB, MemoryEstimate, Workload, estimate
 from mpnet_ds.training.recipe import Recipe
 
 LARGEST_SEED = 2**63 - 1
 STALE_AFTER = 300  # seconds in which a build that is still running writes something
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something to be changed, or only to be known."""
-
-    text: str
-    is_fatal: bool = True
 
 
 @dataclass
@@ -93,17 +85,10 @@ def compare(inspections: list[Inspection]) -> list[Finding]:
     """A finding for each fact in which the ranks that know it differ: what most have, and who has something else."""
     findings = []
     names = dict.fromkeys(name for inspection in inspections for name in inspection.facts)
-    for name in names:
-        who: dict[str, list[Inspection]] = {}
-        for inspection in inspections:
-            if name in inspection.facts:
-                who.setdefault(json.dumps(inspection.facts[name], sort_keys=True), []).append(inspection)
-        if len(who) > 1:
-            # Most ranks are right; where it is even, rank 0 is, whose value comes first.
-            usual, *others = sorted(who, key=lambda value: -len(who[value]))
-            odd = "; ".join(f"{_short(value)} on {_name_ranks(who[value])}" for value in others)
-            text = f"{name} is {_short(usual)} on {_name_ranks(who[usual])}, but {odd}: all ranks must have the same."
-            findings.append(Finding(text))
+    for name in names:  # most ranks are right; where it is even, rank 0 is, which comes first
+        known = [(inspection, inspection.facts[name]) for inspection in inspections if name in inspection.facts]
+        text = disagreement(name, known, _name_ranks, "ranks")
+        findings += [Finding(text)] if text else []
     return findings
 
 
@@ -121,10 +106,6 @@ def _name_ranks(inspections: list[Inspection]) -> str:
     if len(ranks) > 6:
         return f"{len(ranks)} ranks from {ranks[0]} on ({hosts})"
     return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))} ({hosts})"
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 40 else text[:30] + "…"
 
 
 # Checks

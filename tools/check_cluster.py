@@ -20,6 +20,7 @@ def main() -> None:
     parser.add_argument("--ssh_port", type=int, metavar="P", help="as for deepspeed")
     parser.add_argument("--master_port", type=int, default=29500, metavar="P", help="as for deepspeed (29500)")
     parser.add_argument("--master_addr", metavar="A", help="as for deepspeed (the first address of the first host)")
+    parser.add_argument("--skip_bandwidth", action="store_true", help="measure nothing, which saves a minute")
     arguments = vars(parser.parse_args())
     arguments["data"] = [parse_weighted(text)[0] for text in arguments["data"]]
     report = check_cluster(arguments.pop("hostfile"), Wishes(**arguments))

@@ -26,7 +26,7 @@ from mpnet_ds.cluster.children import Child
 SIZES = (1 << 20, 1 << 24, 1 << 27)  # bytes
 COLLECTIVES = ("all_reduce", "all_gather")
 MOST_ROUNDS, LEAST_ROUNDS = 20, 3
-SECONDS_FOR_ROW = 2.0  # of measuring; the least number of rounds may take longer
+SECONDS_FOR_ROW = 1.0  # of measuring; the least number of rounds may take longer
 SECONDS_TOO_LONG = 10.0  # for one round
 
 

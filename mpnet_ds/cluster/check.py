@@ -49,6 +49,7 @@ class Wishes:
     """None: the first address of the first host, as DeepSpeed's launcher takes it."""
     verify_data: bool = False
     """Read every byte of the datasets on every host."""
+    skip_bandwidth: bool = False
 
 
 @dataclass
@@ -198,6 +199,8 @@ class _Check:
 
     def _obstacle(self, names: Sequence[str], ranks: int) -> str:
         """Why no bandwidth can be measured; empty if it can."""
+        if self.wishes.skip_bandwidth:
+            return "--skip_bandwidth was given"
         if verdict.broken_links(self.report.outcomes):
             return "a link is broken"
         broken = [name for name in names if "error" in self.report.facts[name]["libraries"].get("torch", {"error": ""})]

@@ -169,7 +169,7 @@ def addresses() -> list[str]:
 
 
 def route(to: str) -> dict:
-    """How this host speaks to the others: its own ``address``, ``interface``, its ``mtu`` (bytes) and ``speed`` (Mbit/s or 0).
+    """How this host speaks to the others: ``address``, ``interface`` and its ``mtu`` (bytes) and ``speed`` (Mbit/s or 0).
 
     It is the interface towards the host ``to``, or the first that GLOO_SOCKET_IFNAME names (``wanted``). Further
     ``interfaces``, the names of all; ``leads_to``, what ``to`` stands for here; ``is_own``, whether that is this host.

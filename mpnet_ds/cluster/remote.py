@@ -84,8 +84,8 @@ class RemoteAgent:
         self._reading_errors = asyncio.create_task(self._keep_errors())
         await self._answer(0, SECONDS_TO_START, "start")
 
-    async def ask(self, what: str, seconds: float, **arguments) -> Any:
-        """The agent's answer to one request, for which it has so many ``seconds``."""
+    async def ask(self, what: str, within: float, /, **arguments) -> Any:
+        """The agent's answer to one request, for which it has so many seconds."""
         self._number += 1
         line = json.dumps({"number": self._number, "what": what, "arguments": arguments})
         try:
@@ -93,7 +93,7 @@ class RemoteAgent:
             await self._process.stdin.drain()
         except (BrokenPipeError, ConnectionResetError):
             raise HostLost(await self._explain_end(what)) from None
-        return await self._answer(self._number, seconds, what)
+        return await self._answer(self._number, within, what)
 
     async def close(self) -> None:
         """Lets the agent leave, and ends ssh if it does not."""

@@ -14,10 +14,12 @@ out. The ranks print rows as they have them, so what was measured before a link 
 import contextlib
 import json
 import os
+import re
 import statistics
 import sys
 import threading
 import time
+import traceback
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 
@@ -77,7 +79,7 @@ def measure_here(
     variables["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME") or interface
     own = [
         Child(
-            *("-m", "mpnet_ds.cluster.bandwidth", backend, str(seconds / 2)),
+            *("-m", "mpnet_ds.cluster.bandwidth", backend, str(seconds / 4)),
             variables=variables | {"RANK": str(first_rank + local), "LOCAL_RANK": str(local)},
         )
         for local in range(ranks_here)
@@ -90,13 +92,27 @@ def measure_here(
         if ended.was_late:
             problems.append(f"rank {number} was not done after {seconds:.0f} s")
         elif ended.code:
-            problems.append(f"rank {number} failed: {ended.last_line[:300] or f'exit code {ended.code}'}")
+            problems.append(f"rank {number} failed: {_clean(ended.last_line) or f'exit code {ended.code}'}")
     return {"rows": rows, "problem": problems[0] if problems else None}
+
+
+def _clean(line: str) -> str:
+    """An error of torch without the rank, and the place in torch's sources, before it."""
+    return re.sub(r"\[(rank\d+|/[^]]*)\]:? ?", "", line)[:300]
 
 
 def main(backend: str, seconds: float) -> None:
     """One rank: connects to the others and measures; rank 0 prints the rows. One collective may take so many ``seconds``."""
     _leave_with_parent()
+    try:
+        _measure_all(backend, seconds)
+    except Exception:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)  # at once: an orderly end would wait for the other ranks
+
+
+def _measure_all(backend: str, seconds: float) -> None:
     import torch
     import torch.distributed as dist
 

@@ -145,34 +145,39 @@ class _Check:
     async def _test_links(self) -> None:
         """Everybody connects to everybody, and to the port on which the ranks will meet."""
         report, names = self.report, list(self.report.routes)
-        listening = await self._each("", lambda agent: self._listen(agent.name, report.routes[agent.name]["address"]), names)
+        report.outcomes = await self._connect_all(names)
+        report.findings += verdict.check_links(report.outcomes)
+        if self._first in self._ports and self._first == report.hosts[0].name and report.routes[self._first]["is_own"]:
+            await self._test_port()
+        await self._each("", lambda agent: agent.ask("hush", SECONDS_FOR_ANSWER), list(self._ports))
+
+    async def _connect_all(self, names: Sequence[str]) -> dict[tuple[str, str], str]:
+        """What came of a connection from each of these hosts to each other."""
+        routes = self.report.routes
+        listening = await self._each("", lambda agent: self._listen(agent.name, routes[agent.name]["address"]), names)
         self._ports = {name: answer["port"] for name, answer in listening.items()}
-        where = [(name, report.routes[name]["address"], port) for name, port in self._ports.items()]
-        patience = SECONDS_FOR_ANSWER + 2 * SECONDS_FOR_CONNECTION * (1 + len(where) // AT_ONCE)
+        where = [(name, routes[name]["address"], port) for name, port in self._ports.items()]
+        self._patience = SECONDS_FOR_ANSWER + 2 * SECONDS_FOR_CONNECTION * (1 + len(where) // AT_ONCE)
 
         def connect(agent: RemoteAgent):
             place = list(self._ports).index(agent.name)
             peers = where[place + 1 :] + where[:place]
-            return agent.ask("connect", patience, peers=peers, token=self._token, seconds=SECONDS_FOR_CONNECTION)
+            return agent.ask("connect", self._patience, peers=peers, token=self._token, seconds=SECONDS_FOR_CONNECTION)
 
         found = await self._each("Testing links", connect, list(self._ports))
-        report.outcomes = {(here, there): outcome for here, ways in found.items() for there, outcome in ways.items()}
-        report.findings += verdict.check_links(report.outcomes)
-        if self._first in self._ports and self._first == report.hosts[0].name:
-            await self._test_port(patience)
-        await self._each("", lambda agent: agent.ask("hush", SECONDS_FOR_ANSWER), list(self._ports))
+        return {(here, there): outcome for here, ways in found.items() for there, outcome in ways.items()}
 
     def _listen(self, name: str, address: str, port: int = 0):
         return self._agents[name].ask("listen", SECONDS_FOR_ANSWER, name=name, token=self._token, address=address, port=port)
 
-    async def _test_port(self, patience: float) -> None:
+    async def _test_port(self) -> None:
         first, port = self._first, self.wishes.master_port
         answer = (await self._each("", lambda agent: self._listen(agent.name, "", port), [first])).get(first)
         if answer is None:
             return
         peer = {"peers": [(first, self._master, port)], "token": self._token, "seconds": SECONDS_FOR_CONNECTION}
         others = [name for name in self._ports if name != first] if "port" in answer else []
-        reached = await self._each("", lambda agent: agent.ask("connect", patience, **peer), others)
+        reached = await self._each("", lambda agent: agent.ask("connect", self._patience, **peer), others)
         outcomes = {name: ways[first] for name, ways in reached.items()}
         self.report.findings += verdict.check_port(first, port, answer, outcomes, self.report.outcomes)
 
@@ -196,6 +201,8 @@ class _Check:
         report.rows = [Row(**row) for answer in answers.values() for row in answer["rows"]]
         problems = {name: answer["problem"] for name, answer in answers.items() if answer["problem"]}
         report.findings += verdict.check_bandwidth(report.rows, problems, report.routes)
+        if problems:  # a link may have broken since
+            report.findings += verdict.check_links(await self._connect_all(names))
 
     def _obstacle(self, names: Sequence[str], ranks: int) -> str:
         """Why no bandwidth can be measured; empty if it can."""

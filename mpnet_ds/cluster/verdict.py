@@ -203,13 +203,14 @@ def check_clocks(offsets: Mapping[str, float]) -> list[Finding]:
 def check_routes(routes: Mapping[str, dict], first: str, master: str) -> list[Finding]:
     """The interfaces through which hosts speak. ``routes``: of ``probe.route`` by host; ``master``: rank 0's address."""
     findings = []
+    is_there = first not in routes or routes[first]["is_own"]
+    if not is_there:
+        text = f"{first}: {_which(master, routes[first])} is no address of {first}, where rank 0 runs"
+        findings.append(Finding(f"{text}: name one that is with --master_addr."))
     for host, route in routes.items():
-        if route["is_own"] and host != first:
-            text = f"{host}: {master}, where {first} waits, is {route['leads_to']} there, which is {host} itself"
+        if is_there and route["is_own"] and host != first:
+            text = f"{host}: {_which(master, route)}, where {first} shall wait, is {host} itself"
             findings.append(Finding(f"{text}: correct its /etc/hosts, or name another --master_addr."))
-        elif not route["is_own"] and host == first:
-            text = f"{first}: {master} is {route['leads_to']} there, which is no address of {first}, where rank 0 runs"
-            findings.append(Finding(f"{text}: name one that is with --master_addr."))
         if route["interface"] == "lo" and len(routes) > 1:
             text = f"{host}: its way to {master} is the loopback interface, through which no other host reaches it"
             findings.append(Finding(f"{text}: set GLOO_SOCKET_IFNAME, and NCCL_SOCKET_IFNAME, to the right one."))
@@ -221,6 +222,10 @@ def check_routes(routes: Mapping[str, dict], first: str, master: str) -> list[Fi
         text = disagreement(f"the {name} of the interface ({unit})", known, show_hosts, "hosts")
         findings += [Finding(text.replace("must have", "should have"), is_fatal=False)] if text else []
     return findings
+
+
+def _which(name: str, route: dict) -> str:
+    return name if route["leads_to"] == name else f"{name}, which is {route['leads_to']} there,"
 
 
 _MEANING = {
@@ -298,7 +303,6 @@ def check_bandwidth(rows: Sequence[Row], problems: Mapping[str, str], routes: Ma
     """Collectives that failed, or are far slower than the interfaces. ``problems``: host → what went wrong there."""
     if problems:
         done = f"after {rows[-1].collective} of {show_size(rows[-1].size)}" if rows else "before anything was measured"
-        # The ranks that were cut off from one say so of it; the others only waited.
         text = "; ".join(f"{host}: {problem}" for host, problem in problems.items())
         return [Finding(f"the bandwidth could not be measured, it ended {done}: {text}")]
     speeds = {host: route["speed"] * 1e6 / 8 for host, route in routes.items() if route["speed"]}

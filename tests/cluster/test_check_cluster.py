@@ -1,4 +1,4 @@
-"""``tools/check_cluster.py`` on real hosts: what is right passes, what is wrong is named by host, and nothing stays behind."""
+"""``tools/check_cluster.py`` on real hosts: what is right passes, what is wrong is named by host, nothing stays behind."""
 
 import json
 import shutil

@@ -3,13 +3,13 @@
 import os
 
 from mpnet_ds.command_line import Parser, run
-
-if os.environ.get("WORLD_SIZE", "1") == "1":
-    # Before torch is loaded: with one rank on a GPU, torch warns of guessing which GPU a barrier is for.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+from mpnet_ds.launchers import find_placement
 
 
 def main() -> int:
+    if find_placement(os.environ).world_size == 1:
+        # Before torch is loaded: with one rank on a GPU, torch warns of guessing which GPU a barrier is for.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from mpnet_ds.training.pretrain import add_arguments, pretrain
 
     parser = Parser(

@@ -21,8 +21,7 @@ import psutil
 import torch
 import torch.distributed
 
-from mpnet_ds.errors import UserError
-from mpnet_ds.training.processes import Ranks
+from mpnet_ds.training.processes import Ranks, connecting
 
 EXIT_REQUEUE = 75
 """Exit code of a run that was told to stop by its surroundings, saved, and can go on: EX_TEMPFAIL of sysexits.h."""
@@ -135,14 +134,8 @@ class Control:
 
 def _connect():
     """A group of all ranks that talks between processors."""
-    try:
+    with connecting():
         return torch.distributed.new_group(backend="gloo")
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"the ranks' processors cannot reach each other ({reason}): name the network interface between the machines "
-            "in GLOO_SOCKET_IFNAME."
-        ) from error
 
 
 _FILES = {Request.SAVE: "SAVE", Request.STOP: "STOP"}

@@ -20,6 +20,7 @@ import torch
 
 from mpnet_ds.errors import UserError
 from mpnet_ds.findings import Finding, disagreement
+from mpnet_ds.launchers import Placement, name_ranks
 from mpnet_ds.training.deepspeed_config import EngineConfig
 from mpnet_ds.training.memory import GIB, MemoryEstimate, Workload, estimate
 from mpnet_ds.training.recipe import Recipe
@@ -100,12 +101,7 @@ def flatten(prefix: str, value: Any) -> dict[str, Any]:
 
 
 def _name_ranks(inspections: list[Inspection]) -> str:
-    """``rank 3 (node-b)``, ``ranks 0, 1 (node-a)`` or ``8 ranks from 0 on (node-a, node-b)``."""
-    hosts = ", ".join(dict.fromkeys(inspection.host for inspection in inspections))
-    ranks = [inspection.rank for inspection in inspections]
-    if len(ranks) > 6:
-        return f"{len(ranks)} ranks from {ranks[0]} on ({hosts})"
-    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))} ({hosts})"
+    return name_ranks([found.rank for found in inspections], {found.rank: found.host for found in inspections})
 
 
 # Checks
@@ -150,6 +146,23 @@ def named_hostfile(command: list[str]) -> str | None:
                 return None
             return hostfile if hostfile != DLTS_HOSTFILE else None
     return None
+
+
+def check_slots(placement: Placement) -> list[Finding]:
+    """Whether this host has a device for each of its ranks; where there is no GPU, a processor core."""
+    from deepspeed.accelerator import get_accelerator
+
+    on_gpu = get_accelerator().device_name() != "cpu"
+    found = get_accelerator().device_count() if on_gpu else len(os.sched_getaffinity(0))
+    ranks, host = placement.local_world_size, socket.gethostname()
+    if ranks <= found:
+        return []
+    what = "GPUs that a rank can see" if on_gpu else "processor cores, and no GPU"
+    cure = "correct its slots in the hostfile, or the number of tasks"
+    if on_gpu and placement.launcher == "srun":
+        cure += ", or let each task see all GPUs of its node with --gpu-bind=none"
+    text = f"{host} has {found} {what}, and is to run {ranks} ranks: {cure}."
+    return [Finding(text, is_fatal=on_gpu or placement.has_other_hosts)]
 
 
 def check_disk(output: Path, checkpoint: int, wanted: int) -> list[Finding]:
@@ -238,7 +251,7 @@ def capacity_of(device: torch.device) -> Capacity:
     """Asks the device and the machine, and the control group that this process may be confined to."""
     import psutil
 
-    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     limits = [psutil.virtual_memory().total]
     for path in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
         text = path.read_text().strip() if path.is_file() else ""

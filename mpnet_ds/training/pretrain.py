@@ -5,7 +5,6 @@ recipe, DeepSpeed's JSON, data and tokenizer → the ranks connect → output fo
 """
 
 import argparse
-import os
 import platform
 import sys
 import time
@@ -84,6 +83,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--hang_timeout", type=float, metavar="SECONDS", help="end a run without progress for so long (1800; 0: never)"
     )
+    parser.add_argument(
+        "--lost_timeout",
+        type=float,
+        metavar="SECONDS",
+        help="end a run that hears nothing of a rank for so long (120; 0: never)",
+    )
+    parser.add_argument(
+        "--join_timeout",
+        type=float,
+        default=processes.JOIN_TIMEOUT,
+        metavar="SECONDS",
+        help=f"wait for all ranks at the start for so long ({processes.JOIN_TIMEOUT:g})",
+    )
     parser.add_argument("--resume", default="auto", metavar="auto|never|DIR", help="continue the run in --output_dir (auto)")
     parser.add_argument(
         "--init_from",
@@ -97,15 +109,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def pretrain(arguments: argparse.Namespace) -> int:
     """Runs to the end; returns the exit code."""
     quiet_libraries()
-    inspection = Inspection(int(os.environ.get("RANK", "0")))
+    placement = processes.place()
+    inspection = Inspection(placement.rank)
     inspection.facts |= _versions()
     inspection.add(preflight.check_hostfile())
+    inspection.add(preflight.check_slots(placement))
     recipe = inspection.attempt(lambda: recipe_of(arguments))
-    config = _resolve_config(arguments, recipe, inspection)
+    config = _resolve_config(arguments, recipe, placement.world_size, inspection)
     data, eval_data = _open_given_data(arguments, recipe, inspection)
-    if inspection.is_fatal and processes.world_size() == 1:
+    if inspection.is_fatal and placement.world_size == 1:
         preflight.conclude([inspection])
-    ranks = processes.start()
+    ranks = processes.start(arguments.join_timeout)
     try:
         if recipe is not None:
             processes.wait_for_each_other(2 * recipe.run.hang_timeout or YEAR)
@@ -122,7 +136,7 @@ def pretrain(arguments: argparse.Namespace) -> int:
     return code
 
 
-def _resolve_config(arguments, recipe: Recipe | None, inspection: Inspection) -> EngineConfig | None:
+def _resolve_config(arguments, recipe: Recipe | None, world_size: int, inspection: Inspection) -> EngineConfig | None:
     """DeepSpeed's JSON with nothing left to fill in, as far as it and the recipe are sound."""
     path = arguments.deepspeed_config
     content = inspection.attempt(lambda: read_deepspeed_config(path))
@@ -134,7 +148,6 @@ def _resolve_config(arguments, recipe: Recipe | None, inspection: Inspection) ->
     if recipe is None:
         return None
     supported, exact = processes.supported_precisions(), arguments.micro_batch_size is not None
-    world_size = processes.world_size()
     config = inspection.attempt(lambda: resolve(sound, recipe.optimization, world_size, supported, path, exact))
     if config is not None:
         inspection.attempt(lambda: check_accepted(config, path))
@@ -162,7 +175,7 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
     given = {name: value for name, value in vars(arguments).items() if value is not None}
     optimization = {name: given[name] for name in
                     ("max_steps", "micro_batch_size", "global_batch_size", "learning_rate") if name in given}  # fmt: skip
-    run_names = ("seed", "save_interval", "eval_interval", "log_interval", "keep", "hang_timeout")
+    run_names = ("seed", "save_interval", "eval_interval", "log_interval", "keep", "hang_timeout", "lost_timeout")
     run = {name: given[name] for name in run_names if name in given}
     data = {name: given[name] for name in ("seq_length", "sample_mode", "isolate_documents") if name in given}
     return replace(

@@ -12,10 +12,11 @@
         second.bind(changed_file, installed_file)               # the second host sees another file there
 
 Each host has its own network with one ``eth0`` at a switch, address and name, process ids, /dev/shm and /run, and serves
-ssh at port 22; the names are in everybody's /etc/hosts. All other files are the machine's, as on a shared file system:
-the same Python, the same data, the same output folder. Root logs in everywhere by ssh without a password. A program that
-the hosts run has ``HOST_ENVIRONMENT`` and not the environment of the tests; one that is started with ``run`` or ``popen``
-has the environment of the tests and that. Two processes may have a cluster each at the same time: all of them are apart.
+ssh at port 22; the names are in everybody's /etc/hosts, as on Debian (``hosts_file``). All other files are the machine's,
+as on a shared file system: the same Python, the same data, the same output folder. Root logs in everywhere by ssh without
+a password. A program that the hosts run has ``HOST_ENVIRONMENT`` and not the environment of the tests; one that is started
+with ``run`` or ``popen`` has the environment of the tests and that. Two processes may have a cluster each at the same time:
+all of them are apart.
 
 Everything goes with the ``with`` block, whatever happens in it, and with the process, whatever ends it (namespaces.py). A
 process that was killed leaves only a temporary folder behind, which the next cluster removes.
@@ -37,7 +38,7 @@ from tests.cluster.ssh import SshFiles
 from tests.runs import TIMEOUT, environment
 
 NETWORK = "10.77.0"  # each cluster has a network of its own, so that this need not differ
-HOST_ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+HOST_ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "eth0"}
 FOLDER = "mpnet-cluster-"  # then the pid of the owner
 
 SETUP = """
@@ -181,10 +182,10 @@ class Cluster:
     def _start(self, stack: ExitStack) -> None:
         addresses = {f"node{i + 1}": f"{NETWORK}.{i + 11}" for i in range(self.num_hosts)}
         ssh = SshFiles(self.folder / "ssh", addresses, HOST_ENVIRONMENT)
-        hosts = self.folder / "hosts"
-        hosts.write_text("127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for name, address in addresses.items()))
         switch = self._namespace(stack, "ip link add switch type bridge\nip link set switch up")
         for name, address in addresses.items():
+            hosts = self.folder / f"{name}.hosts"
+            hosts.write_text(hosts_file(name, addresses))
             setup = SETUP.format(hosts=hosts, wrapper=ssh.wrapper, ssh=ssh.program, name=name)
             host = Host(name, address, self._namespace(stack, setup), switch, self.folder)
             self.hosts.append(host)
@@ -209,6 +210,12 @@ class Cluster:
     def _reap(self, host: Host, server: Inside) -> None:
         host.namespace.close()  # ends the server with everything else
         server.wait()
+
+
+def hosts_file(name: str, addresses: Mapping[str, str]) -> str:
+    """/etc/hosts of one host, as Debian installs it: the host's own name leads to 127.0.1.1, which others cannot reach."""
+    lines = [f"{'127.0.1.1' if each == name else address} {each}" for each, address in addresses.items()]
+    return "\n".join(["127.0.0.1 localhost", *lines, ""])
 
 
 def remove_leftovers() -> None:

@@ -6,38 +6,16 @@ of pytest: the tests in this folder are skipped with the reasons, which are said
 
 import functools
 import os
-import shutil
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.cluster.namespaces import Namespace
+from tests.cluster.packages import CLUSTER, missing_programs
 
-PACKAGES = {
-    "ip": "iproute2",
-    "tc": "iproute2",
-    "unshare": "util-linux",
-    "nsenter": "util-linux",
-    "ssh": "openssh-client",
-    "ssh-keygen": "openssh-client",
-    "sshd": "openssh-server",
-    "pdsh": "pdsh",
-    "mpirun": "openmpi-bin",
-    "srun": "slurm-wlm",
-    "slurmctld": "slurm-wlm",
-    "slurmd": "slurm-wlm",
-    "munged": "munge",
-}
-ALWAYS = ("ip", "tc", "unshare", "nsenter", "ssh", "ssh-keygen", "sshd", "pdsh")
 TRIAL = "ip link add switch type bridge\nip link add port type veth peer name eth0\nmount -t tmpfs none /run"
 HERE = Path(__file__).parent
-
-
-def missing_programs(names: Sequence[str]) -> list[str]:
-    """Those that are not on PATH, each with the Debian package that has it."""
-    return [f"{name} is missing (Debian package {PACKAGES[name]})" for name in names if not shutil.which(name)]
 
 
 @functools.cache
@@ -47,7 +25,7 @@ def reasons() -> tuple[str, ...]:
         return ("they are made of Linux network namespaces",)
     if os.geteuid() != 0:
         return ("only root may make network namespaces",)
-    missing = missing_programs(ALWAYS)
+    missing = missing_programs(CLUSTER)
     if missing:
         return tuple(missing)
     try:

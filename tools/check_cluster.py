@@ -6,6 +6,7 @@ from mpnet_ds.command_line import Parser, run, size
 def main() -> None:
     from mpnet_ds.cluster.check import Wishes, check_cluster, conclude
     from mpnet_ds.data.mixture import parse_weighted
+    from mpnet_ds.launchers import PORT
 
     parser = Parser(
         "Check that the hosts of a hostfile can train together: ssh, versions, code, data, accelerators, disk, clocks, "
@@ -18,7 +19,7 @@ def main() -> None:
     parser.add_argument("--output_dir", default="runs", metavar="DIR", help="where checkpoints will go (runs)")
     parser.add_argument("--min_disk", type=size, default="10GB", metavar="SIZE", help="free space wanted there (10GB)")
     parser.add_argument("--ssh_port", type=int, metavar="P", help="as for deepspeed")
-    parser.add_argument("--master_port", type=int, default=29500, metavar="P", help="as for deepspeed (29500)")
+    parser.add_argument("--master_port", type=int, default=PORT, metavar="P", help=f"as for deepspeed ({PORT})")
     parser.add_argument("--master_addr", metavar="A", help="as for deepspeed (the first address of the first host)")
     parser.add_argument("--skip_bandwidth", action="store_true", help="measure nothing, which saves a minute")
     arguments = vars(parser.parse_args())

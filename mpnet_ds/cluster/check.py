@@ -24,6 +24,7 @@ from mpnet_ds.cluster.remote import HostLost, RemoteAgent, Route
 from mpnet_ds.cluster.tables import table_of_bandwidth, table_of_hosts
 from mpnet_ds.errors import UserError
 from mpnet_ds.findings import Finding
+from mpnet_ds.launchers import PORT
 from mpnet_ds.progress import Progress
 
 SECONDS_FOR_ANSWER = 30.0
@@ -44,7 +45,7 @@ class Wishes:
     min_disk: int = 10 * 10**9
     """Bytes that must be free there."""
     ssh_port: int | None = None
-    master_port: int = 29500
+    master_port: int = PORT
     master_addr: str | None = None
     """None: the first address of the first host, as DeepSpeed's launcher takes it."""
     verify_data: bool = False

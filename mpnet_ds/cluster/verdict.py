@@ -225,7 +225,7 @@ def check_routes(routes: Mapping[str, dict], first: str, master: str) -> list[Fi
 
 
 def _which(name: str, route: dict) -> str:
-    return name if route["leads_to"] == name else f"{name}, which is {route['leads_to']} there,"
+    return name if route["leads_to"] == name else f"{name} ({route['leads_to']} there)"
 
 
 _MEANING = {

@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 import mpnet_ds
 from mpnet_ds.data.manifest import FILE_NAME, DatasetManifest
 from tests.cluster.hosts import Cluster, Host
@@ -21,6 +23,13 @@ def check(host: Host, hostfile, *arguments):
 
 def program(hostfile, *arguments) -> list:
     return [sys.executable, "tools/check_cluster.py", "--hostfile", hostfile, *arguments]
+
+
+def wait_for(condition, seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def left_behind(cluster: Cluster) -> list[list[str]]:
@@ -109,14 +118,25 @@ def test_hosts_that_cannot_be_reached_and_a_broken_link_are_named(cluster, tmp_p
     assert left_behind(cluster) == []
 
 
-def test_an_interrupted_check_leaves_nothing_behind(cluster):
+@pytest.mark.long
+def test_a_link_that_breaks_while_bandwidth_is_measured_is_named(cluster):
     first, second, third = cluster.hosts
     hostfile = cluster.hostfile({first: 1, second: 1, third: 1})
     running = first.popen(*program(hostfile, "--min_disk", "1MB"), stdout=-1, stderr=-1)
-    deadline = time.monotonic() + 120
-    while not third.processes("mpnet_ds.cluster.bandwidth") and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert third.processes("mpnet_ds.cluster.bandwidth")
+    wait_for(lambda: third.processes("mpnet_ds.cluster.bandwidth"))
+    cluster.break_link(second, third)
+    out, err = running.communicate(timeout=240)
+    assert running.returncode == 2, out + err
+    assert "the bandwidth could not be measured" in err
+    assert f"the link between {second.name} and {third.name} is broken: neither reaches the other (no answer)" in err
+    assert left_behind(cluster) == []
+
+
+def test_an_interrupted_check_leaves_nothing_behind(cluster):
+    first, second, _ = cluster.hosts
+    hostfile = cluster.hostfile({first: 1, second: 1})
+    running = first.popen(*program(hostfile, "--min_disk", "1MB"), stdout=-1, stderr=-1)
+    wait_for(lambda: second.processes("mpnet_ds.cluster.bandwidth"))
     running.send_signal(signal.SIGINT)
     _, err = running.communicate(timeout=30)
     assert running.returncode == 130

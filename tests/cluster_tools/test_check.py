@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from tests.runs import ROOT, command
+from tests.runs import ROOT, command, free_port
 
 CLOCK_AHEAD = "import time; real = time.time; time.time = lambda: real() + 40"
 
@@ -16,6 +16,7 @@ def check(fake_ssh, tmp_path):
     def run(text, *arguments):
         (tmp_path / "hosts").write_text(text)
         flags = ["--hostfile", tmp_path / "hosts", "--min_disk", "1MB", "--master_addr", "127.0.0.1"]
+        flags += ["--master_port", free_port()]
         return command(sys.executable, "tools/check_cluster.py", *flags, *arguments)
 
     return run
@@ -34,10 +35,11 @@ def test_a_clock_and_a_shell_that_are_wrong_are_named(check, fake_ssh, tmp_path)
     fake_ssh("n3", 'echo "n3: Permission denied (publickey)." >&2; exit 255')
     done = check("n1 slots=1\nn2 slots=1\nn3 slots=1\n", "--skip_bandwidth")
     assert done.returncode == 2, done.stdout + done.stderr
-    shut, same, clock = [line.strip() for line in done.stderr.splitlines() if line.startswith("  ")]
+    shut, same, clock, own = [line.strip() for line in done.stderr.splitlines() if line.startswith("  ")]
     assert shut.startswith("1. n3: ssh does not let this user in without a password")
     assert same.startswith("2. n1, n2 are one machine")
     assert clock.startswith("3. n2: its clock is 40.0 s ahead of that of n1")
+    assert own.startswith("4. n2: 127.0.0.1, where n1 shall wait, is n2 itself")
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("n3 ")]
     assert line.split()[1:] == ["1", *6 * ["-"]]
 

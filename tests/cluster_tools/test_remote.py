@@ -11,7 +11,7 @@ import pytest
 
 from mpnet_ds.cluster.hostfile import Host
 from mpnet_ds.cluster.remote import HostLost, RemoteAgent, Route
-from tests.runs import ROOT
+from tests.runs import ROOT, free_port
 
 ROUTE = Route(sys.executable, str(ROOT), {"PYTHONPATH": str(ROOT)})
 
@@ -111,7 +111,7 @@ def test_a_fault_of_the_check_names_the_host(fake_ssh):
 
 def test_nothing_outlives_a_connection(fake_ssh):
     """The agent is measuring with a rank that never comes, and has a child, when the connection is closed."""
-    plan = {"first_rank": 0, "ranks_here": 1, "world_size": 2, "address": "127.0.0.1", "port": 29677}
+    plan = {"first_rank": 0, "ranks_here": 1, "world_size": 2, "address": "127.0.0.1", "port": free_port()}
 
     async def leave_early(agent):
         request = agent.ask("measure", 120, **plan, interface="lo", backend="gloo", seconds=100)

@@ -172,13 +172,13 @@ def test_routes_through_one_network_are_in_order(routes):
 def test_a_name_that_means_the_host_itself_is_told(routes):
     routes["b"] |= {"leads_to": "127.0.1.1", "is_own": True}
     (text,) = route_texts(routes)
-    assert text.startswith("b: head, where a waits, is 127.0.1.1 there, which is b itself: correct its /etc/hosts")
+    assert text.startswith("b: head (127.0.1.1 there), where a shall wait, is b itself: correct its /etc/hosts")
 
 
 def test_an_address_that_is_not_the_first_hosts_is_told(routes):
     routes["a"]["is_own"] = False
     (text,) = route_texts(routes)
-    assert text.startswith("a: head is 10.0.0.1 there, which is no address of a")
+    assert text.startswith("a: head (10.0.0.1 there) is no address of a, where rank 0 runs")
 
 
 def test_loopback_and_unknown_interfaces_are_told(routes):

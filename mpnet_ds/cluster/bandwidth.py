@@ -29,7 +29,7 @@ SIZES = (1 << 20, 1 << 24, 1 << 27)  # bytes
 COLLECTIVES = ("all_reduce", "all_gather")
 MOST_ROUNDS, LEAST_ROUNDS = 20, 3
 SECONDS_FOR_ROW = 1.0  # of measuring; the least number of rounds may take longer
-SECONDS_TOO_LONG = 10.0  # for one round
+SECONDS_TOO_LONG = 4.0  # for one round
 
 
 @dataclass(frozen=True)
@@ -121,19 +121,23 @@ def _measure_all(backend: str, seconds: float) -> None:
     if backend == "nccl":
         torch.cuda.set_device(device)
     dist.init_process_group(backend, timeout=timedelta(seconds=seconds))
+    rows: dict[str, Row] = {}
     for size in SIZES:
         for collective in COLLECTIVES:
-            row = _measure(collective, size, device)
-            if row is None:
-                break
-            if rank == 0:
-                print(json.dumps(asdict(row)), flush=True)
+            if not _takes_too_long(size, rows.get(collective)):
+                row = rows[collective] = _measure(collective, size, device)
+                if rank == 0:
+                    print(json.dumps(asdict(row)), flush=True)
     dist.barrier()
     dist.destroy_process_group()
 
 
-def _measure(collective: str, size: int, device) -> Row | None:
-    """None where it would take too long, which rank 0 decides."""
+def _takes_too_long(size: int, smaller: Row | None) -> bool:
+    """Whether a size must be left out, by what a smaller one took; the same on all ranks, as their rows are the same."""
+    return smaller is not None and smaller.seconds * size / smaller.size > SECONDS_TOO_LONG
+
+
+def _measure(collective: str, size: int, device) -> Row:
     import torch
     import torch.distributed as dist
 
@@ -148,18 +152,14 @@ def _measure(collective: str, size: int, device) -> Row | None:
     _time(run, device)  # opens connections
     once = _time(run, device)
     rounds = torch.tensor([_rounds(once)], device=device)
-    dist.broadcast(rounds, src=0)
-    if not int(rounds):
-        return None
+    dist.broadcast(rounds, src=0)  # all must make the same number
     times = torch.tensor([_time(run, device) for _ in range(int(rounds))], dtype=torch.float64, device=device)
     dist.all_reduce(times, op=dist.ReduceOp.MAX)
     return Row(collective, whole.numel() * 4, ranks, statistics.median(times.tolist()))
 
 
 def _rounds(seconds: float) -> int:
-    """How often something is measured that takes so long; 0 for too long."""
-    if seconds > SECONDS_TOO_LONG:
-        return 0
+    """How often something is measured that takes so long."""
     return max(LEAST_ROUNDS, min(MOST_ROUNDS, int(SECONDS_FOR_ROW / max(seconds, 1e-6))))
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from mpnet_ds.cluster import verdict
 from mpnet_ds.cluster.bandwidth import Row
 from mpnet_ds.cluster.hostfile import Host, read_hostfile
-from mpnet_ds.cluster.launch_environment import exported_variables, start_folder
+from mpnet_ds.cluster.launch_environment import check_pdsh, exported_variables, start_folder
 from mpnet_ds.cluster.links import AT_ONCE
 from mpnet_ds.cluster.remote import HostLost, RemoteAgent, Route
 from mpnet_ds.cluster.tables import table_of_bandwidth, table_of_hosts
@@ -77,12 +77,12 @@ class Report:
 
 
 def check_cluster(hostfile: str, wishes: Wishes) -> Report:
-    """Checks all hosts of a hostfile. ``UserError`` if the hostfile or ``.deepspeed_env`` is no good."""
-    hosts = read_hostfile(hostfile)
-    folder = start_folder()
-    variables = exported_variables(os.environ, folder)
+    """Checks all hosts of a hostfile for a run that would be started here. ``UserError`` if the hostfile is no good."""
+    hosts, folder = read_hostfile(hostfile), start_folder()
+    variables, findings = exported_variables(os.environ, folder)
     route = Route(sys.executable, str(folder), variables, wishes.ssh_port)
-    return asyncio.run(_Check(hosts, route, wishes).run())
+    report = Report(hosts, findings=findings + (check_pdsh() if len(hosts) > 1 else []))
+    return asyncio.run(_Check(report, route, wishes).run())
 
 
 def conclude(report: Report) -> None:
@@ -95,9 +95,9 @@ def conclude(report: Report) -> None:
 class _Check:
     """The connections of one check, and its report."""
 
-    def __init__(self, hosts: Sequence[Host], route: Route, wishes: Wishes):
-        self.wishes, self.report = wishes, Report(hosts)
-        self._agents = {host.name: RemoteAgent(host, route) for host in hosts}
+    def __init__(self, report: Report, route: Route, wishes: Wishes):
+        self.wishes, self.report = wishes, report
+        self._agents = {host.name: RemoteAgent(host, route) for host in report.hosts}
         self._alive = dict(self._agents)
         self._token = secrets.token_hex(16)  # so that the listeners of another check are strangers
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from mpnet_ds.cluster.bandwidth import Row
+from mpnet_ds.cluster.bandwidth import SIZES, Row
 from mpnet_ds.cluster.hostfile import Host
 from mpnet_ds.cluster.verdict import GB, gpus_of, show_size
 
@@ -58,9 +58,10 @@ def table_of_bandwidth(rows: Sequence[Row]) -> str:
             row.collective,
             show_size(row.size),
             f"{row.seconds * 1000:.2f} ms",
-            f"{row.algorithm_bandwidth / GB:.2f}",
-            f"{row.bus_bandwidth / GB:.2f}",
+            f"{row.algorithm_bandwidth / GB:.3g}",
+            f"{row.bus_bandwidth / GB:.3g}",
         )
         for row in rows
     ]
-    return table(heads, lines)
+    note = "\nLarger sizes were left out: they would take too long." if rows[-1].size < SIZES[-1] // 2 else ""
+    return table(heads, lines) + note

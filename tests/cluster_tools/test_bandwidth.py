@@ -26,8 +26,14 @@ def test_bandwidths_are_those_of_nccl_tests():
 
 def test_rounds_fit_into_the_time():
     assert bandwidth._rounds(1e-9) == bandwidth.MOST_ROUNDS
-    assert bandwidth._rounds(1.5) == bandwidth.LEAST_ROUNDS
-    assert bandwidth._rounds(bandwidth.SECONDS_TOO_LONG + 1) == 0
+    assert bandwidth._rounds(60) == bandwidth.LEAST_ROUNDS
+
+
+def test_sizes_that_would_take_minutes_on_a_slow_link_are_left_out():
+    quick, slow = (Row("all_reduce", 1 << 20, 2, seconds) for seconds in (0.01, 1.0))
+    assert not bandwidth._takes_too_long(1 << 24, None)
+    assert not bandwidth._takes_too_long(1 << 24, quick)
+    assert bandwidth._takes_too_long(1 << 24, slow)
 
 
 def test_two_ranks_measure_every_collective_at_every_size(plan):

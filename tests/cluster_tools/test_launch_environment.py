@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mpnet_ds.cluster.launch_environment import exported_variables, read_environment_file
+from mpnet_ds.cluster.launch_environment import check_pdsh, exported_variables, read_environment_file
 from mpnet_ds.cluster.remote import Route
-from mpnet_ds.errors import UserError
 
 
 @pytest.fixture
@@ -42,7 +41,8 @@ def test_hosts_get_what_deepspeed_exports(launched, tmp_path):
     assert words, done.stderr
     exported = dict(re.findall(r"export (\w+)=(.*?); ", words))
     folder = re.search(r"cd (.*?);", words)[1]
-    ours = exported_variables(os.environ | variables, Path(folder))
+    ours, findings = exported_variables(os.environ | variables, Path(folder))
+    assert findings == []
     ours = {name: value for name, value in ours.items() if not name.startswith("NCCL")}  # only where there is a GPU
     assert ours == exported
     assert {"OWN_SETTING", "UCX_TLS", "UCX_OTHER", "PYTHONUNBUFFERED", "PYTHONPATH"} <= set(ours)
@@ -58,5 +58,18 @@ def test_lines_on_which_the_launcher_breaks_are_named(launched, tmp_path, line):
     (tmp_path / ".deepspeed_env").write_text(f"A=1\n{line}\nB=2\n")
     done, _ = launched({"HOME": str(tmp_path)})
     assert done.returncode != 0  # so it is worth a finding
-    with pytest.raises(UserError, match=r"\.deepspeed_env, line 2: "):
-        read_environment_file(tmp_path / ".deepspeed_env")
+    variables, (finding,) = read_environment_file(tmp_path / ".deepspeed_env")
+    assert finding.is_fatal
+    assert f"{tmp_path / '.deepspeed_env'}, line 2: " in finding.text
+    assert variables == {"A": "1", "B": "2"}
+
+
+def test_a_machine_without_pdsh_is_told(monkeypatch, tmp_path):
+    (tmp_path / "pdsh").write_text("#!/bin/sh\n")
+    (tmp_path / "pdsh").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert check_pdsh() == []
+    monkeypatch.setenv("PATH", "/nowhere")
+    (finding,) = check_pdsh()
+    assert not finding.is_fatal
+    assert "apt install pdsh" in finding.text

@@ -133,10 +133,11 @@ def test_a_link_that_breaks_while_bandwidth_is_measured_is_named(cluster):
 
 
 def test_an_interrupted_check_leaves_nothing_behind(cluster):
-    first, second, _ = cluster.hosts
-    hostfile = cluster.hostfile({first: 1, second: 1})
+    first, second, third = cluster.hosts
+    hostfile = cluster.hostfile({first: 1, second: 1, third: 1})
     running = first.popen(*program(hostfile, "--min_disk", "1MB"), stdout=-1, stderr=-1)
-    wait_for(lambda: second.processes("mpnet_ds.cluster.bandwidth"))
+    wait_for(lambda: third.processes("mpnet_ds.cluster.bandwidth"))
+    cluster.break_link(second, third)  # so that the measurement would not end by itself for long
     running.send_signal(signal.SIGINT)
     _, err = running.communicate(timeout=30)
     assert running.returncode == 130

@@ -121,11 +121,12 @@ def test_nothing_outlives_a_connection(fake_ssh):
             await asyncio.sleep(0.05)
             family = psutil.Process(agent._process.pid).children(recursive=True)
         waiting.cancel()
-        return [*family, psutil.Process(agent._process.pid)]
+        return agent, [*family, psutil.Process(agent._process.pid)]
 
     begin = time.monotonic()
-    family = connect("n1", act=leave_early)
+    agent, family = connect("n1", act=leave_early)
     assert len(family) == 2
     _, alive = psutil.wait_procs(family, timeout=5)
     assert not alive
+    assert agent._process.returncode == 0  # it left, and was not killed
     assert time.monotonic() - begin < 30

@@ -3,13 +3,12 @@
 import os
 
 from mpnet_ds.command_line import Parser, run
-from mpnet_ds.launchers import find_placement
+
+# Before torch is loaded: warnings of its C++ parts, of names that cannot be looked up for example, help nobody.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 def main() -> int:
-    if find_placement(os.environ).world_size == 1:
-        # Before torch is loaded: with one rank on a GPU, torch warns of guessing which GPU a barrier is for.
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from mpnet_ds.training.pretrain import add_arguments, pretrain
 
     parser = Parser(

@@ -13,6 +13,7 @@ import os
 import re
 import signal
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -129,7 +130,8 @@ class Control:
     def _say(self, what: str) -> None:
         # Not print: a signal may come in the middle of one.
         if self.ranks.local_rank == 0:
-            os.write(2, f"{what}: the run saves and stops before the next update.\n".encode())
+            with suppress(OSError):  # the launcher that read it may have gone
+                os.write(2, f"{what}: the run saves and stops before the next update.\n".encode())
 
 
 def _connect():

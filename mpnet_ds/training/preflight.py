@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from mpnet_ds.data.dataset import PretrainingDataset
 from mpnet_ds.errors import UserError
 from mpnet_ds.findings import Finding, disagreement
 from mpnet_ds.launchers import Placement, name_ranks
@@ -26,6 +27,7 @@ from mpnet_ds.training.memory import GIB, MemoryEstimate, Workload, estimate
 from mpnet_ds.training.recipe import Recipe
 
 LARGEST_SEED = 2**63 - 1
+MOST_DIFFERENCES = 8  # that are named
 STALE_AFTER = 300  # seconds in which a build that is still running writes something
 
 
@@ -90,7 +92,25 @@ def compare(inspections: list[Inspection]) -> list[Finding]:
         known = [(inspection, inspection.facts[name]) for inspection in inspections if name in inspection.facts]
         text = disagreement(name, known, _name_ranks, "ranks")
         findings += [Finding(text)] if text else []
+    if len(findings) > MOST_DIFFERENCES:
+        more = len(findings) - MOST_DIFFERENCES
+        findings[MOST_DIFFERENCES:] = [Finding(f"and {more} more differences between the ranks.")]
     return findings
+
+
+def differ(inspections: list[Inspection], name: str) -> bool:
+    """Whether the ranks that know a fact disagree on it."""
+    return len({json.dumps(found.facts[name]) for found in inspections if name in found.facts}) > 1
+
+
+def facts_of_files(datasets: Iterable[PretrainingDataset]) -> dict[str, str]:
+    """Facts by which the files can be named in which two copies of a dataset differ."""
+    facts = {}
+    for data in datasets:
+        files = list(data.manifest.files(data.folder))
+        facts[f"the number of files of {data.folder}"] = str(len(files))
+        facts |= {f"the sha256 of {path}": record.sha256 for _, path, record in files}
+    return facts
 
 
 def flatten(prefix: str, value: Any) -> dict[str, Any]:

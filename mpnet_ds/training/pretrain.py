@@ -8,6 +8,8 @@ import argparse
 import platform
 import sys
 import time
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -19,6 +21,7 @@ from mpnet_ds.checkpoint.store import CheckpointStore
 from mpnet_ds.data.dataset import PretrainingDataset
 from mpnet_ds.data.mixture import MixtureDataset, open_datasets, parse_weighted
 from mpnet_ds.errors import UserError
+from mpnet_ds.lasting_output import outlive_readers
 from mpnet_ds.model.sizes import parameter_count
 from mpnet_ds.model.two_stream import check_config
 from mpnet_ds.objectives import get_objective
@@ -42,6 +45,7 @@ from mpnet_ds.training.run_folder import Setting, Start, decide_start, free_outp
 from mpnet_ds.training.summary import describe_configuration, describe_disk, describe_memory, describe_run
 from mpnet_ds.training.trainer import Outcome, Trainer
 
+DATA, EVAL_DATA = "the dataset's checksum", "the evaluation data's checksum"
 YEAR = 365 * 24 * 3600.0  # seconds
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "numpy")
 
@@ -108,6 +112,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def pretrain(arguments: argparse.Namespace) -> int:
     """Runs to the end; returns the exit code."""
+    outlive_readers()
     quiet_libraries()
     placement = processes.place()
     inspection = Inspection(placement.rank)
@@ -218,8 +223,8 @@ def open_data(
 
 def _run(arguments, recipe: Recipe, config: EngineConfig, data, eval_data, ranks, inspection: Inspection) -> int:
     if recipe and config and data:
-        _inspect_run(arguments, recipe, config, data, ranks, inspection)
-    start, warnings = _agree(inspection, ranks)
+        _inspect_run(arguments, recipe, config, data, eval_data, ranks, inspection)
+    start, warnings = _agree(inspection, ranks, [*_datasets(data), *_datasets(eval_data)])
     model_config = recipe.model_config(data.tokenizer.vocab_size)
     warnings = [f"warning: {text}" for text in warnings]
     if arguments.dry_run:
@@ -243,13 +248,15 @@ def _run(arguments, recipe: Recipe, config: EngineConfig, data, eval_data, ranks
     return _conclude(outcome, recipe, start.output, ranks)
 
 
-def _inspect_run(arguments, recipe: Recipe, config: EngineConfig, data, ranks, inspection: Inspection) -> None:
+def _inspect_run(arguments, recipe: Recipe, config: EngineConfig, data, eval_data, ranks, inspection) -> None:
     """Everything that can be checked once the settings are known, the ranks connected and the data opened."""
     model_config = recipe.model_config(data.tokenizer.vocab_size)
     inspection.attempt(lambda: check_config(model_config))
     if arguments.init_from:
         inspection.attempt(lambda: check_start(arguments.init_from, model_config, data.tokenizer))
-    inspection.facts |= {"the dataset's checksum": data.checksum, "the tokenizer's": data.tokenizer.fingerprint}
+    inspection.facts |= {DATA: data.checksum, "the tokenizer's checksum": data.tokenizer.fingerprint}
+    if eval_data:
+        inspection.facts[EVAL_DATA] = eval_data.checksum
     inspection.facts |= preflight.flatten("recipe", asdict(recipe)) | preflight.flatten(
         "DeepSpeed's configuration", config.engine
     )
@@ -267,9 +274,12 @@ def _inspect_run(arguments, recipe: Recipe, config: EngineConfig, data, ranks, i
         inspection.result = start
 
 
-def _agree(inspection: Inspection, ranks) -> tuple[Start | None, list[str]]:
+def _agree(inspection: Inspection, ranks, datasets: Sequence[PretrainingDataset] = ()) -> tuple[Start | None, list[str]]:
     """Where rank 0 says the run starts, and all ranks' warnings; ``UserError`` where any rank cannot go on."""
     inspections = ranks.gather(inspection)
+    if any(preflight.differ(inspections, name) for name in (DATA, EVAL_DATA)):
+        inspection.facts |= preflight.facts_of_files(datasets)  # to name the files
+        inspections = ranks.gather(inspection)
     try:
         return inspections[0].result, preflight.conclude(inspections)
     except UserError:
@@ -329,6 +339,7 @@ def _record(arguments, recipe, config: EngineConfig, run_identity, model_config,
         "model_config": model_config.to_diff_dict(),
         "parameters": parameter_count(model_config),
         "world_size": ranks.world_size,
+        "hosts": Counter(ranks.hosts),
         "device": str(ranks.device),
         "identity": run_identity,
         "versions": _versions(),
@@ -337,9 +348,13 @@ def _record(arguments, recipe, config: EngineConfig, run_identity, model_config,
 
 def _record_of_data(data: PretrainingDataset | MixtureDataset) -> dict:
     """What model cards tell of the data; the datasets themselves may be gone by then."""
-    datasets = zip(getattr(data, "datasets", [data]), getattr(data, "shares", [1]), strict=True)
+    datasets = zip(_datasets(data), getattr(data, "shares", [1]), strict=True)
     training = [{"folder": str(one.folder), "share": float(share)} | one.manifest.summary() for one, share in datasets]
     return {"training": training, "tokens_per_row": data.tokens_per_row}
+
+
+def _datasets(data: PretrainingDataset | MixtureDataset | None) -> list[PretrainingDataset]:
+    return getattr(data, "datasets", [data] if data else [])
 
 
 def _versions() -> dict[str, str]:

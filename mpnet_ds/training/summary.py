@@ -1,7 +1,10 @@
 """What a run says of itself before it trains: the lines at its start, and the longer report of ``--dry_run``."""
 
 import json
+import os
 import shutil
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from mpnet_ds.model.sizes import parameter_count
@@ -27,12 +30,22 @@ def describe_run(recipe: Recipe, config: EngineConfig, data, eval_data, model_co
         f"{batch.global_batch_size} rows an update = {sizes}",
         f"{optimization.max_steps:,} updates = {_show_count(epochs)} epochs of the data",
     ]
+    if len(set(ranks.hosts)) > 1:
+        lines.append(describe_hosts(ranks.hosts))
     lines += [f"warning: {path.name} is damaged and set aside: {reason}" for path, reason in start.damaged]
     if start.checkpoint is not None:
         lines.append(f"Continuing from {start.checkpoint} at update {start.step}")
     if start.conversion:
         lines.append(f"The checkpoint is converted: {start.conversion}")
     return [*lines, f"Output {start.output}"]
+
+
+def describe_hosts(hosts: Sequence[str]) -> str:
+    """How many ranks each host has, and through which network interface this one's processors talk to the others."""
+    counts = Counter(hosts)
+    named = ", ".join(f"{host} ({count})" for host, count in list(counts.items())[:16])
+    more = f", … {len(counts)} in all" if len(counts) > 16 else ""
+    return f"Hosts (ranks): {named}{more}, through {os.environ.get('GLOO_SOCKET_IFNAME', 'an interface that gloo chooses')}"
 
 
 def describe_memory(memory: MemoryEstimate, capacity: Capacity) -> list[str]:

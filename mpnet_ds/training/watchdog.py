@@ -25,6 +25,7 @@ import threading
 import time
 import traceback
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -278,4 +279,5 @@ def _is_lost_contact(error: BaseException) -> bool:
 
 def _say(text: str) -> None:
     """To standard error's file itself: the main thread may hang with the stream's lock."""
-    os.write(2, (text + "\n").encode())
+    with suppress(OSError):  # the launcher that read it may have gone
+        os.write(2, (text + "\n").encode())

@@ -38,7 +38,7 @@ from tests.cluster.ssh import SshFiles
 from tests.runs import TIMEOUT, environment
 
 NETWORK = "10.77.0"  # each cluster has a network of its own, so that this need not differ
-HOST_ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "eth0"}
+HOST_ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
 FOLDER = "mpnet-cluster-"  # then the pid of the owner
 
 SETUP = """
@@ -60,13 +60,15 @@ class Host:
         self.namespace, self._switch, self._folder = namespace, switch, folder
         self._plug_in()
 
-    def run(self, *command: object, timeout: float = TIMEOUT, env: Mapping[str, str] | None = None):
+    def run(self, *command: object, timeout: float = TIMEOUT, env: Mapping[str, str] | None = None, cwd: Path | str = "."):
         """Runs a command on this host to its end, as ``tests.runs.command`` does on the machine: code, out, err.
 
         ``env`` is added to its environment. What takes longer than ``timeout`` seconds fails the test, and everything on
         this host is killed.
         """
-        process = self.popen(*command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
+        process = self.popen(
+            *command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, cwd=cwd
+        )
         try:
             out, err = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
@@ -101,6 +103,18 @@ class Host:
         while (running := self.processes(*words)) and time.monotonic() < deadline:
             kill(running)
             time.sleep(0.02)
+
+    def kill_server(self) -> None:
+        """From now on nobody can log in here."""
+        kill(self._servers())
+
+    def restrict_to_cores(self, cores: set[int]) -> None:
+        """From now on what is started here by ssh has these processor cores only."""
+        for server in self._servers():
+            server.cpu_affinity(sorted(cores))
+
+    def _servers(self) -> list[psutil.Process]:
+        return [process for process in self.namespace.processes() if process.name().startswith("sshd")]
 
     def cut(self) -> None:
         """Pulls the cable at the switch: packets from and to this host vanish, and no connection is told."""

@@ -67,17 +67,28 @@ def start(
     config: str = "zero2",
     script: list | None = None,
     launcher: tuple = (),
+    before: tuple = (),
+    at: Host | None = None,
     env: Mapping[str, str] | None = None,
 ) -> Job:
     """Starts the run of ``undisturbed`` with so many ranks on each host; does not wait for it.
 
     ``arguments`` are added to those of ``launch/pretrain.py`` (or ``script``, such as ``[FAULTY, fault]``), ``launcher``
-    to those of ``deepspeed``, ``env`` to the environment of the launcher.
+    to those of ``deepspeed``, ``env`` to the environment of the launcher; ``before`` comes before ``deepspeed``. The
+    launcher runs ``at`` this host, or at the first that has slots.
     """
-    first = next(iter(slots))
+    first = at or next(iter(slots))
     flags = ["--deepspeed_config", ROOT / "ds_configs" / f"{config}.json", "--recipe", RECIPE, "--data", data]
     flags += ["--output_dir", output, "--micro_batch_size", ROWS // sum(slots.values()), *arguments]
-    command = ["deepspeed", "--hostfile", cluster.hostfile(slots), *launcher, *(script or ["launch/pretrain.py"]), *flags]
+    command = [
+        *before,
+        "deepspeed",
+        "--hostfile",
+        cluster.hostfile(slots),
+        *launcher,
+        *(script or ["launch/pretrain.py"]),
+        *flags,
+    ]
     with open(f"{output}.out", "w") as out, open(f"{output}.err", "w") as err:
         pipes = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": err}
         return Job(first.popen(*command, env=env, cwd=ROOT, **pipes), cluster, output)

@@ -7,6 +7,7 @@ everything that must be changed, or goes on with the same warnings.
 Checks are functions that return findings; what they look at outside of their arguments is said in their names.
 """
 
+import json
 import os
 import shutil
 import socket

@@ -21,6 +21,7 @@ import torch
 
 from mpnet_ds.data.dataset import PretrainingDataset
 from mpnet_ds.errors import UserError
+from mpnet_ds.findings import Finding, disagreement
 from mpnet_ds.launchers import Placement, name_ranks
 from mpnet_ds.training.deepspeed_config import EngineConfig
 from mpnet_ds.training.memory import GIB, MemoryEstimate, Workload, estimate
@@ -29,14 +30,6 @@ from mpnet_ds.training.recipe import Recipe
 LARGEST_SEED = 2**63 - 1
 MOST_DIFFERENCES = 8  # that are named
 STALE_AFTER = 300  # seconds in which a build that is still running writes something
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something to be changed, or only to be known."""
-
-    text: str
-    is_fatal: bool = True
 
 
 @dataclass
@@ -94,17 +87,10 @@ def compare(inspections: list[Inspection]) -> list[Finding]:
     """A finding for each fact in which the ranks that know it differ: what most have, and who has something else."""
     findings = []
     names = dict.fromkeys(name for inspection in inspections for name in inspection.facts)
-    for name in names:
-        who: dict[str, list[Inspection]] = {}
-        for inspection in inspections:
-            if name in inspection.facts:
-                who.setdefault(json.dumps(inspection.facts[name], sort_keys=True), []).append(inspection)
-        if len(who) > 1:
-            # Most ranks are right; where it is even, rank 0 is, whose value comes first.
-            usual, *others = sorted(who, key=lambda value: -len(who[value]))
-            odd = "; ".join(f"{_short(value)} on {_name_ranks(who[value])}" for value in others)
-            text = f"{name} is {_short(usual)} on {_name_ranks(who[usual])}, but {odd}: all ranks must have the same."
-            findings.append(Finding(text))
+    for name in names:  # most ranks are right; where it is even, rank 0 is, which comes first
+        known = [(inspection, inspection.facts[name]) for inspection in inspections if name in inspection.facts]
+        text = disagreement(name, known, _name_ranks, "ranks")
+        findings += [Finding(text)] if text else []
     if len(findings) > MOST_DIFFERENCES:
         more = len(findings) - MOST_DIFFERENCES
         findings[MOST_DIFFERENCES:] = [Finding(f"and {more} more differences between the ranks.")]
@@ -135,10 +121,6 @@ def flatten(prefix: str, value: Any) -> dict[str, Any]:
 
 def _name_ranks(inspections: list[Inspection]) -> str:
     return name_ranks([found.rank for found in inspections], {found.rank: found.host for found in inspections})
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 40 else text[:30] + "…"
 
 
 # Checks

@@ -1,0 +1,68 @@
+"""The whole check through an ``ssh`` that leads to this machine; tests/cluster/test_check_cluster.py has real hosts."""
+
+import sys
+
+import pytest
+
+from tests.runs import ROOT, command, free_port
+
+CLOCK_AHEAD = "import time; real = time.time; time.time = lambda: real() + 40"
+
+
+@pytest.fixture
+def check(fake_ssh, tmp_path):
+    """A function (hostfile's text, arguments): the tool, to its end."""
+
+    def run(text, *arguments):
+        (tmp_path / "hosts").write_text(text)
+        flags = ["--hostfile", tmp_path / "hosts", "--min_disk", "1MB", "--master_addr", "127.0.0.1"]
+        flags += ["--master_port", free_port()]
+        return command(sys.executable, "tools/check_cluster.py", *flags, *arguments)
+
+    return run
+
+
+def test_one_host_is_in_order(check, dataset_folder):
+    done = check("n1 slots=1\n", "--data", dataset_folder, "--verify_data")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.endswith("All checks passed.\n")
+    assert "n1    1" in done.stdout
+
+
+def test_a_clock_and_a_shell_that_are_wrong_are_named(check, fake_ssh, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(CLOCK_AHEAD)
+    fake_ssh("n2", f'set -- n2 "$(echo "$2" | sed "s|export PYTHONPATH=|export PYTHONPATH={tmp_path}:|")"')
+    fake_ssh("n3", 'echo "n3: Permission denied (publickey)." >&2; exit 255')
+    done = check("n1 slots=1\nn2 slots=1\nn3 slots=1\n", "--skip_bandwidth")
+    assert done.returncode == 2, done.stdout + done.stderr
+    shut, same, clock, own = [line.strip() for line in done.stderr.splitlines() if line.startswith("  ")]
+    assert shut.startswith("1. n3: ssh does not let this user in without a password")
+    assert same.startswith("2. n1, n2 are one machine")
+    assert clock.startswith("3. n2: its clock is 40.0 s ahead of that of n1")
+    assert own.startswith("4. n2: 127.0.0.1, where n1 shall wait, is n2 itself")
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("n3 ")]
+    assert line.split()[1:] == ["1", *6 * ["-"]]
+
+
+def test_a_broken_library_is_named_and_nothing_measured_with_it(check, fake_ssh, tmp_path):
+    (tmp_path / "torch.py").write_text("raise OSError('libcudart.so.12: cannot open shared object file')")
+    fake_ssh("n2", f'set -- n2 "$(echo "$2" | sed "s|export PYTHONPATH=|export PYTHONPATH={tmp_path}:|")"')
+    done = check("n1 slots=1\nn2 slots=1\n")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "n2: cannot import torch: OSError: libcudart.so.12" in done.stderr
+    assert "Bandwidth was not measured: torch cannot be imported on n2." in done.stdout
+
+
+@pytest.mark.parametrize("hostfile", ["nowhere", ROOT])
+def test_a_missing_hostfile_is_exit_code_2(fake_ssh, hostfile):
+    done = command(sys.executable, "tools/check_cluster.py", "--hostfile", hostfile)
+    assert done.returncode == 2
+    assert "hostfile" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_when_no_host_can_be_reached_the_check_still_ends_well(check, fake_ssh):
+    fake_ssh("n1", 'echo "ssh: connect to host n1 port 22: Connection refused" >&2; exit 255')
+    done = check("n1 slots=1\n")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: n1: the host is up, but refuses ssh")

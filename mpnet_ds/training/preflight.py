@@ -12,7 +12,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,14 @@ from mpnet_ds.data.dataset import PretrainingDataset
 from mpnet_ds.errors import UserError
 from mpnet_ds.findings import Finding, disagreement
 from mpnet_ds.launchers import Placement, name_ranks
+from mpnet_ds.training import processes
 from mpnet_ds.training.deepspeed_config import EngineConfig
 from mpnet_ds.training.memory import GIB, MemoryEstimate, Workload, estimate
 from mpnet_ds.training.recipe import Recipe
 
 LARGEST_SEED = 2**63 - 1
+DATA, EVAL_DATA = "the dataset's checksum", "the evaluation data's checksum"
+"""Names of facts."""
 MOST_DIFFERENCES = 8  # that are named
 STALE_AFTER = 300  # seconds in which a build that is still running writes something
 
@@ -60,6 +63,26 @@ class Inspection:
     def is_fatal(self) -> bool:
         """Whether this rank cannot go on."""
         return any(finding.is_fatal for finding in self.findings)
+
+
+def agree(inspection: Inspection, ranks: processes.Ranks, datasets: Sequence[PretrainingDataset] = ()) -> list[str]:
+    """All ranks' warnings; ``UserError`` where any rank cannot go on. Every rank must call it.
+
+    Args:
+        datasets: of this rank, whose files are named where those of other ranks differ.
+    """
+    inspections = ranks.gather(inspection)
+    if any(differ(inspections, name) for name in (DATA, EVAL_DATA)):
+        inspection.facts |= facts_of_files(datasets)  # to name the files
+        inspections = ranks.gather(inspection)
+    try:
+        return conclude(inspections)
+    except UserError:
+        if ranks.is_main:
+            raise
+        processes.stop()
+        time.sleep(5)  # rank 0 says the same: a launcher ends all ranks as soon as one leaves, so let it speak
+        raise SystemExit(2) from None
 
 
 def conclude(inspections: list[Inspection]) -> list[str]:

@@ -7,9 +7,7 @@ recipe, DeepSpeed's JSON, data and tokenizer → the ranks connect → output fo
 import argparse
 import platform
 import sys
-import time
 from collections import Counter
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -17,7 +15,6 @@ from pathlib import Path
 
 import mpnet_ds
 from mpnet_ds.checkpoint.pretrained import check_start, load_pretrained_weights
-from mpnet_ds.checkpoint.store import check_at_hand
 from mpnet_ds.data.dataset import PretrainingDataset
 from mpnet_ds.data.mixture import MixtureDataset, open_datasets, parse_weighted
 from mpnet_ds.errors import UserError
@@ -35,21 +32,16 @@ from mpnet_ds.training.deepspeed_config import (
     read_deepspeed_config,
     resolve,
 )
-from mpnet_ds.training.disks import Disks, find_disks
-from mpnet_ds.training.engine import layout
+from mpnet_ds.training.destination import decide_again, find_destination
+from mpnet_ds.training.disks import Disks
 from mpnet_ds.training.memory import Workload, checkpoint_bytes
 from mpnet_ds.training.metrics import FILE_NAME as METRICS
 from mpnet_ds.training.metrics import read_metrics
 from mpnet_ds.training.preflight import Finding, Inspection
 from mpnet_ds.training.recipe import DEFAULT_RECIPE, DEMO_RECIPE, Recipe, load_recipe
 from mpnet_ds.training.run_folder import (
-    Setting,
     Start,
-    decide_start,
-    free_output,
     held,
-    identity,
-    list_checkpoints,
     prepare,
 )
 from mpnet_ds.training.summary import describe_configuration, describe_disk, describe_memory, describe_run
@@ -57,7 +49,6 @@ from mpnet_ds.training.trainer import Outcome, Trainer
 from mpnet_ds.training.watchdog import FOLDER as HANG
 from mpnet_ds.training.watchdog import Watchdog
 
-DATA, EVAL_DATA = "the dataset's checksum", "the evaluation data's checksum"
 YEAR = 365 * 24 * 3600.0  # seconds
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "numpy")
 
@@ -141,7 +132,7 @@ def pretrain(arguments: argparse.Namespace) -> int:
         if recipe is not None:
             processes.wait_for_each_other(2 * recipe.run.hang_timeout or YEAR)
         if not arguments.data:
-            _agree(inspection, ranks)  # nothing is built for a run that cannot start
+            preflight.agree(inspection, ranks)  # nothing is built for a run that cannot start
             folder = ranks.on_main(sample.prepare_sample)
             data, eval_data = open_data([str(folder)], None, recipe)
             ranks.say(sample.DEMO_TEXT.format(recipe=recipe.name))
@@ -239,8 +230,10 @@ def _run(arguments, recipe: Recipe, config: EngineConfig, data, eval_data, ranks
     if is_ready:
         _inspect_run(arguments, recipe, config, data, eval_data, ranks, inspection)
     if all(ranks.gather(is_ready)):
-        start, disks = _inspect_output(arguments, recipe, config, data, ranks, inspection)
-    warnings = _agree(inspection, ranks, [*_datasets(data), *_datasets(eval_data)])
+        start, disks = find_destination(arguments, recipe, config, data, ranks, inspection)
+        if start is not None and disks.is_keeper:
+            _inspect_disk(recipe, config, data, start, disks, inspection)
+    warnings = preflight.agree(inspection, ranks, [*_datasets(data), *_datasets(eval_data)])
     model_config = recipe.model_config(data.tokenizer.vocab_size)
     warnings = [f"warning: {text}" for text in warnings]
     if arguments.dry_run:
@@ -257,7 +250,7 @@ def _run(arguments, recipe: Recipe, config: EngineConfig, data, eval_data, ranks
     record = _record(arguments, recipe, config, start.identity, model_config, ranks) | {"data": _record_of_data(data)}
     with ExitStack() as stack:
         disks.on_each(lambda: stack.enter_context(held(start.output)))
-        start = _decide_again(arguments, config, start, disks)
+        start = decide_again(arguments, config, start, disks)
         disks.on_each(lambda: prepare(start, record, data.tokenizer_folder))
         ranks.say("\n".join([*describe_run(recipe, config, data, eval_data, model_config, start, disks), *warnings]))
         outcome = _train(arguments, recipe, config, model_config, data, eval_data, start, disks)
@@ -270,9 +263,9 @@ def _inspect_run(arguments, recipe: Recipe, config: EngineConfig, data, eval_dat
     inspection.attempt(lambda: check_config(model_config))
     if arguments.init_from:
         inspection.attempt(lambda: check_start(arguments.init_from, model_config, data.tokenizer))
-    inspection.facts |= {DATA: data.checksum, "the tokenizer's checksum": data.tokenizer.fingerprint}
+    inspection.facts |= {preflight.DATA: data.checksum, "the tokenizer's checksum": data.tokenizer.fingerprint}
     if eval_data:
-        inspection.facts[EVAL_DATA] = eval_data.checksum
+        inspection.facts[preflight.EVAL_DATA] = eval_data.checksum
     inspection.facts |= preflight.flatten("recipe", asdict(recipe)) | preflight.flatten(
         "DeepSpeed's configuration", config.engine
     )
@@ -281,40 +274,11 @@ def _inspect_run(arguments, recipe: Recipe, config: EngineConfig, data, eval_dat
     inspection.add(preflight.check_memory(work, preflight.capacity_of(ranks.device)))
 
 
-def _inspect_output(
-    arguments, recipe: Recipe, config: EngineConfig, data, ranks, inspection: Inspection
-) -> tuple[Start | None, Disks]:
-    """Where the run goes and goes on from, and whether the ranks share that disk; every rank must call it."""
-    run_identity = identity(recipe, data.tokenizer.fingerprint, data.checksum)
-    output = inspection.attempt(lambda: ranks.on_main(lambda: _choose_output(arguments, recipe, run_identity)))
-    disks = output and inspection.attempt(lambda: find_disks(output, ranks))
-    if not disks:
-        return None, Disks(ranks)
-    start = _decide_start(arguments, config, output, run_identity, disks, inspection)
-    if start is not None and arguments.init_from and start.checkpoint is not None:
-        text = "--init_from is not used: the run goes on from its checkpoint."
-        inspection.add([Finding(text, is_fatal=False)])
-    if start is not None and disks.is_keeper:
-        work = _workload(recipe, config, recipe.model_config(data.tokenizer.vocab_size), ranks)
-        size = checkpoint_bytes(work, len(disks.here_and_elsewhere[0]))
-        inspection.add(preflight.check_disk(start.output, size, preflight.checkpoints_at_once(recipe)))
-    return start, disks
-
-
-def _agree(inspection: Inspection, ranks, datasets: Sequence[PretrainingDataset] = ()) -> list[str]:
-    """All ranks' warnings; ``UserError`` where any rank cannot go on."""
-    inspections = ranks.gather(inspection)
-    if any(preflight.differ(inspections, name) for name in (DATA, EVAL_DATA)):
-        inspection.facts |= preflight.facts_of_files(datasets)  # to name the files
-        inspections = ranks.gather(inspection)
-    try:
-        return preflight.conclude(inspections)
-    except UserError:
-        if ranks.is_main:
-            raise
-        processes.stop()
-        time.sleep(5)  # rank 0 says the same: a launcher ends all ranks as soon as one leaves, so let it speak
-        raise SystemExit(2) from None
+def _inspect_disk(recipe: Recipe, config: EngineConfig, data, start: Start, disks: Disks, inspection: Inspection) -> None:
+    """Whether this disk has room for its part of the checkpoints."""
+    work = _workload(recipe, config, recipe.model_config(data.tokenizer.vocab_size), disks.ranks)
+    size = checkpoint_bytes(work, len(disks.here_and_elsewhere[0]))
+    inspection.add(preflight.check_disk(start.output, size, preflight.checkpoints_at_once(recipe)))
 
 
 def _describe_needs(recipe: Recipe, config: EngineConfig, model_config, start: Start, ranks) -> list[str]:
@@ -326,32 +290,6 @@ def _describe_needs(recipe: Recipe, config: EngineConfig, model_config, start: S
 
 def _workload(recipe: Recipe, config: EngineConfig, model_config, ranks) -> Workload:
     return preflight.workload_of(recipe, config, model_config, ranks.world_size, ranks.device.type != "cpu")
-
-
-def _choose_output(arguments, recipe: Recipe, run_identity: dict) -> Path:
-    may_continue, last = arguments.resume != "never", recipe.optimization.max_steps
-    return Path(arguments.output_dir or free_output(recipe.name, run_identity, last, may_continue))
-
-
-def _decide_start(
-    arguments, config: EngineConfig, output: Path, run_identity: dict, disks: Disks, inspection: Inspection
-) -> Start | None:
-    """Where the run begins, the same on all ranks; each rank's finding if its part of the checkpoint is not on its host."""
-    setting = Setting(disks.ranks.world_size, config.zero_stage, config.precision, layout(config.engine))
-    start = inspection.attempt(lambda: decide_start(output, arguments.resume, run_identity, setting, disks))
-    if start is not None and start.checkpoint is not None:
-        inspection.attempt(lambda: check_at_hand(start.checkpoint, disks.ranks.rank, start.conversion))
-    return start
-
-
-def _decide_again(arguments, config: EngineConfig, start: Start, disks: Disks) -> Start:
-    """``start``, unless a run that was ending has saved in its folder before this one had it for itself."""
-    if list_checkpoints(start.output, disks) == start.found:
-        return start
-    inspection = Inspection(disks.ranks.rank)
-    start = _decide_start(arguments, config, start.output, start.identity, disks, inspection)
-    _agree(inspection, disks.ranks)
-    return start
 
 
 def _train(arguments, recipe, config, model_config, data, eval_data, start: Start, disks: Disks):

@@ -265,7 +265,7 @@ def measure_messages(work: Path, arguments) -> list[dict]:
 
 def measure_real(work: Path, arguments) -> list[dict]:
     """Base as it is, two ranks, on this machine."""
-    setups = [Setup(SHAPES["base"], stage, 2, 2, updates=3) for stage in STAGES]
+    setups = [Setup(SHAPES["base"], stage, 2, 2, updates=3) for stage in (1, 3)]
     setups += [Setup(SHAPES["base"], 1, 2, 2, updates=3, zero=(("reduce_bucket_size", int(25e6)),))]
     return [update_of(work, setup) for setup in setups]
 

@@ -319,7 +319,7 @@ READS_BACK = 2
 CLIENT_RATE = 2e9
 """Bytes a second that one node gets of a shared file system."""
 WATCHDOG_INTERVAL = 5.0
-"""Seconds between two reports of a rank, see training/watchdog.py."""
+"""Seconds between two reports of a rank, see training/board.py."""
 
 
 def _workload(model: Model, stage: int, n: int, rows: int = 1, bucket: int = int(5e8)) -> Workload:
@@ -371,10 +371,10 @@ def store_requests(n: int) -> int:
 
 
 def store_connections(n: int) -> int:
-    """At rank 0: each rank's own, and its watchdog's."""
-    return 2 * n
+    """At rank 0: of each rank for the roll call, for torch's rendezvous and for the watchdog's board."""
+    return 3 * n
 
 
 def board_requests(n: int) -> float:
-    """A second, at rank 0: each rank sets its report and looks for an alarm."""
-    return 2 * n / WATCHDOG_INTERVAL
+    """A second, at rank 0: each rank posts its report and looks for an alarm; rank 0 fetches all reports in two requests."""
+    return (2 * n + 2) / WATCHDOG_INTERVAL

@@ -22,7 +22,6 @@ import platform
 import re
 import shutil
 import socket
-import statistics
 import struct
 import subprocess
 import sys
@@ -30,6 +29,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from importlib.metadata import version
@@ -37,10 +37,12 @@ from pathlib import Path
 
 import numpy as np
 
+from mpnet_ds.files import write_atomically
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results" / "scaling_2-cores_2026-11-21.json"
 LAUNCHER = "deepspeed"
-TIMEOUT = 400  # seconds of one run
+TIMEOUT = 1200  # seconds of one run
 STAGES = {0: "zero0", 1: "multi_node", 2: "zero2", 3: "zero3"}
 DATA_SEGMENTS_OUT = 156
 """Offset of ``tcpi_data_segs_out`` in Linux's ``struct tcp_info``."""
@@ -252,7 +254,7 @@ def free_port() -> int:
 # Parts
 
 
-def measure_messages(work: Path, arguments) -> list[dict]:
+def measure_messages(work: Path, arguments) -> Iterator[dict]:
     """Of one settled update (the third), on each kind of run."""
     setups = [Setup(SHRUNK["base"], stage, 1) for stage in STAGES]
     setups += [Setup(SHRUNK["base"], stage, n, a) for n in (2, 4, 8) for stage in STAGES for a in (1, 4)]
@@ -260,14 +262,14 @@ def measure_messages(work: Path, arguments) -> list[dict]:
     setups += [Setup(SHRUNK["base"], stage, 2, 1, "fp32") for stage in STAGES]
     # Buckets of 25 million numbers, as scaling.md recommends.
     setups += [Setup(SHRUNK["base"], 1, 2, 4, zero=(("reduce_bucket_size", int(25e6) // 64),))]
-    return [update_of(work, setup) for setup in setups]
+    return (update_of(work, setup) for setup in setups)
 
 
-def measure_real(work: Path, arguments) -> list[dict]:
+def measure_real(work: Path, arguments) -> Iterator[dict]:
     """Base as it is, two ranks, on this machine."""
     setups = [Setup(SHAPES["base"], stage, 2, 2, updates=3) for stage in (1, 3)]
     setups += [Setup(SHAPES["base"], 1, 2, 2, updates=3, zero=(("reduce_bucket_size", int(25e6)),))]
-    return [update_of(work, setup) for setup in setups]
+    return (update_of(work, setup) for setup in setups)
 
 
 def update_of(work: Path, setup: Setup) -> dict:
@@ -288,34 +290,29 @@ def update_of(work: Path, setup: Setup) -> dict:
     }
 
 
-def measure_files(work: Path, arguments) -> list[dict]:
+def measure_files(work: Path, arguments) -> Iterator[dict]:
     """ZeRO 1 by ranks and by shards; ZeRO 3, whose ranks all write model states too."""
     setups = [Setup(SHRUNK["base"], 1, n) for n in (1, 2, 4, 8)]
     setups += [Setup(SHRUNK["base"], 1, 2, shards=16), Setup(SHRUNK["base"], 3, 4), Setup(SHRUNK["base"], 0, 4)]
-    results = []
     launch(work, setups[0])  # Python's compiled files are there from here on
     for setup in setups:
         counts = launch_traced(work, setup)
-        results.append({"setup": asdict(setup), "operations": counts})
         print(f"{setup}: {counts[0].get('save')}", flush=True)
-    return results
+        yield {"setup": asdict(setup), "operations": counts}
 
 
-def measure_times(work: Path, arguments) -> list[dict]:
+def measure_times(work: Path, arguments) -> Iterator[dict]:
     """Every round measures every number of ranks once."""
-    found: dict[int, list[dict]] = {n: [] for n in (1, 2, 4, 8)}
-    for _ in range(arguments.rounds):
-        for n in found:
+    for number in range(arguments.rounds):
+        for n in (1, 2, 4, 8):
             begin = time.time()
             records = launch(work, Setup(MIDDLE, 1, n, updates=2))
             whole = time.time() - begin
-            seconds = records[0]["seconds"]
             first = max(record["seconds"]["from the command to the first update"][0] for record in records)
             sizes = [path.stat().st_size for path in (work / "run" / "checkpoints").glob("step-*/*.pt")]
-            found[n].append({"first update": first, "save": seconds["save"][0], "whole": whole, "bytes": sum(sizes)})
-            print(n, found[n][-1], flush=True)
-    medians = {n: {key: statistics.median(r[key] for r in rounds) for key in rounds[0]} for n, rounds in found.items()}
-    return [{"ranks": n, "median": medians[n], "rounds": found[n]} for n in found]
+            took = {"first update": first, "save": records[0]["seconds"]["save"][0], "whole": whole, "bytes": sum(sizes)}
+            print(n, took, flush=True)
+            yield {"round": number, "ranks": n, **took, "load": os.getloadavg()[0]}
 
 
 def measure_mesh(work: Path, arguments) -> list[dict]:
@@ -438,11 +435,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of the times (3)")
     arguments = parser.parse_args()
     for part in arguments.parts:
+        found: list[dict] = []
         with tempfile.TemporaryDirectory(prefix="scaling-") as folder:
-            found = PARTS[part](Path(folder), arguments)
-        results = json.loads(arguments.results.read_text()) if arguments.results.is_file() else {}
-        results[part] = {"versions": versions(), "found": found}
-        arguments.results.write_text(json.dumps(results, indent=1) + "\n")
+            for one in PARTS[part](Path(folder), arguments):
+                found.append(one)
+                results = json.loads(arguments.results.read_text()) if arguments.results.is_file() else {}
+                results[part] = {"versions": versions(), "found": found}
+                write_atomically(arguments.results, json.dumps(results, indent=1) + "\n")
 
 
 def versions() -> dict[str, str]:

@@ -9,12 +9,11 @@ import json
 import re
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import scaling_model as model
-from scaling_model import BASE, MODELS, NETWORKS, NODE, RANKS, Engine, Model, Network, Work
+from scaling_model import BASE, MODELS, NETWORKS, NODE, RANKS, Engine, Model, Work
 
 RESULTS = Path(__file__).parent / "results" / "scaling_2-cores_2026-11-21.json"
 ROWS = {"base": 64, "large": 32, "1.3 B": 16}
@@ -361,27 +360,21 @@ def _kinds_of_save(rank: dict) -> dict[str, int]:
 
 
 def measured_times() -> str:
-    """Start-up and save of real runs, as ratios to one rank."""
-    by = {f["ranks"]: f["median"] for f in found("times")}
-    cores = int(results()["times"]["versions"]["cores"])
-    slope = (by[8]["first update"] - by[cores]["first update"]) / (8 - cores)
+    """Start-up and save of real runs, medians of the rounds, as ratios to one rank."""
+    by: dict[int, list[dict]] = {}
+    for f in found("times"):
+        by.setdefault(f["ranks"], []).append(f)
+    first, save = ({n: statistics.median(f[key] for f in by[n]) for n in by} for key in ("first update", "save"))
+    cores, most = int(results()["times"]["versions"]["cores"]), max(by)
+    slope = (first[most] - first[cores]) / (most - cores)
     rows = []
-    for n, f in by.items():
-        line = by[cores]["first update"] + max(0, n - cores) * slope
-        rows.append(
-            [
-                n,
-                f["first update"],
-                f["first update"] / by[1]["first update"],
-                line,
-                f["bytes"] / 1e6,
-                model.checkpoint_total(*_middle(), n) / 1e6,
-                f["save"],
-                f["save"] / by[1]["save"],
-            ]
-        )
-    head = ["ranks", "s to the first update", "of one rank's", "line through 2 and 8", "MB saved", "computed"]
-    return table([*head, "s of the save", "of one rank's"], rows)
+    for n in by:
+        line = first[cores] + max(0, n - cores) * slope
+        size = by[n][0]["bytes"] / 1e6
+        computed = model.checkpoint_total(*_middle(), n) / 1e6
+        rows.append([n, len(by[n]), first[n], first[n] / first[1], line, size, computed, save[n], save[n] / save[1]])
+    head = ["ranks", "rounds", "s to the first update", "of one rank's", f"line through {cores} and {most}", "MB saved"]
+    return table([*head, "computed", "s of the save", "of one rank's"], rows)
 
 
 def _middle() -> tuple[Model, int]:

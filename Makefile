@@ -1,12 +1,13 @@
 # make demo: the whole way, from text to a model.   make test: the tests.   make test-long: those that take long.
-# All of them make .venv first.
+# make test-cluster: those on several hosts, with the packages that they need; root, on Debian or Ubuntu (make test runs them
+# too where it can, and says why where it cannot). All of them make .venv first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-long lint clean
+.PHONY: setup demo test test-long test-cluster cluster-packages lint clean
 
 setup: $(VENV)/ready
 
@@ -28,6 +29,13 @@ test: setup lint
 
 test-long: setup
 	@$(BIN)/python -m pytest -m long
+
+test-cluster: setup cluster-packages
+	@$(BIN)/python -m tests.cluster.requirements
+	@$(BIN)/python -m pytest -n 2 --dist loadfile tests/cluster
+
+cluster-packages: setup
+	@$(BIN)/python -m tests.cluster.packages
 
 lint: setup
 	@$(BIN)/ruff format --check --quiet . || { echo "error: run '.venv/bin/ruff format .'"; exit 1; }

@@ -4,9 +4,8 @@ import os
 
 from mpnet_ds.command_line import Parser, run
 
-if os.environ.get("WORLD_SIZE", "1") == "1":
-    # Before torch is loaded: with one rank on a GPU, torch warns of guessing which GPU a barrier is for.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+# Before torch is loaded: warnings of its C++ parts, of names that cannot be looked up for example, help nobody.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 def main() -> int:

@@ -3,15 +3,20 @@
 #     bash launch/supervise.sh deepspeed launch/pretrain.py --deepspeed_config ds_configs/zero2.json --data my-data
 # SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 become a SIGUSR1 for the ranks, which save and leave with 75; this script waits for
 # them and leaves with the command's exit code. The launchers themselves get no signal: deepspeed's would die at once and
-# leave its ranks behind. A second Ctrl-C ends everything. It sees the ranks of its own machine only.
+# leave its ranks behind. A second Ctrl-C ends everything.
+# It sees the ranks of its own machine, and one is enough: they tell those on other hosts. Where none is here (a login node),
+# deepspeed gets a SIGTERM, which reaches the hosts as such: the run is saved, but what it prints is lost, and the code is 1.
+# Over several hosts, ssh is told to notice within a minute that one of them cannot be reached any more.
 set -u
 [ $# -gt 0 ] || { echo "usage: bash launch/supervise.sh COMMAND…" >&2; exit 2; }
-export MPNET_DS_SUPERVISOR=$$.$RANDOM  # by which the command's processes are known, wherever launchers put them
+# By this the command's processes are known, wherever launchers put them; deepspeed hands over what begins with PYTHON.
+export PYTHON_MPNET_DS_SUPERVISOR=$$.$RANDOM
+export PDSH_SSH_ARGS_APPEND="${PDSH_SSH_ARGS_APPEND--o ConnectTimeout=30 -o ServerAliveInterval=15 -o ServerAliveCountMax=4}"
 
 processes() { # process ids, one a line: all of the command's, or with an argument those that have this variable as well
   local files
-  mapfile -t files < <(grep -lsz "^MPNET_DS_SUPERVISOR=$MPNET_DS_SUPERVISOR\$" /proc/[0-9]*/environ)
-  [ ${#files[@]} -gt 0 ] && grep -lsz "^${1-MPNET_DS_SUPERVISOR}=" "${files[@]}" | cut -d/ -f3
+  mapfile -t files < <(grep -lsz "^PYTHON_MPNET_DS_SUPERVISOR=$PYTHON_MPNET_DS_SUPERVISOR\$" /proc/[0-9]*/environ)
+  [ ${#files[@]} -gt 0 ] && grep -lsz "^${1-PYTHON_MPNET_DS_SUPERVISOR}=" "${files[@]}" | cut -d/ -f3
 }
 ranks() { # processes that were given a RANK, but not those that a rank has started in its turn
   local pid parent all
@@ -24,6 +29,11 @@ ranks() { # processes that were given a RANK, but not those that a rank has star
 ask() { # without ranks the command is the only one: python launch/pretrain.py
   local found
   found=$(ranks)
+  if [ -z "$found" ] && pgrep -x pdsh -g "$command" >/dev/null; then
+    echo "supervise: no rank is on this machine: asking the launcher to end those on other hosts, which save" >&2
+    kill -TERM "$command" 2>/dev/null
+    return
+  fi
   echo "supervise: asking process ${found:-$command} to save and stop" | paste -sd' ' >&2
   kill -USR1 ${found:-$command} 2>/dev/null
 }

@@ -15,7 +15,7 @@ from mpnet_ds.data import BuildOptions, build_dataset, builtin_sample
 from mpnet_ds.data.learn_tokenizer import train_tokenizer_on
 from mpnet_ds.tokenizer import PretrainingTokenizer
 
-pytest_plugins = ["tests.runs"]
+pytest_plugins = ["tests.runs", "tests.cluster.requirements"]
 
 settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("repeatable")

@@ -21,6 +21,7 @@ from datetime import datetime
 from mpnet_ds.data import standard_input
 from mpnet_ds.data.corpus import Corpus, Source, last_unit
 from mpnet_ds.errors import UserError
+from mpnet_ds.launchers import find_task
 
 USUAL_SHARDS = 64
 SMALLEST_SHARD, LARGEST_SHARD = 1 << 20, 1 << 26  # bytes of text
@@ -114,11 +115,8 @@ def part_of_environment(environment: Mapping[str, str]) -> Part | None:
         if last - first + 1 != count:
             raise UserError(f"{names[0]}: the array {first}…{last} has gaps ({count} tasks): say --part I/N.")
         return Part(number - first + 1, count, names[0]) if count > 1 else None
-    for rank, size in (("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"), ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
-                       ("PMI_RANK", "PMI_SIZE")):  # fmt: skip
-        if rank in environment and size in environment and _number(environment, size) > 1:
-            return Part(_number(environment, rank) + 1, _number(environment, size), rank)
-    return None
+    task = find_task(environment)
+    return Part(task.rank + 1, task.size, task.variable) if task else None
 
 
 def _number(environment: Mapping[str, str], name: str) -> int:

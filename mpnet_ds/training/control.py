@@ -13,6 +13,7 @@ import os
 import re
 import signal
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -21,8 +22,7 @@ import psutil
 import torch
 import torch.distributed
 
-from mpnet_ds.errors import UserError
-from mpnet_ds.training.processes import Ranks
+from mpnet_ds.training.processes import Ranks, connecting
 
 EXIT_REQUEUE = 75
 """Exit code of a run that was told to stop by its surroundings, saved, and can go on: EX_TEMPFAIL of sysexits.h."""
@@ -130,19 +130,14 @@ class Control:
     def _say(self, what: str) -> None:
         # Not print: a signal may come in the middle of one.
         if self.ranks.local_rank == 0:
-            os.write(2, f"{what}: the run saves and stops before the next update.\n".encode())
+            with suppress(OSError):  # the launcher that read it may have gone
+                os.write(2, f"{what}: the run saves and stops before the next update.\n".encode())
 
 
 def _connect():
     """A group of all ranks that talks between processors."""
-    try:
+    with connecting():
         return torch.distributed.new_group(backend="gloo")
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"the ranks' processors cannot reach each other ({reason}): name the network interface between the machines "
-            "in GLOO_SOCKET_IFNAME."
-        ) from error
 
 
 _FILES = {Request.SAVE: "SAVE", Request.STOP: "STOP"}

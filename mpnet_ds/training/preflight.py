@@ -19,12 +19,15 @@ from typing import Any
 
 import torch
 
+from mpnet_ds.data.dataset import PretrainingDataset
 from mpnet_ds.errors import UserError
+from mpnet_ds.launchers import Placement, name_ranks
 from mpnet_ds.training.deepspeed_config import EngineConfig
 from mpnet_ds.training.memory import GIB, MemoryEstimate, Workload, estimate
 from mpnet_ds.training.recipe import Recipe
 
 LARGEST_SEED = 2**63 - 1
+MOST_DIFFERENCES = 8  # that are named
 STALE_AFTER = 300  # seconds in which a build that is still running writes something
 
 
@@ -104,7 +107,25 @@ def compare(inspections: list[Inspection]) -> list[Finding]:
             odd = "; ".join(f"{_short(value)} on {_name_ranks(who[value])}" for value in others)
             text = f"{name} is {_short(usual)} on {_name_ranks(who[usual])}, but {odd}: all ranks must have the same."
             findings.append(Finding(text))
+    if len(findings) > MOST_DIFFERENCES:
+        more = len(findings) - MOST_DIFFERENCES
+        findings[MOST_DIFFERENCES:] = [Finding(f"and {more} more differences between the ranks.")]
     return findings
+
+
+def differ(inspections: list[Inspection], name: str) -> bool:
+    """Whether the ranks that know a fact disagree on it."""
+    return len({json.dumps(found.facts[name]) for found in inspections if name in found.facts}) > 1
+
+
+def facts_of_files(datasets: Iterable[PretrainingDataset]) -> dict[str, str]:
+    """Facts by which the files can be named in which two copies of a dataset differ."""
+    facts = {}
+    for data in datasets:
+        files = list(data.manifest.files(data.folder))
+        facts[f"the number of files of {data.folder}"] = str(len(files))
+        facts |= {f"the sha256 of {path}": record.sha256 for _, path, record in files}
+    return facts
 
 
 def flatten(prefix: str, value: Any) -> dict[str, Any]:
@@ -115,12 +136,7 @@ def flatten(prefix: str, value: Any) -> dict[str, Any]:
 
 
 def _name_ranks(inspections: list[Inspection]) -> str:
-    """``rank 3 (node-b)``, ``ranks 0, 1 (node-a)`` or ``8 ranks from 0 on (node-a, node-b)``."""
-    hosts = ", ".join(dict.fromkeys(inspection.host for inspection in inspections))
-    ranks = [inspection.rank for inspection in inspections]
-    if len(ranks) > 6:
-        return f"{len(ranks)} ranks from {ranks[0]} on ({hosts})"
-    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))} ({hosts})"
+    return name_ranks([found.rank for found in inspections], {found.rank: found.host for found in inspections})
 
 
 def _short(text: str) -> str:
@@ -169,6 +185,23 @@ def named_hostfile(command: list[str]) -> str | None:
                 return None
             return hostfile if hostfile != DLTS_HOSTFILE else None
     return None
+
+
+def check_slots(placement: Placement) -> list[Finding]:
+    """Whether this host has a device for each of its ranks; where there is no GPU, a processor core."""
+    from deepspeed.accelerator import get_accelerator
+
+    on_gpu = get_accelerator().device_name() != "cpu"
+    found = get_accelerator().device_count() if on_gpu else len(os.sched_getaffinity(0))
+    ranks, host = placement.local_world_size, socket.gethostname()
+    if ranks <= found:
+        return []
+    what = "GPUs that a rank can see" if on_gpu else "processor cores, and no GPU"
+    cure = "correct its slots in the hostfile, or the number of tasks"
+    if on_gpu and placement.launcher == "srun":
+        cure += ", or let each task see all GPUs of its node with --gpu-bind=none"
+    text = f"{host} has {found} {what}, and is to run {ranks} ranks: {cure}."
+    return [Finding(text, is_fatal=on_gpu or placement.has_other_hosts)]
 
 
 def check_disk(output: Path, checkpoint: int, wanted: int) -> list[Finding]:
@@ -257,7 +290,7 @@ def capacity_of(device: torch.device) -> Capacity:
     """Asks the device and the machine, and the control group that this process may be confined to."""
     import psutil
 
-    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     limits = [psutil.virtual_memory().total]
     for path in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
         text = path.read_text().strip() if path.is_file() else ""

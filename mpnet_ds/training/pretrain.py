@@ -5,10 +5,10 @@ recipe, DeepSpeed's JSON, data and tokenizer → the ranks connect → output fo
 """
 
 import argparse
-import os
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -20,6 +20,7 @@ from mpnet_ds.checkpoint.store import CheckpointStore
 from mpnet_ds.data.dataset import PretrainingDataset
 from mpnet_ds.data.mixture import MixtureDataset, open_datasets, parse_weighted
 from mpnet_ds.errors import UserError
+from mpnet_ds.lasting_output import outlive_readers
 from mpnet_ds.model.sizes import parameter_count
 from mpnet_ds.model.two_stream import check_config
 from mpnet_ds.objectives import get_objective
@@ -43,6 +44,7 @@ from mpnet_ds.training.run_folder import Setting, Start, decide_start, free_outp
 from mpnet_ds.training.summary import describe_configuration, describe_disk, describe_memory, describe_run
 from mpnet_ds.training.trainer import Outcome, Trainer
 
+DATA, EVAL_DATA = "the dataset's checksum", "the evaluation data's checksum"
 YEAR = 365 * 24 * 3600.0  # seconds
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "numpy")
 
@@ -84,6 +86,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--hang_timeout", type=float, metavar="SECONDS", help="end a run without progress for so long (1800; 0: never)"
     )
+    parser.add_argument(
+        "--lost_timeout",
+        type=float,
+        metavar="SECONDS",
+        help="end a run that hears nothing of a rank for so long (120; 0: never)",
+    )
+    parser.add_argument(
+        "--join_timeout",
+        type=float,
+        default=processes.JOIN_TIMEOUT,
+        metavar="SECONDS",
+        help=f"wait for all ranks at the start for so long ({processes.JOIN_TIMEOUT:g})",
+    )
     parser.add_argument("--resume", default="auto", metavar="auto|never|DIR", help="continue the run in --output_dir (auto)")
     parser.add_argument(
         "--init_from",
@@ -96,16 +111,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def pretrain(arguments: argparse.Namespace) -> int:
     """Runs to the end; returns the exit code."""
+    outlive_readers()
     quiet_libraries()
-    inspection = Inspection(int(os.environ.get("RANK", "0")))
+    placement = processes.place()
+    inspection = Inspection(placement.rank)
     inspection.facts |= _versions()
     inspection.add(preflight.check_hostfile())
+    inspection.add(preflight.check_slots(placement))
     recipe = inspection.attempt(lambda: recipe_of(arguments))
-    config = _resolve_config(arguments, recipe, inspection)
+    config = _resolve_config(arguments, recipe, placement.world_size, inspection)
     data, eval_data = _open_given_data(arguments, recipe, inspection)
-    if inspection.is_fatal and processes.world_size() == 1:
+    if inspection.is_fatal and placement.world_size == 1:
         preflight.conclude([inspection])
-    ranks = processes.start()
+    ranks = processes.start(arguments.join_timeout)
     try:
         if recipe is not None:
             processes.wait_for_each_other(2 * recipe.run.hang_timeout or YEAR)
@@ -122,7 +140,7 @@ def pretrain(arguments: argparse.Namespace) -> int:
     return code
 
 
-def _resolve_config(arguments, recipe: Recipe | None, inspection: Inspection) -> EngineConfig | None:
+def _resolve_config(arguments, recipe: Recipe | None, world_size: int, inspection: Inspection) -> EngineConfig | None:
     """DeepSpeed's JSON with nothing left to fill in, as far as it and the recipe are sound."""
     path = arguments.deepspeed_config
     content = inspection.attempt(lambda: read_deepspeed_config(path))
@@ -134,7 +152,6 @@ def _resolve_config(arguments, recipe: Recipe | None, inspection: Inspection) ->
     if recipe is None:
         return None
     supported, exact = processes.supported_precisions(), arguments.micro_batch_size is not None
-    world_size = processes.world_size()
     config = inspection.attempt(lambda: resolve(sound, recipe.optimization, world_size, supported, path, exact))
     if config is not None:
         inspection.attempt(lambda: check_accepted(config, path))
@@ -162,7 +179,7 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
     given = {name: value for name, value in vars(arguments).items() if value is not None}
     optimization = {name: given[name] for name in
                     ("max_steps", "micro_batch_size", "global_batch_size", "learning_rate") if name in given}  # fmt: skip
-    run_names = ("seed", "save_interval", "eval_interval", "log_interval", "keep", "hang_timeout")
+    run_names = ("seed", "save_interval", "eval_interval", "log_interval", "keep", "hang_timeout", "lost_timeout")
     run = {name: given[name] for name in run_names if name in given}
     data = {name: given[name] for name in ("seq_length", "sample_mode", "isolate_documents") if name in given}
     return replace(
@@ -205,8 +222,8 @@ def open_data(
 
 def _run(arguments, recipe: Recipe, config: EngineConfig, data, eval_data, ranks, inspection: Inspection) -> int:
     if recipe and config and data:
-        _inspect_run(arguments, recipe, config, data, ranks, inspection)
-    start, warnings = _agree(inspection, ranks)
+        _inspect_run(arguments, recipe, config, data, eval_data, ranks, inspection)
+    start, warnings = _agree(inspection, ranks, [*_datasets(data), *_datasets(eval_data)])
     model_config = recipe.model_config(data.tokenizer.vocab_size)
     warnings = [f"warning: {text}" for text in warnings]
     if arguments.dry_run:
@@ -230,13 +247,15 @@ def _run(arguments, recipe: Recipe, config: EngineConfig, data, eval_data, ranks
     return _conclude(outcome, recipe, start.output, ranks)
 
 
-def _inspect_run(arguments, recipe: Recipe, config: EngineConfig, data, ranks, inspection: Inspection) -> None:
+def _inspect_run(arguments, recipe: Recipe, config: EngineConfig, data, eval_data, ranks, inspection) -> None:
     """Everything that can be checked once the settings are known, the ranks connected and the data opened."""
     model_config = recipe.model_config(data.tokenizer.vocab_size)
     inspection.attempt(lambda: check_config(model_config))
     if arguments.init_from:
         inspection.attempt(lambda: check_start(arguments.init_from, model_config, data.tokenizer))
-    inspection.facts |= {"the dataset's checksum": data.checksum, "the tokenizer's": data.tokenizer.fingerprint}
+    inspection.facts |= {DATA: data.checksum, "the tokenizer's checksum": data.tokenizer.fingerprint}
+    if eval_data:
+        inspection.facts[EVAL_DATA] = eval_data.checksum
     inspection.facts |= preflight.flatten("recipe", asdict(recipe)) | preflight.flatten(
         "DeepSpeed's configuration", config.engine
     )
@@ -254,9 +273,12 @@ def _inspect_run(arguments, recipe: Recipe, config: EngineConfig, data, ranks, i
         inspection.result = start
 
 
-def _agree(inspection: Inspection, ranks) -> tuple[Start | None, list[str]]:
+def _agree(inspection: Inspection, ranks, datasets: Sequence[PretrainingDataset] = ()) -> tuple[Start | None, list[str]]:
     """Where rank 0 says the run starts, and all ranks' warnings; ``UserError`` where any rank cannot go on."""
     inspections = ranks.gather(inspection)
+    if any(preflight.differ(inspections, name) for name in (DATA, EVAL_DATA)):
+        inspection.facts |= preflight.facts_of_files(datasets)  # to name the files
+        inspections = ranks.gather(inspection)
     try:
         return inspections[0].result, preflight.conclude(inspections)
     except UserError:
@@ -324,9 +346,13 @@ def _record(arguments, recipe, config: EngineConfig, run_identity, model_config,
 
 def _record_of_data(data: PretrainingDataset | MixtureDataset) -> dict:
     """What model cards tell of the data; the datasets themselves may be gone by then."""
-    datasets = zip(getattr(data, "datasets", [data]), getattr(data, "shares", [1]), strict=True)
+    datasets = zip(_datasets(data), getattr(data, "shares", [1]), strict=True)
     training = [{"folder": str(one.folder), "share": float(share)} | one.manifest.summary() for one, share in datasets]
     return {"training": training, "tokens_per_row": data.tokens_per_row}
+
+
+def _datasets(data: PretrainingDataset | MixtureDataset | None) -> list[PretrainingDataset]:
+    return getattr(data, "datasets", [data] if data else [])
 
 
 def _versions() -> dict[str, str]:

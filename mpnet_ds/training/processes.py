@@ -1,4 +1,4 @@
-"""Starting and ending the ranks of a run, under deepspeed, torchrun or no launcher.
+"""Starting and ending the ranks of a run, under any launcher of launchers.py or none.
 
 Nothing compiles: on CPU DeepSpeed would build a C++ shared-memory op at start (which takes minutes, needs a compiler and,
 if a build was killed, waits for ever on its lock file). It is switched off; ranks then talk through gloo.
@@ -7,8 +7,9 @@ if a build was killed, waits for ever on its lock file). It is switched off; ran
 import os
 import socket
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -16,7 +17,13 @@ import torch
 import torch.distributed
 
 from mpnet_ds.errors import UserError
+from mpnet_ds.launchers import Placement, find_placement
+from mpnet_ds.network import find_interface
 from mpnet_ds.quiet import quiet_libraries
+from mpnet_ds.training.roll_call import call_roll
+
+JOIN_TIMEOUT = 300.0
+"""Seconds."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,13 @@ class Ranks:
     local_rank: int
     world_size: int
     device: torch.device
+    hosts: tuple[str, ...]
+    """Name of each rank's host."""
+
+    @property
+    def host(self) -> str:
+        """Name of this rank's host."""
+        return self.hosts[self.rank]
 
     @property
     def is_main(self) -> bool:
@@ -78,9 +92,15 @@ class Ranks:
         return box[0]
 
 
-def world_size() -> int:
-    """Number of ranks, before they are connected."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+def place() -> Placement:
+    """This process among the ranks, before they are connected; torch and DeepSpeed find it in the environment then.
+
+    DeepSpeed's launcher leaves the number of ranks on a host in LOCAL_SIZE, torch's in LOCAL_WORLD_SIZE: both are set.
+    """
+    placement = find_placement(os.environ)
+    variables = placement.environment()
+    os.environ.update(variables)
+    return replace(placement, port=int(variables["MASTER_PORT"]))
 
 
 def supported_precisions() -> set[str]:
@@ -100,39 +120,42 @@ def supported_precisions() -> set[str]:
     return supported
 
 
-def start() -> Ranks:
-    """Connects the ranks. Without a launcher this process is the only one."""
+def start(join_timeout: float = JOIN_TIMEOUT) -> Ranks:
+    """Connects the ranks; waits ``join_timeout`` seconds at most for all of them."""
+    placement = place()
     quiet_libraries()
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    if "RANK" not in os.environ:
-        for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS"):
-            if int(os.environ.get(name, "1")) > 1:
-                raise UserError(f"{name} is {os.environ[name]}, but RANK is not set: start with deepspeed or torchrun.")
-        alone = {
-            "RANK": "0",
-            "LOCAL_RANK": "0",
-            "WORLD_SIZE": "1",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(_free_port()),
-        }
-        os.environ.update(alone)
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if placement.world_size > 1 and "GLOO_SOCKET_IFNAME" not in os.environ:
+        # Left alone, gloo takes what the host's name stands for, which often is 127.0.1.1.
+        os.environ["GLOO_SOCKET_IFNAME"] = find_interface(placement.address, placement.has_other_hosts).name
+    store, hosts = call_roll(placement, join_timeout)
     accelerator = get_accelerator()
-    accelerator.set_device(local_rank)
+    accelerator.set_device(placement.local_rank)
+    with connecting():
+        deepspeed.init_distributed(verbose=False, timeout=timedelta(seconds=join_timeout))
+    _stores.append(store)
+    device = torch.device(accelerator.device_name(placement.local_rank))
+    return Ranks(placement.rank, placement.local_rank, placement.world_size, device, hosts)
+
+
+_stores: list = []  # rank 0's lives as long as it is kept
+
+
+@contextmanager
+def connecting() -> Iterator[None]:
+    """Around whatever connects ranks with each other: a failure becomes a ``UserError``."""
     try:
-        deepspeed.init_distributed(verbose=False)
-    except torch.distributed.DistNetworkError as error:
-        if "EADDRINUSE" not in str(error):
-            raise
-        port = os.environ["MASTER_PORT"]
+        yield
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        interface = os.environ.get("GLOO_SOCKET_IFNAME", "chosen by gloo")
         raise UserError(
-            f"port {port} is in use, by another run perhaps: give this one another, deepspeed --master_port N."
-        ) from None
-    rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return Ranks(rank, local_rank, size, torch.device(accelerator.device_name(local_rank)))
+            f"{socket.gethostname()} cannot reach the other ranks ({reason}). Its network interface is {interface}: if it "
+            "is the wrong one, name the right one in GLOO_SOCKET_IFNAME; tools/check_cluster.py tries all links."
+        ) from error
 
 
 def wait_for_each_other(seconds: float) -> None:
@@ -150,9 +173,4 @@ def stop() -> None:
     """Disconnects; without it ZeRO 3 on CPU may abort at exit."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    _stores.clear()

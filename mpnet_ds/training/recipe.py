@@ -24,7 +24,7 @@ DEFAULT_RECIPE = "mpnet-base"
 POSITIVE = {"learning_rate", "eps", "layer_norm_eps"}
 POSITIVE |= {"max_steps", "warmup_steps", "global_batch_size", "micro_batch_size"}
 POSITIVE |= {"log_interval", "eval_interval", "eval_samples", "save_interval", "keep", "max_skipped"}
-NOT_NEGATIVE = {"weight_decay", "gradient_clipping", "hang_timeout", "spike_factor"}
+NOT_NEGATIVE = {"weight_decay", "gradient_clipping", "hang_timeout", "lost_timeout", "spike_factor"}
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,9 @@ class RunRecipe:
     """Newest checkpoints that are kept, besides the best by evaluation loss."""
     hang_timeout: float = 1_800.0
     """Seconds without progress after which a run says which rank hangs, and ends; 0 waits for ever."""
+    lost_timeout: float = 120.0
+    """Seconds without a sign of a rank (it is dead, stopped or cut off) after which a run names it and ends; 0 waits for
+    ever."""
     max_skipped: int = 10
     """Updates in a row with a NaN or infinite loss or gradient, all skipped, after which a run ends."""
     spike_factor: float = 2.0

@@ -87,7 +87,7 @@ class Trainer:
             self.engine.load(start.checkpoint, convert=bool(start.conversion))
         self.step = self._saved_step = start.step
         self.control = Control(start.output, ranks)
-        self.watchdog = Watchdog(ranks, start.output / HANG, recipe.run.hang_timeout)
+        self.watchdog = Watchdog(ranks, start.output / HANG, recipe.run.hang_timeout, recipe.run.lost_timeout)
         first = self.step + 1 if start.checkpoint else 0
         self.metrics = MetricsWriter(start.output, config.monitors, ranks.is_main, first_step=first)
         self._progress = Progress(

@@ -4,11 +4,11 @@ The main thread calls ``beat`` at each phase of its work, which is one assignmen
 
     watch   counts the time since the last beat; at ``timeout`` it raises the alarm, writes ``folder/rank-00001.txt``
             and, a little later, leaves the process with exit code 1 (the main thread cannot be unwound)
-    board   publishes this rank's report every few seconds on the store through which the ranks found each other, over a
-            connection of its own, and sees there whether another rank has raised the alarm
+    board   posts this rank's report and sees whether another rank has raised the alarm, see board.py
 
-The rank whose alarm came first reads the reports of all and says who is to blame (``find_culprits``). Only the board
-talks to the store, so a store whose host is stopped or dead delays nobody: that it does not answer is then the finding.
+The rank whose alarm came first reads the reports of all and says who is to blame (``find_culprits``). The alarm is also
+raised when a rank posts nothing for ``lost_timeout`` (it is dead, stopped, or the link to it is broken), when a collective
+fails because another rank has gone, and when a rank ends with an exception, for which the others would wait.
 
 ``timeout`` must exceed the longest phase: a phase is silent while it lasts, be it a compilation, an evaluation batch or
 the save of many GB. Time in which the process was stopped as a whole (SIGSTOP, a suspended job) does not count; after a
@@ -16,48 +16,31 @@ long one, stacks may be printed once, and the run goes on.
 """
 
 import faulthandler
-import json
 import linecache
 import os
 import re
-import socket
 import sys
 import sysconfig
 import threading
+import time
 import traceback
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass
-from datetime import timedelta
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
+import torch.distributed
+
+from mpnet_ds.launchers import name_ranks
+from mpnet_ds.training.board import Board, Report
 from mpnet_ds.training.processes import Ranks
 
 EXIT_CODE = 1
+GOES_ON = "The same command goes on from the newest checkpoint."
 _LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
 _COLLECTIVE = re.compile(r"/torch/distributed/|/deepspeed/comm/")
+_LOST_CONTACT = re.compile(r"\bgloo\b|\bNCCL\b")
 _DEVICE_WAIT = re.compile(r"\.(item|tolist|cpu|wait|synchronize)\(|\bsynchronize\(")
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a rank publishes of itself."""
-
-    rank: int
-    host: str
-    pid: int
-    phase: str
-    step: int
-    beats: int
-    """Since the step began: how far it has come in the step, if all ranks go through the same phases."""
-    idle: float
-    """Seconds since the last beat, to within an interval."""
-    waiting: bool
-    """Whether the main thread seems to wait for other ranks, or for its device, which may wait for them."""
-    place: str
-    """Where the main thread is: function, file and line."""
-    number: int
-    """Counts the reports of this rank: two readings with the same number show a silent rank."""
 
 
 def find_culprits(reports: Sequence[Report], silent: Collection[int] = ()) -> tuple[list[int], list[str]]:
@@ -110,35 +93,54 @@ class Watchdog:
     Args:
         ranks: this process among the others; ``MASTER_ADDR`` and ``MASTER_PORT`` must name their store if there are others.
         folder: where the stacks go; made when they are written.
-        timeout: seconds without a beat; 0 watches nothing.
+        timeout: seconds without a beat; 0 waits for ever.
+        lost_timeout: seconds without a sign of a rank, which then is dead, stopped or cut off; 0 waits for ever.
     """
 
-    def __init__(self, ranks: Ranks, folder: Path, timeout: float):
-        self.ranks, self.folder, self.timeout = ranks, Path(folder), timeout
-        self._interval = min(5.0, max(0.25, timeout / 8))
+    def __init__(self, ranks: Ranks, folder: Path, timeout: float, lost_timeout: float = 0):
+        self.ranks, self.folder = ranks, Path(folder)
+        self.timeout, self.lost_timeout = timeout, lost_timeout if ranks.world_size > 1 else 0
+        limits = [limit for limit in (self.timeout, self.lost_timeout) if limit]
+        self._interval = min(5.0, max(0.25, min(limits, default=0) / 8))
         self._grace = 4 * self._interval  # for all ranks to see the alarm, write their stacks and report again
         self._beat = ("starting", 0, 0)
-        self._idle = 0.0
+        self._idle = self._unanswered = 0.0
+        self._error: BaseException | None = None
         self._stopped = threading.Event()
-        self._board: _Board | None = None
+        self._board: Board | None = None
+        self._thread: threading.Thread | None = None
 
     def __enter__(self) -> "Watchdog":
-        if self.timeout:
+        if self.timeout or self.lost_timeout:
             self._main = threading.get_ident()
-            self._host = socket.gethostname()
             if self.ranks.world_size > 1:
-                self._board = _Board(self.ranks, self._interval, self._report)
+                self._board = Board(self.ranks, self._interval, self.lost_timeout, self._report)
             self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
             self._thread.start()
         return self
 
-    def __exit__(self, *exc_info) -> None:
+    def __exit__(self, kind, error: BaseException | None, trace) -> None:
+        if error is not None and self._board is not None:
+            self._tell(error)
         self._stopped.set()
-        if self.timeout:
+        if self._thread is not None:
             self._thread.join()
             faulthandler.cancel_dump_traceback_later()
         if self._board is not None:
             self._board.stop()
+
+    def _tell(self, error: BaseException) -> None:
+        """The other ranks, who would wait for this one. Does not return if it is this one that has lost another."""
+        text = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        if _is_lost_contact(error):
+            self._error = error
+            self._board.raise_alarm(f"rank {self.ranks.rank} ({self.ranks.host}) lost contact ({text})")
+            self._thread.join()  # it finds out with whom, and ends the process
+        self._board.raise_alarm(f"rank {self.ranks.rank} ({self.ranks.host}) failed: {text}", is_failure=True)
+        self._stopped.set()
+        self._board.alarm.wait(2 * self._interval)
+        if self.ranks.is_main:
+            time.sleep(1.5 * self._interval)  # the store ends with this process: let the others read it
 
     def beat(self, phase: str, step: int) -> None:
         """This rank begins ``phase`` of ``step``. All ranks should go through the same phases of a step."""
@@ -148,50 +150,84 @@ class Watchdog:
     def _report(self, number: int = 0) -> Report:
         phase, step, beats = self._beat
         waiting, place = look_at(sys._current_frames().get(self._main))
-        host, pid = self._host, os.getpid()
-        return Report(self.ranks.rank, host, pid, phase, step, beats, self._idle, waiting, place, number)
+        return Report(self.ranks.rank, os.getpid(), phase, step, beats, self._idle, waiting, place, number)
 
     def _watch(self) -> None:
-        seen = self._beat
+        seen, rounds = self._beat, 0
         while not self._stopped.wait(self._interval):
-            beat = self._beat
             # Counted, not measured: after a suspension the clock would have run on.
+            beat = self._beat
             self._idle = 0.0 if beat is not seen else self._idle + self._interval
             seen = beat
+            if self._board is not None:
+                answered = self._board.rounds
+                self._unanswered = 0.0 if answered != rounds else self._unanswered + self._interval
+                rounds = answered
             # Should the main thread keep the interpreter's lock for itself, this thread gets no further: dump from C then.
-            faulthandler.dump_traceback_later(self.timeout, file=sys.__stderr__)
-            if self._idle >= self.timeout or (self._board is not None and self._board.alarm.is_set()):
-                self._end()
+            faulthandler.dump_traceback_later(self.timeout or self.lost_timeout, file=sys.__stderr__)
+            cause = self._find_cause()
+            if cause:
+                self._end(cause)
 
-    def _end(self) -> None:
+    def _find_cause(self) -> str:
+        """Why the run must end, in words; empty if it need not."""
+        if self._board is not None and self._board.alarm.is_set():
+            return self._board.notice.cause
+        if self.timeout and self._idle >= self.timeout:
+            return f"no progress for {self.timeout:g} s (run.hang_timeout)"
+        if self._error is not None and (self._board.failure or self._unanswered >= self._grace):
+            return f"rank {self.ranks.rank} ({self.ranks.host}) lost contact"
+        if self.lost_timeout and self._unanswered >= self.lost_timeout:
+            return f"the store of the ranks has not answered for {self.lost_timeout:g} s (run.lost_timeout)"
+        return ""
+
+    def _end(self, cause: str) -> None:
         """Leaves the process, unless the run ends by itself meanwhile."""
         last_resort = threading.Timer(2 * self._grace + 5, os._exit, [EXIT_CODE])  # files or stderr may hang as well
         last_resort.daemon = True
         last_resort.start()
         if self._board is not None:
-            self._board.raise_alarm()
+            self._board.raise_alarm(cause)
+            if self._board.alarm.is_set() and self._board.notice.is_failure:
+                self._follow(cause)
         report = self._report()
-        _say(f"rank {report.rank}: {_describe(report)}\n  {self._write_stacks(report)}")
+        written = self._write_stacks(report)
+        if self._error is None:
+            _say(f"rank {report.rank}: {self._describe(report)}\n  {written}")
         if self._stopped.wait(self._grace):
             last_resort.cancel()
             return
         if self._board is None:
-            _say(self._verdict([report], ()))
+            _say(self._verdict(cause, [report], ()))
         elif not self._board.answers:
-            _say(self._verdict_without_store())
+            if self._speaks_for_host:
+                _say(self._verdict_without_store(cause))
         elif self._board.reads:
-            _say(self._verdict(*self._board.read()))
+            _say(self._verdict(cause, *self._board.read()))
         else:
-            self._stopped.wait(
-                2 * self._interval
-            )  # leaves time to the rank that speaks: a launcher ends all after the first
+            self._stopped.wait(2 * self._interval)  # for the rank that speaks: a launcher ends all after the first
         os._exit(EXIT_CODE)
+
+    def _follow(self, cause: str) -> None:
+        """Leaves the process because another rank has failed, which says more of it itself."""
+        if self.ranks.is_main:
+            _say(f"error: {cause}. {GOES_ON}")
+        time.sleep(2 * self._interval)
+        os._exit(EXIT_CODE)
+
+    @property
+    def _speaks_for_host(self) -> bool:
+        """Whether this is the first rank on its host, rank 0 aside."""
+        own = [rank for rank, host in enumerate(self.ranks.hosts) if host == self.ranks.host and rank]
+        return self.ranks.rank == own[0]
 
     def _write_stacks(self, report: Report) -> str:
         """Of all threads, the main thread's first; returns what became of it."""
         names = {thread.ident: thread.name for thread in threading.enumerate()}
         frames = sorted(sys._current_frames().items(), key=lambda item: item[0] != self._main)
-        parts = [f"rank {report.rank}: {_describe(report)}\n"]
+        parts = [f"rank {report.rank}: {self._describe(report)}\n"]
+        if self._error is not None:
+            parts += ["\n", *traceback.format_exception(self._error)]
         for ident, frame in frames:
             parts.append(f"\nThread {names.get(ident, ident)} (most recent call last):\n")
             parts += traceback.format_stack(frame)
@@ -203,108 +239,45 @@ class Watchdog:
             return f"Its Python stacks could not be written ({error}):\n" + "".join(parts)
         return f"Its Python stacks are in {path}"
 
-    def _verdict(self, reports: list[Report], silent: Collection[int]) -> str:
+    def _verdict(self, cause: str, reports: list[Report], silent: Collection[int]) -> str:
         culprits, reasons = find_culprits(reports, silent)
         known = {report.rank: report for report in reports}
-        who = f"rank{'s' * (len(culprits) > 1)} {', '.join(map(str, culprits[:16]))}{', …' * (len(culprits) > 16)}"
+        who, one = name_ranks(culprits, self.ranks.hosts), len(culprits) == 1
+        what = ("is lost" if one else "are lost") if silent else ("hangs" if one else "hang")
         alone = self.ranks.world_size == 1
-        verdict = f"{who} hang{'s' * (len(culprits) == 1)}" if reasons or alone else f"nothing tells apart {who}"
-        lines = [f"error: no progress for {self.timeout:g} s (run.hang_timeout): {verdict}"]
+        lines = [f"error: {cause}: " + (f"{who} {what}" if reasons or alone else f"nothing tells apart {who}")]
         lines += [f"  why: {reason}" for reason in reasons]
         order = [*culprits, *sorted(known.keys() - set(culprits))]
-        lines += [f"  rank {rank}: {_describe(known[rank]) if rank in known else 'never reported'}" for rank in order[:16]]
-        return "\n".join([*lines, f"  Python stacks of the ranks that could write them: {self.folder}"])
+        lines += [
+            f"  rank {rank}: {self._describe(known[rank]) if rank in known else 'never reported'}" for rank in order[:16]
+        ]
+        return "\n".join([*lines, f"  Python stacks of the ranks that could write them: {self.folder}", f"  {GOES_ON}"])
 
-    def _verdict_without_store(self) -> str:
+    def _verdict_without_store(self, cause: str) -> str:
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        who = "the launcher of the first host" if agent else "rank 0"
-        what = f"{who} is stopped, dead, or cut off from rank {self.ranks.rank}"
+        first = self.ranks.hosts[0]
+        who = f"the launcher of the first host ({first})" if agent else f"rank 0 ({first})"
+        what = f"{who} is stopped, dead, or cut off from rank {self.ranks.rank} ({self.ranks.host})"
         return (
-            f"error: no progress for {self.timeout:g} s (run.hang_timeout): {who} hangs\n"
+            f"error: {cause}: {who} is lost\n"
             f"  why: {what}: the store of the ranks at {address} does not answer{self._board.failure}\n"
-            f"  Python stacks of the ranks that could write them: {self.folder}"
+            f"  Python stacks of the ranks that could write them: {self.folder}\n  {GOES_ON}"
         )
 
-
-class _Board:
-    """This rank's connection to the store: publishes its reports, carries the alarm, reads the others' reports."""
-
-    def __init__(self, ranks: Ranks, interval: float, report: Callable[[int], Report]):
-        self._ranks, self._interval, self._report = ranks, interval, report
-        self.alarm = threading.Event()
-        """Set when any rank has raised the alarm."""
-        self.reads = False
-        """Whether this rank was the first to raise it."""
-        self.answers = False
-        """Whether the store has answered since the alarm."""
-        self.failure = ""
-        """Why the store cannot be reached any more, in words."""
-        self._raised = False
-        self._number = 0
-        self._readings: list[dict[int, Report]] = []
-        self._wake, self._stopped = threading.Event(), False
-        self._thread = threading.Thread(target=self._run, name="watchdog-board", daemon=True)
-        self._thread.start()
-
-    def raise_alarm(self) -> None:
-        """Returns at once."""
-        self._raised, self.answers = True, False
-        self._wake.set()
-
-    def stop(self) -> None:
-        """Gives up on a store that does not answer."""
-        self._stopped = True
-        self._wake.set()
-        self._thread.join(timeout=self._interval)
-
-    def read(self) -> tuple[list[Report], set[int]]:
-        """The last reports, by rank, and the ranks that published none since the alarm."""
-        first, last = self._readings[0], self._readings[-1]
-        missing = set(range(self._ranks.world_size)) - last.keys()
-        stale = {rank for rank in first if first[rank].number == last[rank].number} if first is not last else set()
-        return [last[rank] for rank in sorted(last)], missing | stale
-
-    def _run(self) -> None:
-        try:
-            store = self._connect()
-            while not self._stopped:
-                self._exchange(store)
-                self._wake.wait(self._interval)
-                self._wake.clear()
-        except (RuntimeError, OSError) as error:
-            # The host of the store has gone: without an answer since the alarm, that is the finding.
-            self.failure = f" ({str(error).strip().splitlines()[0]})" if str(error).strip() else ""
-
-    def _connect(self):
-        from torch.distributed import PrefixStore, TCPStore
-
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=60))
-        # torchrun's store outlives its ranks: an alarm of an earlier attempt is not one of this.
-        return PrefixStore(f"watchdog/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-
-    def _exchange(self, store) -> None:
-        raised = self._raised
-        self._number += 1
-        store.set(str(self._ranks.rank), json.dumps(asdict(self._report(self._number))))
-        if raised and not self.alarm.is_set():
-            self.reads = store.compare_set("alarm", "", str(self._ranks.rank)) == str(self._ranks.rank).encode()
-        if raised or store.check(["alarm"]):
-            self.alarm.set()
-        if self.reads:
-            keys = [str(rank) for rank in range(self._ranks.world_size)]
-            present = keys if store.check(keys) else [key for key in keys if store.check([key])]
-            self._readings.append({int(key): Report(**json.loads(store.get(key))) for key in present})
-        self.answers = raised
+    def _describe(self, report: Report) -> str:
+        doing = "seems to wait for other ranks" if report.waiting else "is"
+        where = f"on {self.ranks.hosts[report.rank]} (pid {report.pid})"
+        return f'in "{report.phase}" of step {report.step} for {report.idle:.0f} s {where}; {doing} at {report.place}'
 
 
-def _describe(report: Report) -> str:
-    doing = "seems to wait for other ranks" if report.waiting else "is"
-    where = f"on {report.host} (pid {report.pid})"
-    return f'in "{report.phase}" of step {report.step} for {report.idle:.0f} s {where}; {doing} at {report.place}'
+def _is_lost_contact(error: BaseException) -> bool:
+    """Whether a collective failed because another rank, or the way to it, has gone."""
+    is_distributed = isinstance(error, torch.distributed.DistError)
+    return is_distributed or (isinstance(error, RuntimeError) and bool(_LOST_CONTACT.search(str(error))))
 
 
 def _say(text: str) -> None:
     """To standard error's file itself: the main thread may hang with the stream's lock."""
-    os.write(2, (text + "\n").encode())
+    with suppress(OSError):  # the launcher that read it may have gone
+        os.write(2, (text + "\n").encode())

@@ -41,11 +41,15 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def fail() -> None:
+    raise ValueError("broken")
+
+
 def keep_the_lock_of_the_interpreter() -> None:
     ctypes.PyDLL(None).sleep(1000)
 
 
-FAULTS = {f.__name__: f for f in (sleep_for_ever, spin, stop, die, keep_the_lock_of_the_interpreter)}
+FAULTS = {f.__name__: f for f in (sleep_for_ever, spin, stop, die, fail, keep_the_lock_of_the_interpreter)}
 
 
 def suspend(seconds: float) -> None:
@@ -58,30 +62,51 @@ def suspend(seconds: float) -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
-def all_reduce() -> None:
+def all_reduce(notices: bool) -> None:
     try:
         distributed.all_reduce(torch.ones(1))
     except RuntimeError:  # a peer is gone, which not every back-end notices
+        if notices:
+            raise
         time.sleep(1000)
 
 
-def train(rank: int, size: int, port: int, folder: Path, fault: str, victim: int, phase: str) -> None:
+def ranks_of(rank: int, size: int) -> Ranks:
+    return Ranks(rank, rank, size, torch.device("cpu"), tuple(f"node-{rank}" for rank in range(size)))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What happens in step 2, to whom, and what is set against it."""
+
+    fault: str
+    victim: int = 0
+    phase: str = "update"
+    size: int = 2
+    hang_timeout: float = TIMEOUT
+    lost_timeout: float = 0
+    notices: bool = False
+    """Whether the back-end raises an error where a peer has gone."""
+
+
+def train(rank: int, port: int, folder: Path, plan: Plan) -> None:
     """Six steps of two phases, a quarter of a second each; ``fault`` comes in step 2."""
     for name, stream in (("out", 1), ("err", 2)):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    size, fault = plan.size, plan.fault
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     distributed.init_process_group("gloo")
-    with Watchdog(Ranks(rank, rank, size, torch.device("cpu")), folder / "hang", TIMEOUT) as watchdog:
+    with Watchdog(ranks_of(rank, size), folder / "hang", plan.hang_timeout, plan.lost_timeout) as watchdog:
         for step in range(1, 7):
             for now in ("drawing data", "update"):
                 watchdog.beat(now, step)
-                if step == 2 and fault == "suspend" and now == phase:
+                if step == 2 and fault == "suspend" and now == plan.phase:
                     suspend(TIMEOUT + 1.5)
-                if step == 2 and fault in FAULTS and rank == victim and now == phase:
+                if step == 2 and fault in FAULTS and rank == plan.victim and now == plan.phase:
                     (folder / "begun").write_text(str(time.time()))
                     FAULTS[fault]()
                 time.sleep(0.25)
-            all_reduce()
+            all_reduce(plan.notices)
     distributed.destroy_process_group()
     os.write(1, b"done\n")
 
@@ -98,10 +123,10 @@ class Outcome:
     """From the fault to the end of the last rank that ended by itself."""
 
 
-def run_ranks(folder: Path, fault: str, victim: int = 0, phase: str = "update", size: int = 2):
+def run_ranks(folder: Path, fault: str, victim: int = 0, **settings) -> Outcome:
     """Waits until all ranks have gone but one that cannot."""
-    port = free_port()
-    ranks = [ctx.Process(target=train, args=(rank, size, port, folder, fault, victim, phase)) for rank in range(size)]
+    port, plan = free_port(), Plan(fault, victim, **settings)
+    ranks = [ctx.Process(target=train, args=(rank, port, folder, plan)) for rank in range(plan.size)]
     stuck = ranks[victim] if fault in ("stop", "keep_the_lock_of_the_interpreter") else None
     try:
         for process in ranks:
@@ -124,10 +149,10 @@ def run_ranks(folder: Path, fault: str, victim: int = 0, phase: str = "update", 
     ("fault", "phase"), [("sleep_for_ever", "drawing data"), ("sleep_for_ever", "update"), ("spin", "update")]
 )
 def test_a_rank_that_hangs_is_named_and_the_run_ends(tmp_path, fault, phase, victim):
-    outcome = run_ranks(tmp_path, fault, victim, phase)
+    outcome = run_ranks(tmp_path, fault, victim, phase=phase)
     assert outcome.codes == [1, 1], outcome.err
     assert TIMEOUT <= outcome.seconds < TIMEOUT + PATIENCE
-    assert f"error: no progress for 2 s (run.hang_timeout): rank {victim} hangs" in outcome.err
+    assert f"error: no progress for 2 s (run.hang_timeout): rank {victim} (node-{victim}) hangs" in outcome.err
     assert outcome.err.count("error: no progress") == 1
     assert f'rank {victim}: in "{phase}" of step 2' in outcome.err
     stacks = [(tmp_path / "hang" / f"rank-{rank:05d}.txt").read_text() for rank in range(2)]
@@ -144,12 +169,46 @@ def test_a_rank_that_can_say_nothing_any_more_is_named_by_the_others(tmp_path, f
     expected[victim] = -signal.SIGKILL if fault == "die" else None
     assert outcome.codes == expected, outcome.err
     assert TIMEOUT <= outcome.seconds < TIMEOUT + PATIENCE
-    assert f"error: no progress for 2 s (run.hang_timeout): rank {victim} hangs" in outcome.err
+    assert f"error: no progress for 2 s (run.hang_timeout): rank {victim} (node-{victim}) is lost" in outcome.err
     assert "in all_reduce" in (tmp_path / "hang" / "rank-00002.txt").read_text()
     no_store = victim == 0 and fault != "keep_the_lock_of_the_interpreter"  # rank 0 hosts it, in a thread of C++
-    assert ("why: rank 0 is stopped, dead" if no_store else "why: it is silent") in outcome.err
+    assert ("why: rank 0 (node-0) is stopped, dead" if no_store else "why: it is silent") in outcome.err
     if fault == "keep_the_lock_of_the_interpreter":
         assert "in keep_the_lock_of_the_interpreter" in outcome.err  # its stacks, written without the lock
+
+
+@pytest.mark.parametrize("fault", ["stop", "die"])
+@pytest.mark.parametrize("victim", [0, 1, 2])
+def test_a_rank_of_which_nothing_is_heard_is_lost_however_long_the_others_might_wait(tmp_path, fault, victim):
+    outcome = run_ranks(tmp_path, fault, victim, size=3, hang_timeout=600, lost_timeout=TIMEOUT)
+    expected = [1, 1, 1]
+    expected[victim] = -signal.SIGKILL if fault == "die" else None
+    assert outcome.codes == expected, outcome.err
+    assert TIMEOUT <= outcome.seconds < TIMEOUT + PATIENCE
+    assert f"rank {victim} (node-{victim}) is lost" in outcome.err
+    assert "(run.lost_timeout)" in outcome.err
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_where_a_collective_notices_that_a_rank_has_gone_the_others_say_who_it_was(tmp_path, victim):
+    outcome = run_ranks(tmp_path, "die", victim, size=3, hang_timeout=600, lost_timeout=TIMEOUT, notices=True)
+    expected = [1, 1, 1]
+    expected[victim] = -signal.SIGKILL
+    assert outcome.codes == expected, outcome.err
+    assert outcome.seconds < TIMEOUT + PATIENCE
+    assert "lost contact" in outcome.err
+    assert f"rank {victim} (node-{victim}) is lost" in outcome.err
+    assert "Connection closed by peer" in (tmp_path / "hang" / f"rank-{(victim + 1) % 3:05d}.txt").read_text()
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_rank_that_fails_takes_the_others_with_it(tmp_path, victim):
+    outcome = run_ranks(tmp_path, "fail", victim, size=3, hang_timeout=600, lost_timeout=8)
+    assert outcome.codes == [1, 1, 1], outcome.err
+    assert outcome.seconds < PATIENCE
+    assert "ValueError: broken" in outcome.err
+    assert ("error: rank 1 (node-1) failed: ValueError: broken" in outcome.err) == (victim == 1)
+    assert not (tmp_path / "hang").exists()
 
 
 def test_a_slow_run_that_beats_is_left_alone(tmp_path):
@@ -166,14 +225,14 @@ def test_time_in_which_a_job_was_suspended_does_not_count(tmp_path):
 
 def test_a_limit_of_zero_watches_nothing(tmp_path):
     before = threading.active_count()
-    with Watchdog(Ranks(0, 0, 2, torch.device("cpu")), tmp_path / "hang", 0) as watchdog:
+    with Watchdog(ranks_of(0, 2), tmp_path / "hang", 0) as watchdog:
         watchdog.beat("update", 1)
         assert threading.active_count() == before
     assert not (tmp_path / "hang").exists()
 
 
 def report(rank: int, step: int = 5, waiting: bool = True, beats: int = 1) -> Report:
-    return Report(rank, "host", 1, "update", step, beats, 9.0, waiting, "there", 3)
+    return Report(rank, 1, "update", step, beats, 9.0, waiting, "there", 3)
 
 
 @pytest.mark.parametrize(

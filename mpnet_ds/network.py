@@ -1,0 +1,97 @@
+"""Which of this machine's network interfaces leads to another host."""
+
+import socket
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+import psutil
+
+from mpnet_ds.errors import UserError
+
+ELSEWHERE = "192.0.2.1"
+"""An address that belongs to nobody (RFC 5737): what leads there is the default route."""
+
+
+@dataclass(frozen=True)
+class Interface:
+    """A network interface with one of its addresses."""
+
+    name: str
+    address: str
+    mtu: int = 0
+    """Largest packet, bytes."""
+    speed: int = 0
+    """Mbit/s, 0 where the machine does not know it."""
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether it leads nowhere but to this machine."""
+        return ip_address(self.address).is_loopback
+
+
+def find_interface(host: str, is_elsewhere: bool = True) -> Interface:
+    """The interface through which packets to ``host``, a name or an address, leave; nothing is sent.
+
+    Args:
+        is_elsewhere: other machines shall reach this one through it. On ``host`` itself its name often stands for 127.0.1.1;
+            then the interface of the default route is taken, or the only one that there is.
+
+    Raises ``UserError`` if the name is unknown, no route leads there, or several interfaces are possible.
+    """
+    address = _source_towards(_resolve(host), host)
+    if is_elsewhere and ip_address(address).is_loopback:
+        return _outward()
+    return _holder(address)
+
+
+def _resolve(host: str) -> str:
+    try:
+        return socket.getaddrinfo(host, None, type=socket.SOCK_DGRAM)[0][4][0]
+    except socket.gaierror as error:
+        text = f"{socket.gethostname()} does not know the host {host} ({error.strerror})"
+        raise UserError(f"{text}: use its address, or add it to /etc/hosts or the name server.") from error
+
+
+def _source_towards(address: str, host: str) -> str:
+    """The own address from which packets to ``address`` would come."""
+    family = socket.AF_INET6 if ip_address(address.partition("%")[0]).version == 6 else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((address, 9))  # of a datagram socket: only the route is looked up
+        except OSError as error:
+            text = f"no route leads from {socket.gethostname()} to {host} ({address}): {error.strerror}"
+            raise UserError(f"{text}. Name an address in a network that all hosts share.") from error
+        return probe.getsockname()[0]
+
+
+def _outward() -> Interface:
+    try:
+        return _holder(_source_towards(ELSEWHERE, ELSEWHERE))
+    except UserError:
+        pass
+    found = [interface for interface in interfaces() if not interface.is_loopback]
+    if len(found) != 1:
+        names = ", ".join(interface.name for interface in found) or "none"
+        text = f"{socket.gethostname()} has no default route, and its network interfaces are: {names}"
+        raise UserError(f"{text}. Set GLOO_SOCKET_IFNAME (and NCCL_SOCKET_IFNAME) to the one between the hosts.")
+    return found[0]
+
+
+def _holder(address: str) -> Interface:
+    for interface in interfaces():
+        if interface.address == address:
+            return interface
+    raise UserError(f"no network interface of {socket.gethostname()} has the address {address}.")
+
+
+def interfaces() -> list[Interface]:
+    """All that are up, once for each IPv4 or IPv6 address; link-local addresses are left out."""
+    states, found = psutil.net_if_stats(), []
+    for name, addresses in psutil.net_if_addrs().items():
+        state = states.get(name)
+        for entry in addresses:
+            if entry.family in (socket.AF_INET, socket.AF_INET6) and state and state.isup:
+                address = entry.address.partition("%")[0]
+                if not ip_address(address).is_link_local:
+                    found.append(Interface(name, address, state.mtu, state.speed))
+    return found

@@ -1,0 +1,131 @@
+"""Before the ranks connect: is everybody there, and if not, who is missing?
+
+All ranks write their host's name on the store of rank 0 (a TCPStore, which torch's own rendezvous then uses too). Rank 0
+waits for them, says now and then for whom, and in the end tells everyone whether the run can start. Without this, a host
+that never comes would let the others wait for half an hour and end with "1/2 clients joined".
+"""
+
+import json
+import os
+import socket
+import sys
+import time
+from datetime import timedelta
+
+import psutil
+
+from mpnet_ds.errors import UserError
+from mpnet_ds.launchers import Placement, hosts_of_command, name_ranks
+
+FIRST_NEWS, MORE_NEWS = 15.0, 60.0  # seconds
+_ROLL, _RESULT = "roll", "result"
+
+
+def call_roll(placement: Placement, timeout: float):
+    """Waits until all ranks are there; returns the store (keep it: rank 0's lives in it) and the host of each rank.
+
+    Args:
+        timeout: seconds after which those that are missing are named, in a ``UserError`` on every rank that is there.
+    """
+    host = socket.gethostname()
+    try:
+        server = _open(placement, timeout)
+    except Exception as error:
+        raise _unreachable(placement, host, error) from None
+    store = with_prefix(server, _ROLL)
+    mine = f"{host} (process {os.getpid()})"
+    before = store.compare_set(str(placement.rank), "", mine).decode()
+    if before != mine:
+        text = f"rank {placement.rank} is on {before} already, and now on {mine} as well: another run meets at"
+        raise UserError(f"{text} {_meeting_point(placement)}. Give this one another port (--master_port N).")
+    if placement.rank == 0:
+        store.set(_RESULT, json.dumps(_collect(store, placement, timeout)))
+    try:
+        store.wait([_RESULT], timedelta(seconds=timeout + 30))
+        result = json.loads(store.get(_RESULT))
+    except Exception as error:
+        raise _unreachable(placement, host, error) from None
+    if "missing" in result:
+        if placement.rank == 0:
+            time.sleep(3)  # for the others to read it
+        raise UserError(result["missing"])
+    return server, tuple(result["hosts"])
+
+
+def connect(timeout: float):
+    """A connection of its own to the store at which the ranks met; for threads that must not wait for each other."""
+    from torch.distributed import TCPStore
+
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=timeout))
+
+
+def with_prefix(store, name: str):
+    """The part of a store that belongs to ``name`` in this attempt: torchrun's store outlives its ranks."""
+    from torch.distributed import PrefixStore
+
+    return PrefixStore(f"{name}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+def _open(placement: Placement, timeout: float):
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return connect(timeout)
+    from torch.distributed import TCPStore
+
+    return TCPStore(
+        placement.address,
+        placement.port,
+        is_master=placement.rank == 0,
+        wait_for_workers=False,
+        timeout=timedelta(seconds=timeout),
+        multi_tenant=True,  # torch's rendezvous makes another, on the same port
+    )
+
+
+def _collect(store, placement: Placement, timeout: float) -> dict:
+    """Who is where, when all have come, or who is missing."""
+    hosts = _launched_hosts()
+    begin, news, present = time.monotonic(), FIRST_NEWS, set()
+    while len(present) < placement.world_size:
+        present |= {rank for rank in range(placement.world_size) if rank not in present and store.check([str(rank)])}
+        passed = time.monotonic() - begin
+        if len(present) == placement.world_size:
+            break
+        who = name_ranks(set(range(placement.world_size)) - present, hosts)
+        if passed > timeout:
+            count = f"{len(present)} of {placement.world_size} ranks are there"
+            text = (
+                f"after {timeout:g} s (--join_timeout) {count}; missing: {who}. Rank 0 waits at {_meeting_point(placement)}"
+            )
+            return {"missing": f"{text}. Look for their errors above; tools/check_cluster.py tells what is wrong."}
+        if passed > news:
+            print(f"Waiting for {who}, {timeout - passed:.0f} s more at most.", file=sys.stderr, flush=True)
+            news = passed + MORE_NEWS
+        time.sleep(0.05 if passed < 5 else 0.5)
+    values = store.multi_get([str(rank) for rank in range(placement.world_size)])
+    return {"hosts": [value.decode().partition(" (process")[0] for value in values]}
+
+
+def _launched_hosts() -> list[str]:
+    """Host of each rank as DeepSpeed's launcher has it, which is this process's parent; else nothing."""
+    try:
+        return hosts_of_command(psutil.Process().parent().cmdline())
+    except (psutil.Error, AttributeError, ValueError):
+        return []
+
+
+def _unreachable(placement: Placement, host: str, error: Exception) -> UserError:
+    if "EADDRINUSE" in str(error):
+        return UserError(
+            f"port {placement.port} is in use on {host}, by another run perhaps: "
+            "give this one another, deepspeed --master_port N."
+        )
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return UserError(
+        f"rank {placement.rank} on {host} cannot reach rank 0 at {_meeting_point(placement)} ({reason}): "
+        "tools/check_cluster.py tells why."
+    )
+
+
+def _meeting_point(placement: Placement) -> str:
+    return f"{placement.address}, port {placement.port}"

@@ -1,10 +1,11 @@
 """``launch/pretrain.py`` that counts what it sends; started by ``measure_scaling.py`` in place of the real one.
 
-    MEASURE_FOLDER=/tmp/counts MEASURE_BEGIN=$(date +%s.%N) deepspeed … benchmarks/counted_pretrain.py <its arguments>
+    MEASURE_BEGIN=$(date +%s.%N) deepspeed … benchmarks/counted_pretrain.py LIST
 
-Nothing of the run is changed: the functions of ``torch.distributed`` that move tensors are replaced, before DeepSpeed is
-imported, by ones that note the call and then do it. Each rank leaves ``MEASURE_FOLDER/rank-00000.json``. Everything is
-noted by phase:
+LIST is a JSON file: for each run a folder for its counts, and the arguments of launch/pretrain.py. The runs follow one
+another in the same processes, as each start costs seconds. Nothing of a run is changed: the functions of
+``torch.distributed`` that move tensors are replaced, before DeepSpeed is imported, by ones that note the call and then do
+it. Each rank leaves ``FOLDER/rank-00000.json``. Everything is noted by phase:
 
     start       until the trainer begins its updates
     update 1 …  from the end of the update before (so the first holds whatever DeepSpeed does once) to its own end
@@ -23,9 +24,11 @@ import json
 import os
 import socket
 import struct
+import sys
 import time
 from collections import Counter, defaultdict
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.distributed
@@ -56,12 +59,18 @@ class Ledger:
     """What this process has sent, by phase."""
 
     def __init__(self):
+        self.restart()
+
+    def restart(self) -> None:
+        """Another run begins."""
         self.phase = "start"
         self.calls: dict[str, Counter] = defaultdict(Counter)
         self.sizes: dict[str, Counter] = defaultdict(Counter)
         self.sent: dict[str, Counter] = defaultdict(Counter)
         self.seconds: dict[str, list[float]] = defaultdict(list)
         self.groups = 0
+        self.open: Counter = Counter()
+        """TCP connections of this process when the first update has ended, by side; those of earlier runs too."""
         self._seen = self._read_sockets()
         self._since = time.time()
         mark(self.phase)
@@ -72,6 +81,8 @@ class Ledger:
         for key, count in now.items():
             self.sent[self.phase][self._side(key)] += count - self._seen.get(key, 0)
         self.seconds[self.phase].append(time.time() - self._since)
+        if self.phase == "update 1":
+            self.open = Counter(map(self._side, now))
         self._seen, self._since, self.phase = now, time.time(), phase
         mark(phase)
 
@@ -80,10 +91,6 @@ class Ledger:
         key = f"{name} {dtype} of {group_size}"
         self.calls[self.phase][key] += 1
         self.sizes[self.phase][key] += size
-
-    def connections(self) -> Counter:
-        """How many TCP connections are open, by side."""
-        return Counter(map(self._side, self._read_sockets()))
 
     def _side(self, key: tuple) -> str:
         store = int(os.environ.get("MASTER_PORT", "0"))
@@ -181,23 +188,28 @@ def main() -> int:
     ledger = Ledger()
     count_collectives(ledger)
     from mpnet_ds.command_line import Parser
+    from mpnet_ds.training import processes
     from mpnet_ds.training.pretrain import add_arguments, pretrain
-    from mpnet_ds.training.processes import Ranks
 
     follow_the_trainer(ledger)
-    parser = Parser("Pre-train and count what is sent.", "see benchmarks/measure_scaling.py")
-    add_arguments(parser)
-    arguments = parser.parse_args()
-    connections = {}
-    say = Ranks.say
+    # The launcher puts --local_rank in front of the list.
+    runs = json.loads(Path(sys.argv[-1]).read_text(encoding="utf-8"))
+    with mock.patch.object(processes, "stop"):  # DeepSpeed holds on to its first process group, so it must live on
+        for number, run in enumerate(runs):
+            if number:
+                ledger.restart()
+            parser = Parser("Pre-train and count what is sent.", "see benchmarks/measure_scaling.py")
+            add_arguments(parser)
+            code = pretrain(parser.parse_args(run["arguments"]))
+            if code:
+                return code
+            ledger.enter("after")
+            write_record(ledger, Path(run["folder"]))
+    processes.stop()
+    return 0
 
-    def count_connections(ranks, text):  # the last words come while all connections are open
-        connections.update(ledger.connections())
-        say(ranks, text)
 
-    Ranks.say = count_connections
-    code = pretrain(arguments)
-    ledger.enter("after")
+def write_record(ledger: Ledger, folder: Path) -> None:
     rank = int(os.environ.get("RANK", "0"))
     record = {
         "rank": rank,
@@ -206,10 +218,9 @@ def main() -> int:
         "sent": ledger.sent,
         "seconds": ledger.seconds,
         "groups": ledger.groups,
-        "connections": connections,
+        "connections": ledger.open,
     }
-    Path(os.environ["MEASURE_FOLDER"], f"rank-{rank:05d}.json").write_text(json.dumps(record))
-    return code
+    (folder / f"rank-{rank:05d}.json").write_text(json.dumps(record))
 
 
 if __name__ == "__main__":

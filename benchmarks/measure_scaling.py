@@ -134,9 +134,9 @@ class Setup:
     """Pairs that go into ``zero_optimization``."""
 
 
-def prepare(work: Path, setup: Setup) -> list[str]:
-    """Arguments of launch/pretrain.py; writes the recipe and DeepSpeed's file, and empties the output folder."""
-    shape = setup.shape
+def prepare(work: Path, setup: Setup, number: int = 0) -> dict:
+    """A run for counted_pretrain.py: writes its recipe and DeepSpeed's file into a folder of its own."""
+    shape, folder = setup.shape, work / f"run-{number}"
     data = make_data(work / f"data-{shape.vocabulary}-{setup.shards}", shape.vocabulary, setup.shards)
     model = {"num_hidden_layers": shape.layers, "hidden_size": shape.width, "num_attention_heads": shape.heads}
     model |= {"intermediate_size": 4 * shape.width, "max_position_embeddings": max(shape.positions, 34)}
@@ -144,56 +144,57 @@ def prepare(work: Path, setup: Setup) -> list[str]:
     optimization["global_batch_size"] = setup.accumulation * setup.ranks
     run = {"save_interval": 10_000, "eval_interval": 10_000, "log_interval": 10_000}
     recipe = {"model": model, "data": {"seq_length": 32}, "optimization": optimization, "run": run}
-    (work / "recipe.json").write_text(json.dumps(recipe))
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    (folder / "recipe.json").write_text(json.dumps(recipe))
     config = json.loads((ROOT / "ds_configs" / f"{STAGES[setup.stage]}.json").read_text())
     if setup.stage:
         config["zero_optimization"] |= thresholds(shape, setup.stage) | dict(setup.zero)
-    (work / "deepspeed.json").write_text(json.dumps(config))
-    shutil.rmtree(work / "run", ignore_errors=True)
-    shutil.rmtree(work / "counts", ignore_errors=True)
-    (work / "counts").mkdir()
-    words = ["--deepspeed_config", work / "deepspeed.json", "--recipe", work / "recipe.json", "--data", data]
-    return [str(word) for word in (ROOT / "benchmarks" / "counted_pretrain.py", *words, "--output_dir", work / "run")]
+    (folder / "deepspeed.json").write_text(json.dumps(config))
+    words = ["--deepspeed_config", folder / "deepspeed.json", "--recipe", folder / "recipe.json", "--data", data]
+    words += ["--output_dir", folder / "output"]
+    return {"folder": str(folder), "arguments": [str(word) for word in words]}
 
 
-def environment(work: Path) -> dict[str, str]:
+def command(work: Path, runs: list[dict]) -> list[str]:
+    (work / "runs.json").write_text(json.dumps(runs))
+    return [str(ROOT / "benchmarks" / "counted_pretrain.py"), str(work / "runs.json")]
+
+
+def environment() -> dict[str, str]:
     own = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return os.environ | own | {"MEASURE_FOLDER": str(work / "counts"), "MEASURE_BEGIN": str(time.time())}
+    return os.environ | own | {"MEASURE_BEGIN": str(time.time())}
 
 
-def launch(work: Path, setup: Setup) -> list[dict]:
-    """Runs it under the launcher; what each rank counted."""
-    arguments = prepare(work, setup)
-    start = [LAUNCHER, "--num_accelerators", str(setup.ranks), "--master_port", str(free_port()), *arguments]
-    done = subprocess.run(start, env=environment(work), capture_output=True, text=True, timeout=TIMEOUT)
+def launch(work: Path, setups: list[Setup]) -> list[list[dict]]:
+    """Runs them under the launcher, in the same processes; what each rank counted in each run."""
+    ranks = setups[0].ranks
+    runs = [prepare(work, setup, number) for number, setup in enumerate(setups)]
+    start = [LAUNCHER, "--num_accelerators", str(ranks), "--master_port", str(free_port()), *command(work, runs)]
+    done = subprocess.run(start, env=environment(), capture_output=True, text=True, timeout=TIMEOUT)
     if done.returncode:
-        raise SystemExit(f"{setup}: exit code {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
-    return read_counts(work, setup.ranks)
+        raise SystemExit(f"{ranks} ranks: exit code {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+    return [[json.loads(Path(run["folder"], f"rank-{rank:05d}.json").read_text()) for rank in range(ranks)] for run in runs]
 
 
 def launch_traced(work: Path, setup: Setup) -> list[dict]:
     """Starts each rank by itself under strace; metadata operations of each rank, by phase, place and kind."""
-    arguments = prepare(work, setup)
-    port, processes = str(free_port()), []
+    run = prepare(work, setup)
+    words, port, processes = command(work, [run]), str(free_port()), []
     trace = ["strace", "-f", "-y", "-qq", "-e", "signal=none", "-e", "trace=%file,fsync,fdatasync"]
     for rank in range(setup.ranks):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": setup.ranks, "LOCAL_WORLD_SIZE": setup.ranks}
-        place |= {
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
-            "CROSS_RANK": 0,
-            "CROSS_SIZE": 1,
-            "LOCAL_SIZE": setup.ranks,
-        }
-        command = [*trace, "-o", str(work / f"trace-{rank}"), sys.executable, "-u", *arguments]
-        own = environment(work) | {name: str(value) for name, value in place.items()}
-        processes.append(subprocess.Popen(command, env=own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_SIZE": setup.ranks}
+        own = environment() | {name: str(value) for name, value in place.items()}
+        start = [*trace, "-o", str(work / f"trace-{rank}"), sys.executable, "-u", *words]
+        processes.append(subprocess.Popen(start, env=own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
     for process in processes:
         said, _ = process.communicate(timeout=TIMEOUT)
         if process.returncode:
             raise SystemExit(f"{setup}: exit code {process.returncode}\n{said[-4000:]}")
-    places = {"dataset": arguments[arguments.index("--data") + 1], "output": str(work / "run")}
-    places |= {"checkpoints": str(work / "run" / "checkpoints")}
+    output = f"{run['folder']}/output"
+    data = run["arguments"][run["arguments"].index("--data") + 1]
+    places = {"dataset": data, "output": output, "checkpoints": f"{output}/checkpoints"}
     for number, prefix in enumerate(dict.fromkeys((sys.prefix, sys.base_prefix, str(ROOT)))):
         places[f"programs {number}"] = prefix
     return [count_operations((work / f"trace-{rank}").read_text(errors="replace"), places) for rank in range(setup.ranks)]
@@ -241,10 +242,6 @@ def path_of(arguments: str) -> str | None:
     return os.path.normpath(os.path.join(folder[1], quoted[1])) if folder else os.path.normpath(quoted[1])
 
 
-def read_counts(work: Path, ranks: int) -> list[dict]:
-    return [json.loads((work / "counts" / f"rank-{rank:05d}.json").read_text()) for rank in range(ranks)]
-
-
 def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -262,39 +259,38 @@ def measure_messages(work: Path, arguments) -> Iterator[dict]:
     setups += [Setup(SHRUNK["base"], stage, 2, 1, "fp32") for stage in STAGES]
     # Buckets of 25 million numbers, as scaling.md recommends.
     setups += [Setup(SHRUNK["base"], 1, 2, 4, zero=(("reduce_bucket_size", int(25e6) // 64),))]
-    return (update_of(work, setup) for setup in setups)
+    for n in sorted({setup.ranks for setup in setups}):
+        yield from updates_of(work, [setup for setup in setups if setup.ranks == n])
 
 
 def measure_real(work: Path, arguments) -> Iterator[dict]:
     """Base as it is, two ranks, on this machine."""
     setups = [Setup(SHAPES["base"], stage, 2, 2, updates=3) for stage in (1, 3)]
     setups += [Setup(SHAPES["base"], 1, 2, 2, updates=3, zero=(("reduce_bucket_size", int(25e6)),))]
-    return (update_of(work, setup) for setup in setups)
+    for n in sorted({setup.ranks for setup in setups}):
+        yield from updates_of(work, [setup for setup in setups if setup.ranks == n])
 
 
-def update_of(work: Path, setup: Setup) -> dict:
-    """What rank 0 called, and what all ranks sent, in the third update; and at the start and in the save."""
-    records = launch(work, setup)
-    first, keep = records[0], ("start", "update 3", "save")
-    sent = {phase: [record["sent"].get(phase, {}).get("ranks", 0) for record in records] for phase in keep}
-    store = {phase: [record["sent"].get(phase, {}).get("store", 0) for record in records] for phase in keep}
-    print(f"{setup}: {sent['update 3']}", flush=True)
-    return {
-        "setup": asdict(setup),
-        "calls": {phase: first["calls"].get(phase, {}) for phase in keep},
-        "bytes": {phase: first["bytes"].get(phase, {}) for phase in keep},
-        "sent": sent,
-        "sent_to_store": store,
-        "connections": first["connections"],
-        "groups": first["groups"],
-    }
+def updates_of(work: Path, setups: list[Setup]) -> list[dict]:
+    """What rank 0 called, and what all ranks sent, in the third update of each run; and at the start and in the save."""
+    keep, found = ("start", "update 3", "save"), []
+    for setup, records in zip(setups, launch(work, setups), strict=True):
+        first = records[0]
+        sent = {phase: [record["sent"].get(phase, {}).get("ranks", 0) for record in records] for phase in keep}
+        store = {phase: [record["sent"].get(phase, {}).get("store", 0) for record in records] for phase in keep}
+        print(f"{setup}: {sent['update 3']}", flush=True)
+        counts = {"calls": {phase: first["calls"].get(phase, {}) for phase in keep}}
+        counts["bytes"] = {phase: first["bytes"].get(phase, {}) for phase in keep}
+        found.append({"setup": asdict(setup), **counts, "sent": sent, "sent_to_store": store, "groups": first["groups"]})
+        found[-1]["connections"] = first["connections"]
+    return found
 
 
 def measure_files(work: Path, arguments) -> Iterator[dict]:
     """ZeRO 1 by ranks and by shards; ZeRO 3, whose ranks all write model states too."""
     setups = [Setup(SHRUNK["base"], 1, n) for n in (1, 2, 4, 8)]
     setups += [Setup(SHRUNK["base"], 1, 2, shards=16), Setup(SHRUNK["base"], 3, 4), Setup(SHRUNK["base"], 0, 4)]
-    launch(work, setups[0])  # Python's compiled files are there from here on
+    launch(work, setups[:1])  # Python's compiled files are there from here on
     for setup in setups:
         counts = launch_traced(work, setup)
         print(f"{setup}: {counts[0].get('save')}", flush=True)
@@ -306,10 +302,10 @@ def measure_times(work: Path, arguments) -> Iterator[dict]:
     for number in range(arguments.rounds):
         for n in (1, 2, 4, 8):
             begin = time.time()
-            records = launch(work, Setup(MIDDLE, 1, n, updates=2))
+            [records] = launch(work, [Setup(MIDDLE, 1, n, updates=2)])
             whole = time.time() - begin
             first = max(record["seconds"]["from the command to the first update"][0] for record in records)
-            sizes = [path.stat().st_size for path in (work / "run" / "checkpoints").glob("step-*/*.pt")]
+            sizes = [path.stat().st_size for path in (work / "run-0" / "output" / "checkpoints").glob("step-*/*.pt")]
             took = {"first update": first, "save": records[0]["seconds"]["save"][0], "whole": whole, "bytes": sum(sizes)}
             print(n, took, flush=True)
             yield {"round": number, "ranks": n, **took, "load": os.getloadavg()[0]}

@@ -170,6 +170,7 @@ def follow_the_trainer(ledger: Ledger) -> None:
         update(trainer, *arguments)
         if trainer.step == 1:
             ledger.seconds["from the command to the first update"].append(time.time() - begin)
+            ledger.seconds["of the processor to the first update"].append(time.process_time())
         last = trainer.step == trainer.recipe.optimization.max_steps
         ledger.enter("end" if last else f"update {trainer.step + 1}")
 

@@ -22,6 +22,7 @@ import platform
 import re
 import shutil
 import socket
+import statistics
 import struct
 import subprocess
 import sys
@@ -305,10 +306,11 @@ def measure_times(work: Path, arguments) -> Iterator[dict]:
             [records] = launch(work, [Setup(MIDDLE, 1, n, updates=2)])
             whole = time.time() - begin
             first = max(record["seconds"]["from the command to the first update"][0] for record in records)
+            busy = statistics.mean(record["seconds"]["of the processor to the first update"][0] for record in records)
             sizes = [path.stat().st_size for path in (work / "run-0" / "output" / "checkpoints").glob("step-*/*.pt")]
             took = {"first update": first, "save": records[0]["seconds"]["save"][0], "whole": whole, "bytes": sum(sizes)}
             print(n, took, flush=True)
-            yield {"round": number, "ranks": n, **took, "load": os.getloadavg()[0]}
+            yield {"round": number, "ranks": n, "processor": busy, **took, "load": os.getloadavg()[0]}
 
 
 def measure_mesh(work: Path, arguments) -> list[dict]:

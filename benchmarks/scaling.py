@@ -364,7 +364,8 @@ def measured_times() -> str:
     by: dict[int, list[dict]] = {}
     for f in found("times"):
         by.setdefault(f["ranks"], []).append(f)
-    first, save = ({n: statistics.median(f[key] for f in by[n]) for n in by} for key in ("first update", "save"))
+    keys = ("first update", "processor", "save", "load")
+    first, busy, save, load = ({n: statistics.median(f[key] for f in by[n]) for n in by} for key in keys)
     cores, most = int(results()["times"]["versions"]["cores"]), max(by)
     slope = (first[most] - first[cores]) / (most - cores)
     rows = []
@@ -372,9 +373,11 @@ def measured_times() -> str:
         line = first[cores] + max(0, n - cores) * slope
         size = by[n][0]["bytes"] / 1e6
         computed = model.checkpoint_total(*_middle(), n) / 1e6
-        rows.append([n, len(by[n]), first[n], first[n] / first[1], line, size, computed, save[n], save[n] / save[1]])
-    head = ["ranks", "rounds", "s to the first update", "of one rank's", f"line through {cores} and {most}", "MB saved"]
-    return table([*head, "computed", "s of the save", "of one rank's"], rows)
+        start = [f"{load[n]:.0f}", first[n], first[n] / first[1], line, busy[n], busy[n] / busy[1]]
+        rows.append([n, len(by[n]), *start, size, computed, save[n], save[n] / save[1]])
+    head = ["ranks", "rounds", "load of the machine", "s to the first update", "of one rank's"]
+    head += [f"line through {cores} and {most}", "s of the processor of a rank", "of one rank's", "MB saved", "computed"]
+    return table([*head, "s of the save", "of one rank's"], rows)
 
 
 def _middle() -> tuple[Model, int]:

@@ -163,7 +163,7 @@ def test_what_was_counted_agrees_with_what_is_computed():
         elif engine.stage == 3 and scaling_model.share_gathered_again(scaling_model.count(model), engine.reuse_distance):
             assert 0 < compared["error"] < 0.1  # an upper bound, and said to be one
         else:
-            assert abs(compared["error"]) < 0.01, run["setup"]
+            assert abs(compared["error"]) < (0.03 if engine.stage == 3 else 0.003), run["setup"]
             assert compared["calls"] == compared["computed calls"]
 
 

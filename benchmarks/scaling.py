@@ -37,8 +37,6 @@ def short(value) -> str:
         return "–" if value is None else str(value)
     if isinstance(value, int) or abs(value) >= 100:
         return f"{value:,.0f}"
-    if value == 0:
-        return "0"
     return f"{value:.{2 if abs(value) < 10 else 1}f}" if abs(value) >= 0.1 else f"{value:.2g}"
 
 

@@ -176,6 +176,6 @@ def test_the_tables_of_the_document_are_those_of_the_script():
 
 
 def test_numbers_are_short_and_not_rounded_away():
-    assert [scaling.short(x) for x in (0.00123, 0.4378, 12.34, 4096, 123456.7, 0, None, math.pi)] == [
+    assert [scaling.short(x) for x in (0.00123, 0.4378, 12.34, 4096, 123456.7, 0.0, None, math.pi)] == [
         "0.0012", "0.44", "12.3", "4,096", "123,457", "0", "–", "3.14",
     ]  # fmt: skip

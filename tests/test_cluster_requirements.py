@@ -52,7 +52,7 @@ def test_the_end_of_a_test_session_says_why_they_did_not_run(tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     end = done.stdout.partition("(tests/cluster) did NOT run")[2]
-    assert "only root may make network namespaces" in end
+    assert "\n  only root may make network namespaces\n" in end
     assert "make test-cluster" in end
     assert "passed" not in end
 

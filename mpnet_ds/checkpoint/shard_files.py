@@ -72,6 +72,21 @@ class ShardFiles(CheckpointEngine):
             self.failure = f"{path}: {reason}"
 
 
+def save_on_each_disk(engine, disks) -> None:
+    """Lets the keeper of each disk write the file that all ranks read (ZeRO 0 to 2); on a shared one that is rank 0.
+
+    DeepSpeed's own ``use_node_local_storage`` goes by the rank in the host, so two hosts with one disk would both write it.
+    And in what any rank but 0 writes, the names of tied weights are missing: with them the files are the same on all disks,
+    byte for byte, and whichever is kept when they are gathered is the right one.
+    """
+    engine._config.use_node_local_storage = False
+    if not engine.zero_optimization_partition_weights():  # at ZeRO 3 each rank has a file of its own
+        engine.save_non_zero_checkpoint = disks.is_keeper
+    if not disks.is_one:
+        ties = disks.ranks.on_main(engine._get_shared_params)
+        engine._get_shared_params = lambda: ties
+
+
 class _HashingFile:
     """A file opened for writing that knows what was written."""
 

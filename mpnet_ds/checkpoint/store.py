@@ -7,6 +7,9 @@
         tokenizer/                the run's tokenizer, so that the folder is enough to export
         manifest.json             written last: step, samples, settings, size and checksums of each file, and its own
 
+Where ranks have local disks each disk has such a folder, with the shards of its ranks (see elsewhere.py, and
+training/disks.py for who writes what). A checkpoint is whole when all of them are: they are made, and go, together.
+
 Saving: each rank writes its shards, puts them on disk and reads them back; all ranks tell each other how it went; the
 manifest is written; ``latest`` moves; checkpoints that are no longer kept go. A folder without a manifest is not a
 checkpoint: it is what a kill left, and the next save removes it. Where a rank could not write, the new folder goes and the
@@ -16,19 +19,22 @@ others stay as they are. Kept are the newest ones (two by default) and the one w
 import json
 import os
 import shutil
+import uuid
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import xxhash
 
+from mpnet_ds.checkpoint.elsewhere import check_gathered, check_rank, elsewhere_of, files_elsewhere, is_sound
 from mpnet_ds.checkpoint.tensor_file import contents_checksum
 from mpnet_ds.errors import UserError
 from mpnet_ds.files import file_record, write_atomically
 
 MANIFEST = "manifest.json"
 LATEST = "latest"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
+READABLE = (3, FORMAT_VERSION)  # 3 knew no disks but shared ones
 
 
 class SaveFailed(Exception):
@@ -77,50 +83,66 @@ class CheckpointStore:
         whole = self.all()
         return whole[-1] if whole else None
 
-    def save(self, engine, info: CheckpointInfo, tokenizer_folder: Path, ranks) -> Path:
+    @property
+    def latest(self) -> str:
+        """The name in the file ``latest``, empty if there is none."""
+        path = self.root / LATEST
+        return path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""
+
+    def save(self, engine, info: CheckpointInfo, tokenizer_folder: Path, disks) -> Path:
         """Saves the state of an engine whose ``checkpoint_engine`` is a ``ShardFiles``.
 
-        Every rank must call it, and all return when the checkpoint is whole. Raises ``SaveFailed`` on all of them if any
-        could not write: then nothing but the unfinished folder has changed, and that is gone.
+        Every rank must call it, and all return when the checkpoint is whole, on all disks. Raises ``SaveFailed`` on all of
+        them if any could not write: then nothing but the unfinished folders has changed, and those are gone.
         """
         folder = self.root / f"step-{info.step:08d}"
-        if ranks.on_main(lambda: (folder / MANIFEST).is_file()):
+        if all(disks.on_each(lambda: (folder / MANIFEST).is_file())):
             return folder  # the same run at the same update: the same state
-        ranks.on_main(lambda: _remove(folder))
+        disks.on_each(lambda: _remove_checkpoint(folder))
         engine.save_checkpoint(str(self.root), tag=folder.name, save_latest=False)
-        outcomes = ranks.gather((engine.checkpoint_engine.written, engine.checkpoint_engine.failure))
-        failures = [failure for _, failure in outcomes if failure]
-        if not failures:
-            written = {path: record for files, _ in outcomes for path, record in files.items()}
-            failures = ranks.on_main(lambda: self._commit(folder, info, written, tokenizer_folder))
-        if failures:
-            ranks.on_main(lambda: _remove(folder))
-            raise SaveFailed(failures[0])
-        ranks.on_main(lambda: self._prune(folder))
+        try:
+            self._commit(folder, info, engine.checkpoint_engine, tokenizer_folder, disks)
+        except SaveFailed:
+            disks.on_each(lambda: _remove_checkpoint(folder))
+            raise
+        self._prune(folder, disks)
         return folder
 
-    def _commit(self, folder: Path, info: CheckpointInfo, written: dict[Path, dict], tokenizer_folder: Path) -> list[str]:
-        """Makes a checkpoint of a folder full of shards; returns what went wrong."""
-        try:
-            shutil.copytree(tokenizer_folder, folder / "tokenizer", dirs_exist_ok=True)
-            _write_manifest(folder, info, written)
-            write_atomically(self.root / LATEST, folder.name)
-        except OSError as error:  # copytree puts its reasons into the text
-            return [f"{folder}: {error.strerror or error}"]
-        return []
+    def _commit(self, folder: Path, info: CheckpointInfo, shards, tokenizer_folder: Path, disks) -> None:
+        """Makes a checkpoint of folders full of shards; raises ``SaveFailed`` on all ranks."""
+        failure = shards.failure and disks.at_host(shards.failure)
+        outcomes = disks.ranks.gather((shards.written, failure, uuid.uuid4().hex))
+        failures = [failure for _, failure, _ in outcomes if failure]
+        if failures:
+            raise SaveFailed(failures[0])
+        written = [
+            {path: record | {"rank": rank} for path, record in files.items()} for rank, (files, *_) in enumerate(outcomes)
+        ]
 
-    def _prune(self, just_saved: Path) -> None:
-        """Removes what is no longer kept; what cannot be removed stays until the next time."""
-        for path in self.root.glob("step-*"):
-            if not (path / MANIFEST).is_file():
-                _remove(path)  # what a kill during a save left
-        whole = self.all()
-        losses = {path: loss for path in whole if (loss := _eval_loss(path)) is not None}
-        best = min(losses, key=losses.get, default=None)
-        for path in whole[: -self.keep]:
-            if path not in (best, just_saved):
-                _remove(path / MANIFEST)  # from here on it is no checkpoint
-                _remove(path)
+        def complete() -> dict:
+            shutil.copytree(tokenizer_folder, folder / "tokenizer", dirs_exist_ok=True)
+            here, others = ([written[rank] for rank in ranks] for ranks in disks.here_and_elsewhere)
+            return {"host": disks.ranks.host, "folder": str(folder.absolute()), "files": _list_files(folder, here, others)}
+
+        def write_manifest() -> None:
+            files, elsewhere = lists[disks.number]["files"], elsewhere_of(disks.number, lists)
+            _write_manifest(folder, {"save": outcomes[0][2], "info": asdict(info), "files": files, "elsewhere": elsewhere})
+
+        lists = disks.on_each(lambda: _noting(folder, complete, disks))
+        disks.on_each(lambda: _noting(folder, write_manifest, disks))
+        disks.on_each(lambda: _noting(folder, lambda: write_atomically(self.root / LATEST, folder.name), disks))
+
+    def _prune(self, just_saved: Path, disks) -> None:
+        """Removes what is no longer kept, on all disks alike; what cannot be removed stays until the next time."""
+        losses = disks.on_each(lambda: {path.name: _eval_loss(path) for path in self.all()})
+        kept = {just_saved.name, *_to_keep(losses, self.keep)}
+
+        def remove_others() -> None:
+            for path in self.root.glob("step-*"):  # also what a kill during a save left
+                if path.name not in kept:
+                    _remove_checkpoint(path)
+
+        disks.on_each(remove_others)
 
     def set_aside(self, checkpoint: Path) -> Path:
         """Gives a damaged checkpoint another name, under which it is none; returns it."""
@@ -128,6 +150,30 @@ class CheckpointStore:
         _remove(aside)
         os.replace(checkpoint, aside)
         return aside
+
+
+def _to_keep(losses: list[dict[str, float | None]], newest: int) -> set[str]:
+    """Of the checkpoints that all disks have: the newest ones and the one with the lowest evaluation loss.
+
+    Args:
+        losses: of each disk, the name of each checkpoint → its evaluation loss, if there is one.
+    """
+    whole = sorted(set.intersection(*map(set, losses)))
+    evaluated = [name for name in whole if losses[0][name] is not None]
+    return {*whole[-newest:], *sorted(evaluated, key=losses[0].get)[:1]}
+
+
+def _noting(folder: Path, function, disks):
+    """What ``function`` returns; ``SaveFailed`` in the place of an ``OSError``."""
+    try:
+        return function()
+    except OSError as error:  # copytree puts its reasons into the text
+        raise SaveFailed(disks.at_host(f"{folder}: {error.strerror or error}")) from error
+
+
+def _remove_checkpoint(folder: Path) -> None:
+    _remove(folder / MANIFEST)  # from here on it is no checkpoint
+    _remove(folder)
 
 
 def _remove(path: Path) -> None:
@@ -151,10 +197,18 @@ def _eval_loss(checkpoint: Path) -> float | None:
         return None
 
 
+def read_save(folder: str | Path) -> str:
+    """What the manifests of one save on several disks have in common, and no others."""
+    return _read_manifest(Path(folder)).get("save", "")
+
+
 def verify(folder: str | Path) -> None:
-    """Reads every file of a checkpoint and compares size and checksum; raises ``UserError`` at the first difference."""
+    """Reads every file of a checkpoint and compares size and checksum; raises ``UserError`` at the first difference.
+
+    Files that lie on other hosts' disks are compared if they were copied here.
+    """
     folder = Path(folder)
-    for name, expected in _read_manifest(folder)["files"].items():
+    for name, expected in _expected_files(folder).items():
         path = folder / name
         if not path.is_file():
             raise UserError(f"{path} is missing, the checkpoint's {MANIFEST} names it. Use another checkpoint.")
@@ -167,10 +221,11 @@ def verify_quickly(folder: str | Path) -> None:
     """Whether a checkpoint's files are those that its manifest names, by sizes and the directories that shards end with.
 
     Reads no tensors; whoever reads them holds them against the checksums in those directories (see tensor_file.py). Raises
-    ``UserError`` at the first difference.
+    ``UserError`` at the first difference, and where files lie on other hosts' disks.
     """
     folder = Path(folder)
-    files = _read_manifest(folder)["files"]
+    check_gathered(folder, _read_manifest(folder)["elsewhere"])
+    files = _expected_files(folder)
     for path in sorted(folder.glob("*.pt")):
         if path.name not in files:
             raise UserError(f"{path} is one too many: the checkpoint's {MANIFEST} does not name it.")
@@ -182,6 +237,28 @@ def verify_quickly(folder: str | Path) -> None:
             raise UserError(f"{path} is not what {MANIFEST} says: {path.stat().st_size:,} bytes, not {expected['bytes']:,}.")
         if "contents" in expected and contents_checksum(path) != expected["contents"]:
             raise UserError(f"{path} is not what {MANIFEST} says: it is damaged, or of another checkpoint.")
+
+
+def check_at_hand(folder: str | Path, rank: int, conversion: str) -> None:
+    """Whether a rank finds here what it goes on from: its own files, or those of all ranks where they are converted.
+
+    Raises ``UserError``, naming the host that has them.
+    """
+    folder = Path(folder)
+    manifest = _read_manifest(folder)
+    if conversion:
+        check_gathered(folder, manifest["elsewhere"], f"to convert it ({conversion}) takes the files of all")
+    check_rank(folder, manifest["elsewhere"], rank)
+    for name, record in manifest["files"].items():
+        if record.get("rank") == rank and not (folder / name).is_file():
+            raise UserError(f"{folder / name} is not on this host, rank 0's host has it: copy the checkpoint to all hosts.")
+
+
+def _expected_files(folder: Path) -> dict[str, dict]:
+    """Name → record of what should be in a folder: what was saved there, and what of other disks was copied to it."""
+    manifest = _read_manifest(folder)
+    copied = {name: record for name, record in files_elsewhere(manifest["elsewhere"]).items() if (folder / name).is_file()}
+    return manifest["files"] | copied
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -202,31 +279,47 @@ def _read_manifest(folder: Path) -> dict:
         raise UserError(f"{folder} is not a whole checkpoint: {MANIFEST} is missing.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        version, body = content["version"], {"info": content["info"], "files": content["files"]}
-        is_whole = content["xxh3_64"] == _checksum(body)
+        version, body = content["version"], {key: content[key] for key in content if key not in ("version", "xxh3_64")}
+        is_sane = isinstance(body["info"], dict) and isinstance(body["files"], dict) and is_sound(body.get("elsewhere", []))
+        is_whole = is_sane and content["xxh3_64"] == _checksum(body)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged or of another version: {error!r}. Use another checkpoint.") from error
-    if version != FORMAT_VERSION:
+    if version not in READABLE:
         raise UserError(
             f"{path} has format version {version}, this program reads {FORMAT_VERSION}: use the release that wrote it."
         )
     if not is_whole:
         raise UserError(f"{path} is damaged: its checksum is not that of its content. Use another checkpoint.")
-    return content
+    return {"elsewhere": []} | content
 
 
 def _checksum(body: dict) -> str:
     return xxhash.xxh3_64_hexdigest(json.dumps(body, sort_keys=True).encode())
 
 
-def _write_manifest(folder: Path, info: CheckpointInfo, written: dict[Path, dict]) -> None:
-    """Names what the ranks wrote, and the tokenizer's files."""
-    others = [path for path in sorted(folder.rglob("*")) if path.is_file() and path not in written]
-    for path in others:
+def _list_files(folder: Path, here: list[dict], others: list[dict]) -> dict[str, dict]:
+    """Name → record of what the ranks of this disk wrote, and of what else is there, which is put on disk.
+
+    Args:
+        here: of each rank of this disk, path → record.
+        others: of each other rank.
+    Raises:
+        SaveFailed: the folder holds what only ranks of other disks wrote: it is not on a disk of its own after all.
+    """
+    written = {path: record for files in reversed(here) for path, record in files.items()}
+    foreign = {path for files in others for path in files} - written.keys()
+    rest = [path for path in sorted(folder.rglob("*")) if path.is_file() and path not in written]
+    for path in rest:
+        if path in foreign:
+            raise SaveFailed(
+                f"{path} came from a host whose disk seemed to be another one: the file system shows files late"
+            )
         with open(path, "rb") as file:
             os.fsync(file.fileno())
-    files = written | {path: file_record(path) for path in others}
-    records = {str(path.relative_to(folder)): files[path] for path in sorted(files)}
-    body = {"info": asdict(info), "files": records}
+    files = written | {path: file_record(path) for path in rest}
+    return {str(path.relative_to(folder)): files[path] for path in sorted(files)}
+
+
+def _write_manifest(folder: Path, body: dict) -> None:
     content = {"version": FORMAT_VERSION, "xxh3_64": _checksum(json.loads(json.dumps(body)))} | body
     write_atomically(folder / MANIFEST, json.dumps(content, indent=2) + "\n")

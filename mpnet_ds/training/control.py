@@ -88,6 +88,9 @@ class Control:
         return self
 
     def __exit__(self, *exc_info) -> None:
+        # A warning that time is nearly up may come yet, and must not end processes that are leaving: their exit code counts.
+        if self._handlers[signal.SIGUSR1] == signal.SIG_DFL:
+            self._handlers[signal.SIGUSR1] = signal.SIG_IGN
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 

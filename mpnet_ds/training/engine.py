@@ -15,10 +15,14 @@ from mpnet_ds.errors import UserError
 from mpnet_ds.model import MPNetForPretraining
 from mpnet_ds.training.activation_checkpointing import layer_runner
 from mpnet_ds.training.deepspeed_config import EngineConfig
+from mpnet_ds.training.disks import Disks
 
 
 class Engine:
     """A DeepSpeed engine around a model.
+
+    Args:
+        disks: on which checkpoints go; None: one that all ranks share.
 
     Attributes:
         deepspeed: the engine itself.
@@ -26,13 +30,15 @@ class Engine:
         grad_norm: of the last update's gradient over all ranks, before clipping; a float, a scalar tensor or None.
     """
 
-    def __init__(self, model: MPNetForPretraining, config: EngineConfig, weight_decay: float):
-        from mpnet_ds.checkpoint.shard_files import ShardFiles
+    def __init__(self, model: MPNetForPretraining, config: EngineConfig, weight_decay: float, disks: Disks | None = None):
+        from mpnet_ds.checkpoint.shard_files import ShardFiles, save_on_each_disk
 
         self.deepspeed = build_engine(model, config, weight_decay)
         self.deepspeed.checkpoint_engine = ShardFiles()
         # It would copy a script of DeepSpeed beside the checkpoints, and stop all ranks if the disk is full.
         self.deepspeed._copy_recovery_script = lambda folder: None
+        if disks is not None:
+            save_on_each_disk(self.deepspeed, disks)
         if hasattr(self.deepspeed.optimizer, "fp32_groups"):
             _undo_first_update(self.deepspeed.optimizer)
         self.applied = True

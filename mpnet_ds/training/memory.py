@@ -106,15 +106,16 @@ def estimate(work: Workload) -> MemoryEstimate:
     return MemoryEstimate(parameters, gradients, states, activations, host)
 
 
-def checkpoint_bytes(work: Workload) -> int:
-    """Size of a checkpoint on disk, all ranks' files together.
+def checkpoint_bytes(work: Workload, ranks: int | None = None) -> int:
+    """Size of a checkpoint on a disk that so many ranks share; None: all ranks' files together.
 
     The module's weights in e bytes (at stage 3 they are left to the fp32 copy) and the optimizer's states: 12 bytes a
     parameter, 8 where nothing keeps a copy of the parameters (stage 0 in fp32).
     """
     count = parameter_count(work.model_config)
     weights = 0 if work.zero_stage == 3 else work.bytes_per_number * count
-    return weights + count * (8 if not work.zero_stage and work.precision == "fp32" else 12)
+    states = count * (8 if not work.zero_stage and work.precision == "fp32" else 12)
+    return weights + (states * (ranks or work.world_size) // work.world_size if work.zero_stage else states)
 
 
 def _share(work: Workload) -> int:

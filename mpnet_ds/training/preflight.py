@@ -48,8 +48,6 @@ class Inspection:
     findings: list[Finding] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     """Name → value that can be written as JSON; all ranks that know it must have the same."""
-    result: Any = None
-    """What the other ranks shall know of this one."""
 
     def attempt(self, function: Callable[[], Any]):
         """What ``function`` returns; None where it raises a ``UserError``, whose texts become findings."""

@@ -8,6 +8,7 @@ import argparse
 import platform
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import mpnet_ds
 from mpnet_ds.checkpoint.pretrained import check_start, load_pretrained_weights
-from mpnet_ds.checkpoint.store import CheckpointStore
+from mpnet_ds.checkpoint.store import check_at_hand
 from mpnet_ds.data.dataset import PretrainingDataset
 from mpnet_ds.data.mixture import MixtureDataset, open_datasets, parse_weighted
 from mpnet_ds.errors import UserError
@@ -34,15 +35,27 @@ from mpnet_ds.training.deepspeed_config import (
     read_deepspeed_config,
     resolve,
 )
+from mpnet_ds.training.disks import Disks, find_disks
 from mpnet_ds.training.engine import layout
-from mpnet_ds.training.memory import checkpoint_bytes
+from mpnet_ds.training.memory import Workload, checkpoint_bytes
 from mpnet_ds.training.metrics import FILE_NAME as METRICS
 from mpnet_ds.training.metrics import read_metrics
 from mpnet_ds.training.preflight import Finding, Inspection
 from mpnet_ds.training.recipe import DEFAULT_RECIPE, DEMO_RECIPE, Recipe, load_recipe
-from mpnet_ds.training.run_folder import Setting, Start, decide_start, free_output, held, identity, prepare
+from mpnet_ds.training.run_folder import (
+    Setting,
+    Start,
+    decide_start,
+    free_output,
+    held,
+    identity,
+    list_checkpoints,
+    prepare,
+)
 from mpnet_ds.training.summary import describe_configuration, describe_disk, describe_memory, describe_run
 from mpnet_ds.training.trainer import Outcome, Trainer
+from mpnet_ds.training.watchdog import FOLDER as HANG
+from mpnet_ds.training.watchdog import Watchdog
 
 DATA, EVAL_DATA = "the dataset's checksum", "the evaluation data's checksum"
 YEAR = 365 * 24 * 3600.0  # seconds
@@ -221,13 +234,17 @@ def open_data(
 
 
 def _run(arguments, recipe: Recipe, config: EngineConfig, data, eval_data, ranks, inspection: Inspection) -> int:
-    if recipe and config and data:
+    start, disks = None, Disks(ranks)
+    is_ready = recipe is not None and config is not None and data is not None
+    if is_ready:
         _inspect_run(arguments, recipe, config, data, eval_data, ranks, inspection)
-    start, warnings = _agree(inspection, ranks, [*_datasets(data), *_datasets(eval_data)])
+    if all(ranks.gather(is_ready)):
+        start, disks = _inspect_output(arguments, recipe, config, data, ranks, inspection)
+    warnings = _agree(inspection, ranks, [*_datasets(data), *_datasets(eval_data)])
     model_config = recipe.model_config(data.tokenizer.vocab_size)
     warnings = [f"warning: {text}" for text in warnings]
     if arguments.dry_run:
-        lines = describe_run(recipe, config, data, eval_data, model_config, start, ranks)
+        lines = describe_run(recipe, config, data, eval_data, model_config, start, disks)
         lines += [*_describe_needs(recipe, config, model_config, start, ranks), *warnings, describe_configuration(config)]
         ranks.say("\n".join([*lines, f"All checks passed. Nothing was trained, and nothing written to {start.output}."]))
         return 0
@@ -239,12 +256,12 @@ def _run(arguments, recipe: Recipe, config: EngineConfig, data, eval_data, ranks
         return 0
     record = _record(arguments, recipe, config, start.identity, model_config, ranks) | {"data": _record_of_data(data)}
     with ExitStack() as stack:
-        ranks.on_main(lambda: stack.enter_context(held(start.output)))
-        start = ranks.on_main(lambda: _decide_again(arguments, config, start, ranks.world_size))
-        ranks.on_main(lambda: prepare(start, record, data.tokenizer_folder))
-        ranks.say("\n".join([*describe_run(recipe, config, data, eval_data, model_config, start, ranks), *warnings]))
-        outcome = _train(arguments, recipe, config, model_config, data, eval_data, start, ranks)
-    return _conclude(outcome, recipe, start.output, ranks)
+        disks.on_each(lambda: stack.enter_context(held(start.output)))
+        start = _decide_again(arguments, config, start, disks)
+        disks.on_each(lambda: prepare(start, record, data.tokenizer_folder))
+        ranks.say("\n".join([*describe_run(recipe, config, data, eval_data, model_config, start, disks), *warnings]))
+        outcome = _train(arguments, recipe, config, model_config, data, eval_data, start, disks)
+    return _conclude(outcome, recipe, start.output, disks)
 
 
 def _inspect_run(arguments, recipe: Recipe, config: EngineConfig, data, eval_data, ranks, inspection) -> None:
@@ -260,27 +277,38 @@ def _inspect_run(arguments, recipe: Recipe, config: EngineConfig, data, eval_dat
         "DeepSpeed's configuration", config.engine
     )
     inspection.add(preflight.check_build_locks(preflight.compiled_ops(config)))
-    work = preflight.workload_of(recipe, config, model_config, ranks.world_size, ranks.device.type != "cpu")
+    work = _workload(recipe, config, model_config, ranks)
     inspection.add(preflight.check_memory(work, preflight.capacity_of(ranks.device)))
-    if ranks.is_main:
-        run_identity = identity(recipe, data.tokenizer.fingerprint, data.checksum)
-        start = inspection.attempt(lambda: _find_start(arguments, recipe, config, run_identity, ranks.world_size))
-        if start is not None:
-            if arguments.init_from and start.checkpoint is not None:
-                text = "--init_from is not used: the run goes on from its checkpoint."
-                inspection.add([Finding(text, is_fatal=False)])
-            inspection.add(preflight.check_disk(start.output, checkpoint_bytes(work), preflight.checkpoints_at_once(recipe)))
-        inspection.result = start
 
 
-def _agree(inspection: Inspection, ranks, datasets: Sequence[PretrainingDataset] = ()) -> tuple[Start | None, list[str]]:
-    """Where rank 0 says the run starts, and all ranks' warnings; ``UserError`` where any rank cannot go on."""
+def _inspect_output(
+    arguments, recipe: Recipe, config: EngineConfig, data, ranks, inspection: Inspection
+) -> tuple[Start | None, Disks]:
+    """Where the run goes and goes on from, and whether the ranks share that disk; every rank must call it."""
+    run_identity = identity(recipe, data.tokenizer.fingerprint, data.checksum)
+    output = inspection.attempt(lambda: ranks.on_main(lambda: _choose_output(arguments, recipe, run_identity)))
+    disks = output and inspection.attempt(lambda: find_disks(output, ranks))
+    if not disks:
+        return None, Disks(ranks)
+    start = _decide_start(arguments, config, output, run_identity, disks, inspection)
+    if start is not None and arguments.init_from and start.checkpoint is not None:
+        text = "--init_from is not used: the run goes on from its checkpoint."
+        inspection.add([Finding(text, is_fatal=False)])
+    if start is not None and disks.is_keeper:
+        work = _workload(recipe, config, recipe.model_config(data.tokenizer.vocab_size), ranks)
+        size = checkpoint_bytes(work, len(disks.here_and_elsewhere[0]))
+        inspection.add(preflight.check_disk(start.output, size, preflight.checkpoints_at_once(recipe)))
+    return start, disks
+
+
+def _agree(inspection: Inspection, ranks, datasets: Sequence[PretrainingDataset] = ()) -> list[str]:
+    """All ranks' warnings; ``UserError`` where any rank cannot go on."""
     inspections = ranks.gather(inspection)
     if any(preflight.differ(inspections, name) for name in (DATA, EVAL_DATA)):
         inspection.facts |= preflight.facts_of_files(datasets)  # to name the files
         inspections = ranks.gather(inspection)
     try:
-        return inspections[0].result, preflight.conclude(inspections)
+        return preflight.conclude(inspections)
     except UserError:
         if ranks.is_main:
             raise
@@ -290,30 +318,43 @@ def _agree(inspection: Inspection, ranks, datasets: Sequence[PretrainingDataset]
 
 
 def _describe_needs(recipe: Recipe, config: EngineConfig, model_config, start: Start, ranks) -> list[str]:
-    work = preflight.workload_of(recipe, config, model_config, ranks.world_size, ranks.device.type != "cpu")
+    work = _workload(recipe, config, model_config, ranks)
     capacity = preflight.capacity_of(ranks.device)
     disk = describe_disk(start.output, checkpoint_bytes(work), preflight.checkpoints_at_once(recipe))
     return [*describe_memory(preflight.memory_of(work, capacity), capacity), disk]
 
 
-def _find_start(arguments, recipe: Recipe, config: EngineConfig, run_identity, world_size: int) -> Start:
+def _workload(recipe: Recipe, config: EngineConfig, model_config, ranks) -> Workload:
+    return preflight.workload_of(recipe, config, model_config, ranks.world_size, ranks.device.type != "cpu")
+
+
+def _choose_output(arguments, recipe: Recipe, run_identity: dict) -> Path:
     may_continue, last = arguments.resume != "never", recipe.optimization.max_steps
-    output = Path(arguments.output_dir or free_output(recipe.name, run_identity, last, may_continue))
-    return decide_start(output, arguments.resume, run_identity, _setting(config, world_size))
+    return Path(arguments.output_dir or free_output(recipe.name, run_identity, last, may_continue))
 
 
-def _setting(config: EngineConfig, world_size: int) -> Setting:
-    return Setting(world_size, config.zero_stage, config.precision, layout(config.engine))
+def _decide_start(
+    arguments, config: EngineConfig, output: Path, run_identity: dict, disks: Disks, inspection: Inspection
+) -> Start | None:
+    """Where the run begins, the same on all ranks; each rank's finding if its part of the checkpoint is not on its host."""
+    setting = Setting(disks.ranks.world_size, config.zero_stage, config.precision, layout(config.engine))
+    start = inspection.attempt(lambda: decide_start(output, arguments.resume, run_identity, setting, disks))
+    if start is not None and start.checkpoint is not None:
+        inspection.attempt(lambda: check_at_hand(start.checkpoint, disks.ranks.rank, start.conversion))
+    return start
 
 
-def _decide_again(arguments, config: EngineConfig, start: Start, world_size: int) -> Start:
+def _decide_again(arguments, config: EngineConfig, start: Start, disks: Disks) -> Start:
     """``start``, unless a run that was ending has saved in its folder before this one had it for itself."""
-    if CheckpointStore(start.output).newest() == start.newest:
+    if list_checkpoints(start.output, disks) == start.found:
         return start
-    return decide_start(start.output, arguments.resume, start.identity, _setting(config, world_size))
+    inspection = Inspection(disks.ranks.rank)
+    start = _decide_start(arguments, config, start.output, start.identity, disks, inspection)
+    _agree(inspection, disks.ranks)
+    return start
 
 
-def _train(arguments, recipe, config, model_config, data, eval_data, start: Start, ranks):
+def _train(arguments, recipe, config, model_config, data, eval_data, start: Start, disks: Disks):
     import torch
 
     from mpnet_ds.model import MPNetForPretraining
@@ -322,7 +363,9 @@ def _train(arguments, recipe, config, model_config, data, eval_data, start: Star
     model = MPNetForPretraining(model_config, recipe.objective)
     if arguments.init_from and start.checkpoint is None:
         load_pretrained_weights(model, arguments.init_from)
-    return Trainer(recipe, config, model, data, eval_data, start, ranks).train()
+    run = recipe.run
+    with Watchdog(disks.ranks, start.output / HANG, run.hang_timeout, run.lost_timeout) as watchdog:
+        return Trainer(recipe, config, model, data, eval_data, start, disks, watchdog).train()
 
 
 def _record(arguments, recipe, config: EngineConfig, run_identity, model_config, ranks) -> dict:
@@ -338,6 +381,7 @@ def _record(arguments, recipe, config: EngineConfig, run_identity, model_config,
         "model_config": model_config.to_diff_dict(),
         "parameters": parameter_count(model_config),
         "world_size": ranks.world_size,
+        "hosts": Counter(ranks.hosts),
         "device": str(ranks.device),
         "identity": run_identity,
         "versions": _versions(),
@@ -360,8 +404,9 @@ def _versions() -> dict[str, str]:
     return own | {package: version(package) for package in PACKAGES}
 
 
-def _conclude(outcome: Outcome, recipe: Recipe, output: Path, ranks) -> int:
+def _conclude(outcome: Outcome, recipe: Recipe, output: Path, disks: Disks) -> int:
     """Says how it ended; returns the exit code."""
+    ranks = disks.ranks
     if outcome.failure:
         ranks.complain(f"stopped at update {outcome.step}: {outcome.failure}")
         return 1
@@ -380,6 +425,9 @@ def _conclude(outcome: Outcome, recipe: Recipe, output: Path, ranks) -> int:
     if any("eval_loss" in line for line in lines):
         ranks.say(f"Held-out loss {_fall(lines, 'eval_loss')} nats")
     ranks.say(f"Everything lies in {output}: metrics.jsonl, tensorboard/, checkpoints/")
+    if not disks.is_one:
+        commands = "\n  ".join(disks.gather_commands(output))
+        ranks.say(f"Other hosts have their part of each checkpoint on disks of their own. To bring them here:\n  {commands}")
     ranks.say(f"To use the model: python tools/convert_to_hf.py {output} OUT")
     return 0
 

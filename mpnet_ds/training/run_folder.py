@@ -21,10 +21,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from mpnet_ds.checkpoint.store import CheckpointStore, find_checkpoint, read_info, verify
+from mpnet_ds.checkpoint.store import CheckpointStore, find_checkpoint, read_info, read_save, verify
 from mpnet_ds.checkpoint.tensor_file import TensorFile
 from mpnet_ds.errors import UserError
 from mpnet_ds.files import LOCK, TEMPORARY, locked, write_atomically
+from mpnet_ds.training.disks import TOKEN, Disks
 from mpnet_ds.training.recipe import DataRecipe, ModelRecipe, Recipe
 
 FILE_NAME = "run.json"
@@ -43,8 +44,8 @@ class Start:
     """What was otherwise when the checkpoint was saved (ranks, ZeRO stage, precision), in words; empty if nothing was."""
     damaged: tuple[tuple[Path, str], ...] = ()
     """Newer checkpoints that cannot be used, and why."""
-    newest: Path | None = None
-    """The newest checkpoint in ``output`` when this was decided, usable or not."""
+    found: tuple[tuple[str, ...], ...] = ()
+    """Names of the checkpoints in ``output`` when this was decided, of each disk, usable or not."""
 
     @property
     def step(self) -> int:
@@ -76,13 +77,45 @@ class Setting:
     """See ``engine.layout``."""
 
 
-def decide_start(output: Path, resume: str, run_identity: dict, setting: Setting) -> Start:
+def decide_start(output: Path, resume: str, run_identity: dict, setting: Setting, disks: Disks) -> Start:
     """What ``--output_dir`` and ``--resume`` mean together; raises ``UserError`` rather than touch another run.
+
+    Every rank must call it; all get the same answer. Looks at the folder on each disk.
 
     Args:
         resume: ``auto`` continues the run in ``output`` if there is one; ``never`` refuses it; else the path of a
             checkpoint, or of a run, to go on from. A run that began with this very path is continued.
     """
+    began_so = all(disks.on_each(lambda: _check_folder(output, resume, run_identity)))
+    found = list_checkpoints(output, disks)
+    if any(found) and not all(found):
+        raise UserError(_describe_lack(output, found, disks))
+    damaged: list[tuple[Path, str]] = []
+    if resume in ("auto", "never") or (began_so and any(found)):
+        checkpoint = _newest_usable(output, found, damaged, disks)
+    else:
+        checkpoint = _named_checkpoint(resume, output, disks)
+    own = json.loads(json.dumps(run_identity))
+    if checkpoint is None:
+        return Start(output, None, own, found=found)
+    conversion, *_ = disks.on_each(lambda: _conversion(checkpoint, run_identity, setting))
+    return Start(output, checkpoint, own, conversion, tuple(damaged), found)
+
+
+def list_checkpoints(output: Path, disks: Disks) -> tuple[tuple[str, ...], ...]:
+    """Names of the checkpoints in ``output`` on each disk, oldest first, usable or not; every rank must call it.
+
+    ``latest`` moves when all disks have a manifest: what is newer and not on all disks is what a kill during a save left.
+    """
+    store = CheckpointStore(output)
+    lists = disks.on_each(lambda: ([path.name for path in store.all()], store.latest))
+    everywhere = set.intersection(*(set(names) for names, _ in lists))
+    last = max(latest for _, latest in lists)
+    return tuple(tuple(name for name in names if name in everywhere or name <= last) for names, _ in lists)
+
+
+def _check_folder(output: Path, resume: str, run_identity: dict) -> bool:
+    """Raises ``UserError`` if this run may not be in ``output``; whether a run is in it that began with this ``resume``."""
     record = _read_record(output)
     if record is not None:
         if resume == "never":
@@ -94,42 +127,72 @@ def decide_start(output: Path, resume: str, run_identity: dict, setting: Setting
         raise UserError(f"{output} is a file: choose another --output_dir.")
     elif _holds_something(output):
         raise UserError(f"{output} is not empty and holds no run ({FILE_NAME} is missing): choose another --output_dir.")
-    damaged: list[tuple[Path, str]] = []
-    began_so = record is not None and record.get("arguments", {}).get("resume") == resume
-    if resume in ("auto", "never") or (began_so and CheckpointStore(output).newest() is not None):
-        checkpoint = _newest_usable(CheckpointStore(output), damaged)
-    else:
-        checkpoint = find_checkpoint(resume)
-        newest = CheckpointStore(output).newest()
+    return record is not None and record.get("arguments", {}).get("resume") == resume
+
+
+def _describe_lack(output: Path, found: tuple[tuple[str, ...], ...], disks: Disks) -> str:
+    """Where some disks have checkpoints and others have none: probably not the hosts that saved them."""
+    pairs = list(zip(disks.names, found, strict=True))
+    without = "; ".join(name for name, checkpoints in pairs if not checkpoints)
+    having = "; ".join(f"{name} ({checkpoints[-1]})" for name, checkpoints in pairs if checkpoints)
+    return (
+        f"{output} has no checkpoints on {without}, but on {having}: they lie on local disks. Start on the hosts that saved "
+        "them, in the same order, or copy the folders of all hosts to one that all share."
+    )
+
+
+def _named_checkpoint(resume: str, output: Path, disks: Disks) -> Path:
+    """What ``--resume DIR`` means, verified; raises ``UserError`` if it is unusable, or older than what ``output`` has."""
+
+    def find() -> tuple[Path, str]:
+        checkpoint, newest = find_checkpoint(resume), CheckpointStore(output).newest()
         if newest is not None and read_info(newest).step > read_info(checkpoint).step:
             raise UserError(
                 f"{output} has gone on to update {read_info(newest).step} since {checkpoint}: choose another --output_dir, "
                 "or remove the later checkpoints first."
             )
         _check_usable(checkpoint)
-    own, newest = json.loads(json.dumps(run_identity)), CheckpointStore(output).newest()
-    if checkpoint is None:
-        return Start(output, None, own)
-    conversion = _conversion(checkpoint, run_identity, setting)
-    return Start(output, checkpoint, own, conversion, tuple(damaged), newest)
+        return checkpoint, read_save(checkpoint)
+
+    places = disks.on_each(find)
+    if len(set(places)) > 1:
+        names = "; ".join(f"{checkpoint} on {name}" for (checkpoint, _), name in zip(places, disks.names, strict=True))
+        raise UserError(f"--resume {resume} is not of one save on all disks ({names}): name a checkpoint that all have.")
+    return places[0][0]
 
 
-def _newest_usable(store: CheckpointStore, damaged: list[tuple[Path, str]]) -> Path | None:
-    """The newest checkpoint that is whole; adds those that are not to ``damaged``. None where there are none at all."""
-    checkpoints = store.all()
-    for checkpoint in reversed(checkpoints):
-        try:
-            _check_usable(checkpoint)
-        except UserError as error:
-            damaged.append((checkpoint, str(error)))
-        else:
+def _newest_usable(output: Path, found: tuple, damaged: list[tuple[Path, str]], disks: Disks) -> Path | None:
+    """The newest checkpoint that is whole on all disks; adds those that are not to ``damaged``. None if there are none."""
+    store = CheckpointStore(output)
+    for name in sorted(set().union(*found), reverse=True):
+        checkpoint = store.root / name
+        problem = _find_problem(checkpoint, disks)
+        if not problem:
             return checkpoint
-    if checkpoints:
+        damaged.append((checkpoint, problem))
+    if damaged:
         raise UserError(
             f"every checkpoint in {store.root} is damaged; the newest: {damaged[0][1]} "
             "To start anew take another --output_dir."
         )
     return None
+
+
+def _find_problem(checkpoint: Path, disks: Disks) -> str:
+    """Why a checkpoint cannot be used, on some disk or on all together; empty if it can."""
+
+    def examine() -> tuple[str, str]:
+        try:
+            _check_usable(checkpoint)
+            return "", read_save(checkpoint)
+        except UserError as error:
+            return disks.at_host(str(error)), ""
+
+    outcomes = disks.on_each(examine)
+    problems = [problem for problem, _ in outcomes if problem]
+    if not problems and len({save for _, save in outcomes}) > 1:
+        return f"{checkpoint.name} is not of one save on {'; '.join(disks.names)}."
+    return problems[0] if problems else ""
 
 
 def _check_usable(checkpoint: Path) -> None:
@@ -173,12 +236,14 @@ def prepare(start: Start, record: dict, tokenizer_folder: Path) -> None:
     write_atomically(start.output / FILE_NAME, json.dumps(record, indent=2) + "\n")
     shutil.copytree(tokenizer_folder, start.output / "tokenizer", dirs_exist_ok=True)
     for checkpoint, _ in start.damaged:
-        CheckpointStore(start.output).set_aside(checkpoint)
+        if checkpoint.exists():  # on another disk it may be missing
+            CheckpointStore(start.output).set_aside(checkpoint)
 
 
 def _holds_something(output: Path) -> bool:
     """Whether there is more than what a kill during the first write leaves."""
-    return output.exists() and any(path.name not in (FILE_NAME + TEMPORARY, LOCK) for path in output.iterdir())
+    ours = (FILE_NAME + TEMPORARY, LOCK)
+    return output.exists() and any(path.name not in ours and not path.name.startswith(TOKEN) for path in output.iterdir())
 
 
 def _read_record(output: Path) -> dict | None:

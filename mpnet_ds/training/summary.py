@@ -1,7 +1,10 @@
 """What a run says of itself before it trains: the lines at its start, and the longer report of ``--dry_run``."""
 
 import json
+import os
 import shutil
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from mpnet_ds.model.sizes import parameter_count
@@ -13,9 +16,9 @@ from mpnet_ds.training.recipe import Recipe
 NO_EVALUATION = "No evaluation: not all of the data has a holdout. Name one with --eval_data, or build with --holdout."
 
 
-def describe_run(recipe: Recipe, config: EngineConfig, data, eval_data, model_config, start, ranks) -> list[str]:
+def describe_run(recipe: Recipe, config: EngineConfig, data, eval_data, model_config, start, disks) -> list[str]:
     """Lines for a person: what is trained, on what, in which batches, where."""
-    batch, optimization = config.batch, recipe.optimization
+    batch, optimization, ranks = config.batch, recipe.optimization, disks.ranks
     parameters, pieces = parameter_count(model_config), data.tokenizer.vocab_size
     sizes = f"{batch.micro_batch_size} × {batch.accumulation_steps} accumulated × {ranks.world_size} rank(s)"
     epochs = optimization.max_steps * batch.global_batch_size / len(data)
@@ -27,12 +30,22 @@ def describe_run(recipe: Recipe, config: EngineConfig, data, eval_data, model_co
         f"{batch.global_batch_size} rows an update = {sizes}",
         f"{optimization.max_steps:,} updates = {_show_count(epochs)} epochs of the data",
     ]
+    if len(set(ranks.hosts)) > 1:
+        lines.append(describe_hosts(ranks.hosts))
     lines += [f"warning: {path.name} is damaged and set aside: {reason}" for path, reason in start.damaged]
     if start.checkpoint is not None:
         lines.append(f"Continuing from {start.checkpoint} at update {start.step}")
     if start.conversion:
         lines.append(f"The checkpoint is converted: {start.conversion}")
-    return [*lines, f"Output {start.output}"]
+    return [*lines, f"Output {start.output}", *disks.describe()]
+
+
+def describe_hosts(hosts: Sequence[str]) -> str:
+    """How many ranks each host has, and through which network interface this one's processors talk to the others."""
+    counts = Counter(hosts)
+    named = ", ".join(f"{host} ({count})" for host, count in list(counts.items())[:16])
+    more = f", … {len(counts)} in all" if len(counts) > 16 else ""
+    return f"Hosts (ranks): {named}{more}, through {os.environ.get('GLOO_SOCKET_IFNAME', 'an interface that gloo chooses')}"
 
 
 def describe_memory(memory: MemoryEstimate, capacity: Capacity) -> list[str]:

@@ -30,11 +30,11 @@ from mpnet_ds.model import MPNetForPretraining
 from mpnet_ds.progress import Progress
 from mpnet_ds.training.control import Control, Request
 from mpnet_ds.training.deepspeed_config import EngineConfig
+from mpnet_ds.training.disks import Disks
 from mpnet_ds.training.engine import Engine, layout
 from mpnet_ds.training.health import LossWindow, Spike
 from mpnet_ds.training.metrics import MetricsWriter, Throughput, describe
 from mpnet_ds.training.prefetch import prefetched
-from mpnet_ds.training.processes import Ranks
 from mpnet_ds.training.recipe import Recipe
 from mpnet_ds.training.run_folder import Start
 from mpnet_ds.training.schedule import learning_rate
@@ -42,8 +42,6 @@ from mpnet_ds.training.watchdog import Watchdog
 
 INSPECTION = "inspection"
 """Folder of the output where a run that gives up leaves its state."""
-HANG = "hang"
-"""Folder of the output where ranks of a run that hangs leave their stacks."""
 
 
 @dataclass
@@ -64,7 +62,7 @@ class TrainingFailed(Exception):
 
 
 class Trainer:
-    """One run: ``Trainer(…).train()``. Every rank builds one."""
+    """One run: ``Trainer(…).train()``. Every rank builds one, inside its watchdog's ``with`` block."""
 
     def __init__(
         self,
@@ -74,20 +72,21 @@ class Trainer:
         data: PretrainingDataset | MixtureDataset,
         eval_data: PretrainingDataset | MixtureDataset | None,
         start: Start,
-        ranks: Ranks,
+        disks: Disks,
+        watchdog: Watchdog,
     ):
-        self.recipe, self.config, self.ranks, self.start = recipe, config, ranks, start
-        self.data, self.eval_data = data, eval_data
+        ranks = disks.ranks
+        self.recipe, self.config, self.ranks, self.disks, self.start = recipe, config, ranks, disks, start
+        self.data, self.eval_data, self.watchdog = data, eval_data, watchdog
         self.model_config = model.config
         self.store = CheckpointStore(start.output, recipe.run.keep)
         if start.conversion:
             load_weights(model, ZeroCheckpoint(start.checkpoint))
-        self.engine = Engine(model, config, recipe.optimization.weight_decay)
+        self.engine = Engine(model, config, recipe.optimization.weight_decay, disks)
         if start.checkpoint is not None:
             self.engine.load(start.checkpoint, convert=bool(start.conversion))
         self.step = self._saved_step = start.step
         self.control = Control(start.output, ranks)
-        self.watchdog = Watchdog(ranks, start.output / HANG, recipe.run.hang_timeout, recipe.run.lost_timeout)
         first = self.step + 1 if start.checkpoint else 0
         self.metrics = MetricsWriter(start.output, config.monitors, ranks.is_main, first_step=first)
         self._progress = Progress(
@@ -116,7 +115,7 @@ class Trainer:
 
     def train(self) -> Outcome:
         """Trains to the recipe's last update, or until it is asked to stop; evaluates and saves on the way and then."""
-        with self._progress, self.control, self.watchdog:
+        with self._progress, self.control:
             outcome = self._train()
         self.metrics.close()
         return outcome
@@ -250,7 +249,7 @@ class Trainer:
         folder = self.start.output / INSPECTION
         try:
             checkpoint = CheckpointStore(folder).save(
-                self.engine.deepspeed, self._info(), self._tokenizer_folder, self.ranks
+                self.engine.deepspeed, self._info(), self._tokenizer_folder, self.disks
             )
             arrays = {f"{name}_{part}": array.numpy() for part, batch in enumerate(batches) for name, array in batch.items()}
             np.savez(folder / f"batch-rank-{self.ranks.rank:05d}.npz", **arrays)
@@ -314,7 +313,7 @@ class Trainer:
         """Whether it could be saved; if not, training goes on, and the older checkpoints are as they were."""
         self.watchdog.beat("saving", self.step)
         try:
-            self.store.save(self.engine.deepspeed, self._info(), self._tokenizer_folder, self.ranks)
+            self.store.save(self.engine.deepspeed, self._info(), self._tokenizer_folder, self.disks)
         except SaveFailed as failure:
             self._event(self.step, "save_failed", reason=str(failure))
             self._warn(f"update {self.step}: THE CHECKPOINT WAS NOT SAVED ({failure}). Older ones are kept.")

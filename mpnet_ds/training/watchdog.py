@@ -36,6 +36,10 @@ from mpnet_ds.training.board import Board, Report
 from mpnet_ds.training.processes import Ranks
 
 EXIT_CODE = 1
+STARTING = ("starting", 0, 0)
+"""The phase before the first beat, which may take as long as it likes: an engine is built, perhaps compiled, and loaded."""
+FOLDER = "hang"
+"""Of the output, where ranks of a run that hangs leave their stacks."""
 GOES_ON = "The same command goes on from the newest checkpoint."
 _LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
 _COLLECTIVE = re.compile(r"/torch/distributed/|/deepspeed/comm/")
@@ -76,7 +80,7 @@ def look_at(frame: FrameType | None) -> tuple[bool, str]:
     waiting = bool(
         _COLLECTIVE.search(path)
         or frame.f_code.co_name == "_engine_run_backward"
-        or _DEVICE_WAIT.search(linecache.getline(path, frame.f_lineno))
+        or _DEVICE_WAIT.search(_line(path, frame.f_lineno))
     )
     own = frame
     while own.f_back is not None and own.f_code.co_filename.startswith(_LIBRARIES):
@@ -87,13 +91,20 @@ def look_at(frame: FrameType | None) -> tuple[bool, str]:
     return waiting, place if own is frame else f"{place} in {frame.f_code.co_name} ({Path(path).name}:{frame.f_lineno})"
 
 
+def _line(path: str, number: int) -> str:
+    try:
+        return linecache.getline(path, number)
+    except TypeError:  # another thread was filling the cache
+        return ""
+
+
 class Watchdog:
     """``with Watchdog(ranks, output / "hang", timeout) as watchdog: … watchdog.beat("drawing data", step) …``
 
     Args:
         ranks: this process among the others; ``MASTER_ADDR`` and ``MASTER_PORT`` must name their store if there are others.
         folder: where the stacks go; made when they are written.
-        timeout: seconds without a beat; 0 waits for ever.
+        timeout: seconds without a beat, after the first; 0 waits for ever.
         lost_timeout: seconds without a sign of a rank, which then is dead, stopped or cut off; 0 waits for ever.
     """
 
@@ -103,7 +114,7 @@ class Watchdog:
         limits = [limit for limit in (self.timeout, self.lost_timeout) if limit]
         self._interval = min(5.0, max(0.25, min(limits, default=0) / 8))
         self._grace = 4 * self._interval  # for all ranks to see the alarm, write their stacks and report again
-        self._beat = ("starting", 0, 0)
+        self._beat = STARTING
         self._idle = self._unanswered = 0.0
         self._error: BaseException | None = None
         self._stopped = threading.Event()
@@ -157,7 +168,7 @@ class Watchdog:
         while not self._stopped.wait(self._interval):
             # Counted, not measured: after a suspension the clock would have run on.
             beat = self._beat
-            self._idle = 0.0 if beat is not seen else self._idle + self._interval
+            self._idle = 0.0 if beat is not seen or beat is STARTING else self._idle + self._interval
             seen = beat
             if self._board is not None:
                 answered = self._board.rounds

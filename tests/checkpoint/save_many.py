@@ -18,6 +18,7 @@ from mpnet_ds.model import MPNetForPretraining
 from mpnet_ds.tokenizer import PretrainingTokenizer
 from mpnet_ds.training import processes
 from mpnet_ds.training.deepspeed_config import load_deepspeed_config, resolve
+from mpnet_ds.training.disks import Disks
 from mpnet_ds.training.engine import Engine
 from mpnet_ds.training.recipe import load_recipe, recipe_from_dict
 from tests.runs import RECIPE, ROOT
@@ -38,7 +39,7 @@ def main(output: Path, usual_tokenizer: Path, models: dict[str, dict]) -> None:
         settings = model.config.to_diff_dict()
         stage, precision = config.zero_stage, config.precision
         info = CheckpointInfo(1, 8, "mpnet", stage, precision, ranks.world_size, settings, seq_length, identity={})
-        CheckpointStore(output / name).save(engine.deepspeed, info, tokenizer, ranks)
+        CheckpointStore(output / name).save(engine.deepspeed, info, tokenizer, Disks(ranks))
         engine.deepspeed.destroy()
     processes.stop()
 

@@ -73,7 +73,7 @@ class Host:
             out, err = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
             self.kill()
-            out, err = process.communicate()
+            out, err = process.communicate(timeout=10)
             raise AssertionError(f"{command} took more than {timeout} s on {self.name}:\n{out}\n{err}") from None
         return subprocess.CompletedProcess(command, process.returncode, out, err)
 
@@ -100,7 +100,9 @@ class Host:
         After ``cut`` they do not: that is a host that lost its power.
         """
         deadline = time.monotonic() + 10
-        while (running := self.processes(*words)) and time.monotonic() < deadline:
+        while running := self.processes(*words):
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{running} on {self.name} do not end")
             kill(running)
             time.sleep(0.02)
 

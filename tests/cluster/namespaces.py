@@ -80,6 +80,12 @@ class Inside(subprocess.Popen):
                 return
             time.sleep(0.01)
 
+    def __exit__(self, kind, *error) -> None:
+        """Waits for the program's end, as ``subprocess.Popen`` does; after an error it ends the program first."""
+        if kind:
+            self.kill()
+        super().__exit__(kind, *error)
+
 
 def kill(processes: list[psutil.Process]) -> None:
     """SIGKILL, at once and without a chance to answer."""

@@ -143,6 +143,30 @@ def slow(update: int) -> None:
     Trainer._update = with_pause
 
 
+def warned_in_the_end(update: int) -> None:
+    """SIGUSR1 when training is over and the ranks disconnect."""
+    from mpnet_ds.training import processes
+
+    before = processes.stop
+
+    def with_signal() -> None:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        before()
+
+    processes.stop = with_signal
+
+
+def until_asked(update: int) -> None:
+    """At an update the last rank waits, for three minutes at most, until it is asked to stop."""
+
+    def wait(trainer) -> None:
+        deadline = time.monotonic() + 180
+        while is_last_rank() and not trainer.control._asked.stops and time.monotonic() < deadline:
+            time.sleep(0.1)
+
+    at_update(update, wait)
+
+
 def count_waits(update: int) -> None:
     """Prints, for one update, who asked for a tensor's value, as a device would have to be waited for."""
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -188,6 +212,8 @@ FAULTS = {
     "no_room": no_room,
     "hang": hang,
     "slow": slow,
+    "warned_in_the_end": warned_in_the_end,
+    "until_asked": until_asked,
 }
 
 if __name__ == "__main__":

@@ -34,6 +34,12 @@ def test_a_stop_between_two_lines_of_the_log_leaves_no_trace_in_it(dataset_folde
     assert [line["step"] for line in again.metrics if "loss" in line] == [4, 8]
 
 
+def test_a_warning_after_the_last_update_does_not_spoil_the_exit_code(dataset_folder, tmp_path):
+    run = train(tmp_path / "run", dataset_folder, fault="warned_in_the_end")
+    assert run.code == 0, run.err
+    assert saved_steps(run.folder)[-1] == 8
+
+
 def test_a_file_asks_for_a_checkpoint(dataset_folder, tmp_path):
     run = train(tmp_path / "run", dataset_folder, "--save_interval", 100, "--keep", 9, fault="save@3")
     assert run.code == 0, run.err

@@ -1,6 +1,8 @@
 """What is found before a model is built, and how the findings of many ranks become one message."""
 
 import json
+import os
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -8,6 +10,7 @@ import pytest
 
 from mpnet_ds.data import BuildOptions, build_dataset
 from mpnet_ds.errors import UserError
+from mpnet_ds.launchers import Placement
 from mpnet_ds.training import preflight
 from mpnet_ds.training.deepspeed_config import examine, name_deprecated, resolve
 from mpnet_ds.training.memory import GIB, Workload
@@ -18,10 +21,14 @@ from mpnet_ds.training.preflight import (
     check_build_locks,
     check_disk,
     check_memory,
+    check_slots,
     check_values,
     checkpoints_at_once,
+    compare,
     compiled_ops,
     conclude,
+    differ,
+    facts_of_files,
     flatten,
     named_hostfile,
 )
@@ -60,10 +67,47 @@ def test_ranks_that_differ_are_named_with_their_hosts_and_what_most_have():
     ranks[3].facts = {"torch": "2.11.0"}
     with pytest.raises(UserError) as caught:
         conclude(ranks)
-    text = (
-        'torch is "2.13.0" on ranks 0, 1, 2 (node-0, node-1), but "2.11.0" on rank 3 (node-1): all ranks must have the same.'
-    )
-    assert str(caught.value) == text
+    usual, odd = '"2.13.0" on ranks 0, 1 (node-0), rank 2 (node-1)', '"2.11.0" on rank 3 (node-1)'
+    assert str(caught.value) == f"torch is {usual}, but {odd}: all ranks must have the same."
+
+
+def test_of_many_differences_the_first_are_named():
+    ranks = [Inspection(rank, facts={f"fact {i}": rank for i in range(20)}) for rank in range(2)]
+    with pytest.raises(UserError) as caught:
+        conclude(ranks)
+    assert [text.split(" is ")[0] for text in caught.value.findings[:8]] == [f"fact {i}" for i in range(8)]
+    assert caught.value.findings[8:] == ("and 12 more differences between the ranks.",)
+
+
+def test_the_files_are_named_in_which_two_copies_of_a_dataset_differ(dataset_folder, tmp_path):
+    copy = shutil.copytree(dataset_folder, tmp_path / "copy")
+    manifest = json.loads((copy / "dataset.json").read_text())
+    manifest["shards"][0]["files"]["idx"]["sha256"] = "0" * 64
+    (copy / "dataset.json").write_text(json.dumps(manifest))
+    recipe = load_recipe(RECIPE)
+    ranks = []
+    for rank, folder in enumerate((dataset_folder, copy)):
+        data, _ = open_data([str(folder)], None, recipe)
+        facts = facts_of_files([data])
+        renamed = {name.replace(str(folder), "data"): value for name, value in facts.items()}  # each host has its own
+        ranks.append(Inspection(rank, f"node-{rank}", facts=renamed | {"checksum": data.checksum}))
+    assert differ(ranks, "checksum")
+    assert not differ(ranks, "the number of files of data")
+    (file,) = (text for text in (finding.text for finding in compare(ranks)) if "sha256" in text)
+    assert file.startswith("the sha256 of data/shard-00000.idx is ")
+    assert '"0000' in file
+    assert "rank 1 (node-1)" in file
+
+
+@pytest.mark.parametrize("others", [0, 8])
+def test_more_ranks_than_a_host_has_cores_are_warned_of_or_refused(monkeypatch, others):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    ranks = [Placement(local_world_size=size, world_size=size + others) for size in (2, 3)]
+    assert check_slots(ranks[0]) == []
+    (finding,) = check_slots(ranks[1])
+    assert "has 2 processor cores, and no GPU, and is to run 3 ranks" in finding.text
+    assert finding.is_fatal == bool(others)
 
 
 def test_settings_are_compared_value_by_value():

@@ -2,10 +2,15 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 from mpnet_ds.errors import UserError
+from mpnet_ds.training.disks import Disks
+from mpnet_ds.training.processes import Ranks
 from mpnet_ds.training.recipe import DataRecipe, ModelRecipe, Recipe
 from mpnet_ds.training.run_folder import Setting, decide_start, identity
+
+ALONE = Disks(Ranks(0, 0, 1, torch.device("cpu"), ("here",)))
 
 
 def saved_before_newer_options(folder, recipe: Recipe) -> None:
@@ -19,7 +24,7 @@ def saved_before_newer_options(folder, recipe: Recipe) -> None:
 
 
 def start_of(folder, recipe: Recipe):
-    return decide_start(folder, "auto", identity(recipe, "tokenizer", "dataset"), Setting(1, 2, "fp32"))
+    return decide_start(folder, "auto", identity(recipe, "tokenizer", "dataset"), Setting(1, 2, "fp32"), ALONE)
 
 
 def test_a_run_of_an_older_version_can_be_continued(tmp_path):

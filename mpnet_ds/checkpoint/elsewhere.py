@@ -1,0 +1,79 @@
+"""Files of a checkpoint that lie on other hosts' disks.
+
+Where hosts save to local disks, each disk has a folder of the same name with its ranks' shards, what every host needs (the
+model's file at ZeRO 0 to 2, the tokenizer) and a manifest. That manifest names under ``elsewhere`` what the other disks
+have: so each folder can be checked by itself, and a folder into which all were copied is a whole checkpoint.
+
+    "elsewhere": [{"host": "node-b", "folder": "/scratch/run/checkpoints/step-00000200", "files": {NAME: RECORD, …}}, …]
+
+A record is size, checksums and, for what a rank wrote, the rank. Files that every disk has are the same byte for byte.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from shlex import quote
+
+from mpnet_ds.errors import UserError
+
+
+def elsewhere_of(number: int, disks: list[dict]) -> list[dict]:
+    """What disk ``number`` says of the others; ``disks`` are like the entries above, with all files of each."""
+    own = disks[number]["files"].keys()
+    others = [disk for place, disk in enumerate(disks) if place != number]
+    return [
+        other | {"files": {name: other["files"][name] for name in sorted(other["files"].keys() - own)}} for other in others
+    ]
+
+
+def files_elsewhere(elsewhere: list[dict]) -> dict[str, dict]:
+    """Name → record of all of them."""
+    return {name: record for disk in elsewhere for name, record in disk["files"].items()}
+
+
+def find_missing(folder: Path, elsewhere: list[dict], rank: int | None = None) -> Iterator[tuple[dict, list[str]]]:
+    """Other disks with names of files that were not copied here; where ``rank`` is given, only of those that it wrote."""
+    for disk in elsewhere:
+        wanted = [name for name, record in disk["files"].items() if rank is None or record.get("rank") == rank]
+        if missing := [name for name in wanted if not (folder / name).is_file()]:
+            yield disk, missing
+
+
+def check_gathered(folder: Path, elsewhere: list[dict], why: str = "") -> None:
+    """Raises ``UserError`` if files are missing here, naming for each host some of them and how to copy them.
+
+    Args:
+        why: what needs the files of all hosts, in words; empty for who reads the checkpoint as a whole.
+    """
+    findings = []
+    for disk, missing in find_missing(folder, elsewhere):
+        files = f"{missing[0]} and {len(missing) - 1} more lie" if len(missing) > 1 else f"{missing[0]} lies"
+        found = f"{folder}: {files} on a local disk of {disk['host']}{why and f', and {why}'}"
+        findings.append(f"{found}. Copy what is missing: {_command(disk, folder)}")
+    if findings:
+        raise UserError(*findings)
+
+
+def check_rank(folder: Path, elsewhere: list[dict], rank: int) -> None:
+    """Raises ``UserError`` if what ``rank`` saved is on another disk than the one it runs on now."""
+    for disk, missing in find_missing(folder, elsewhere, rank):
+        raise UserError(
+            f"{folder}: {missing[0]}, from which rank {rank} goes on, lies on a local disk of {disk['host']}. Start on the "
+            f"hosts that saved it, in the same order, or copy it: {_command(disk, folder)}"
+        )
+
+
+def gather_command(host: str, source: Path | str, target: Path | str) -> str:
+    """What copies a folder from a host, and leaves alone what is here already."""
+    return f"rsync -a --ignore-existing {quote(f'{host}:{source}/')} {quote(f'{target}/')}"
+
+
+def _command(disk: dict, folder: Path) -> str:
+    return gather_command(disk["host"], disk["folder"], folder.absolute())
+
+
+def is_sound(elsewhere) -> bool:
+    """Whether what a manifest says under this key has the form above."""
+    kinds = (("host", str), ("folder", str), ("files", dict))
+    return isinstance(elsewhere, list) and all(
+        isinstance(disk, dict) and all(isinstance(disk.get(key), kind) for key, kind in kinds) for disk in elsewhere
+    )

@@ -1,0 +1,67 @@
+"""Ranks that meet before a run, in real processes: all of them, too few, and those of two runs at one place."""
+
+import multiprocessing
+import os
+from pathlib import Path
+
+import torch.distributed  # noqa: F401  loaded once for all ranks of all tests
+
+from mpnet_ds.errors import UserError
+from mpnet_ds.launchers import Placement
+from mpnet_ds.training.roll_call import call_roll
+from tests.runs import free_port
+
+ctx = multiprocessing.get_context("forkserver")
+ctx.set_forkserver_preload([__name__])
+
+
+def meet(folder: Path, name: str, rank: int, world_size: int, port: int, timeout: float) -> None:
+    """Writes what came of it to ``folder/name``."""
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    try:
+        store, hosts = call_roll(Placement("deepspeed", rank, rank, world_size, world_size, "127.0.0.1", port), timeout)
+        outcome = f"met {len(hosts)} at {len(set(hosts))}"
+        store.set("done", "")
+    except UserError as error:
+        outcome = str(error)
+    (folder / name).write_text(outcome)
+
+
+def meet_all(folder: Path, ranks: list[int], world_size: int, timeout: float = 20) -> list[str]:
+    """What each of ``ranks`` gets to know, in their order; those that have come at all."""
+    port = free_port()
+    names = [f"{number}-rank-{rank}" for number, rank in enumerate(ranks)]
+    pairs = zip(names, ranks, strict=True)
+    callers = [ctx.Process(target=meet, args=(folder, name, rank, world_size, port, timeout)) for name, rank in pairs]
+    for process in callers:
+        process.start()
+    for process in callers:
+        process.join(60)
+        process.kill()
+    return [(folder / name).read_text() for name in names]
+
+
+def test_all_learn_where_the_others_are(tmp_path):
+    assert meet_all(tmp_path, [0, 1, 2], 3) == ["met 3 at 1"] * 3
+
+
+def test_ranks_that_do_not_come_are_named_to_all(tmp_path):
+    said = meet_all(tmp_path, [0, 2], 4, timeout=2)
+    for text in said:
+        assert text.startswith("after 2 s (--join_timeout) 2 of 4 ranks are there; missing: ranks 1, 3. Rank 0 waits at ")
+
+
+def test_where_rank_0_does_not_come_its_place_is_named(tmp_path):
+    (said,) = meet_all(tmp_path, [1], 2, timeout=2)
+    assert "rank 1 on" in said
+    assert "cannot reach rank 0 at 127.0.0.1, port" in said
+
+
+def test_two_runs_that_meet_at_one_place_are_told_apart(tmp_path):
+    said = meet_all(tmp_path, [0, 1, 1], 3, timeout=3)
+    assert sum("another run meets at 127.0.0.1, port" in text for text in said[1:]) == 1
+
+
+def test_a_port_that_is_taken_is_named(tmp_path):
+    said = meet_all(tmp_path, [0, 0], 2, timeout=2)
+    assert any("is in use on" in text for text in said)

@@ -18,7 +18,7 @@ from mpnet_ds.errors import UserError
 from mpnet_ds.launchers import Placement, hosts_of_command, name_ranks
 
 FIRST_NEWS, MORE_NEWS = 15.0, 60.0  # seconds
-_ROLL, _RESULT = "roll", "result"
+_ROLL, _COUNT, _RESULT = "roll", "count", "result"
 
 
 def call_roll(placement: Placement, timeout: float):
@@ -38,6 +38,7 @@ def call_roll(placement: Placement, timeout: float):
     if before != mine:
         text = f"rank {placement.rank} is on {before} already, and now on {mine} as well: another run meets at"
         raise UserError(f"{text} {_meeting_point(placement)}. Give this one another port (--master_port N).")
+    store.add(_COUNT, 1)
     if placement.rank == 0:
         store.set(_RESULT, json.dumps(_collect(store, placement, timeout)))
     try:
@@ -85,15 +86,13 @@ def _open(placement: Placement, timeout: float):
 def _collect(store, placement: Placement, timeout: float) -> dict:
     """Who is where, when all have come, or who is missing."""
     hosts = _launched_hosts()
-    begin, news, present = time.monotonic(), FIRST_NEWS, set()
-    while len(present) < placement.world_size:
-        present |= {rank for rank in range(placement.world_size) if rank not in present and store.check([str(rank)])}
+    begin, news, size = time.monotonic(), FIRST_NEWS, placement.world_size
+    while (present := store.add(_COUNT, 0)) < size:
         passed = time.monotonic() - begin
-        if len(present) == placement.world_size:
-            break
-        who = name_ranks(set(range(placement.world_size)) - present, hosts)
+        if passed > min(timeout, news):  # asking rank by rank is slow
+            who = name_ranks([rank for rank in range(size) if not store.check([str(rank)])], hosts)
         if passed > timeout:
-            count = f"{len(present)} of {placement.world_size} ranks are there"
+            count = f"{present} of {size} ranks are there"
             text = (
                 f"after {timeout:g} s (--join_timeout) {count}; missing: {who}. Rank 0 waits at {_meeting_point(placement)}"
             )
@@ -102,7 +101,7 @@ def _collect(store, placement: Placement, timeout: float) -> dict:
             print(f"Waiting for {who}, {timeout - passed:.0f} s more at most.", file=sys.stderr, flush=True)
             news = passed + MORE_NEWS
         time.sleep(0.05 if passed < 5 else 0.5)
-    values = store.multi_get([str(rank) for rank in range(placement.world_size)])
+    values = store.multi_get([str(rank) for rank in range(size)])
     return {"hosts": [value.decode().partition(" (process")[0] for value in values]}
 
 

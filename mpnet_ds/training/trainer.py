@@ -185,7 +185,7 @@ class Trainer:
         self.engine.set_learning_rate(
             learning_rate(self.step, optimization.learning_rate, optimization.warmup_steps, optimization.max_steps)
         )
-        torch.manual_seed(int(make_key(self.recipe.run.seed, self.step, self.ranks.rank)) >> 1)
+        _seed(int(make_key(self.recipe.run.seed, self.step, self.ranks.rank)) >> 1, self.ranks.device)
         # DeepSpeed divides by the accumulation steps and averages over the ranks; this turns it into a sum again.
         scale = self.ranks.world_size * len(batches) / max(num_targets, 1)
         totals, correct = [], []
@@ -351,6 +351,13 @@ class Trainer:
 
     def _warn(self, text: str) -> None:
         self._progress.write(f"warning: {text}", file=sys.stderr)
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """As ``torch.manual_seed``, which looks up source files for every kind of device that is not there."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def _to_tensors(batch: dict[str, np.ndarray], device: torch.device, move: bool = False) -> dict[str, Tensor]:

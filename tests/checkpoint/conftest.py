@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import tokenizers
 import torch
-import xxhash
 from filelock import FileLock
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from torch import Tensor
@@ -20,6 +19,7 @@ from mpnet_ds.checkpoint import consolidate, load_consolidated
 from mpnet_ds.checkpoint.huggingface import export_huggingface
 from mpnet_ds.errors import UserError
 from tests.checkpoint.foreign import KINDS
+from tests.manifests import write_manifest
 from tests.runs import ROOT, command
 
 OF_ONE_RANK = [
@@ -146,9 +146,7 @@ def with_manifest(trained, tmp_path):
         copy = shutil.copytree(trained().newest_checkpoint, tmp_path / "checkpoint", dirs_exist_ok=True)
         content = json.loads((copy / "manifest.json").read_text())
         content["info"]["model_config"] |= model_config
-        body = {"info": content["info"], "files": content["files"]}
-        content["xxh3_64"] = xxhash.xxh3_64_hexdigest(json.dumps(body, sort_keys=True).encode())
-        (copy / "manifest.json").write_text(json.dumps(content))
+        write_manifest(copy, content)
         return copy
 
     return change

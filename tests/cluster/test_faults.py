@@ -28,7 +28,7 @@ def assert_goes_on(cluster, slots, output: Path, data: Path, undisturbed) -> Non
     assert_same_losses(again, undisturbed)
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.long), 1])
 def test_processes_of_one_host_that_are_killed_end_the_run_and_it_goes_on(
     cluster, undisturbed, dataset_folder, tmp_path, victim
 ):
@@ -46,7 +46,7 @@ def test_processes_of_one_host_that_are_killed_end_the_run_and_it_goes_on(
     assert_goes_on(cluster, slots, output, dataset_folder, undisturbed)
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_a_link_that_is_cut_ends_the_run_on_both_sides_and_it_goes_on(
     cluster, undisturbed, dataset_folder, tmp_path, victim
 ):
@@ -67,7 +67,7 @@ def test_a_link_that_is_cut_ends_the_run_on_both_sides_and_it_goes_on(
     assert_goes_on(cluster, slots, output, dataset_folder, undisturbed)
 
 
-@pytest.mark.parametrize("supervised", [True, False])
+@pytest.mark.parametrize("supervised", [pytest.param(True, marks=pytest.mark.long), False])
 def test_sigterm_at_the_launcher_saves_on_all_hosts(cluster, undisturbed, dataset_folder, tmp_path, supervised):
     first, second, _ = cluster.hosts
     slots, output = {first: 1, second: 1}, tmp_path / "run"

@@ -19,7 +19,6 @@ from mpnet_ds.files import LOCK, new_folder
 from tests.data.test_encode import real_text
 from tests.runs import ROOT
 
-KILLS = 20
 TOOL = str(ROOT / "tools" / "build_dataset.py")
 
 
@@ -70,7 +69,8 @@ def kill(process, whom):
     return process.wait(timeout=60)
 
 
-def test_a_build_killed_twenty_times_at_random_moments_ends_with_the_same_bytes(corpus, tokenizer_folder, tmp_path):
+@pytest.mark.parametrize("kills_wanted", [8, pytest.param(20, marks=pytest.mark.long)])
+def test_a_build_killed_at_random_moments_ends_with_the_same_bytes(corpus, tokenizer_folder, tmp_path, kills_wanted):
     output = tmp_path / "dataset"
     arguments = command(corpus, tokenizer_folder, output)
     began = time.monotonic()
@@ -79,7 +79,7 @@ def test_a_build_killed_twenty_times_at_random_moments_ends_with_the_same_bytes(
     undisturbed = contents(output)
     shutil.rmtree(output)
     chance, kills, finished = random.Random(1), 0, 0
-    while kills < KILLS:
+    while kills < kills_wanted:
         process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
         time.sleep(chance.uniform(0.2, 0.6) * duration)
         if process.poll() is None:

@@ -7,10 +7,10 @@ import socket
 
 import pytest
 import torch
-import xxhash
 
 from mpnet_ds.checkpoint.tensor_file import load_shard
 from mpnet_ds.files import fast_checksum
+from tests.manifests import write_manifest
 from tests.runs import RECIPE, ROOT, command, pretrain, recipe_with
 
 
@@ -186,9 +186,7 @@ def test_checkpoint_with_foreign_code_is_not_resumed(trained, dataset_folder, tm
     os.replace(tmp_path / name, checkpoint / name)
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     manifest["files"][name] = {"bytes": (checkpoint / name).stat().st_size, "xxh3_64": fast_checksum(checkpoint / name)}
-    body = {"info": manifest["info"], "files": manifest["files"]}
-    manifest["xxh3_64"] = xxhash.xxh3_64_hexdigest(json.dumps(body, sort_keys=True).encode())
-    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(checkpoint, manifest)
     arguments = ["--recipe", RECIPE, "--data", dataset_folder, "--max_steps", 9]
     assert_refused(pretrain(tmp_path / "other", *arguments, "--resume", checkpoint), name, "foreign code")
     assert "set aside" in pretrain(run, *arguments).out

@@ -63,7 +63,11 @@ def test_more_signals_while_saving_do_no_harm(trained, dataset_folder, tmp_path)
 
 @pytest.mark.parametrize(
     ("number", "everyone"),
-    [(signal.SIGTERM, False), (signal.SIGUSR1, False), pytest.param(signal.SIGTERM, True, marks=pytest.mark.long)],
+    [
+        (signal.SIGTERM, False),
+        pytest.param(signal.SIGUSR1, False, marks=pytest.mark.long),
+        pytest.param(signal.SIGTERM, True, marks=pytest.mark.long),
+    ],
 )
 def test_ranks_save_when_a_signal_ends_their_launcher(trained, dataset_folder, tmp_path, number, everyone):
     """DeepSpeed's launcher passes neither on: it dies, and its ranks notice. Some schedulers signal every process."""

@@ -228,9 +228,9 @@ class Watchdog:
 
     @property
     def _speaks_for_host(self) -> bool:
-        """Whether this is the first rank on its host, rank 0 aside."""
-        own = [rank for rank, host in enumerate(self.ranks.hosts) if host == self.ranks.host and rank]
-        return self.ranks.rank == own[0]
+        """Whether this is the first rank on its host, rank 0 aside if there are others."""
+        own = [rank for rank, host in enumerate(self.ranks.hosts) if host == self.ranks.host]
+        return self.ranks.rank == (own[1:] if own[0] == 0 and len(own) > 1 else own)[0]
 
     def _write_stacks(self, report: Report) -> str:
         """Of all threads, the main thread's first; returns what became of it."""

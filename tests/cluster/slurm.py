@@ -154,6 +154,8 @@ class Slurm:
         for node in self.nodes:
             self._spawn(node, "slurmd", "-D")
         self.wait_until(self._is_up, SECONDS_TO_START, "all nodes are idle")
+        self.wait_until(self._runs_steps, SECONDS_TO_START, "all nodes run what they are given")  # the first may fail
+        self.wait_until(self._is_up, SECONDS_TO_START, "all nodes are idle again")
 
     @property
     def _socket(self) -> Path:
@@ -175,6 +177,9 @@ class Slurm:
         dead = [daemon.args for daemon in self._daemons if daemon.poll() is not None]
         assert not dead, f"ended at once: {dead}\n{self.logs()}"
         return self._call("sinfo", "--noheader", "--Node", "--format=%t")[1].split() == ["idle"] * len(self.nodes)
+
+    def _runs_steps(self) -> bool:
+        return self._call("srun", f"--nodes={len(self.nodes)}", "--ntasks-per-node=1", "true")[0] == 0
 
     def stop(self) -> None:
         """Ends the daemons, newest first, and every process that descends from them."""

@@ -167,7 +167,7 @@ def test_what_a_job_ends_with(slurm, submit, stand_in, tmp_path, codes, state, e
     assert ("slurm.sh:" in log(tmp_path)) == bool(said)
 
 
-@pytest.mark.parametrize("whom", ["ranks", "script"])
+@pytest.mark.parametrize("whom", ["ranks", pytest.param("script", marks=pytest.mark.long)])
 def test_a_request_to_the_ranks_or_to_the_script_alone_saves_and_queues_again(slurm, submit, stand_in, tmp_path, whom):
     job = submit("wait,wait", program=stand_in)
     wait_for_files(slurm, tmp_path / "run", "started-0-0", "started-0-1")

@@ -54,6 +54,7 @@ def test_one_ranks_signal_stops_all_and_the_launcher_passes_the_code_on(trained,
     assert train(tmp_path / "run", dataset_folder, ranks=2).losses == trained("zero2", 2).losses
 
 
+@pytest.mark.long
 def test_more_signals_while_saving_do_no_harm(trained, dataset_folder, tmp_path):
     stopped = train(tmp_path / "run", dataset_folder, fault="sigterm_while_saving@3", ranks=2)
     assert stopped.code == 75, stopped.err

@@ -24,7 +24,7 @@ def test_a_rank_killed_in_the_middle_of_a_save_costs_that_save_only(trained, dat
     assert again.losses == trained("zero2", 2).losses
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [pytest.param(20, marks=pytest.mark.long)])
 def test_kills_at_random_moments_end_with_the_losses_of_an_undisturbed_run(trained, dataset_folder, tmp_path, kills):
     """Of one rank or of all; every other time in the middle of writing a checkpoint. Eight updates of a second each."""
     output, moments, hits = tmp_path / "run", random.Random(kills), 0

@@ -35,7 +35,9 @@ def test_a_spike_is_a_loss_above_a_multiple_of_the_mean_once_that_has_settled():
     assert LossWindow(spike_factor=0.0).close()[2] == []
 
 
-@pytest.mark.parametrize(("config", "ranks"), [("zero0", 2), ("zero2", 0), ("zero3", 2), ("bf16", 0)])
+@pytest.mark.parametrize(
+    ("config", "ranks"), [("zero0", 2), ("zero2", 0), pytest.param("zero3", 2, marks=pytest.mark.long), ("bf16", 0)]
+)
 def test_an_update_without_finite_loss_is_skipped_and_reported(trained, dataset_folder, tmp_path, config, ranks):
     arguments = ["--micro_batch_size", 4]
     run = train(tmp_path / "run", dataset_folder, *arguments, fault="nan_on_one_rank@4", ranks=ranks, config=config)

@@ -113,7 +113,7 @@ def test_what_is_offloaded_lies_on_the_host():
     ("config", "ranks"),
     [
         ("zero2", 2),
-        ("zero3", 2),
+        pytest.param("zero3", 2, marks=pytest.mark.long),
         *(pytest.param(config, 1, marks=pytest.mark.long) for config in ("zero0", "zero1", "zero2", "zero3", "bf16")),
     ],
 )

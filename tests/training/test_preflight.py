@@ -151,6 +151,7 @@ def test_a_named_hostfile_is_read_off_the_launchers_command(command_line, expect
     assert named_hostfile(command_line) == expected
 
 
+@pytest.mark.long  # tests/cluster does it with a host
 def test_a_hostfile_that_is_named_and_missing_stops_the_run(dataset_folder, tmp_path):
     launcher = ["deepspeed", "--hostfile", "nowhere.txt", "--master_port", free_port()]
     script = [ROOT / "launch" / "pretrain.py", "--deepspeed_config", ROOT / "ds_configs" / "zero2.json"]
@@ -178,6 +179,7 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path):
         assert part in run.err
 
 
+@pytest.mark.long  # as above
 def test_another_version_on_one_rank_stops_all_with_one_voice(dataset_folder, tmp_path):
     """A stand-in for a second machine: rank 1 sees another version of numpy."""
     (tmp_path / "sitecustomize.py").write_text(

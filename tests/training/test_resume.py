@@ -18,7 +18,7 @@ def arguments(stage: str, recipe: Path, data: Path, *more) -> list:
     return ["--deepspeed_config", config, "--recipe", recipe, "--data", data, *more]
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_losses_after_a_resume_are_those_of_the_run_that_never_stopped(dataset_folder, tmp_path, ranks):
     """Bit for bit: all ZeRO stages, fp32 and bf16, with dropout."""
     runs = {}

@@ -25,6 +25,7 @@ fi
 GPUS=${GPUS:-$(python -c 'import torch; print(torch.accelerator.device_count() or 1)' 2>/dev/null)} \
   || fail "python on PATH ($(command -v python || echo none)) has no torch: activate the environment first."
 is_number "$GPUS" && [ "$GPUS" -gt 0 ] || fail "GPUS is '$GPUS', not a number of ranks."
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # as torchrun has it, without its warning
+# As torchrun has it, without its warning; and without those of names that cannot be looked up.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TORCH_CPP_LOG_LEVEL=${TORCH_CPP_LOG_LEVEL:-ERROR}
 exec bash "$here/supervise.sh" python "$here/torchrun.py" --nnodes "$NODES" --node-rank "${NODE_RANK:-0}" \
   --nproc-per-node "$GPUS" --master-addr "${MASTER_ADDR:-127.0.0.1}" --master-port "$MASTER_PORT" "$here/pretrain.py" "$@"

@@ -76,6 +76,10 @@ def this_machine() -> Node:
     return Node(socket.gethostname().split(".")[0], "127.0.0.1", popen)
 
 
+LONGEST_SOCKET = 107
+"""Characters in the path of a Unix socket, of which slurmstepd makes one for each step; beyond it just ends."""
+
+
 class Slurm:
     """``with Slurm(folder) as slurm: slurm.run("sbatch", …)``; raises ``AssertionError`` where it does not come up.
 
@@ -129,6 +133,8 @@ class Slurm:
         return "\n".join(f"{path.name}: {path.read_text(errors='replace')[-1500:]}" for path in logs)
 
     def _start(self) -> None:
+        longest = max(len(f"{self.folder}/spool-{node.name}/{node.name}_99.4294967291") for node in self.nodes)
+        assert longest <= LONGEST_SOCKET, f"{self.folder} is too long: SLURM's sockets there would have {longest} characters"
         self.folder.mkdir(exist_ok=True)
         self.folder.chmod(0o755)  # munge wants its socket to be reachable for everybody
         for name in ("state", *(f"spool-{node.name}" for node in self.nodes)):

@@ -137,9 +137,9 @@ def test_a_job_is_warned_saves_is_queued_again_and_ends_with_the_undisturbed_los
     assert json.loads((run.folder / "run.json").read_text())["world_size"] == 2
 
 
-def test_two_nodes_give_the_losses_of_one(undisturbed, dataset_folder, tmp_path):
+def test_two_nodes_give_the_losses_of_one(undisturbed, dataset_folder, tmp_path, tmp_path_factory):
     """Rank, number of ranks and the first rank's address come from srun alone."""
-    with Cluster(2) as cluster, Slurm(tmp_path / "slurm", cluster.hosts) as slurm:
+    with Cluster(2) as cluster, Slurm(tmp_path_factory.mktemp("two"), cluster.hosts) as slurm:
         variables = {"deepspeed_config": "ds_configs/zero2.json", "data": f"({dataset_folder})"}
         options = {"nodes": "2", "ntasks-per-node": "1"}
         arguments = ["--recipe", RECIPE, "--micro_batch_size", 4]

@@ -22,8 +22,6 @@ So that a trace of system calls can be cut into the same phases, each begins wit
 import functools
 import json
 import os
-import socket
-import struct
 import sys
 import time
 from collections import Counter, defaultdict
@@ -32,11 +30,10 @@ from unittest import mock
 
 import torch
 import torch.distributed
+from tcp_counters import connections
 from torch.distributed import distributed_c10d
 
 PHASE_MARK = "/phase"
-BYTES_SENT, TCP_INFO_SIZE = 200, 232
-"""Offset of ``tcpi_bytes_sent`` in Linux's ``struct tcp_info`` (include/uapi/linux/tcp.h), and what is read of it."""
 COLLECTIVES = {
     # name → place and name of the argument that is as large as what the collective is about
     "all_reduce": (0, "tensor"),
@@ -98,23 +95,7 @@ class Ledger:
 
     def _read_sockets(self) -> dict[tuple, int]:
         """Bytes sent on each open TCP connection: (descriptor, its name, its peer) → bytes."""
-        found = {}
-        for name in os.listdir("/proc/self/fd"):
-            try:
-                if not os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
-                    continue
-                descriptor = os.dup(int(name))
-            except OSError:  # closed meanwhile
-                continue
-            with socket.socket(fileno=descriptor) as copy:
-                try:
-                    own, peer = copy.getsockname()[:2], copy.getpeername()[:2]
-                    info = copy.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_SIZE)
-                except (OSError, ValueError):  # it listens, or is of another kind
-                    continue
-                if len(own) == 2 and isinstance(own[1], int) and len(info) >= BYTES_SENT + 8:
-                    found[int(name), tuple(own), tuple(peer)] = struct.unpack_from("<Q", info, BYTES_SENT)[0]
-        return found
+        return {(one.descriptor, one.own, one.peer): one.bytes_sent for one in connections()}
 
 
 def mark(phase: str) -> None:

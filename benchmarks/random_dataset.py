@@ -16,20 +16,23 @@ from mpnet_ds.files import new_folder
 from mpnet_ds.tokenizer import EOS_ID, PretrainingTokenizer
 
 VOCAB_SIZE, CONTINUATIONS = 30527, 5828  # of bert-base-uncased, whose layout MPNet's vocabulary has
-FIRST_PIECE, FIRST_CONTINUATION = 5, VOCAB_SIZE - 1 - CONTINUATIONS
+FIRST_PIECE = 5
 TOKENS_OF_A_DOCUMENT, TOKENS_OF_A_LINE, SHARE_OF_CONTINUATIONS = 500, 25, 1 / 6
 DOCUMENTS_AT_ONCE = 2_000
 
 
-def make_dataset(folder: Path, num_tokens: int, num_shards: int) -> None:
-    """Makes the dataset folder; a little more than ``num_tokens`` of 2 bytes, and a tenth more for the indexes."""
-    documents = random_documents()
+def make_dataset(folder: Path, num_tokens: int, num_shards: int, vocab_size: int = VOCAB_SIZE) -> None:
+    """Makes the dataset folder; a little more than ``num_tokens`` of 2 bytes, and a tenth more for the indexes.
+
+    Each shard has a million tokens at least.
+    """
+    documents = random_documents(vocab_size)
     with new_folder(folder) as work:
-        tokenizer = made_up_tokenizer()
+        tokenizer = made_up_tokenizer(vocab_size)
         tokenizer.save(work / TOKENIZER)
         shards = []
         for number in range(num_shards):
-            writer = TokenFileWriter(work / f"shard-{number:05d}", token_dtype(VOCAB_SIZE))
+            writer = TokenFileWriter(work / f"shard-{number:05d}", token_dtype(vocab_size))
             while writer.num_tokens < num_tokens / num_shards:
                 writer.add_documents(*documents)
             writer.close()
@@ -37,26 +40,32 @@ def make_dataset(folder: Path, num_tokens: int, num_shards: int) -> None:
         DatasetManifest.of(tokenizer, shards, sources=[], options={}).save(work)
 
 
-def random_documents() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def first_continuation(vocab_size: int) -> int:
+    """The id from which on pieces continue words."""
+    return vocab_size - 1 - vocab_size * CONTINUATIONS // VOCAB_SIZE
+
+
+def random_documents(vocab_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Some documents, as ``TokenFileWriter.add_documents`` takes them.
 
     A document's last line ends in ``</s>``; no line begins within a word.
     """
-    generator = np.random.default_rng(0)
+    generator, continuation = np.random.default_rng(0), first_continuation(vocab_size)
     lengths = generator.geometric(TOKENS_OF_A_LINE / TOKENS_OF_A_DOCUMENT, DOCUMENTS_AT_ONCE)
     sizes = 1 + generator.geometric(1 / (TOKENS_OF_A_LINE - 1), lengths.sum())
-    ids = generator.integers(FIRST_PIECE, FIRST_CONTINUATION, sizes.sum())
+    ids = generator.integers(FIRST_PIECE, continuation, sizes.sum())
     continues = generator.random(ids.size) < SHARE_OF_CONTINUATIONS
     continues[np.cumsum(sizes) - sizes] = False
-    ids[continues] = generator.integers(FIRST_CONTINUATION, VOCAB_SIZE - 1, continues.sum())
+    ids[continues] = generator.integers(continuation, vocab_size - 1, continues.sum())
     ids[np.cumsum(sizes)[np.cumsum(lengths) - 1] - 1] = EOS_ID
     return ids, sizes, lengths
 
 
-def made_up_tokenizer() -> PretrainingTokenizer:
-    """30,527 pieces with the ids of the constants above."""
-    starts = [f"w{i}" for i in range(FIRST_PIECE, FIRST_CONTINUATION)]
-    pieces = ["<s>", "<pad>", "</s>", "<unk>", "[UNK]", *starts, *(f"##x{i}" for i in range(CONTINUATIONS)), "<mask>"]
+def made_up_tokenizer(vocab_size: int) -> PretrainingTokenizer:
+    """So many pieces, with ids as above."""
+    first = first_continuation(vocab_size)
+    starts, continuations = (f"w{i}" for i in range(FIRST_PIECE, first)), (f"##x{i}" for i in range(vocab_size - 1 - first))
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", "[UNK]", *starts, *continuations, "<mask>"]
     vocabulary = {piece: number for number, piece in enumerate(pieces)}
     backend = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer()

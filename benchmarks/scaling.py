@@ -204,7 +204,7 @@ def saving() -> str:
 
 def engine_of(setup: dict) -> tuple[Model, Engine]:
     """The model and the engine of a run of measure_scaling.py."""
-    from measure_scaling import Shape, thresholds
+    from scaled_runs import Shape, thresholds
 
     shape = Shape(**setup["shape"])
     zero = thresholds(shape, setup["stage"]) | dict(setup["zero"])
@@ -380,7 +380,7 @@ def measured_times() -> str:
 
 
 def _middle() -> tuple[Model, int]:
-    from measure_scaling import MIDDLE
+    from scaled_runs import MIDDLE
 
     return Model("middle", MIDDLE.layers, MIDDLE.width, MIDDLE.heads, MIDDLE.vocabulary, MIDDLE.positions), 1
 

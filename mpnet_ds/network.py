@@ -1,6 +1,7 @@
 """Which of this machine's network interfaces leads to another host."""
 
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 
@@ -65,10 +66,8 @@ def _source_towards(address: str, host: str) -> str:
 
 
 def _outward() -> Interface:
-    try:
+    with suppress(UserError):  # there is no default route: perhaps there is but one way
         return _holder(_source_towards(ELSEWHERE, ELSEWHERE))
-    except UserError:
-        pass
     found = [interface for interface in interfaces() if not interface.is_loopback]
     if len(found) != 1:
         names = ", ".join(interface.name for interface in found) or "none"

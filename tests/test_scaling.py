@@ -14,8 +14,10 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import measure_scaling  # noqa: E402
+import scaled_runs  # noqa: E402
 import scaling  # noqa: E402
 import scaling_model  # noqa: E402
+import traced_runs  # noqa: E402
 from scaling_model import BASE, BILLION, ETHERNET, FAST, LARGE, Collective, Engine, Model, Work  # noqa: E402
 
 SMALL = Model("small", 2, 96, 4, 999, 66)
@@ -136,7 +138,7 @@ TRACE = """\
 
 def test_a_trace_is_counted_by_phase_place_and_kind():
     places = {"dataset": "/data/set", "output": "/home/u/run", "checkpoints": "/home/u/run/checkpoints"}
-    counts = measure_scaling.count_operations(TRACE, places)
+    counts = traced_runs.count_operations(TRACE, places)
     assert counts == {
         "imports": {"dataset": {"open": 1}},
         "save": {"checkpoints": {"create": 1, "sync": 1}, "output": {"rename": 1}},
@@ -144,8 +146,8 @@ def test_a_trace_is_counted_by_phase_place_and_kind():
 
 
 def test_real_runs_send_what_is_computed(tmp_path):
-    shape = measure_scaling.Shape(2, 96, 4, 999, 66, 8)
-    setups = [measure_scaling.Setup(shape, stage, 2, 2) for stage in range(4)]
+    shape = scaled_runs.Shape(2, 96, 4, 999, 66, 8)
+    setups = [scaled_runs.Setup(shape, stage, 2, 2) for stage in range(4)]
     for run in measure_scaling.updates_of(tmp_path, setups):
         compared = scaling.compare_update(run)
         assert compared["calls"] == compared["computed calls"]

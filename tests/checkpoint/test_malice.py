@@ -42,7 +42,7 @@ def runs_elsewhere(path: pathlib.Path, canary: pathlib.Path) -> bool:
     """Whether a reader without a list of what is allowed would have run the code."""
     warnings.simplefilter("ignore")
     with contextlib.suppress(Exception):
-        torch.load(path, weights_only=False)
+        torch.load(path, weights_only=False)  # on purpose: shows that the attack is one
     return canary.exists()
 
 

@@ -39,13 +39,14 @@ def find_interface(host: str, is_elsewhere: bool = True) -> Interface:
 
     Raises ``UserError`` if the name is unknown, no route leads there, or several interfaces are possible.
     """
-    address = _source_towards(_resolve(host), host)
+    address = _source_towards(resolve(host), host)
     if is_elsewhere and ip_address(address).is_loopback:
         return _outward()
     return _holder(address)
 
 
-def _resolve(host: str) -> str:
+def resolve(host: str) -> str:
+    """The first address that a name, or an address, stands for here; IPv6 with its scope. ``UserError`` if it is unknown."""
     try:
         return socket.getaddrinfo(host, None, type=socket.SOCK_DGRAM)[0][4][0]
     except socket.gaierror as error:

@@ -177,12 +177,12 @@ def route(to: str) -> dict:
     Raises:
         UserError: the name is unknown here, or no route leads there.
     """
-    from mpnet_ds.network import find_interface, interfaces
+    from mpnet_ds.network import find_interface, interfaces, resolve
 
     found, own = find_interface(to), interfaces()
     wanted = [name for name in os.environ.get("GLOO_SOCKET_IFNAME", "").split(",") if name]
     found = next((interface for interface in own if interface.name in wanted[:1]), found)
-    leads_to = _resolve(to)
+    leads_to = resolve(to).partition("%")[0]
     return {
         "address": found.address,
         "interface": found.name,
@@ -193,10 +193,6 @@ def route(to: str) -> dict:
         "leads_to": leads_to,
         "is_own": ip_address(leads_to).is_loopback or leads_to in {interface.address for interface in own},
     }
-
-
-def _resolve(host: str) -> str:
-    return socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0].partition("%")[0]
 
 
 def holders_of_port(port: int) -> list[str]:

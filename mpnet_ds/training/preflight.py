@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from mpnet_ds.data.dataset import PretrainingDataset
+from mpnet_ds.data.plan import available_cores
 from mpnet_ds.errors import UserError
 from mpnet_ds.findings import Finding, disagreement
 from mpnet_ds.launchers import Placement, name_ranks
@@ -195,7 +196,7 @@ def check_slots(placement: Placement) -> list[Finding]:
     from deepspeed.accelerator import get_accelerator
 
     on_gpu = get_accelerator().device_name() != "cpu"
-    found = get_accelerator().device_count() if on_gpu else len(os.sched_getaffinity(0))
+    found = get_accelerator().device_count() if on_gpu else available_cores()
     ranks, host = placement.local_world_size, socket.gethostname()
     if ranks <= found:
         return []

@@ -1,27 +1,61 @@
 """Attention back-ends. Each computes ``softmax(q k^T / sqrt(D) + bias) v`` with dropout on the probabilities.
 
-| name    | what it is | picked by ``auto`` |
+| name   | what it is | picked by ``auto`` |
 |---|---|---|
-| eager   | two matrix products and a softmax | on CPU, where SDPA is slow when the bias needs a gradient |
-| sdpa    | ``torch.nn.functional.scaled_dot_product_attention`` with the same bias | on GPUs |
+| eager  | two matrix products and a softmax, on any device: what the others are compared with | |
+| sdpa   | ``torch.nn.functional.scaled_dot_product_attention`` with the same bias | on GPUs |
 
-The bias carries both the relative positions and the visibility: it is built once a step and shared by all layers, since
-they share one table.
+A back-end prepares once a step what all layers share (they share one table of relative positions), and each layer hands
+that back to it.
 
-Shapes: B rows of a batch, H heads, R rows of the network, K keys, D width of a head.
+Shapes: B rows of a batch, n tokens, H heads, R rows of the network, K keys, D width of a head.
 """
 
-import math
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mpnet_ds.errors import UserError, did_you_mean
-from mpnet_ds.model.relative_position import bucket_table
+from mpnet_ds.model.plain_attention import EagerAttention, SdpaAttention
 from mpnet_ds.model.visibility import Layout
 
-BACKENDS = ("auto", "eager", "sdpa")
+AUTO = "auto"
+
+
+class Backend(Protocol):
+    """One way to compute attention; without state, so that it may be shared by all models."""
+
+    name: str
+
+    def prepare(self, table: nn.Embedding, layout: Layout) -> tuple[Tensor, ...]:
+        """What depends on the batch and the table alone, once a step.
+
+        Tensors only, each of them an argument of every layer: that is how gradients find their way to the table where a
+        layer is computed again in backward.
+
+        Args:
+            table: [32, H], the learned biases of the buckets.
+            layout: of the batch.
+        """
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float, first_row: int, *prepared: Tensor) -> Tensor:
+        """[B, H, R, D], differentiable in query, key, value and what was prepared.
+
+        Rows that see no key (padding) are finite, and mean nothing.
+
+        Args:
+            query: [B, H, R, D] of the layout's rows from ``first_row`` on.
+            key: [B, H, K, D].
+            value: [B, H, K, D].
+            dropout: probability that one of the probabilities is left out.
+            first_row: of the layout's rows.
+            prepared: by ``prepare``.
+        """
+
+
+_BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (EagerAttention(), SdpaAttention())}
+BACKENDS = (AUTO, *_BACKENDS)
 
 
 def check_backend(name: str) -> str:
@@ -31,23 +65,8 @@ def check_backend(name: str) -> str:
     return name
 
 
-def attention_bias(table: nn.Embedding, layout: Layout) -> Tensor:
-    """What is added to the scores: [B, H, R, K] in the table's dtype, its smallest number where a key is not visible.
-
-    The smallest finite number rather than minus infinity: a row of padding that sees nothing stays finite.
-    """
-    reach = max(layout.row_positions.shape[1], layout.key_positions.shape[1])
-    relative = layout.key_positions[:, None, :] - layout.row_positions[:, :, None]
-    buckets = bucket_table(reach, relative.device)[relative + reach]
-    bias = table(buckets).permute(0, 3, 1, 2)
-    return bias.masked_fill(~layout.visible[:, None], torch.finfo(bias.dtype).min)
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, dropout: float, backend: str) -> Tensor:
-    """[B, H, R, D] from query [B, H, R, D], key and value [B, H, K, D] and bias [B, H, R, K]."""
-    if backend == "auto":
-        backend = "sdpa" if query.is_cuda else "eager"
-    if backend == "sdpa":
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
-    scores = torch.matmul(query / math.sqrt(query.shape[-1]), key.transpose(-1, -2)) + bias
-    return torch.matmul(F.dropout(torch.softmax(scores, dim=-1), dropout), value)
+def choose_backend(name: str, device: torch.device) -> Backend:
+    """The back-end of that name; of ``auto``, the one for the device."""
+    if name == AUTO:
+        name = "sdpa" if device.type == "cuda" else "eager"
+    return _BACKENDS[name]

@@ -12,7 +12,7 @@ error would move a pair that sits on one.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 NUM_BUCKETS = 32
 FIRST_DISTANCE_OF_BUCKET = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 23, 32, 46, 64, 91)  # of buckets 1 … 15
@@ -28,3 +28,14 @@ def bucket(relative_position: Tensor) -> Tensor:
 def bucket_table(max_distance: int, device: torch.device) -> Tensor:
     """int64 [2 * max_distance + 1]: the bucket of relative position ``r`` at index ``r + max_distance``."""
     return bucket(torch.arange(-max_distance, max_distance + 1, device=device))
+
+
+def relative_bias(table: nn.Embedding, num_tokens: int) -> Tensor:
+    """[H, n, n] in the table's dtype: the bias between the tokens at places i and j, at [:, i, j].
+
+    Args:
+        table: [32, H], the learned biases of the buckets.
+        num_tokens: n.
+    """
+    by_distance = table(bucket_table(num_tokens, table.weight.device)).t()  # (H, 2n + 1): key minus query, from -n
+    return by_distance.unfold(1, num_tokens, 1)[:, 1 : num_tokens + 1].flip(1)

@@ -20,7 +20,7 @@ from transformers import MPNetConfig
 from transformers.utils import ModelOutput
 
 from mpnet_ds.errors import UserError
-from mpnet_ds.model.attention import attend, attention_bias, check_backend
+from mpnet_ds.model.attention import Backend, check_backend, choose_backend
 from mpnet_ds.model.relative_position import NUM_BUCKETS
 from mpnet_ds.model.visibility import Layout, plain_layout, two_stream_layout
 from mpnet_ds.objectives import get_objective
@@ -62,17 +62,16 @@ class Embeddings(nn.Module):
 class SelfAttention(nn.Module):
     """Rows attend to the content rows; one set of weights for both streams."""
 
-    def __init__(self, config: MPNetConfig, backend: str):
+    def __init__(self, config: MPNetConfig):
         super().__init__()
-        self.num_heads, self.backend = config.num_attention_heads, backend
-        self.dropout = config.attention_probs_dropout_prob
+        self.num_heads, self.dropout = config.num_attention_heads, config.attention_probs_dropout_prob
         self.q, self.k, self.v, self.o = (nn.Linear(config.hidden_size, config.hidden_size) for _ in range(4))
 
-    def forward(self, rows: Tensor, content: Tensor, bias: Tensor) -> Tensor:
-        """[B, R, d] from rows [B, R, d], content [B, K, d] and bias [B, H, R, K]."""
+    def forward(self, rows: Tensor, content: Tensor, backend: Backend, first_row: int, *prepared: Tensor) -> Tensor:
+        """[B, rows, d] from rows [B, rows, d], of the layout's from ``first_row`` on, and content [B, K, d]."""
         query, key, value = (self._split(x) for x in (self.q(rows), self.k(content), self.v(content)))
         dropout = self.dropout if self.training else 0.0
-        attended = attend(query, key, value, bias, dropout, self.backend)
+        attended = backend.attend(query, key, value, dropout, first_row, *prepared)
         return self.o(attended.transpose(1, 2).flatten(2))
 
     def _split(self, x: Tensor) -> Tensor:
@@ -82,15 +81,15 @@ class SelfAttention(nn.Module):
 class Attention(nn.Module):
     """Attention with its residual connection and LayerNorm."""
 
-    def __init__(self, config: MPNetConfig, backend: str):
+    def __init__(self, config: MPNetConfig):
         super().__init__()
-        self.attn = SelfAttention(config, backend)
+        self.attn = SelfAttention(config)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, rows: Tensor, content: Tensor, bias: Tensor) -> Tensor:
-        """[B, R, d]; arguments as in ``SelfAttention.forward``."""
-        return self.LayerNorm(rows + self.dropout(self.attn(rows, content, bias)))
+    def forward(self, rows: Tensor, *context) -> Tensor:
+        """[B, rows, d]; arguments as in ``SelfAttention.forward``."""
+        return self.LayerNorm(rows + self.dropout(self.attn(rows, *context)))
 
 
 class Dense(nn.Module):
@@ -121,41 +120,43 @@ class Output(Dense):
 class Layer(nn.Module):
     """One post-LN block."""
 
-    def __init__(self, config: MPNetConfig, backend: str):
+    def __init__(self, config: MPNetConfig):
         super().__init__()
-        self.attention = Attention(config, backend)
+        self.attention = Attention(config)
         self.intermediate = Dense(config.hidden_size, config.intermediate_size)
         self.output = Output(config)
 
-    def forward(self, hidden: Tensor, bias: Tensor, num_content: int, first_row: int = 0) -> Tensor:
+    def forward(self, hidden: Tensor, backend: Backend, num_content: int, first_row: int, *prepared: Tensor) -> Tensor:
         """New values of the rows from ``first_row`` on.
 
         Args:
             hidden: [B, R, d], the content rows first.
-            bias: [B, H, R, K].
+            backend: computes attention.
             num_content: K, rows that are keys and values.
+            first_row: 0, or the first query row.
+            prepared: by the back-end, for this batch.
         """
         rows = hidden[:, first_row:]
-        rows = self.attention(rows, hidden[:, :num_content], bias[:, :, first_row:])
+        rows = self.attention(rows, hidden[:, :num_content], backend, first_row, *prepared)
         return self.output(F.gelu(self.intermediate(rows)), rows)
 
 
 class Encoder(nn.Module):
     """All layers, and the table of relative positions that they share."""
 
-    def __init__(self, config: MPNetConfig, backend: str):
+    def __init__(self, config: MPNetConfig):
         super().__init__()
-        self.layer = nn.ModuleList(Layer(config, backend) for _ in range(config.num_hidden_layers))
+        self.layer = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.relative_attention_bias = nn.Embedding(NUM_BUCKETS, config.num_attention_heads)
 
 
 class MPNet(nn.Module):
     """Embeddings and encoder: what ``transformers.MPNetModel`` holds, but for its pooler."""
 
-    def __init__(self, config: MPNetConfig, backend: str):
+    def __init__(self, config: MPNetConfig):
         super().__init__()
         self.embeddings = Embeddings(config)
-        self.encoder = Encoder(config, backend)
+        self.encoder = Encoder(config)
 
 
 class LMHead(nn.Module):
@@ -189,10 +190,11 @@ class MPNetForPretraining(nn.Module):
         super().__init__()
         check_config(config)
         self.config, self.objective = config, get_objective(objective)
-        self.mpnet = MPNet(config, check_backend(attention))
+        self.attention = check_backend(attention)
+        self.mpnet = MPNet(config)
         self.lm_head = LMHead(config, self.mpnet.embeddings.word_embeddings.weight)
         self.checkpoint_function: Callable | None = None
-        """``f(function, *arguments)`` that runs a layer without keeping its activations; None keeps them."""
+        """``f(layer, *arguments)`` that runs a layer without keeping its activations; None keeps them."""
         self.apply(self._initialise)
         self.register_load_state_dict_pre_hook(_fill_tied_weights)
 
@@ -241,7 +243,7 @@ class MPNetForPretraining(nn.Module):
         layout = two_stream_layout(predicted_positions, attention_mask, has_mask_rows, document_ids)
         ids = torch.cat([input_ids, *([predicted_inputs] * (2 if has_mask_rows else 1))], dim=1)
         hidden = self.mpnet.embeddings(ids, layout.row_positions)
-        return self._run_layers(hidden, layout, first_row_of_last_layer=layout.key_positions.shape[1])
+        return self._run_layers(hidden, layout, first_row_of_last_layer=layout.key_places.shape[1])
 
     def _one_stream(self, input_ids, predicted_positions, predicted_inputs, attention_mask, document_ids) -> Tensor:
         """Rows at the predicted positions after the last layer, [B, p, d]."""
@@ -252,15 +254,16 @@ class MPNetForPretraining(nn.Module):
         return hidden.gather(1, predicted_positions.clamp(min=0)[:, :, None].expand(-1, -1, hidden.shape[2]))
 
     def _run_layers(self, hidden: Tensor, layout: Layout, first_row_of_last_layer: int = 0) -> Tensor:
-        bias = attention_bias(self.mpnet.encoder.relative_attention_bias, layout)
-        num_content = layout.key_positions.shape[1]
+        backend = choose_backend(self.attention, hidden.device)
+        prepared = backend.prepare(self.mpnet.encoder.relative_attention_bias, layout)
+        num_content = layout.key_places.shape[1]
         layers = self.mpnet.encoder.layer
         for number, layer in enumerate(layers, 1):
             first_row = first_row_of_last_layer if number == len(layers) else 0
             if self.checkpoint_function is not None and torch.is_grad_enabled():
-                hidden = self.checkpoint_function(layer, hidden, bias, num_content, first_row)
+                hidden = self.checkpoint_function(layer, hidden, backend, num_content, first_row, *prepared)
             else:
-                hidden = layer(hidden, bias, num_content, first_row)
+                hidden = layer(hidden, backend, num_content, first_row, *prepared)
         return hidden
 
     @torch.no_grad()

@@ -16,7 +16,12 @@ written for tokens in their natural order.
 With *document ids* a row sees keys of its own document only, and positions are counted from each document's first token: a
 document is computed as if it stood alone. A mask row or query row belongs to the document of its position.
 
-Shapes: B rows of a batch, n tokens, p slots, R rows of the network, K keys.
+Both rules are one: a key is there for the levels ``from <= level < until``, token ``j`` from ``rank[j]`` on and mask row
+``i`` until ``i``. Documents are told apart in the same way, by levels of their own: those of document ``c`` begin at
+``c * (p + 1)``. So a layout holds one small integer for each row and two for each key, and whoever computes attention
+compares them where it needs to.
+
+Shapes: B rows of a batch, n tokens, p slots, R rows of the network, K keys. Keys 0 … n - 1 are the tokens, in order.
 """
 
 from dataclasses import dataclass
@@ -25,17 +30,34 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+NEVER = 2**31 - 1
+"""``key_from`` of a key that nobody sees: no level is as high."""
+
 
 @dataclass
 class Layout:
     """Positions and visibility of the network's rows and keys for one batch."""
 
+    num_tokens: int
+    """n."""
     row_positions: Tensor
     """int64 [B, R]: position in the text of each row; in its document, where documents are isolated."""
-    key_positions: Tensor
+    row_places: Tensor
+    """int64 [B, R]: which of the n tokens the row is or stands for. Places are as far from each other as positions are."""
+    key_places: Tensor
     """int64 [B, K]."""
-    visible: Tensor
-    """bool [B, R, K]."""
+    row_levels: Tensor
+    """int32 [B, R]."""
+    key_from: Tensor
+    """int32 [B, K]: the lowest level that sees the key."""
+    key_until: Tensor
+    """int32 [B, K]: the lowest level above that does not see it any more."""
+
+    @property
+    def visible(self) -> Tensor:
+        """bool [B, R, K]."""
+        levels = self.row_levels[:, :, None]
+        return (self.key_from[:, None, :] <= levels) & (levels < self.key_until[:, None, :])
 
 
 def token_ranks(predicted_positions: Tensor, num_tokens: int) -> Tensor:
@@ -59,43 +81,62 @@ def two_stream_layout(
         attention_mask: bool [B, n], False on padding.
         document_ids: int64 [B, n], not decreasing along a row; None lets documents see each other.
     """
-    batch, num_tokens = attention_mask.shape
-    num_slots = predicted_positions.shape[1]
-    device = attention_mask.device
+    num_tokens, num_slots = attention_mask.shape[1], predicted_positions.shape[1]
     slot_place = predicted_positions.clamp(min=0)
-    token_position = _positions(attention_mask, document_ids)
+    token_position, token_place = _positions(attention_mask, document_ids), _places(attention_mask)
     slot_position = token_position.gather(1, slot_place)
-    slot = torch.arange(1, num_slots + 1, device=device).expand(batch, -1)
+    slot = torch.arange(1, num_slots + 1, device=slot_place.device).expand_as(slot_place)
     ranks = token_ranks(predicted_positions, num_tokens)
+    token_base = _first_levels(attention_mask, document_ids, num_slots)
+    slot_base = token_base.gather(1, slot_place)
+    mask_rows = 1 if has_mask_rows else 0
 
-    key_positions = [token_position, *([slot_position] if has_mask_rows else [])]
-    level = torch.cat([ranks, *([torch.zeros_like(slot)] if has_mask_rows else []), slot - 1], dim=1)[:, :, None]
-    visible = (ranks[:, None, :] <= level) & attention_mask[:, None, :]
-    if has_mask_rows:
-        used = predicted_positions >= 0
-        visible = torch.cat([visible, (slot[:, None, :] > level) & used[:, None, :]], dim=2)
-    if document_ids is not None:
-        slot_document = document_ids.gather(1, slot_place)
-        key_document = torch.cat([document_ids, *([slot_document] if has_mask_rows else [])], dim=1)
-        row_document = torch.cat([key_document, slot_document], dim=1)
-        visible = visible & (row_document[:, :, None] == key_document[:, None, :])
-    return Layout(torch.cat([*key_positions, slot_position], dim=1), torch.cat(key_positions, dim=1), visible)
+    def join(of_tokens: Tensor, of_mask_rows: Tensor, *of_query_rows: Tensor) -> Tensor:
+        return torch.cat([of_tokens, *[of_mask_rows] * mask_rows, *of_query_rows], dim=1)
+
+    return Layout(
+        num_tokens=num_tokens,
+        row_positions=join(token_position, slot_position, slot_position),
+        row_places=join(token_place, slot_place, slot_place),
+        key_places=join(token_place, slot_place),
+        row_levels=join(token_base + ranks, slot_base, slot_base + slot - 1).int(),
+        key_from=join(
+            torch.where(attention_mask, token_base + ranks, NEVER), torch.where(predicted_positions >= 0, slot_base, NEVER)
+        ).int(),
+        key_until=join(token_base + num_slots + 1, slot_base + slot).int(),
+    )
 
 
 def plain_layout(attention_mask: Tensor, document_ids: Tensor | None = None) -> Layout:
     """One stream in which every row sees every token that is not padding, of its document if there are ``document_ids``."""
-    position = _positions(attention_mask, document_ids)
-    visible = attention_mask[:, None, :].expand(-1, attention_mask.shape[1], -1)
-    if document_ids is not None:
-        visible = visible & (document_ids[:, :, None] == document_ids[:, None, :])
-    return Layout(position, position, visible)
+    place, level = _places(attention_mask), _first_levels(attention_mask, document_ids, num_slots=0)
+    return Layout(
+        num_tokens=attention_mask.shape[1],
+        row_positions=_positions(attention_mask, document_ids),
+        row_places=place,
+        key_places=place,
+        row_levels=level.int(),
+        key_from=torch.where(attention_mask, level, NEVER).int(),
+        key_until=(level + 1).int(),
+    )
+
+
+def _places(attention_mask: Tensor) -> Tensor:
+    """int64 [B, n]: 0, 1, 2 … in each row."""
+    return torch.arange(attention_mask.shape[1], device=attention_mask.device).expand(attention_mask.shape[0], -1)
 
 
 def _positions(attention_mask: Tensor, document_ids: Tensor | None) -> Tensor:
     """int64 [B, n]: 0, 1, 2 … in each row, or in each document of a row."""
-    batch, num_tokens = attention_mask.shape
-    position = torch.arange(num_tokens, device=attention_mask.device).expand(batch, -1)
+    place = _places(attention_mask)
     if document_ids is None:
-        return position
+        return place
     begins = F.pad(document_ids[:, 1:] != document_ids[:, :-1], (1, 0), value=True)
-    return position - torch.where(begins, position, 0).cummax(dim=1).values
+    return place - torch.where(begins, place, 0).cummax(dim=1).values
+
+
+def _first_levels(attention_mask: Tensor, document_ids: Tensor | None, num_slots: int) -> Tensor:
+    """int64 [B, n]: the lowest level of each token's document."""
+    if document_ids is None:
+        return torch.zeros(attention_mask.shape, dtype=torch.int64, device=attention_mask.device)
+    return document_ids * (num_slots + 1)

@@ -14,6 +14,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from mpnet_ds.model.attention import Backend
+
 SECTION = "activation_checkpointing"
 
 
@@ -32,7 +34,7 @@ def checkpointed_layers(num_layers: int, number_checkpoints: int | None) -> list
 
 
 def layer_runner(layers: nn.ModuleList, engine: dict) -> Callable | None:
-    """``f(layer, hidden, bias, *rest)``, which runs a layer and keeps its activations or not; None keeps them everywhere.
+    """``f(layer, *arguments)``, which runs a layer and keeps its activations or not; None keeps them everywhere.
 
     Args:
         layers: the encoder's.
@@ -50,12 +52,18 @@ def layer_runner(layers: nn.ModuleList, engine: dict) -> Callable | None:
     )
     chosen = {layers[i] for i in checkpointed_layers(len(layers), engine[SECTION].get("number_checkpoints"))}
 
-    def run(layer: nn.Module, hidden: Tensor, bias: Tensor, *rest) -> Tensor:
+    def run(
+        layer: nn.Module, hidden: Tensor, backend: Backend, num_content: int, first_row: int, *prepared: Tensor
+    ) -> Tensor:
+        def compute(hidden: Tensor, *prepared: Tensor) -> Tensor:
+            return layer(hidden, backend, num_content, first_row, *prepared)
+
         if layer not in chosen:
-            return layer(hidden, bias, *rest)
-        # DeepSpeed empties the tensors that it puts aside. All layers share this one: the next needs it as it is.
-        bias.no_checkpointing = True
+            return compute(hidden, *prepared)
+        for tensor in prepared:
+            # DeepSpeed empties the tensors that it puts aside. All layers share these: the next needs them as they are.
+            tensor.no_checkpointing = True
         # It also loses count of arguments that are no tensors, where it partitions.
-        return deepspeed.checkpointing.checkpoint(lambda hidden, bias: layer(hidden, bias, *rest), hidden, bias)
+        return deepspeed.checkpointing.checkpoint(compute, hidden, *prepared)
 
     return run

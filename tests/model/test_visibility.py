@@ -51,9 +51,9 @@ def test_ranks_number_the_predicted_tokens_and_pass_unused_slots_over():
 
 def test_every_row_sees_every_position_once():
     layout = two_stream_layout(SLOTS, ALL_REAL, has_mask_rows=True)
-    for row_visible, key_positions in zip(layout.visible, layout.key_positions, strict=True):
+    for row_visible, key_places in zip(layout.visible, layout.key_places, strict=True):
         for visible in row_visible:
-            assert sorted(key_positions[visible].tolist()) == list(range(8))
+            assert sorted(key_places[visible].tolist()) == list(range(8))
 
 
 def test_rows_see_what_their_level_allows():

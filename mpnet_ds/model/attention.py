@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mpnet_ds.errors import UserError, did_you_mean
 from mpnet_ds.model.plain_attention import EagerAttention, SdpaAttention
+from mpnet_ds.model.processor_attention import ProcessorAttention
 from mpnet_ds.model.visibility import Layout
 
 AUTO = "auto"
@@ -54,7 +55,9 @@ class Backend(Protocol):
         """
 
 
-_BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (EagerAttention(), SdpaAttention())}
+_BACKENDS: dict[str, Backend] = {
+    backend.name: backend for backend in (EagerAttention(), ProcessorAttention(), SdpaAttention())
+}
 BACKENDS = (AUTO, *_BACKENDS)
 
 
@@ -68,5 +71,5 @@ def check_backend(name: str) -> str:
 def choose_backend(name: str, device: torch.device) -> Backend:
     """The back-end of that name; of ``auto``, the one for the device."""
     if name == AUTO:
-        name = "sdpa" if device.type == "cuda" else "eager"
+        name = "sdpa" if device.type == "cuda" else "processor"
     return _BACKENDS[name]

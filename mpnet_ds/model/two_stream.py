@@ -21,6 +21,7 @@ from transformers.utils import ModelOutput
 
 from mpnet_ds.errors import UserError
 from mpnet_ds.model.attention import Backend, check_backend, choose_backend
+from mpnet_ds.model.dropout import Dropout
 from mpnet_ds.model.relative_position import NUM_BUCKETS
 from mpnet_ds.model.visibility import Layout, plain_layout, two_stream_layout
 from mpnet_ds.objectives import get_objective
@@ -51,7 +52,7 @@ class Embeddings(nn.Module):
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=PAD_ID)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size, padding_idx=PAD_ID)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, ids: Tensor, positions: Tensor) -> Tensor:
         """[B, R, d] from ids [B, R] and positions in the text [B, R], counted from 0."""
@@ -85,7 +86,7 @@ class Attention(nn.Module):
         super().__init__()
         self.attn = SelfAttention(config)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, rows: Tensor, *context) -> Tensor:
         """[B, rows, d]; arguments as in ``SelfAttention.forward``."""
@@ -110,7 +111,7 @@ class Output(Dense):
     def __init__(self, config: MPNetConfig):
         super().__init__(config.intermediate_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, inner: Tensor, residual: Tensor) -> Tensor:
         """[B, R, d] from inner [B, R, intermediate_size] and residual [B, R, d]."""

@@ -48,7 +48,7 @@ def logits_of(model, batch) -> torch.Tensor:
         return model(**batch).logits
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["auto", "eager", "sdpa"])
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_document_gives_the_same_logits_packed_as_alone(objective, attention):
     model = model_of(objective, attention).eval()

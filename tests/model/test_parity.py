@@ -55,7 +55,7 @@ def run(model: MPNetForPretraining, case: str, device: str = "cpu"):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["auto", "eager", "sdpa"])
 @pytest.mark.parametrize("case", CASES)
 def test_logits_and_loss_are_the_originals(case, attention, device):
     out = run(model_of(CASES[case], attention, device), case, device)
@@ -66,7 +66,7 @@ def test_logits_and_loss_are_the_originals(case, attention, device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["auto", "eager", "sdpa"])
 @pytest.mark.parametrize("case", ["mpnet", "plm", "mlm"])
 def test_gradients_are_the_originals(case, attention, device):
     model = model_of(case, attention, device)
@@ -97,7 +97,7 @@ def test_gradient_norms_of_the_tables_are_the_originals(case):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["auto", "eager", "sdpa"])
 def test_plain_encoder_gives_the_originals_features(attention, device):
     features = model_of("mpnet", attention, device).encode(tensor("plain/input_ids", device))
     torch.testing.assert_close(features.cpu(), tensor("plain/features"), atol=TOLERANCE, rtol=0)

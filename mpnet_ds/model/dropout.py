@@ -19,7 +19,7 @@ class Dropout(nn.Dropout):
 
 @torch.library.custom_op("mpnet_ds::drop", mutates_args=())
 def drop(x: Tensor, seed: Tensor, probability: float) -> tuple[Tensor, Tensor]:
-    """``x`` with numbers left out and the others scaled; and what each was multiplied by. Both of ``x``'s shape and dtype."""
+    """``x`` with numbers left out and the others scaled; and what each was multiplied by, of the same shape and dtype."""
     factors = torch.empty(x.shape, dtype=x.dtype)
     RandomBits(seed).keep_(factors, probability).mul_(1 / (1 - rounded(probability)))
     return x * factors, factors

@@ -38,7 +38,7 @@ class ProcessorAttention:
     def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float, first_row: int, bias: Tensor) -> Tensor:
         """See ``attention.Backend``."""
         is_recorded = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value, bias))
-        return attention(query, key, value, bias, first_row, draw_seed(), dropout, is_recorded)[0]
+        return attention(query, key, value, bias[:, :, first_row:], draw_seed(), dropout, is_recorded)[0]
 
 
 @torch.library.custom_op("mpnet_ds::bias_of_buckets", mutates_args=())
@@ -91,16 +91,15 @@ bias_of_buckets.register_autograd(_bias_backward, setup_context=_keep_buckets)
 
 @torch.library.custom_op("mpnet_ds::attention", mutates_args=())
 def attention(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor, first_row: int, seed: Tensor, dropout: float, is_recorded: bool
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor, seed: Tensor, dropout: float, is_recorded: bool
 ) -> tuple[Tensor, Tensor]:
     """What rows attend to [B, H, R, D], and the probabilities [B, H, R, K], negative where they were left out.
 
     Args:
-        query: [B, H, R, D], of the bias' rows from ``first_row`` on.
+        query: [B, H, R, D].
         key: [B, H, K, D].
         value: [B, H, K, D].
-        bias: [B, H, all rows, K].
-        first_row: of the bias.
+        bias: [B, H, R, K].
         seed: of the draws for dropout.
         dropout: probability that one is left out.
         is_recorded: whether there will be a backward; if not, the probabilities are not kept (empty).
@@ -113,7 +112,7 @@ def attention(
     bits = RandomBits(seed)
     for part in _parts(batch * heads, rows * keys):
         scores = probabilities[part] if is_recorded else query.new_empty(len(out[part]), rows, keys)
-        torch.baddbmm(bias[part, first_row:], query[part], key[part].mT, alpha=1 / math.sqrt(width), out=scores)
+        torch.baddbmm(bias[part], query[part], key[part].mT, alpha=1 / math.sqrt(width), out=scores)
         kept = torch.softmax(scores, dim=-1, out=scores)
         if dropout:
             drawn = bits.keep_(torch.empty_like(scores), dropout)
@@ -124,7 +123,7 @@ def attention(
 
 
 @attention.register_fake
-def _(query, key, value, bias, first_row, seed, dropout, is_recorded):
+def _(query, key, value, bias, seed, dropout, is_recorded):
     (batch, heads, rows, _), keys = query.shape, key.shape[2]
     out = query.new_empty(query.shape)
     return out, query.new_empty((batch * heads, rows, keys) if is_recorded else (0,))
@@ -132,24 +131,16 @@ def _(query, key, value, bias, first_row, seed, dropout, is_recorded):
 
 @torch.library.custom_op("mpnet_ds::attention_backward", mutates_args=())
 def attention_backward(
-    gradient: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    probabilities: Tensor,
-    num_bias_rows: int,
-    first_row: int,
-    dropout: float,
+    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, probabilities: Tensor, dropout: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of query, key, value and of the bias [B, H, all rows, K]."""
+    """Gradients of query, key, value and of the bias [B, H, R, K]."""
     batch, heads, rows, width = query.shape
     scale = 1 / math.sqrt(width)
     gradient, query, key, value = (x.flatten(0, 1) for x in (gradient * (1 / (1 - rounded(dropout))), query, key, value))
     of_query, of_key, of_value = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key, value))
-    of_bias = query.new_empty(batch * heads, num_bias_rows, key.shape[1])
-    of_bias[:, :first_row] = 0
+    of_bias = torch.empty_like(probabilities)
     for part in _parts(batch * heads, rows * key.shape[1]):
-        signed, of_scores = probabilities[part], of_bias[part, first_row:]
+        signed, of_scores = probabilities[part], of_bias[part]
         kept = signed.clamp_min(0)
         torch.bmm(kept.mT, gradient[part], out=of_value[part])
         of_kept = torch.bmm(gradient[part], value[part].mT)
@@ -163,22 +154,20 @@ def attention_backward(
 
 
 @attention_backward.register_fake
-def _(gradient, query, key, value, probabilities, num_bias_rows, first_row, dropout):
-    batch, heads, _, _ = query.shape
-    shapes = (query.shape, key.shape, value.shape, (batch, heads, num_bias_rows, key.shape[2]))
+def _(gradient, query, key, value, probabilities, dropout):
+    batch, heads, rows, _ = query.shape
+    shapes = (query.shape, key.shape, value.shape, (batch, heads, rows, key.shape[2]))
     return tuple(query.new_empty(shape) for shape in shapes)
 
 
 def _keep_for_backward(ctx, inputs, output) -> None:
-    query, key, value, bias, ctx.first_row, _, ctx.dropout, _ = inputs
-    ctx.num_bias_rows = bias.shape[2]
+    query, key, value, _, _, ctx.dropout, _ = inputs
     ctx.save_for_backward(query, key, value, output[1])
     ctx.mark_non_differentiable(output[1])
 
 
 def _attention_backward(ctx, gradient: Tensor, _) -> tuple:
-    gradients = attention_backward(gradient, *ctx.saved_tensors, ctx.num_bias_rows, ctx.first_row, ctx.dropout)
-    return *gradients, None, None, None, None
+    return *attention_backward(gradient, *ctx.saved_tensors, ctx.dropout), None, None, None
 
 
 attention.register_autograd(_attention_backward, setup_context=_keep_for_backward)

@@ -21,6 +21,7 @@ from transformers.utils import ModelOutput
 
 from mpnet_ds.errors import UserError
 from mpnet_ds.model.attention import Backend, check_backend, choose_backend
+from mpnet_ds.model.cross_entropy import linear_cross_entropy
 from mpnet_ds.model.dropout import Dropout
 from mpnet_ds.model.relative_position import NUM_BUCKETS
 from mpnet_ds.model.visibility import Layout, plain_layout, two_stream_layout
@@ -37,7 +38,7 @@ class PretrainingOutput(ModelOutput):
     loss: Tensor | None = None
     """Mean cross-entropy over used slots, nats, fp32, scalar."""
     logits: Tensor | None = None
-    """[B, p, V]; rows of unused slots mean nothing."""
+    """[B, p, V]; rows of unused slots mean nothing. None if they were not asked for."""
     num_targets: Tensor | None = None
     """Used slots, int64 scalar."""
     num_correct: Tensor | None = None
@@ -160,6 +161,16 @@ class MPNet(nn.Module):
         self.encoder = Encoder(config)
 
 
+class Decoder(nn.Linear):
+    """The token table as a map to the vocabulary."""
+
+    def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits [..., V] from hidden [..., d]; with labels int64 [...], ``linear_cross_entropy`` instead of them."""
+        if labels is None:
+            return super().forward(hidden)
+        return linear_cross_entropy(hidden.flatten(0, -2), self.weight, self.bias, labels.flatten())
+
+
 class LMHead(nn.Module):
     """``LN(gelu(W x))`` times the token table, plus a bias."""
 
@@ -167,13 +178,14 @@ class LMHead(nn.Module):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.decoder = nn.Linear(config.hidden_size, config.vocab_size, device="meta")  # tied below: no memory of its own
+        self.decoder = Decoder(config.hidden_size, config.vocab_size, device="meta")  # tied below: no memory of its own
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
         self.decoder.weight, self.decoder.bias = token_table, self.bias
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Logits [..., V] from hidden [..., d]."""
-        return self.decoder(self.layer_norm(F.gelu(self.dense(hidden))))
+    def forward(self, hidden: Tensor, labels: Tensor, return_logits: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        """``linear_cross_entropy`` of hidden [..., d] and labels int64 [...], and perhaps the logits [..., V]."""
+        hidden = self.layer_norm(F.gelu(self.dense(hidden)))
+        return *self.decoder(hidden, labels), self.decoder(hidden) if return_logits else None
 
 
 class MPNetForPretraining(nn.Module):
@@ -206,6 +218,7 @@ class MPNetForPretraining(nn.Module):
         predicted_inputs: Tensor,
         attention_mask: Tensor | None = None,
         document_ids: Tensor | None = None,
+        return_logits: bool = True,
     ) -> PretrainingOutput:
         """Loss and logits of one batch.
 
@@ -216,6 +229,7 @@ class MPNetForPretraining(nn.Module):
             attention_mask: bool [B, n], False on padding; all True by default.
             document_ids: int64 [B, n], 0, 1, 2 … along each row: attention and positions do not leave a document. By
                 default a row is one text.
+            return_logits: False leaves them out: the loss needs no memory for them (see cross_entropy.py).
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids, dtype=torch.bool)
@@ -225,8 +239,10 @@ class MPNetForPretraining(nn.Module):
             hidden = self._two_streams(input_ids, predicted_positions, predicted_inputs, attention_mask, document_ids)
         else:
             hidden = self._one_stream(input_ids, predicted_positions, predicted_inputs, attention_mask, document_ids)
-        logits = self.lm_head(hidden)
-        return _score(logits, labels=torch.where(predicted_positions >= 0, input_ids.gather(1, slots), -1))
+        labels = torch.where(predicted_positions >= 0, input_ids.gather(1, slots), -1)
+        total, num_correct, logits = self.lm_head(hidden, labels, return_logits)
+        num_targets = (labels >= 0).sum()
+        return PretrainingOutput(total / num_targets.clamp(min=1), logits, num_targets, num_correct)
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None, document_ids: Tensor | None = None) -> Tensor:
         """Last hidden state [B, n, d] of the plain encoder: what ``transformers.MPNetModel`` gives after export.
@@ -278,15 +294,6 @@ class MPNetForPretraining(nn.Module):
             module.bias.zero_()
         if isinstance(module, nn.Embedding) and module.padding_idx is not None:
             module.weight[module.padding_idx].zero_()
-
-
-def _score(logits: Tensor, labels: Tensor) -> PretrainingOutput:
-    """Loss and counts; labels int64 [B, p], -1 where there is nothing to predict."""
-    used = labels >= 0
-    num_targets = used.sum()
-    total = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-1, reduction="sum")
-    num_correct = ((logits.argmax(dim=-1) == labels) & used).sum()
-    return PretrainingOutput(total / num_targets.clamp(min=1), logits, num_targets, num_correct)
 
 
 def check_config(config: MPNetConfig) -> None:

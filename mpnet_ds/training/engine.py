@@ -65,8 +65,8 @@ class Engine:
             group.update({name: value for name, value in before.items() if name != "params"})
 
     def forward(self, batch: dict[str, Tensor]):
-        """The model's output for one micro batch."""
-        return self.deepspeed(**batch)
+        """The model's output for one micro batch, without logits."""
+        return self.deepspeed(**batch, return_logits=False)
 
     def backward(self, loss: Tensor) -> None:
         """Adds a micro batch's gradients; the one that completes the global batch updates the weights.

@@ -1,0 +1,86 @@
+"""The same training step, written the way the paper reads: what the package's own step is compared with.
+
+Content rows and query rows go through each layer apart, each with an attention call and a feed-forward pass of its own. All
+content rows are computed in all layers; relative positions and visibility are tensors of the size of the scores; logits lie
+in memory whole. The formulas are those of Song et al., arXiv 2004.09297, section 2.3, for tokens in their natural order. The
+weights are the package's, under the same names, so that both must give the same loss and gradients: see
+tests/test_straightforward.py.
+
+Shapes: B rows of a batch, n tokens, p predicted slots, K = n + p content rows, H heads, d width, V vocabulary.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mpnet_ds.model import MPNetForPretraining
+from mpnet_ds.model.relative_position import bucket
+from mpnet_ds.model.two_stream import FIRST_POSITION
+
+
+class StraightforwardMPNet(MPNetForPretraining):
+    """``mpnet`` alone, full rows alone."""
+
+    def forward(self, input_ids: Tensor, predicted_positions: Tensor, predicted_inputs: Tensor) -> Tensor:
+        """Mean cross-entropy over all slots, nats; arguments as those of ``MPNetForPretraining``."""
+        positions = torch.arange(input_ids.shape[1]).expand_as(input_ids)
+        content_positions = torch.cat([positions, predicted_positions], dim=1)
+        content = self._embed(torch.cat([input_ids, predicted_inputs], dim=1), content_positions)
+        query = self._embed(predicted_inputs, predicted_positions)
+        content_sees, query_sees = visibility(predicted_positions, input_ids.shape[1])
+        content_bias = self._bias(content_positions, content_positions, content_sees)
+        query_bias = self._bias(predicted_positions, content_positions, query_sees)
+        for layer in self.mpnet.encoder.layer:
+            content, query = (
+                self._block(layer, content, content, content_bias),
+                self._block(layer, query, content, query_bias),
+            )
+        hidden = self.lm_head.layer_norm(F.gelu(self.lm_head.dense(query)))
+        logits = F.linear(hidden, self.lm_head.decoder.weight, self.lm_head.bias)
+        return F.cross_entropy(logits.flatten(0, 1).float(), input_ids.gather(1, predicted_positions).flatten())
+
+    def _embed(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """[B, rows, d]."""
+        embeddings = self.mpnet.embeddings
+        tokens = embeddings.word_embeddings(ids) + embeddings.position_embeddings(positions + FIRST_POSITION)
+        return self._drop(embeddings.LayerNorm(tokens))
+
+    def _bias(self, row_positions: Tensor, key_positions: Tensor, sees: Tensor) -> Tensor:
+        """[B, H, rows, K]: learned bias of the relative position, minus infinity where a row does not see a key."""
+        buckets = bucket(key_positions[:, None, :] - row_positions[:, :, None])
+        bias = self.mpnet.encoder.relative_attention_bias(buckets).permute(0, 3, 1, 2)
+        return bias.masked_fill(~sees[:, None], -math.inf)
+
+    def _block(self, layer, rows: Tensor, content: Tensor, bias: Tensor) -> Tensor:
+        """[B, rows, d]."""
+        weights, heads = layer.attention.attn, self.config.num_attention_heads
+        query, key, value = (
+            linear(x).unflatten(2, (heads, -1)).transpose(1, 2)
+            for linear, x in ((weights.q, rows), (weights.k, content), (weights.v, content))
+        )
+        scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1]) + bias
+        probabilities = F.dropout(torch.softmax(scores, dim=-1), self.config.attention_probs_dropout_prob, self.training)
+        attended = weights.o((probabilities @ value).transpose(1, 2).flatten(2))
+        rows = layer.attention.LayerNorm(rows + self._drop(attended))
+        inner = layer.output.dense(F.gelu(layer.intermediate.dense(rows)))
+        return layer.output.LayerNorm(rows + self._drop(inner))
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.config.hidden_dropout_prob, self.training)
+
+
+def visibility(predicted_positions: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
+    """Who sees which of the K keys: bool [B, K, K] of the content rows and [B, p, K] of the query rows."""
+    batch, num_slots = predicted_positions.shape
+    order = torch.zeros(batch, num_tokens, dtype=torch.int64)
+    order.scatter_(1, predicted_positions, torch.arange(1, num_slots + 1).expand(batch, -1))
+    slot = torch.arange(1, num_slots + 1).expand(batch, -1)
+
+    def sees(row_order: Tensor) -> Tensor:
+        tokens = order[:, None, :] <= row_order[:, :, None]
+        mask_rows = slot[:, None, :] > row_order[:, :, None]
+        return torch.cat([tokens, mask_rows], dim=2)
+
+    return sees(torch.cat([order, torch.zeros_like(slot)], dim=1)), sees(slot - 1)

@@ -14,7 +14,8 @@ With N parameters, W ranks and e bytes a number (4 in fp32, 2 in bf16 and fp16),
 that an update makes needs less than the activations, which are gone by then.
 
 Activations are the tensors that autograd keeps from forward to backward, counted for the shapes of
-``model/two_stream.py``, and what backward needs beside them at its worst moment: right after the logits, or in a layer.
+``model/two_stream.py``, and what is needed beside them at the worst moment: for a stretch of logits, or in backward of a
+layer.
 
 Shape legend: B rows of a micro batch, p predicted slots, R rows of the network, K keys, H heads, d width, f inner width,
 V vocabulary.
@@ -24,6 +25,7 @@ from dataclasses import dataclass, fields
 
 from transformers import MPNetConfig
 
+from mpnet_ds.model.cross_entropy import LOGITS_AT_ONCE
 from mpnet_ds.model.sizes import parameter_count
 from mpnet_ds.objectives import get_objective
 
@@ -142,17 +144,14 @@ def _states(work: Workload) -> tuple[int, int, int]:
 
 
 def activation_bytes(work: Workload) -> int:
-    """At the worst moment of backward, on the device."""
-    saved, head = saved_bytes(work), _head(work)
-    layers = work.model_config.num_hidden_layers
-    after_logits = saved + work.num_predicted * work.micro_batch_size * work.model_config.vocab_size * (
-        4 + work.bytes_per_number
-    )
-    in_a_layer = saved - head // 2 + _gradients_in_a_layer(work)
+    """At the worst moment of forward or backward, on the device."""
+    saved, layers = saved_bytes(work), work.model_config.num_hidden_layers
+    with_logits = saved + _logits(work)
+    in_a_layer = saved - _head(work) + _table_gradient(work) + _gradients_in_a_layer(work)
     if work.checkpointed_layers:
         in_a_layer += _layer(work, is_last=layers == 1)
     on_host = work.checkpointed_layers * _layer_input(work) if work.checkpoints_on_host else 0
-    return max(after_logits, in_a_layer) - on_host
+    return max(with_logits, in_a_layer) - on_host
 
 
 def saved_bytes(work: Workload) -> int:
@@ -190,14 +189,15 @@ def _embeddings(work: Workload) -> int:
 
 
 def _bias(work: Workload) -> int:
-    """The bias [B, H, R, K] that all layers share, its buckets (int64 [B, R, K]) and its mask (bool [B, R, K]).
+    """The bias [B, H, R, K] that all layers share, and what its gradient is summed by.
 
-    On a processor a layer only adds the bias to its scores: none keeps it, unless it is to be computed again.
+    That is the buckets and the mask (int64 and bool [B, R, K]), on a processor both in a byte. There a layer only adds the
+    bias to its scores: none keeps it, unless it is to be computed again.
     """
     rows, keys, _ = _rows_and_keys(work)
     is_kept = work.on_gpu or work.checkpointed_layers
     heads = work.model_config.num_attention_heads if is_kept else 0
-    return work.micro_batch_size * rows * keys * (heads * work.bytes_per_number + 8 + 1)
+    return work.micro_batch_size * rows * keys * (heads * work.bytes_per_number + (8 + 1 if work.on_gpu else 1))
 
 
 def _layer(work: Workload, is_last: bool = False) -> int:
@@ -223,14 +223,24 @@ def _scores(work: Workload, rows: int, keys: int) -> int:
         # The kernel keeps no probabilities, but a copy of the bias if its rows are not a multiple of 16 bytes.
         padded = -(-keys * e // 16) * 16
         return config.num_attention_heads * rows * padded if padded != keys * e else 0
-    mask = _mask_bytes(work, config.attention_probs_dropout_prob)
-    return config.num_attention_heads * rows * keys * (e if mask == 0 else 2 * e + mask)
+    return config.num_attention_heads * rows * keys * e
 
 
 def _head(work: Workload) -> int:
-    """Hidden rows, their dense map, gelu and LayerNorm; the logits, and their logarithms in fp32."""
-    config, slots = work.model_config, work.micro_batch_size * work.num_predicted
-    return slots * (4 * config.hidden_size * work.bytes_per_number + config.vocab_size * (work.bytes_per_number + 4))
+    """Hidden rows, their dense map, gelu, and the gradients that are computed with the loss."""
+    slots = work.micro_batch_size * work.num_predicted
+    return slots * 4 * work.model_config.hidden_size * work.bytes_per_number + _table_gradient(work)
+
+
+def _table_gradient(work: Workload) -> int:
+    """Of the token table and the vocabulary's biases; it waits for that of the embeddings until the end of backward."""
+    return work.model_config.vocab_size * (work.model_config.hidden_size + 1) * work.bytes_per_number
+
+
+def _logits(work: Workload) -> int:
+    """A stretch of logits, and their gradients, where they are computed in 16 bits and scored in fp32."""
+    numbers = min(LOGITS_AT_ONCE, work.micro_batch_size * work.num_predicted * work.model_config.vocab_size)
+    return numbers * (4 if work.bytes_per_number == 4 else 6)
 
 
 def _gradients_in_a_layer(work: Workload) -> int:

@@ -20,6 +20,7 @@ from mpnet_ds.errors import UserError
 from mpnet_ds.launchers import Placement, find_placement
 from mpnet_ds.network import find_interface
 from mpnet_ds.quiet import quiet_libraries
+from mpnet_ds.training.host_memory import keep_freed_memory
 from mpnet_ds.training.roll_call import call_roll
 
 JOIN_TIMEOUT = 300.0
@@ -138,6 +139,8 @@ def start(join_timeout: float = JOIN_TIMEOUT) -> Ranks:
         deepspeed.init_distributed(verbose=False, timeout=timedelta(seconds=join_timeout))
     _stores.append(store)
     device = torch.device(accelerator.device_name(placement.local_rank))
+    if device.type == "cpu":
+        keep_freed_memory()
     return Ranks(placement.rank, placement.local_rank, placement.world_size, device, hosts)
 
 

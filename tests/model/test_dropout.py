@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from mpnet_ds.model import processor_attention
 from mpnet_ds.model.dropout import Dropout
 from mpnet_ds.model.processor_attention import ProcessorAttention
 from mpnet_ds.model.random_bits import RandomBits, draw_seed, rounded
@@ -64,8 +65,13 @@ def attended(seed: int, value: torch.Tensor, query: torch.Tensor, key: torch.Ten
     return ProcessorAttention().attend(query, key, value, 0.2, 0, bias)
 
 
-def test_attention_leaves_out_probabilities_and_its_gradients_know_which():
-    """The mask is read off with the identity for values; then the plain formula with that mask must give the same."""
+@pytest.mark.parametrize("at_once", [processor_attention.SCORES_AT_ONCE, 1400, 1])
+def test_attention_leaves_out_probabilities_and_its_gradients_know_which(at_once, monkeypatch):
+    """The mask is read off with the identity for values; then the plain formula with that mask must give the same.
+
+    Of the six matrices of 21 by 16 scores all are computed at once, or four and two, or one by one.
+    """
+    monkeypatch.setattr(processor_attention, "SCORES_AT_ONCE", at_once)
     generator = torch.Generator().manual_seed(0)
     batch, heads, rows, keys = 2, 3, 21, 16
     query, key, value = (torch.randn(batch, heads, n, 16, generator=generator) for n in (rows, keys, keys))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mpnet_ds.errors import UserError, did_you_mean
 from mpnet_ds.model.plain_attention import EagerAttention, SdpaAttention
+from mpnet_ds.model.triton_attention import TritonAttention
 from mpnet_ds.model.visibility import Layout
 
 AUTO = "auto"
@@ -54,7 +55,7 @@ class Backend(Protocol):
         """
 
 
-_BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (EagerAttention(), SdpaAttention())}
+_BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (EagerAttention(), SdpaAttention(), TritonAttention())}
 BACKENDS = (AUTO, *_BACKENDS)
 
 

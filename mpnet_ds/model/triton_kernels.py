@@ -290,22 +290,46 @@ def bias_kernel(
     tl.store(to, tl.sum(acc, 0).to(grad_bias.dtype.element_ty), mask=columns < token_columns)
 
 
-def configuration(kernel: str, head_width: int, dtype: torch.dtype) -> dict[str, int | str]:
-    """Sizes of tiles, warps and stages of a kernel; chosen by what the compiler says of registers and shared memory for sm_90.
+def configuration(kernel: str, head_width: int, dtype: torch.dtype, capability: int) -> dict[str, int | str]:
+    """Sizes of tiles, warps and stages of a kernel.
 
-    Tiles of keys divide ``TOKEN_UNIT``. In fp32 products are exact (no TF32) and run without tensor cores, in small tiles.
+    Chosen so that the compiler keeps everything in registers (tests/model/test_triton_compiles.py), not yet by time. Tiles of keys
+    divide ``TOKEN_UNIT``. In fp32 products are exact (no TF32) and go without tensor cores.
+
+    Args:
+        kernel: forward, delta, backward, query or bias.
+        head_width: D.
+        dtype: of query, key and value.
+        capability: the device's compute capability, 80 or 90 and so on.
     """
     head_tile = max(16, triton.next_power_of_2(head_width))
     of_head = {"HEAD_WIDTH": head_width, "HEAD_TILE": head_tile}
-    small = dtype == torch.float32 or head_tile > 64
-    exact = {"PRECISION": "ieee"}
-    return {
-        "forward": {**of_head, **exact, "ROW_TILE": 64, "KEY_TILE": 32 if small else 64, "num_warps": 4, "num_stages": 2},
-        "delta": {**of_head, "ROW_TILE": 64, "num_warps": 4, "num_stages": 1},
-        "backward": {**of_head, **exact, "ROW_TILE": 32 if small else 64, "KEY_TILE": 64, "num_warps": 4, "num_stages": 2},
-        "query": {**of_head, **exact, "ROW_TILE": 64, "KEY_TILE": 64, "num_warps": 4, "num_stages": 3},
-        "bias": {"BATCH_TILE": 8, "KEY_TILE": 128, "num_warps": 4, "num_stages": 2},
-    }[kernel]
+    if kernel == "delta":
+        return {**of_head, "ROW_TILE": 64, "num_warps": 4, "num_stages": 1}
+    if kernel == "bias":
+        return {"BATCH_TILE": 8, "KEY_TILE": 128, "num_warps": 4, "num_stages": 2}
+    fp32, wide, wgmma = dtype == torch.float32, head_tile > 64, 90 <= capability < 120
+    if fp32:
+        row_tile, key_tile, warps = 32, 32, 4 if kernel == "query" else 8
+    elif kernel == "query":
+        row_tile, key_tile, warps = 64, 64, 4
+    elif kernel == "forward":
+        row_tile, key_tile, warps = 64, 32 if wide else 64, 4
+    elif wgmma:
+        row_tile, key_tile, warps = (32, 64, 8) if wide else (64, 64, 4)
+    else:
+        row_tile, key_tile, warps = (32, 32, 4) if wide else (64, 32, 4)
+    stages = 2 if fp32 or kernel == "forward" else 3
+    tiles = {"ROW_TILE": row_tile, "KEY_TILE": key_tile, "num_warps": warps, "num_stages": stages}
+    return {**of_head, **tiles, "PRECISION": "ieee"}
+
+
+def capability_of(tensor: Tensor) -> int:
+    """Compute capability of the tensor's device as one number; on a processor, where Triton interprets, 90."""
+    if tensor.device.type != "cuda":
+        return 90
+    major, minor = torch.cuda.get_device_capability(tensor.device)
+    return 10 * major + minor
 
 
 def varying(query: Tensor, key: Tensor, bias: Tensor, mask_bias: Tensor, row_places: Tensor, column_from: Tensor, first_row: int):
@@ -331,7 +355,7 @@ def forward(query, key, value, bias, mask_bias, row_places, row_levels, column_f
             column_factors, out, lse, dropped: int, first_row: int) -> None:  # fmt: skip
     """Fills ``out`` and ``lse``; arguments as in ``triton_attention.attention``."""
     batch, heads, rows, width = query.shape
-    settings = configuration("forward", width, query.dtype)
+    settings = configuration("forward", width, query.dtype, capability_of(query))
     grid = (triton.cdiv(rows, settings["ROW_TILE"]), batch * heads)
     with torch.cuda.device_of(query):
         forward_kernel[grid](
@@ -347,7 +371,7 @@ def backward(query, key, value, bias, mask_bias, row_places, row_levels, column_
              dropped: int, first_row: int) -> None:  # fmt: skip
     """Fills the four gradients; that of an empty ``grad_bias`` is left out."""
     batch, heads, rows, width = query.shape
-    dtype = query.dtype
+    kind = (width, query.dtype, capability_of(query))
     numbers = varying(query, key, bias, mask_bias, row_places, column_from, first_row)
     columns = bias.shape[2] + mask_bias.shape[3]
     delta = torch.empty_like(lse)
@@ -355,11 +379,11 @@ def backward(query, key, value, bias, mask_bias, row_places, row_levels, column_
     some = {name: numbers[name] for name in ("rows", "tokens", "keys", "token_units", "mask_units")}
     of_key, of_grad = strides("key", key), strides("grad", grad_out)
     with torch.cuda.device_of(query):
-        settings = configuration("delta", width, dtype)
+        settings = configuration("delta", *kind)
         grid = (triton.cdiv(rows, settings["ROW_TILE"]), batch * heads)
         delta_kernel[grid](out, grad_out, delta, **of_grad, heads=heads, rows=rows, **settings)
 
-        settings = configuration("backward", width, dtype)
+        settings = configuration("backward", *kind)
         grid = (triton.cdiv(columns, settings["KEY_TILE"]), batch * heads)
         backward_kernel[grid](
             query, key, value, bias, mask_bias, row_places, row_levels, column_from, column_until, row_factors, column_factors,
@@ -368,12 +392,12 @@ def backward(query, key, value, bias, mask_bias, row_places, row_levels, column_
             scale=width**-0.5, DROPPED=dropped, **settings,
         )  # fmt: skip
 
-        settings = configuration("query", width, dtype)
+        settings = configuration("query", *kind)
         grid = (triton.cdiv(rows, settings["ROW_TILE"]), batch * heads)
         query_kernel[grid](grad_scores, key, grad_query, **of_key, heads=heads, **some, scale=width**-0.5, **settings)
 
         if grad_bias.numel():
-            settings = configuration("bias", width, dtype)
+            settings = configuration("bias", *kind)
             grid = (bias.shape[1], heads, triton.cdiv(bias.shape[2], settings["KEY_TILE"]))
             bias_kernel[grid](
                 grad_scores, slots, grad_bias, batch, heads=heads, first_row=first_row, **some,

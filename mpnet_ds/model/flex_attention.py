@@ -1,8 +1,7 @@
 """FlexAttention: PyTorch compiles a kernel from our bias and visibility, on GPUs.
 
-The bias is looked up in [H, n, n], by the places of row and key: its gradient is added up in H*n*n cells, where a lookup in the
-table of 32 * H would have all elements meet in few of them. FlexAttention leaves nothing out by chance (no dropout), and has no
-backward on a processor.
+The bias is looked up in [H, n, n], by the places of row and key: its gradient is added up in H * n * n cells, where a lookup
+in the table would have all elements meet in 32 * H of them. FlexAttention has no dropout, and no backward on a processor.
 
 Shapes: B rows of a batch, n tokens, H heads, R rows of the network, K keys, D width of a head.
 """
@@ -43,7 +42,8 @@ class FlexAttention:
         on_gpu = query.device.type == "cuda"
         if not on_gpu and torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value, prepared[0])):
             raise UserError(
-                f"attention 'flex' has gradients on GPUs only, and the model is on '{query.device.type}'. Use attention 'auto' or 'eager'."
+                f"attention 'flex' has gradients on GPUs only, and the model is on '{query.device.type}'. "
+                "Use attention 'auto' or 'eager'."
             )
         return (_compiled() if on_gpu else _attend)(query, key, value, first_row, *prepared)
 

@@ -6,15 +6,16 @@ What a step holds, once for all layers:
 * the same for the mask keys, gathered from it: [H, B, R, M], the one thing of the size of B and R;
 * levels and places of rows and columns, and the slot of each place: [B, ...], int32.
 
-A kernel loads rows of F as they lie, at the row's place, and compares levels. In backward it stores the gradient of the scores
-[B, H, R, T + M] once; two small kernels make from it the query's gradient and F's, the latter summed over the batch. Nothing
-is added atomically: gradients are the same from run to run, bit for bit.
+A kernel loads rows of F as they lie, at the row's place, and compares levels. In backward it stores the gradient of the
+scores [B, H, R, T + M] once; two small kernels make from it the query's gradient and F's, the latter summed over the batch.
+Nothing is added atomically: gradients are the same from run to run, bit for bit.
 
-Dropout keeps an element where the product of two odd random numbers modulo 2**32, one of its row and one of its column,
-reaches p * 2**32. These B*H*R + K numbers come from torch's generator of the device, so they follow ``torch.manual_seed``, and
-are drawn again where a layer is computed again. Single elements are left out with probability p to 2**-32, and any two are
-independent but for ties of the numbers themselves (two rows share theirs with probability 2**-31); that groups of four, in two
-rows and two columns, show no dependence either is what tests found, not a theorem.
+Dropout keeps an element where the product of two odd random numbers modulo 2**32, one of its row and one of its column, is
+large enough. These B*H*R and K numbers come from torch's generator of the device: they follow ``torch.manual_seed``, and are
+the same where a layer is computed again. An element is left out with probability p, to 2**-31. How good that is: the numbers
+of two rows (or columns) are the same, or in a simple ratio, a few times in 2**31 pairs, and only then do their masks resemble
+each other; but the numbers of two rows and two columns determine four elements, and that these four are uncorrelated is what
+the tests find, not a theorem. It costs one multiplication an element; Philox would cost more than the products of matrices.
 
 Rows that see nothing, and those of unused slots, come out as 0 and have no gradients.
 
@@ -37,7 +38,7 @@ WIDEST_HEAD = 128
 
 
 class TritonAttention:
-    """The back-end ``triton``: needs a GPU, or ``TRITON_INTERPRET=1`` (set before triton is imported) for tests without one."""
+    """The back-end ``triton``: needs a GPU, or TRITON_INTERPRET=1, set before triton is imported, for tests without one."""
 
     name = "triton"
 
@@ -89,7 +90,9 @@ def check_triton(device: torch.device) -> None:
             "or use attention 'sdpa'."
         )
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        raise UserError(f"attention 'triton' needs a GPU, and the model is on '{device.type}'. Use attention 'auto' or 'eager'.")
+        raise UserError(
+            f"attention 'triton' needs a GPU, and the model is on '{device.type}'. Use attention 'auto' or 'eager'."
+        )
 
 
 def odd_numbers(shape: tuple[int, ...], device: torch.device) -> Tensor:
@@ -105,7 +108,7 @@ def num_slots(layout: Layout) -> int:
 
 
 def seeing_levels(layout: Layout) -> tuple[Tensor, Tensor]:
-    """The rows' levels, int32 [B, R], -1 for rows of unused slots; the slot of each place, int32 [B, n], -1 if not predicted.
+    """The rows' levels, int32 [B, R], -1 in unused slots; the slot of each place, int32 [B, n], -1 where none is predicted.
 
     Of rows of unused slots nothing is read, and they all stand at place 0, to which their gradients must not be added.
     """
@@ -204,15 +207,14 @@ def attention_backward(
         out, lse: what ``attention`` returned.
         grad_out: [B, H, R, D], the gradient of O.
         bias_learns: whether the bias's gradient is wanted.
-        query, key, value, bias, mask_bias, row_places, row_levels, column_from, column_until, slots, row_factors, column_factors,
-            dropped, first_row: what ``attention`` got.
+        (the others): what ``attention`` got.
     """
     gradients = attention_backward_fake(query, key, value, bias, bias_learns)
     from mpnet_ds.model import triton_kernels  # imports triton
 
     triton_kernels.backward(
-        query, key, value, bias, mask_bias, row_places, row_levels, column_from, column_until, slots, row_factors, column_factors,
-        out, lse, grad_out, *gradients, dropped, first_row,
+        query, key, value, bias, mask_bias, row_places, row_levels, column_from, column_until, slots, row_factors,
+        column_factors, out, lse, grad_out, *gradients, dropped, first_row,
     )  # fmt: skip
     return gradients
 

@@ -15,17 +15,20 @@ by no row.
 
 No kernel adds atomically, so results are the same bit for bit from run to run.
 
-Arithmetic and bytes, computed and not measured, of one layer of mpnet-base at 64 rows of 512 tokens (B = 64, H = 12, R = 666, K = 589
-in 592 columns, D = 64, bf16; B*H*R*K = 301 M elements, a product of matrices is 38.6 GFLOP):
+Arithmetic and bytes of one layer of mpnet-base at 64 rows of 512 tokens, computed and not measured: B = 64, H = 12, R = 666,
+K = 589 in 592 columns, D = 64, bf16; B*H*R*K = 301 M elements, and a product of matrices is 38.6 GFLOP.
 
-    forward_kernel    2 products, 77 GFLOP    Q, K, V, O 241 MB, biases of mask keys 82 MB; biases of tokens 6 MB, from the L2 cache
-    delta_kernel                              dO, O 131 MB
-    backward_kernel   4 products, 154 GFLOP   Q, dO for each tile of columns from the L2 cache; K, V, dK, dV 232 MB, biases 82 MB, dS 606 MB
-    query_kernel      1 product, 39 GFLOP     dS 606 MB, K, dQ 123 MB
-    bias_kernel                               dS 606 MB, dF 6 MB
+    forward_kernel    77 GFLOP    Q, K, V, O 247 MB, biases of mask keys 82 MB; those of tokens, 6 MB, stay in the L2 cache
+    delta_kernel                  dO, O 131 MB
+    backward_kernel   154 GFLOP   K, V, dK, dV 232 MB, Q, dO 131 MB (10 times from the L2 cache), biases 82 MB, dS 606 MB
+    query_kernel      39 GFLOP    dS 606 MB, K, dQ 123 MB
+    bias_kernel                   dS 606 MB, dF 6 MB
 
-That is 77 GFLOP and 0.32 GB forward, 193 GFLOP and 2.4 GB backward. Beside the products there are some 20 instructions on
-each element forward and 25 backward, which take longer than the products do: that, not memory, should be what limits the first and third.
+That is 77 GFLOP and 0.33 GB forward, 193 GFLOP and 2.5 GB backward. But the compiler makes 23 instructions an element in the
+loop of forward_kernel and 32 in that of backward_kernel, with dropout (19 and 24 without). One a cycle from each of 132 * 4
+schedulers of 32 lanes at 1.7 GHz is 0.24 and 0.34 ms, twice what the products take at 700 TFLOP/s: these two should be bound
+by instructions and the other three by memory, 0.37 ms at 4 TB/s. In all about 1 ms a layer, 11 ms a step of 12 layers, of
+which the last has the query rows alone. A step of 64 rows at 500,000 tokens/s takes 66 ms.
 """
 
 import torch
@@ -73,7 +76,8 @@ def store_head_tile(pointer, numbers, stride, count, value, HEAD_WIDTH: tl.const
 
 @triton.jit(do_not_specialize=VARYING)
 def forward_kernel(
-    query, key, value, bias, mask_bias, row_places, row_levels, column_from, column_until, row_factors, column_factors, out, lse,
+    query, key, value, bias, mask_bias, row_places, row_levels, column_from, column_until, row_factors, column_factors,
+    out, lse,
     query_batch, query_head, query_row, key_batch, key_head, key_row, value_batch, value_head, value_row,
     heads, rows, first_row, layout_rows, tokens, keys, token_units, mask_units, table_units, scale,
     HEAD_WIDTH: tl.constexpr, HEAD_TILE: tl.constexpr,
@@ -150,8 +154,8 @@ def delta_kernel(
 
 @triton.jit(do_not_specialize=VARYING)
 def backward_kernel(
-    query, key, value, bias, mask_bias, row_places, row_levels, column_from, column_until, row_factors, column_factors, lse, delta,
-    grad_out, grad_key, grad_value, grad_scores,
+    query, key, value, bias, mask_bias, row_places, row_levels, column_from, column_until, row_factors, column_factors,
+    lse, delta, grad_out, grad_key, grad_value, grad_scores,
     query_batch, query_head, query_row, key_batch, key_head, key_row, value_batch, value_head, value_row,
     grad_batch, grad_head, grad_row,
     heads, rows, first_row, layout_rows, tokens, keys, token_units, mask_units, table_units, scale,
@@ -257,7 +261,7 @@ def bias_kernel(
 ):  # fmt: skip
     """dF [H, n, T] of one place of rows, one head and a tile of token columns.
 
-    A place's rows are its token and, if it is predicted, its mask row and its query row; its keys the token and the mask row.
+    A place has its token as a row and, if it is predicted, a mask row and a query row; as keys the token and the mask row.
     """
     place, h = tl.program_id(0), tl.program_id(1)
     token_columns, columns_end = token_units * TOKEN_UNIT, token_units * TOKEN_UNIT + mask_units * MASK_UNIT
@@ -293,8 +297,8 @@ def bias_kernel(
 def configuration(kernel: str, head_width: int, dtype: torch.dtype, capability: int) -> dict[str, int | str]:
     """Sizes of tiles, warps and stages of a kernel.
 
-    Chosen so that the compiler keeps everything in registers (tests/model/test_triton_compiles.py), not yet by time. Tiles of keys
-    divide ``TOKEN_UNIT``. In fp32 products are exact (no TF32) and go without tensor cores.
+    Chosen so that all stays in registers (tests/model/test_triton_compiles.py), not yet by time. Tiles of keys divide
+    ``TOKEN_UNIT``. In fp32 products are exact (no TF32) and go without tensor cores.
 
     Args:
         kernel: forward, delta, backward, query or bias.
@@ -332,7 +336,9 @@ def capability_of(tensor: Tensor) -> int:
     return 10 * major + minor
 
 
-def varying(query: Tensor, key: Tensor, bias: Tensor, mask_bias: Tensor, row_places: Tensor, column_from: Tensor, first_row: int):
+def varying(
+    query: Tensor, key: Tensor, bias: Tensor, mask_bias: Tensor, row_places: Tensor, column_from: Tensor, first_row: int
+):
     """The kernels' numbers that may differ from batch to batch."""
     return {
         "rows": query.shape[2],
@@ -348,7 +354,9 @@ def varying(query: Tensor, key: Tensor, bias: Tensor, mask_bias: Tensor, row_pla
 
 def strides(name: str, tensor: Tensor) -> dict[str, int]:
     """Strides of [B, H, rows, D] as the kernels call them."""
-    return {f"{name}_{dimension}": stride for dimension, stride in zip(("batch", "head", "row"), tensor.stride(), strict=False)}
+    return {
+        f"{name}_{dimension}": stride for dimension, stride in zip(("batch", "head", "row"), tensor.stride(), strict=False)
+    }
 
 
 def forward(query, key, value, bias, mask_bias, row_places, row_levels, column_from, column_until, row_factors,
@@ -359,8 +367,9 @@ def forward(query, key, value, bias, mask_bias, row_places, row_levels, column_f
     grid = (triton.cdiv(rows, settings["ROW_TILE"]), batch * heads)
     with torch.cuda.device_of(query):
         forward_kernel[grid](
-            query, key, value, bias, mask_bias, row_places, row_levels, column_from, column_until, row_factors, column_factors,
-            out, lse, **strides("query", query), **strides("key", key), **strides("value", value), heads=heads,
+            query, key, value, bias, mask_bias, row_places, row_levels, column_from, column_until, row_factors,
+            column_factors, out, lse,
+            **strides("query", query), **strides("key", key), **strides("value", value), heads=heads,
             **varying(query, key, bias, mask_bias, row_places, column_from, first_row),
             scale=width**-0.5, DROPPED=dropped, **settings,
         )  # fmt: skip
@@ -386,8 +395,8 @@ def backward(query, key, value, bias, mask_bias, row_places, row_levels, column_
         settings = configuration("backward", *kind)
         grid = (triton.cdiv(columns, settings["KEY_TILE"]), batch * heads)
         backward_kernel[grid](
-            query, key, value, bias, mask_bias, row_places, row_levels, column_from, column_until, row_factors, column_factors,
-            lse, delta, grad_out, grad_key, grad_value, grad_scores,
+            query, key, value, bias, mask_bias, row_places, row_levels, column_from, column_until, row_factors,
+            column_factors, lse, delta, grad_out, grad_key, grad_value, grad_scores,
             **strides("query", query), **of_key, **strides("value", value), **of_grad, heads=heads, **numbers,
             scale=width**-0.5, DROPPED=dropped, **settings,
         )  # fmt: skip

@@ -13,7 +13,7 @@ Nothing is added atomically: gradients are the same from run to run, bit for bit
 Dropout keeps an element where the product of two odd random numbers modulo 2**32, one of its row and one of its column, is
 large enough. These B*H*R and K numbers come from torch's generator of the device: they follow ``torch.manual_seed``, and are
 the same where a layer is computed again. An element is left out with probability p, to 2**-31. How good that is: the numbers
-of two rows (or columns) are the same, or in a simple ratio, a few times in 2**31 pairs, and only then do their masks resemble
+of two rows (or columns) are the same, or in a simple ratio, a few times in 2**31 pairs, and then their masks resemble
 each other; but the numbers of two rows and two columns determine four elements, and that these four are uncorrelated is what
 the tests find, not a theorem. It costs one multiplication an element; Philox would cost more than the products of matrices.
 

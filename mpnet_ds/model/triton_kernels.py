@@ -55,6 +55,13 @@ def dropout_weights(row_factors, column_factors, DROPPED: tl.constexpr):
 
 
 @triton.jit
+def tile_and_head(num_tiles):
+    """Which tile and which of the B * H heads a program has; a head's tiles run beside each other and share the L2 cache."""
+    program = tl.program_id(0)
+    return program % num_tiles, program // num_tiles
+
+
+@triton.jit
 def head_tile(pointer, numbers, stride, count, HEAD_WIDTH: tl.constexpr, HEAD_TILE: tl.constexpr):
     """[numbers, HEAD_TILE]: those rows of a matrix [count, D], zero beyond it."""
     d = tl.arange(0, HEAD_TILE)
@@ -79,20 +86,19 @@ def forward_kernel(
     query, key, value, bias, mask_bias, row_places, row_levels, column_from, column_until, row_factors, column_factors,
     out, lse,
     query_batch, query_head, query_row, key_batch, key_head, key_row, value_batch, value_head, value_row,
-    heads, rows, first_row, layout_rows, tokens, keys, token_units, mask_units, table_units, scale,
+    batch, heads, rows, first_row, layout_rows, tokens, keys, token_units, mask_units, table_units, scale,
     HEAD_WIDTH: tl.constexpr, HEAD_TILE: tl.constexpr,
     ROW_TILE: tl.constexpr, KEY_TILE: tl.constexpr, DROPPED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """O [B, R, H, D] and log2 of the sum of exponentials [B, H, R] of one tile of rows, one (b, h)."""
-    bh = tl.program_id(1)
+    row_tile, bh = tile_and_head(tl.cdiv(rows, ROW_TILE))
     b, h = bh // heads, bh % heads
     token_columns, columns_end = token_units * TOKEN_UNIT, token_units * TOKEN_UNIT + mask_units * MASK_UNIT
-    r = tl.program_id(0) * ROW_TILE + tl.arange(0, ROW_TILE)
+    r = row_tile * ROW_TILE + tl.arange(0, ROW_TILE)
     safe = tl.minimum(r, rows - 1)
     layout_row = b * layout_rows + first_row + safe
     levels = tl.load(row_levels + layout_row)
     token_bias = bias + (h * tokens + tl.load(row_places + layout_row)) * token_columns
-    batch = tl.num_programs(1) // heads
     mask_bias += (h * batch * layout_rows + layout_row).to(tl.int64) * (mask_units * MASK_UNIT) - token_columns
     column_from += b * table_units * TOKEN_UNIT
     column_until += b * table_units * TOKEN_UNIT
@@ -143,9 +149,9 @@ def delta_kernel(
     HEAD_WIDTH: tl.constexpr, HEAD_TILE: tl.constexpr, ROW_TILE: tl.constexpr,
 ):  # fmt: skip
     """[B, H, R] fp32: sum over D of dO * O."""
-    bh = tl.program_id(1)
+    row_tile, bh = tile_and_head(tl.cdiv(rows, ROW_TILE))
     b, h = bh // heads, bh % heads
-    r = tl.program_id(0) * ROW_TILE + tl.arange(0, ROW_TILE)
+    r = row_tile * ROW_TILE + tl.arange(0, ROW_TILE)
     out += (b.to(tl.int64) * rows * heads + h) * HEAD_WIDTH
     o = head_tile(out, r, heads * HEAD_WIDTH, rows, HEAD_WIDTH, HEAD_TILE)
     do = head_tile(grad_out + b.to(tl.int64) * grad_batch + h * grad_head, r, grad_row, rows, HEAD_WIDTH, HEAD_TILE)
@@ -158,7 +164,7 @@ def backward_kernel(
     lse, delta, grad_out, grad_key, grad_value, grad_scores,
     query_batch, query_head, query_row, key_batch, key_head, key_row, value_batch, value_head, value_row,
     grad_batch, grad_head, grad_row,
-    heads, rows, first_row, layout_rows, tokens, keys, token_units, mask_units, table_units, scale,
+    batch, heads, rows, first_row, layout_rows, tokens, keys, token_units, mask_units, table_units, scale,
     HEAD_WIDTH: tl.constexpr, HEAD_TILE: tl.constexpr,
     ROW_TILE: tl.constexpr, KEY_TILE: tl.constexpr, DROPPED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -166,10 +172,10 @@ def backward_kernel(
 
     Tiles are [columns, rows], so that the left factors of dV and dK are where the scores were computed.
     """
-    bh = tl.program_id(1)
-    b, h = bh // heads, bh % heads
     token_columns, columns_end = token_units * TOKEN_UNIT, token_units * TOKEN_UNIT + mask_units * MASK_UNIT
-    start = tl.program_id(0) * KEY_TILE
+    key_tile, bh = tile_and_head(tl.cdiv(columns_end, KEY_TILE))
+    b, h = bh // heads, bh % heads
+    start = key_tile * KEY_TILE
     columns = start + tl.arange(0, KEY_TILE)
     exists = columns < columns_end
     of_mask = start >= token_columns
@@ -184,7 +190,6 @@ def backward_kernel(
     lse += bh * rows
     delta += bh * rows
     grad_scores += bh.to(tl.int64) * rows * columns_end
-    batch = tl.num_programs(1) // heads
     row_places += b * layout_rows + first_row
     row_levels += b * layout_rows + first_row
     bias += h * tokens * token_columns
@@ -234,10 +239,10 @@ def query_kernel(
     ROW_TILE: tl.constexpr, KEY_TILE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dQ [B, R, H, D] of one tile of rows, one (b, h)."""
-    bh = tl.program_id(1)
+    row_tile, bh = tile_and_head(tl.cdiv(rows, ROW_TILE))
     b, h = bh // heads, bh % heads
     token_columns, columns_end = token_units * TOKEN_UNIT, token_units * TOKEN_UNIT + mask_units * MASK_UNIT
-    r = tl.program_id(0) * ROW_TILE + tl.arange(0, ROW_TILE)
+    r = row_tile * ROW_TILE + tl.arange(0, ROW_TILE)
     grad_scores += bh.to(tl.int64) * rows * columns_end
     key += b.to(tl.int64) * key_batch + h * key_head
     acc = tl.zeros([ROW_TILE, HEAD_TILE], tl.float32)
@@ -325,7 +330,9 @@ def configuration(kernel: str, head_width: int, dtype: torch.dtype, capability: 
         row_tile, key_tile, warps = (32, 32, 4) if wide else (64, 32, 4)
     stages = 2 if fp32 or kernel == "forward" else 3
     tiles = {"ROW_TILE": row_tile, "KEY_TILE": key_tile, "num_warps": warps, "num_stages": stages}
-    return {**of_head, **tiles, "PRECISION": "ieee"}
+    # A few registers less let a third block of 128 threads onto a multiprocessor of 65,536 registers.
+    limit = {"maxnreg": 168} if kernel == "forward" and wgmma and not (fp32 or wide) else {}
+    return {**of_head, **tiles, **limit, "PRECISION": "ieee"}
 
 
 def capability_of(tensor: Tensor) -> int:
@@ -341,6 +348,7 @@ def varying(
 ):
     """The kernels' numbers that may differ from batch to batch."""
     return {
+        "batch": query.shape[0],
         "rows": query.shape[2],
         "first_row": first_row,
         "layout_rows": row_places.shape[1],
@@ -364,7 +372,7 @@ def forward(query, key, value, bias, mask_bias, row_places, row_levels, column_f
     """Fills ``out`` and ``lse``; arguments as in ``triton_attention.attention``."""
     batch, heads, rows, width = query.shape
     settings = configuration("forward", width, query.dtype, capability_of(query))
-    grid = (triton.cdiv(rows, settings["ROW_TILE"]), batch * heads)
+    grid = (triton.cdiv(rows, settings["ROW_TILE"]) * batch * heads,)
     with torch.cuda.device_of(query):
         forward_kernel[grid](
             query, key, value, bias, mask_bias, row_places, row_levels, column_from, column_until, row_factors,
@@ -389,11 +397,11 @@ def backward(query, key, value, bias, mask_bias, row_places, row_levels, column_
     of_key, of_grad = strides("key", key), strides("grad", grad_out)
     with torch.cuda.device_of(query):
         settings = configuration("delta", *kind)
-        grid = (triton.cdiv(rows, settings["ROW_TILE"]), batch * heads)
+        grid = (triton.cdiv(rows, settings["ROW_TILE"]) * batch * heads,)
         delta_kernel[grid](out, grad_out, delta, **of_grad, heads=heads, rows=rows, **settings)
 
         settings = configuration("backward", *kind)
-        grid = (triton.cdiv(columns, settings["KEY_TILE"]), batch * heads)
+        grid = (triton.cdiv(columns, settings["KEY_TILE"]) * batch * heads,)
         backward_kernel[grid](
             query, key, value, bias, mask_bias, row_places, row_levels, column_from, column_until, row_factors,
             column_factors, lse, delta, grad_out, grad_key, grad_value, grad_scores,
@@ -402,7 +410,7 @@ def backward(query, key, value, bias, mask_bias, row_places, row_levels, column_
         )  # fmt: skip
 
         settings = configuration("query", *kind)
-        grid = (triton.cdiv(rows, settings["ROW_TILE"]), batch * heads)
+        grid = (triton.cdiv(rows, settings["ROW_TILE"]) * batch * heads,)
         query_kernel[grid](grad_scores, key, grad_query, **of_key, heads=heads, **some, scale=width**-0.5, **settings)
 
         if grad_bias.numel():

@@ -1,6 +1,7 @@
 """Layouts and random inputs on which attention back-ends are compared, and the comparison."""
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,13 @@ class Case:
     first_row: int
     meaningful: Tensor
     """bool [B, R]: rows that see something and are not those of unused slots."""
+
+    def in_fp32(self) -> "Case":
+        """The same numbers, as far as they were rounded, in fp32 on a processor: for a reference."""
+        table = copy.deepcopy(self.table).float().cpu()
+        tensors = {name: getattr(self, name).float().cpu() for name in ("query", "key", "value", "grad_out")}
+        layout = replace(self.layout, **{name: x.cpu() for name, x in vars(self.layout).items() if isinstance(x, Tensor)})
+        return replace(self, layout=layout, table=table, meaningful=self.meaningful.cpu(), **tensors)
 
     def run(self, attention: str, dropout: float = 0.0) -> dict[str, Tensor]:
         """Output and gradients by a back-end; rows that mean nothing are 0 in the output."""

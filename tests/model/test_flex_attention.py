@@ -69,5 +69,6 @@ def test_gradients_on_a_processor_are_refused():
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 def test_on_a_gpu_output_and_gradients_are_those_of_eager(layout, dtype, tolerance):
-    found = make_case(**LAYOUTS[layout], device="cuda", dtype=dtype).run("flex")
-    assert_same({name: x.cpu() for name, x in found.items()}, make_case(**LAYOUTS[layout]).run("eager"), tolerance)
+    case = make_case(**LAYOUTS[layout], device="cuda", dtype=dtype)
+    found = {name: x.cpu() for name, x in case.run("flex").items()}
+    assert_same(found, case.in_fp32().run("eager"), tolerance)

@@ -56,6 +56,14 @@ def kept(seed: int, dropout: float = 0.1, heads: int = 4, rows: int = 640, keys:
     return (of_rows[0, ..., None] * of_columns) >= round(dropout * 2**32) - 2**31
 
 
+def test_numbers_of_dropout_are_odd_and_nothing_is_drawn_without_dropout():
+    assert (triton_attention.odd_numbers((1000,), CPU) % 2 == 1).all()
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    assert triton_attention.odd_numbers((0,), CPU).numel() == 0
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.mark.parametrize("dropout", [0.01, 0.1, 0.5, 0.9])
 def test_dropout_leaves_out_the_fraction_it_is_asked_to(dropout):
     mask = kept(0, dropout)
@@ -91,8 +99,9 @@ def test_dropout_is_not_correlated_between_rows_keys_heads_or_seeds():
 def test_on_a_gpu_output_and_gradients_are_those_of_eager(objective, dtype, tolerance, width):
     last_layer = objective == "mpnet" and width == 64
     shape = {"tokens": 200, "slots": 33, "padding": 7, "unused": 2, "width": width, "last_layer": last_layer}
-    found = make_case(objective, **shape, device="cuda", dtype=dtype).run("triton")
-    assert_same({k: v.cpu() for k, v in found.items()}, make_case(objective, **shape).run("eager"), tolerance)
+    case = make_case(objective, **shape, device="cuda", dtype=dtype)
+    found = {name: x.cpu() for name, x in case.run("triton").items()}
+    assert_same(found, case.in_fp32().run("eager"), tolerance)
 
 
 @needs_gpu

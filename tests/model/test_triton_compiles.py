@@ -42,7 +42,7 @@ def compiled(name: str, capability: int, width: int = 64, dtype: torch.dtype = t
     """The kernel as it is launched for heads of that width: pointers and strides divisible by 16, all else unknown."""
     kernel = getattr(triton_kernels, f"{name}_kernel")
     settings = triton_kernels.configuration(name, width, dtype, capability)
-    options = {option: settings.pop(option) for option in ("num_warps", "num_stages")}
+    options = {option: settings.pop(option) for option in ("num_warps", "num_stages", "maxnreg") if option in settings}
     names = [parameter.name for parameter in kernel.params]
     constants = settings | {n: v for n, v in {"DROPPED": DROPPED, "HAS_MASK_KEYS": True}.items() if n in names}
     types = {n: "constexpr" if n in constants else type_of(n, dtype) for n in names}

@@ -67,7 +67,7 @@ def test_gradients_on_a_processor_are_refused():
 
 @needs_gpu
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
 def test_on_a_gpu_output_and_gradients_are_those_of_eager(layout, dtype, tolerance):
     case = make_case(**LAYOUTS[layout], device="cuda", dtype=dtype)
     found = {name: x.cpu() for name, x in case.run("flex").items()}

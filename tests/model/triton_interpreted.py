@@ -24,10 +24,10 @@ assert os.environ.get("TRITON_INTERPRET") == "1"
 LAYOUTS = {
     "mpnet": {"objective": "mpnet", "padding": 5, "unused": 3},
     "mpnet, last layer": {"objective": "mpnet", "padding": 5, "unused": 3, "last_layer": True},
-    "mpnet, documents": {"objective": "mpnet", "padding": 9, "unused": 1, "documents": True, "width": 24},
-    "plm": {"objective": "plm", "padding": 5, "unused": 3},
+    "mpnet, documents": {"objective": "mpnet", "padding": 9, "unused": 1, "documents": True, "width": 24, "heads": 1},
+    "plm": {"objective": "plm", "padding": 5, "unused": 3, "heads": 1},
     "plm, last layer, documents": {"objective": "plm", "documents": True, "last_layer": True},
-    "mlm": {"objective": "mlm", "padding": 5},
+    "mlm": {"objective": "mlm", "padding": 5, "heads": 1},
     "mlm, documents, a row of padding": {"objective": "mlm", "tokens": 33, "padding": 33, "slots": 0, "documents": True},
 }
 
@@ -39,7 +39,7 @@ def test_output_and_gradients_are_those_of_eager(layout):
 
 
 def test_fp16_stays_near_eager_in_fp32():
-    case = make_case("mpnet", padding=5, unused=3, tokens=140, slots=20, heads=1, dtype=torch.float16)
+    case = make_case("mpnet", padding=5, unused=3, tokens=80, slots=20, heads=1, dtype=torch.float16)
     found = case.run("triton")
     assert found["out"].dtype == found["query"].dtype == found["table"].dtype == torch.float16
     assert_same(found, case.in_fp32().run("eager"), 2e-3)
@@ -80,11 +80,14 @@ def test_rows_that_see_nothing_are_zero_and_have_no_gradients():
     assert all((x.grad == 0).all() for x in (*inputs, case.table.weight))
 
 
-@pytest.mark.parametrize("case", ["mpnet", "plm", "mlm"])
-def test_logits_and_gradients_are_the_originals(case):
+@pytest.mark.parametrize("case", ["plm", "mlm", "ngram3"])
+def test_logits_are_the_originals(case):
     with torch.no_grad():
         test_parity.test_logits_and_loss_are_the_originals(case, "triton", "cpu")
-    test_parity.test_gradients_are_the_originals(case, "triton", "cpu")
+
+
+def test_gradients_are_the_originals():
+    test_parity.test_gradients_are_the_originals("mpnet", "triton", "cpu")
 
 
 def dropout_mask(case, dropout: float, seed: int) -> torch.Tensor:
@@ -114,7 +117,7 @@ def kernel_dropout(monkeypatch):
 
 @pytest.mark.parametrize("last_layer", [False, True])
 def test_dropout_leaves_out_the_same_elements_forward_and_backward(last_layer, kernel_dropout):
-    case = make_case("mpnet", tokens=66, slots=7, unused=1, last_layer=last_layer, heads=2)
+    case = make_case("mpnet", tokens=40, slots=7, unused=1, last_layer=last_layer, heads=2)
     mask = dropout_mask(case, 0.25, seed=7)
     visible = case.layout.visible[:, None, case.first_row :] & case.meaningful[:, None, :, None]
     dropped = 1 - mask[visible.expand_as(mask)].double().mean().item()

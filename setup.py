@@ -40,6 +40,7 @@ setup(
             "ruff>=0.9",
             "matplotlib>=3.8",
             "sentence-transformers>=6",
+            "triton>=3.4; sys_platform == 'linux'",
         ],
     },
 )

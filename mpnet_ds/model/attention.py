@@ -1,9 +1,14 @@
 """Attention back-ends. Each computes ``softmax(q k^T / sqrt(D) + bias) v`` with dropout on the probabilities.
 
-| name   | what it is | picked by ``auto`` |
+| name      | what it is | picked by ``auto`` |
 |---|---|---|
-| eager  | two matrix products and a softmax, on any device: what the others are compared with | |
-| sdpa   | ``torch.nn.functional.scaled_dot_product_attention`` with the same bias | on GPUs |
+| eager     | two matrix products and a softmax, on any device: what the others are compared with | |
+| processor | the same for a few heads at a time, without further passes over memory | on processors |
+| sdpa      | ``torch.nn.functional.scaled_dot_product_attention`` with the same bias | on GPUs |
+| flex      | FlexAttention: a kernel that PyTorch compiles for GPUs; without dropout | |
+| triton    | kernels of our own for GPUs: no bias, scores or dropout mask in memory | |
+
+``flex`` and ``triton`` were not yet measured on a GPU; that is why ``auto`` does not pick them.
 
 A back-end prepares once a step what all layers share (they share one table of relative positions), and each layer hands
 that back to it.
@@ -17,8 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from mpnet_ds.errors import UserError, did_you_mean
+from mpnet_ds.model.flex_attention import FlexAttention
 from mpnet_ds.model.plain_attention import EagerAttention, SdpaAttention
 from mpnet_ds.model.processor_attention import ProcessorAttention
+from mpnet_ds.model.triton_attention import TritonAttention
 from mpnet_ds.model.visibility import Layout
 
 AUTO = "auto"
@@ -56,7 +63,8 @@ class Backend(Protocol):
 
 
 _BACKENDS: dict[str, Backend] = {
-    backend.name: backend for backend in (EagerAttention(), ProcessorAttention(), SdpaAttention())
+    backend.name: backend
+    for backend in (EagerAttention(), ProcessorAttention(), SdpaAttention(), FlexAttention(), TritonAttention())
 }
 BACKENDS = (AUTO, *_BACKENDS)
 

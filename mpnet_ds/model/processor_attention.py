@@ -14,6 +14,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from mpnet_ds.errors import UserError
 from mpnet_ds.model.random_bits import RandomBits, draw_seed, rounded
 from mpnet_ds.model.relative_position import NUM_BUCKETS, bucket_table
 from mpnet_ds.model.visibility import Layout
@@ -28,7 +29,16 @@ class ProcessorAttention:
     name = "processor"
 
     def prepare(self, table: nn.Embedding, layout: Layout) -> tuple[Tensor]:
-        """See ``attention.Backend``; the bias [B, H, R, K]."""
+        """See ``attention.Backend``; the bias [B, H, R, K].
+
+        Raises:
+            UserError: the model is not on a processor.
+        """
+        if table.weight.device.type != "cpu":
+            device = table.weight.device.type
+            raise UserError(
+                f"attention 'processor' is for processors, and the model is on '{device}'. Use 'auto' or 'sdpa'."
+            )
         reach = layout.num_tokens
         buckets = bucket_table(reach, layout.row_places.device).to(torch.uint8)
         buckets = buckets[layout.key_places[:, None, :] - layout.row_places[:, :, None] + reach]

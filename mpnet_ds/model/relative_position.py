@@ -37,5 +37,9 @@ def relative_bias(table: nn.Embedding, num_tokens: int) -> Tensor:
         table: [32, H], the learned biases of the buckets.
         num_tokens: n.
     """
-    by_distance = table(bucket_table(num_tokens, table.weight.device)).t()  # (H, 2n + 1): key minus query, from -n
-    return by_distance.unfold(1, num_tokens, 1)[:, 1 : num_tokens + 1].flip(1)
+    device = table.weight.device
+    values = table(torch.arange(NUM_BUCKETS, device=device))
+    # In backward n values are added up to one, of which bf16 would lose all but the first few hundred.
+    exact = values.to(torch.promote_types(values.dtype, torch.float32))
+    by_distance = exact[bucket_table(num_tokens, device)].t()  # (H, 2n + 1): key minus query, from -n
+    return by_distance.unfold(1, num_tokens, 1)[:, 1 : num_tokens + 1].flip(1).to(values.dtype)

@@ -12,6 +12,9 @@ from mpnet_ds.model import MPNetForPretraining
 NUMBERS = np.load(Path(__file__).parent.parent / "fixtures" / "parity_tiny.npz")
 CASES = {"mpnet": "mpnet", "token": "mpnet", "ngram3": "mpnet", "plm": "plm", "mlm": "mlm"}
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+ON_GPUS_ALONE = ("flex", "triton")  # their tests without a GPU are in test_flex_attention.py and test_triton_attention.py
+PAIRS = [(attention, "cpu") for attention in ("auto", "eager", "processor", "sdpa")]
+PAIRS += [(attention, device) for device in DEVICES[1:] for attention in ("eager", "sdpa", *ON_GPUS_ALONE)]
 TOLERANCE = 1e-5
 
 
@@ -54,8 +57,7 @@ def run(model: MPNetForPretraining, case: str, device: str = "cpu"):
     return model(*(tensor(f"{case}/{name}", device) for name in names))
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("attention", ["auto", "eager", "sdpa"])
+@pytest.mark.parametrize(("attention", "device"), PAIRS)
 @pytest.mark.parametrize("case", CASES)
 def test_logits_and_loss_are_the_originals(case, attention, device):
     out = run(model_of(CASES[case], attention, device), case, device)
@@ -65,8 +67,7 @@ def test_logits_and_loss_are_the_originals(case, attention, device):
     assert out.num_targets == NUMBERS[f"{case}/predicted_positions"].size
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("attention", ["auto", "eager", "sdpa"])
+@pytest.mark.parametrize(("attention", "device"), PAIRS)
 @pytest.mark.parametrize("case", ["mpnet", "plm", "mlm"])
 def test_gradients_are_the_originals(case, attention, device):
     model = model_of(case, attention, device)
@@ -96,17 +97,17 @@ def test_gradient_norms_of_the_tables_are_the_originals(case):
         assert gradient.norm().item() == pytest.approx(float(NUMBERS[f"{case}/grad_norm/{name}"]), rel=1e-5)
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("attention", ["auto", "eager", "sdpa"])
+@pytest.mark.parametrize(("attention", "device"), PAIRS)
 def test_plain_encoder_gives_the_originals_features(attention, device):
     features = model_of("mpnet", attention, device).encode(tensor("plain/input_ids", device))
     torch.testing.assert_close(features.cpu(), tensor("plain/features"), atol=TOLERANCE, rtol=0)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: SDPA in bf16 on CPU is not used")
+@pytest.mark.parametrize("attention", ["sdpa", *ON_GPUS_ALONE])
 @pytest.mark.parametrize("case", CASES)
-def test_bf16_on_a_gpu_stays_near_the_original(case):
-    model = model_of(CASES[case], "sdpa", "cuda").bfloat16()
+def test_bf16_on_a_gpu_stays_near_the_original(case, attention):
+    model = model_of(CASES[case], attention, "cuda").bfloat16()
     logits = run(model, case, "cuda").logits.float().cpu()
     torch.testing.assert_close(logits, tensor(f"{case}/logits"), atol=0.05, rtol=0)
 

@@ -1,0 +1,422 @@
+"""The kernels of ``triton_attention.py``; importing this file imports triton.
+
+Shapes: B rows of a batch, n tokens, p slots, H heads, R query rows, K keys, D width of a head.
+
+Keys are numbered in *columns*: T columns for the n tokens, then M for the p mask keys (none but for ``mpnet``). T is a
+multiple of ``TOKEN_UNIT`` and M of ``MASK_UNIT``, so that a tile of keys lies in one of the two and every row of a
+bias begins at a multiple of 32 bytes, for loads of 16 bytes a thread. Columns beyond the n tokens and p mask keys are seen
+by no row.
+
+    forward_kernel    a tile of rows:    scores, softmax and products with the values over all columns; O and log2-sum-exp
+    delta_kernel      a tile of rows:    delta = sum over D of dO * O
+    backward_kernel   a tile of columns: over all rows, probabilities again, dV and dK in registers; stores dS
+    query_kernel      a tile of rows:    dQ = dS K
+    bias_kernel       a place of a row:  sums dS over the batch and the rows that stand at the place
+
+No kernel adds atomically, so results are the same bit for bit from run to run.
+
+Arithmetic and bytes of one layer of mpnet-base at 64 rows of 512 tokens, computed and not measured: B = 64, H = 12, R = 666,
+K = 589 in 592 columns, D = 64, bf16; B*H*R*K = 301 M elements, and a product of matrices is 38.6 GFLOP.
+
+    forward_kernel    77 GFLOP    Q, K, V, O 247 MB, biases of mask keys 82 MB; those of tokens, 6 MB, stay in the L2 cache
+    delta_kernel                  dO, O 131 MB
+    backward_kernel   154 GFLOP   K, V, dK, dV 232 MB, Q, dO 131 MB (10 times from the L2 cache), biases 82 MB, dS 606 MB
+    query_kernel      39 GFLOP    dS 606 MB, K, dQ 123 MB
+    bias_kernel                   dS 606 MB, dF 6 MB
+
+That is 77 GFLOP and 0.33 GB forward, 193 GFLOP and 2.5 GB backward. But the compiler makes 23 instructions an element in the
+loop of forward_kernel and 32 in that of backward_kernel, with dropout (19 and 24 without). One a cycle from each of 132 * 4
+schedulers of 32 lanes at 1.7 GHz is 0.24 and 0.34 ms, twice what the products take at 700 TFLOP/s: these two should be bound
+by instructions and the other three by memory, 0.37 ms at 4 TB/s. In all about 1 ms a layer, 11 ms a step of 12 layers, of
+which the last has the query rows alone. A step of 64 rows at 500,000 tokens/s takes 66 ms.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+TOKEN_UNIT = tl.constexpr(64)
+MASK_UNIT = tl.constexpr(16)
+LOG2E = tl.constexpr(1.4426950408889634)
+
+# Numbers that may differ from batch to batch: nothing is compiled again for them.
+VARYING = ["batch", "rows", "first_row", "layout_rows", "tokens", "keys", "token_units", "mask_units", "table_units"]
+
+
+@triton.jit
+def dropout_weights(row_factors, column_factors, DROPPED: tl.constexpr):
+    """fp32, broadcast: 0 where dropout leaves an element out, else 1 / (1 - DROPPED / 2**32).
+
+    The product modulo 2**32 of two odd random numbers is uniform over the odd numbers, whichever of the two is held, and its
+    leading bits depend on all bits of both: one multiplication an element.
+    """
+    return tl.where(row_factors * column_factors >= DROPPED - 2**31, 1.0 / (1.0 - DROPPED / 2**32), 0.0)
+
+
+@triton.jit
+def tile_and_head(num_tiles):
+    """Which tile and which of the B * H heads a program has; a head's tiles run beside each other and share the L2 cache."""
+    program = tl.program_id(0)
+    return program % num_tiles, program // num_tiles
+
+
+@triton.jit
+def head_tile(pointer, numbers, stride, count, HEAD_WIDTH: tl.constexpr, HEAD_TILE: tl.constexpr):
+    """[numbers, HEAD_TILE]: those rows of a matrix [count, D], zero beyond it."""
+    d = tl.arange(0, HEAD_TILE)
+    mask = (numbers < count)[:, None]
+    if HEAD_WIDTH != HEAD_TILE:
+        mask = mask & (d < HEAD_WIDTH)[None, :]
+    return tl.load(pointer + numbers[:, None] * stride + d[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def store_head_tile(pointer, numbers, stride, count, value, HEAD_WIDTH: tl.constexpr, HEAD_TILE: tl.constexpr):
+    """The opposite of ``head_tile``."""
+    d = tl.arange(0, HEAD_TILE)
+    mask = (numbers < count)[:, None]
+    if HEAD_WIDTH != HEAD_TILE:
+        mask = mask & (d < HEAD_WIDTH)[None, :]
+    tl.store(pointer + numbers[:, None] * stride + d[None, :], value.to(pointer.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=VARYING)
+def forward_kernel(
+    query, key, value, bias, mask_bias, row_places, row_levels, column_from, column_until, row_factors, column_factors,
+    out, lse,
+    query_batch, query_head, query_row, key_batch, key_head, key_row, value_batch, value_head, value_row,
+    batch, heads, rows, first_row, layout_rows, tokens, keys, token_units, mask_units, table_units, scale,
+    HEAD_WIDTH: tl.constexpr, HEAD_TILE: tl.constexpr,
+    ROW_TILE: tl.constexpr, KEY_TILE: tl.constexpr, DROPPED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """O [B, R, H, D] and log2 of the sum of exponentials [B, H, R] of one tile of rows, one (b, h)."""
+    row_tile, bh = tile_and_head(tl.cdiv(rows, ROW_TILE))
+    b, h = bh // heads, bh % heads
+    token_columns, columns_end = token_units * TOKEN_UNIT, token_units * TOKEN_UNIT + mask_units * MASK_UNIT
+    r = row_tile * ROW_TILE + tl.arange(0, ROW_TILE)
+    safe = tl.minimum(r, rows - 1)
+    layout_row = b * layout_rows + first_row + safe
+    levels = tl.load(row_levels + layout_row)
+    token_bias = bias + (h * tokens + tl.load(row_places + layout_row)) * token_columns
+    mask_bias += (h * batch * layout_rows + layout_row).to(tl.int64) * (mask_units * MASK_UNIT) - token_columns
+    column_from += b * table_units * TOKEN_UNIT
+    column_until += b * table_units * TOKEN_UNIT
+    key += b.to(tl.int64) * key_batch + h * key_head
+    value += b.to(tl.int64) * value_batch + h * value_head
+    q = head_tile(query + b.to(tl.int64) * query_batch + h * query_head, r, query_row, rows, HEAD_WIDTH, HEAD_TILE)
+    if DROPPED > 0:
+        row_factor = tl.load(row_factors + bh * rows + safe)
+
+    highest = tl.full([ROW_TILE], float("-inf"), tl.float32)
+    total = tl.zeros([ROW_TILE], tl.float32)
+    acc = tl.zeros([ROW_TILE, HEAD_TILE], tl.float32)
+    for start in range(0, columns_end, KEY_TILE):
+        columns = start + tl.arange(0, KEY_TILE)
+        of_mask = start >= token_columns
+        k_numbers = tl.where(of_mask, columns - (token_columns - tokens), columns)
+        k_end = tl.where(of_mask, keys, tokens)
+        k = head_tile(key, k_numbers, key_row, k_end, HEAD_WIDTH, HEAD_TILE)
+        exists = columns < columns_end
+        row_bias = tl.where(of_mask, mask_bias, token_bias)
+        tile_bias = tl.load(row_bias[:, None] + columns[None, :], mask=exists[None, :], other=0.0)
+        since, until = tl.load(column_from + columns), tl.load(column_until + columns)
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale + tile_bias.to(tl.float32)
+        scores = tl.where((since[None, :] <= levels[:, None]) & (levels[:, None] < until[None, :]), scores, float("-inf"))
+        new_highest = tl.maximum(highest, tl.max(scores, 1))
+        shift = tl.where(new_highest == float("-inf"), 0.0, new_highest)  # rows that have seen nothing so far
+        probabilities = tl.exp2(scores * LOG2E - (shift * LOG2E)[:, None])
+        shrink = tl.exp2((highest - shift) * LOG2E)
+        total = total * shrink + tl.sum(probabilities, 1)
+        if DROPPED > 0:
+            probabilities *= dropout_weights(row_factor[:, None], tl.load(column_factors + columns)[None, :], DROPPED)
+        v = head_tile(value, k_numbers, value_row, k_end, HEAD_WIDTH, HEAD_TILE)
+        acc = acc * shrink[:, None] + tl.dot(probabilities.to(v.dtype), v, input_precision=PRECISION)
+        highest = new_highest
+
+    sees = total > 0
+    acc = acc * tl.where(sees, 1.0 / tl.where(sees, total, 1.0), 0.0)[:, None]
+    out += (b.to(tl.int64) * rows * heads + h) * HEAD_WIDTH
+    store_head_tile(out, r, heads * HEAD_WIDTH, rows, acc, HEAD_WIDTH, HEAD_TILE)
+    # Plus infinity for rows that see nothing: their probabilities come out as 0 in backward.
+    row_lse = tl.where(sees, highest * LOG2E + tl.log2(tl.where(sees, total, 1.0)), float("inf"))
+    tl.store(lse + bh * rows + r, row_lse, mask=r < rows)
+
+
+@triton.jit(do_not_specialize=VARYING)
+def delta_kernel(
+    out, grad_out, delta, grad_batch, grad_head, grad_row, heads, rows,
+    HEAD_WIDTH: tl.constexpr, HEAD_TILE: tl.constexpr, ROW_TILE: tl.constexpr,
+):  # fmt: skip
+    """[B, H, R] fp32: sum over D of dO * O."""
+    row_tile, bh = tile_and_head(tl.cdiv(rows, ROW_TILE))
+    b, h = bh // heads, bh % heads
+    r = row_tile * ROW_TILE + tl.arange(0, ROW_TILE)
+    out += (b.to(tl.int64) * rows * heads + h) * HEAD_WIDTH
+    o = head_tile(out, r, heads * HEAD_WIDTH, rows, HEAD_WIDTH, HEAD_TILE)
+    do = head_tile(grad_out + b.to(tl.int64) * grad_batch + h * grad_head, r, grad_row, rows, HEAD_WIDTH, HEAD_TILE)
+    tl.store(delta + bh * rows + r, tl.sum(o.to(tl.float32) * do.to(tl.float32), 1), mask=r < rows)
+
+
+@triton.jit(do_not_specialize=VARYING)
+def backward_kernel(
+    query, key, value, bias, mask_bias, row_places, row_levels, column_from, column_until, row_factors, column_factors,
+    lse, delta, grad_out, grad_key, grad_value, grad_scores,
+    query_batch, query_head, query_row, key_batch, key_head, key_row, value_batch, value_head, value_row,
+    grad_batch, grad_head, grad_row,
+    batch, heads, rows, first_row, layout_rows, tokens, keys, token_units, mask_units, table_units, scale,
+    HEAD_WIDTH: tl.constexpr, HEAD_TILE: tl.constexpr,
+    ROW_TILE: tl.constexpr, KEY_TILE: tl.constexpr, DROPPED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dK, dV [B, K, H, D] of one tile of columns, and its columns of dS [B, H, R, T + M]; one (b, h).
+
+    Tiles are [columns, rows], so that the left factors of dV and dK are where the scores were computed.
+    """
+    token_columns, columns_end = token_units * TOKEN_UNIT, token_units * TOKEN_UNIT + mask_units * MASK_UNIT
+    key_tile, bh = tile_and_head(tl.cdiv(columns_end, KEY_TILE))
+    b, h = bh // heads, bh % heads
+    start = key_tile * KEY_TILE
+    columns = start + tl.arange(0, KEY_TILE)
+    exists = columns < columns_end
+    of_mask = start >= token_columns
+    k_numbers = tl.where(of_mask, columns - (token_columns - tokens), columns)
+    k_end = tl.where(of_mask, keys, tokens)
+    k = head_tile(key + b.to(tl.int64) * key_batch + h * key_head, k_numbers, key_row, k_end, HEAD_WIDTH, HEAD_TILE)
+    v = head_tile(value + b.to(tl.int64) * value_batch + h * value_head, k_numbers, value_row, k_end, HEAD_WIDTH, HEAD_TILE)
+    since = tl.load(column_from + b * table_units * TOKEN_UNIT + columns)
+    until = tl.load(column_until + b * table_units * TOKEN_UNIT + columns)
+    query += b.to(tl.int64) * query_batch + h * query_head
+    grad_out += b.to(tl.int64) * grad_batch + h * grad_head
+    lse += bh * rows
+    delta += bh * rows
+    grad_scores += bh.to(tl.int64) * rows * columns_end
+    row_places += b * layout_rows + first_row
+    row_levels += b * layout_rows + first_row
+    bias += h * tokens * token_columns
+    mask_bias += ((h * batch + b) * layout_rows + first_row).to(tl.int64) * (mask_units * MASK_UNIT) - token_columns
+    if DROPPED > 0:
+        column_factor = tl.load(column_factors + columns)
+        row_factors += bh * rows
+
+    dk = tl.zeros([KEY_TILE, HEAD_TILE], tl.float32)
+    dv = tl.zeros([KEY_TILE, HEAD_TILE], tl.float32)
+    for first in range(0, rows, ROW_TILE):
+        r = first + tl.arange(0, ROW_TILE)
+        in_rows = r < rows
+        places = tl.load(row_places + r, mask=in_rows, other=0)
+        levels = tl.load(row_levels + r, mask=in_rows, other=-1)
+        q = head_tile(query, r, query_row, rows, HEAD_WIDTH, HEAD_TILE)
+        do = head_tile(grad_out, r, grad_row, rows, HEAD_WIDTH, HEAD_TILE)
+        row_bias = tl.where(of_mask, mask_bias + r * (mask_units * MASK_UNIT), bias + places * token_columns)
+        tile_bias = tl.load(row_bias[None, :] + columns[:, None], mask=exists[:, None] & in_rows[None, :], other=0.0)
+        scores = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale + tile_bias.to(tl.float32)
+        visible = (since[:, None] <= levels[None, :]) & (levels[None, :] < until[:, None])
+        row_lse = tl.load(lse + r, mask=in_rows, other=0.0)
+        row_delta = tl.load(delta + r, mask=in_rows, other=0.0)
+        probabilities = tl.where(visible, tl.exp2(scores * LOG2E - row_lse[None, :]), 0.0)
+        dp = tl.dot(v, tl.trans(do), input_precision=PRECISION)
+        if DROPPED > 0:
+            row_factor = tl.load(row_factors + r, mask=in_rows, other=1)
+            weights = dropout_weights(row_factor[None, :], column_factor[:, None], DROPPED)
+            dv += tl.dot((probabilities * weights).to(do.dtype), do, input_precision=PRECISION)
+            dp *= weights
+        else:
+            dv += tl.dot(probabilities.to(do.dtype), do, input_precision=PRECISION)
+        ds = (probabilities * (dp - row_delta[None, :])).to(q.dtype)
+        dk += tl.dot(ds, q, input_precision=PRECISION)
+        to = grad_scores + r[None, :] * columns_end + columns[:, None]
+        tl.store(to, ds, mask=exists[:, None] & in_rows[None, :])
+
+    gradient = (b.to(tl.int64) * keys * heads + h) * HEAD_WIDTH
+    store_head_tile(grad_key + gradient, k_numbers, heads * HEAD_WIDTH, k_end, dk * scale, HEAD_WIDTH, HEAD_TILE)
+    store_head_tile(grad_value + gradient, k_numbers, heads * HEAD_WIDTH, k_end, dv, HEAD_WIDTH, HEAD_TILE)
+
+
+@triton.jit(do_not_specialize=VARYING)
+def query_kernel(
+    grad_scores, key, grad_query, key_batch, key_head, key_row, heads, rows, tokens, keys, token_units, mask_units, scale,
+    HEAD_WIDTH: tl.constexpr, HEAD_TILE: tl.constexpr,
+    ROW_TILE: tl.constexpr, KEY_TILE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dQ [B, R, H, D] of one tile of rows, one (b, h)."""
+    row_tile, bh = tile_and_head(tl.cdiv(rows, ROW_TILE))
+    b, h = bh // heads, bh % heads
+    token_columns, columns_end = token_units * TOKEN_UNIT, token_units * TOKEN_UNIT + mask_units * MASK_UNIT
+    r = row_tile * ROW_TILE + tl.arange(0, ROW_TILE)
+    grad_scores += bh.to(tl.int64) * rows * columns_end
+    key += b.to(tl.int64) * key_batch + h * key_head
+    acc = tl.zeros([ROW_TILE, HEAD_TILE], tl.float32)
+    for start in range(0, columns_end, KEY_TILE):
+        columns = start + tl.arange(0, KEY_TILE)
+        of_mask = start >= token_columns
+        k_numbers = tl.where(of_mask, columns - (token_columns - tokens), columns)
+        k = head_tile(key, k_numbers, key_row, tl.where(of_mask, keys, tokens), HEAD_WIDTH, HEAD_TILE)
+        at = grad_scores + r[:, None] * columns_end + columns[None, :]
+        ds = tl.load(at, mask=(r < rows)[:, None] & (columns < columns_end)[None, :], other=0.0)
+        acc += tl.dot(ds, k, input_precision=PRECISION)
+    grad_query += (b.to(tl.int64) * rows * heads + h) * HEAD_WIDTH
+    store_head_tile(grad_query, r, heads * HEAD_WIDTH, rows, acc * scale, HEAD_WIDTH, HEAD_TILE)
+
+
+@triton.jit(do_not_specialize=VARYING)
+def bias_kernel(
+    grad_scores, slots, grad_bias, batch, heads, rows, first_row, tokens, keys, token_units, mask_units,
+    HAS_MASK_KEYS: tl.constexpr,
+    BATCH_TILE: tl.constexpr, KEY_TILE: tl.constexpr,
+):  # fmt: skip
+    """dF [H, n, T] of one place of rows, one head and a tile of token columns.
+
+    A place has its token as a row and, if it is predicted, a mask row and a query row; as keys the token and the mask row.
+    """
+    place, h = tl.program_id(0), tl.program_id(1)
+    token_columns, columns_end = token_units * TOKEN_UNIT, token_units * TOKEN_UNIT + mask_units * MASK_UNIT
+    columns = tl.program_id(2) * KEY_TILE + tl.arange(0, KEY_TILE)
+    acc = tl.zeros([BATCH_TILE, KEY_TILE], tl.float32)
+    for start in range(0, batch, BATCH_TILE):
+        b = start + tl.arange(0, BATCH_TILE)
+        in_batch = b < batch
+        slot = tl.load(slots + b * tokens + place, mask=in_batch, other=-1)
+        head = grad_scores + (b * heads + h).to(tl.int64)[:, None] * rows * columns_end
+        if HAS_MASK_KEYS:
+            in_tokens = in_batch[:, None] & (columns < tokens)[None, :]
+            key_slot = tl.load(slots + (b * tokens)[:, None] + columns[None, :], mask=in_tokens, other=-1)
+        for kind in tl.static_range(3):  # token, query row, mask row
+            if kind == 0:
+                r = tl.where(in_batch, place, -1)
+            elif kind == 1:
+                r = tl.where(slot >= 0, keys + slot, -1)
+            else:
+                r = tl.where(slot >= 0, tokens + slot, -1)
+            if kind < 2 or HAS_MASK_KEYS:
+                r = (r - first_row)[:, None]
+                row = head + r * columns_end
+                exists = (r >= 0) & (columns < token_columns)[None, :]
+                acc += tl.load(row + columns[None, :], mask=exists, other=0.0).to(tl.float32)
+                if HAS_MASK_KEYS:
+                    exists = (r >= 0) & (key_slot >= 0)
+                    acc += tl.load(row + token_columns + key_slot, mask=exists, other=0.0).to(tl.float32)
+    to = grad_bias + (h * tokens + place) * token_columns + columns
+    tl.store(to, tl.sum(acc, 0).to(grad_bias.dtype.element_ty), mask=columns < token_columns)
+
+
+def configuration(kernel: str, head_width: int, dtype: torch.dtype, capability: int) -> dict[str, int | str]:
+    """Sizes of tiles, warps and stages of a kernel.
+
+    Chosen so that all stays in registers (tests/model/test_triton_compiles.py), not yet by time. Tiles of keys divide
+    ``TOKEN_UNIT``. In fp32 products are exact (no TF32) and go without tensor cores.
+
+    Args:
+        kernel: forward, delta, backward, query or bias.
+        head_width: D.
+        dtype: of query, key and value.
+        capability: the device's compute capability, 80 or 90 and so on.
+    """
+    head_tile = max(16, triton.next_power_of_2(head_width))
+    of_head = {"HEAD_WIDTH": head_width, "HEAD_TILE": head_tile}
+    if kernel == "delta":
+        return {**of_head, "ROW_TILE": 64, "num_warps": 4, "num_stages": 1}
+    if kernel == "bias":
+        return {"BATCH_TILE": 8, "KEY_TILE": 128, "num_warps": 4, "num_stages": 2}
+    fp32, wide, wgmma = dtype == torch.float32, head_tile > 64, 90 <= capability < 120
+    if fp32:
+        row_tile, key_tile, warps = 32, 32, 4 if kernel == "query" else 8
+    elif kernel == "query":
+        row_tile, key_tile, warps = 64, 64, 4
+    elif kernel == "forward":
+        row_tile, key_tile, warps = 64, 32 if wide else 64, 4
+    elif wgmma:
+        row_tile, key_tile, warps = (32, 64, 8) if wide else (64, 64, 4)
+    else:
+        row_tile, key_tile, warps = (32, 32, 4) if wide else (64, 32, 4)
+    stages = 2 if fp32 or kernel == "forward" else 3
+    tiles = {"ROW_TILE": row_tile, "KEY_TILE": key_tile, "num_warps": warps, "num_stages": stages}
+    # A few registers less let a third block of 128 threads onto a multiprocessor of 65,536 registers.
+    limit = {"maxnreg": 168} if kernel == "forward" and wgmma and not (fp32 or wide) else {}
+    return {**of_head, **tiles, **limit, "PRECISION": "ieee"}
+
+
+def capability_of(tensor: Tensor) -> int:
+    """Compute capability of the tensor's device as one number; on a processor, where Triton interprets, 90."""
+    if tensor.device.type != "cuda":
+        return 90
+    major, minor = torch.cuda.get_device_capability(tensor.device)
+    return 10 * major + minor
+
+
+def varying(
+    query: Tensor, key: Tensor, bias: Tensor, mask_bias: Tensor, row_places: Tensor, column_from: Tensor, first_row: int
+):
+    """The kernels' numbers that may differ from batch to batch."""
+    return {
+        "batch": query.shape[0],
+        "rows": query.shape[2],
+        "first_row": first_row,
+        "layout_rows": row_places.shape[1],
+        "tokens": bias.shape[1],
+        "keys": key.shape[2],
+        "token_units": bias.shape[2] // TOKEN_UNIT.value,
+        "mask_units": mask_bias.shape[3] // MASK_UNIT.value,
+        "table_units": column_from.shape[1] // TOKEN_UNIT.value,
+    }
+
+
+def strides(name: str, tensor: Tensor) -> dict[str, int]:
+    """Strides of [B, H, rows, D] as the kernels call them."""
+    return {
+        f"{name}_{dimension}": stride for dimension, stride in zip(("batch", "head", "row"), tensor.stride(), strict=False)
+    }
+
+
+def forward(query, key, value, bias, mask_bias, row_places, row_levels, column_from, column_until, row_factors,
+            column_factors, out, lse, dropped: int, first_row: int) -> None:  # fmt: skip
+    """Fills ``out`` and ``lse``; arguments as in ``triton_attention.attention``."""
+    batch, heads, rows, width = query.shape
+    settings = configuration("forward", width, query.dtype, capability_of(query))
+    grid = (triton.cdiv(rows, settings["ROW_TILE"]) * batch * heads,)
+    with torch.cuda.device_of(query):
+        forward_kernel[grid](
+            query, key, value, bias, mask_bias, row_places, row_levels, column_from, column_until, row_factors,
+            column_factors, out, lse,
+            **strides("query", query), **strides("key", key), **strides("value", value), heads=heads,
+            **varying(query, key, bias, mask_bias, row_places, column_from, first_row),
+            scale=width**-0.5, DROPPED=dropped, **settings,
+        )  # fmt: skip
+
+
+def backward(query, key, value, bias, mask_bias, row_places, row_levels, column_from, column_until, slots, row_factors,
+             column_factors, out, lse, grad_out, grad_query, grad_key, grad_value, grad_bias,
+             dropped: int, first_row: int) -> None:  # fmt: skip
+    """Fills the four gradients; that of an empty ``grad_bias`` is left out."""
+    batch, heads, rows, width = query.shape
+    kind = (width, query.dtype, capability_of(query))
+    numbers = varying(query, key, bias, mask_bias, row_places, column_from, first_row)
+    columns = bias.shape[2] + mask_bias.shape[3]
+    delta = torch.empty_like(lse)
+    grad_scores = query.new_empty(batch, heads, rows, columns)
+    some = {name: numbers[name] for name in ("rows", "tokens", "keys", "token_units", "mask_units")}
+    of_key, of_grad = strides("key", key), strides("grad", grad_out)
+    with torch.cuda.device_of(query):
+        settings = configuration("delta", *kind)
+        grid = (triton.cdiv(rows, settings["ROW_TILE"]) * batch * heads,)
+        delta_kernel[grid](out, grad_out, delta, **of_grad, heads=heads, rows=rows, **settings)
+
+        settings = configuration("backward", *kind)
+        grid = (triton.cdiv(columns, settings["KEY_TILE"]) * batch * heads,)
+        backward_kernel[grid](
+            query, key, value, bias, mask_bias, row_places, row_levels, column_from, column_until, row_factors,
+            column_factors, lse, delta, grad_out, grad_key, grad_value, grad_scores,
+            **strides("query", query), **of_key, **strides("value", value), **of_grad, heads=heads, **numbers,
+            scale=width**-0.5, DROPPED=dropped, **settings,
+        )  # fmt: skip
+
+        settings = configuration("query", *kind)
+        grid = (triton.cdiv(rows, settings["ROW_TILE"]) * batch * heads,)
+        query_kernel[grid](grad_scores, key, grad_query, **of_key, heads=heads, **some, scale=width**-0.5, **settings)
+
+        if grad_bias.numel():
+            settings = configuration("bias", *kind)
+            grid = (bias.shape[1], heads, triton.cdiv(bias.shape[2], settings["KEY_TILE"]))
+            bias_kernel[grid](
+                grad_scores, slots, grad_bias, batch, heads=heads, first_row=first_row, **some,
+                HAS_MASK_KEYS=mask_bias.shape[3] > 0, **settings,
+            )  # fmt: skip

@@ -20,7 +20,7 @@ machine that others use too, compare nothing without it.
 
 import statistics
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import fields
 
 from report import NO_FIGURE, add_json_argument, print_table, show, write_results
@@ -119,8 +119,25 @@ def derive(row: dict) -> dict:
 
 def name_of(configuration: Configuration) -> str:
     """What was said of it, in a line."""
-    said = ((field.name, getattr(configuration, field.name), field.default) for field in fields(Configuration))
-    return ", ".join(f"{name} {value}" for name, value, default in said if value != default) or "as given by the recipe"
+    said = []
+    for field in fields(Configuration):
+        value = getattr(configuration, field.name)
+        if value != field.default:
+            said.append(IN_WORDS.get(field.name, "{}").format(value))
+    return ", ".join(said) or "as the recipe says"
+
+
+IN_WORDS = {
+    "zero_stage": "ZeRO {}",
+    "checkpointing": "checkpointing {}",
+    "micro_batch_size": "{} rows",
+    "layers": "{} layers",
+    "hidden_size": "width {}",
+    "seq_length": "{} tokens",
+    "compiled": "compiled",
+    "ranks": "{} ranks",
+    "threads": "{} thread(s)",
+}
 
 
 def print_rows(rows: list[dict]) -> None:
@@ -130,7 +147,7 @@ def print_rows(rows: list[dict]) -> None:
     common = [f"{COLUMNS[name]} {first[name]}" for name in COLUMNS if name not in varied]
     print(f"{first['device']}; {', '.join(common)}; median of {first['steps']} steps, {first['rounds']} round(s)\n")
     head = [*(COLUMNS[name] for name in varied), *FIGURES]
-    lines = [[*(str(row[name]) for name in varied), *figures_of(row, first)] for row in rows]
+    lines = [[*(str(row[name]) for name in varied), *(cell(row, first) for cell in FIGURES.values())] for row in rows]
     print_table(head, lines)
     if any(row["skipped_steps"] for row in rows):
         print("Some of the measured steps had gradients that are not finite, and did not update: see skipped_steps.")
@@ -148,10 +165,6 @@ FIGURES: dict[str, Callable[[dict, dict], str]] = {
     "× first ": lambda row, first: show(row["step_bytes"] / first["step_bytes"]) if first["step_bytes"] else NO_FIGURE,
 }
 """Heading → cell of a row, given the first row too."""
-
-
-def figures_of(row: dict, first: dict) -> Iterable[str]:
-    return [show_figure(row, first) for show_figure in FIGURES.values()]
 
 
 if __name__ == "__main__":

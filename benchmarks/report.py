@@ -2,7 +2,8 @@
 
     {"rows": [{…}, …], "environment": {"date": …, "command": …, "commit": …, "versions": {…}, "hardware": {…}}}
 
-whose rows are the benchmark's own, in SI units: bytes, seconds, tokens per second.
+whose rows are the benchmark's own, in SI units: bytes, seconds, tokens per second. (The package is imported late:
+bench_loader.py also runs beside older versions of it.)
 """
 
 import argparse
@@ -18,9 +19,6 @@ import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-
-from mpnet_ds.data.plan import available_cores
-from mpnet_ds.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "deepspeed", "transformers", "numpy")
@@ -43,11 +41,15 @@ def new_file(text: str) -> Path:
 def write_results(path: Path | None, rows: list[dict], **more) -> None:
     """Writes the file, if there is to be one; ``more`` goes beside the rows."""
     if path is not None:
+        from mpnet_ds.files import write_atomically
+
         write_atomically(path, json.dumps({"rows": rows} | more | {"environment": environment()}, indent=1) + "\n")
 
 
 def environment() -> dict:
     """When, how, with what and where this program is running."""
+    from mpnet_ds.data.plan import available_cores
+
     return {
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": shlex.join(["python", *(os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:])]),

@@ -151,11 +151,11 @@ class Findings:
         if self.rows:
             first = self.rows[0]
             sizes = f"{first['layers']} layers of width {first['hidden_size']}, {first['parameters']:,} parameters"
+            rows = f"rows of {first['seq_length']} tokens, {first['predicted']} of them predicted"
             parts.append(
-                f"{sizes}; rows of {first['seq_length']} tokens, {first['predicted']} of them predicted, random ids from the "
-                f"loader. DeepSpeed's file is {first['deepspeed_config']}. ms is the median of {first['steps']} steps as they "
-                "run in training; data to optimizer are parts of other steps, cut by waiting for the device. "
-                "benchmarks/bench_step.py explains the columns."
+                f"{sizes}; {rows}; random ids, by the loader; {first['deepspeed_config']}. ms is the median of "
+                f"{first['steps']} steps as they run in training; data to optimizer are parts of other steps, cut by "
+                "waiting for the device. benchmarks/bench_step.py explains the columns."
             )
             parts.append(markdown_table(*self.table(FIGURES)))
         parts += [f"Tests of the model (`pytest tests/model`): {self.tests}"]

@@ -124,7 +124,7 @@ BENCHMARKS = (
         "--seq_length 128 512 --layers 2 4 --micro_batch_size 2 4 --ranks 1 2 --hidden_size 128 --vocab_size 4096 --steps 5",
         of_scaling,
     ),
-    Benchmark("bench_straightforward", "", of_straightforward),
+    Benchmark("bench_straightforward", "--rows 1 --pairs 3", of_straightforward),
     Benchmark("bench_loader", "--folder {work} --tokens 20000000 --batches 20 --repeats 3", of_loader),
     Benchmark("bench_build", "--megabytes 8 --times 2 --repeats 1", of_build),
     Benchmark("bench_consolidate", "--parameters 60M --shards 2 --stages 2 --rounds 1", of_consolidation),

@@ -76,9 +76,9 @@ def of_checkpointing(rows: list[dict]) -> list[Line]:
 def of_scaling(rows: list[dict]) -> list[Line]:
     lines = []
     for field, name in (("seq_length", "tokens"), ("layers", "layers"), ("micro_batch_size", "rows"), ("ranks", "ranks")):
-        sweep = [row for row in rows if row["sweep"] == field]
-        arithmetic = f"{sweep[0]['value']} (arithmetic × {sweep[-1]['flops_ratio']:.2f})"
-        lines += compare(sweep, "step_seconds", "ms", f"{sweep[-1]['value']} {name}", arithmetic, 1e3)
+        if sweep := [row for row in rows if row["sweep"] == field]:
+            arithmetic = f"{sweep[0]['value']} (arithmetic × {sweep[-1]['flops_ratio']:.2f})"
+            lines += compare(sweep, "step_seconds", "ms", f"{sweep[-1]['value']} {name}", arithmetic, 1e3)
     return lines
 
 

@@ -5,9 +5,11 @@ import re
 import sys
 import tempfile
 from argparse import Namespace
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -97,37 +99,42 @@ def test_the_parts_of_a_step_add_up_to_about_the_step(steps):
     assert all(0.2 < ratio < 5 for ratio in ratios), ratios
 
 
-def test_each_second_lies_in_one_part():
-    """With a clock that only the parts move, by amounts of their own."""
-    clock = FakeSteps()
-    parts = clock.time_parts(3)
-    assert {part: sum(seconds) for part, seconds in parts.items()} == {part: 3 * amount for part, amount in AMOUNTS.items()}
+def test_each_second_lies_in_the_part_that_took_it(monkeypatch):
+    """An engine that takes 10 seconds for forward, 100 for backward and 1,000 to update, of a clock of its own."""
+    clock = SlowEngine()
+    monkeypatch.setattr(timed_step, "synchronised_clock", lambda device: clock.now)
+    data = Namespace(consecutive=lambda first, count: {"numbers": np.arange(first, first + count)})
+    ranks = Namespace(device=torch.device("cpu"), rank=1)
+    config = Namespace(batch=Namespace(global_batch_size=8, micro_batch_size=4))
+    with closing(timed_step.Steps(clock, data, load_recipe("mpnet-tiny"), config, ranks, total=3)) as steps:
+        steps.step()
+        parts = steps.time_parts(2)
+    assert parts == {"data": [0, 0], "forward": [10, 10], "backward": [100, 100], "optimizer": [1000, 1000]}
+    assert clock.batches == [[4, 5, 6, 7], [12, 13, 14, 15], [20, 21, 22, 23]]
+    assert steps.skipped == 3
 
 
-AMOUNTS = dict(zip(PARTS, (1, 10, 100, 1000), strict=True))
-
-
-class FakeSteps(timed_step.Steps):
-    """Steps whose parts take 1, 10, 100 and 1,000 seconds of a clock of their own."""
+class SlowEngine:
+    """An ``Engine`` that only takes time, and keeps what it is given; no update is applied."""
 
     def __init__(self):
-        self.ranks, self.now = Namespace(device=self), 0
-        self.mark = lambda part: None
+        self.now, self.batches, self.applied = 0, [], False
+        self.deepspeed = Namespace(backward=lambda loss: self.take(100))
 
-    type = "fake"
+    def take(self, seconds: int) -> None:
+        self.now += seconds
 
-    def step(self) -> None:
-        for part in PARTS:
-            self.now += AMOUNTS[part]
-            self.mark(part)
+    def set_learning_rate(self, rate: float) -> None:
+        pass
 
+    def forward(self, batch: dict):
+        self.batches.append(batch["numbers"].tolist())
+        self.take(10)
+        return Namespace(loss=None)
 
-@pytest.fixture(autouse=True)
-def fake_clock(monkeypatch):
-    real = timed_step.synchronised_clock
-    monkeypatch.setattr(
-        timed_step, "synchronised_clock", lambda device: device.now if isinstance(device, FakeSteps) else real(device)
-    )
+    def backward(self, loss) -> None:
+        self.deepspeed.backward(loss)
+        self.take(1000)
 
 
 def test_the_table_shows_the_figures(steps):

@@ -117,7 +117,7 @@ def of_straightforward(rows: list[dict]) -> list[Line]:
 
 SMALL_MODEL = "--recipe mpnet-base --layers 4 --hidden_size 256 --micro_batch_size 2 --vocab_size 8192 --steps 3"
 BENCHMARKS = (
-    Benchmark("bench_step", f"{SMALL_MODEL} --attention eager sdpa", of_step),
+    Benchmark("bench_step", f"{SMALL_MODEL} --attention eager auto", of_step),
     Benchmark("checkpointing", f"{SMALL_MODEL} --checkpointing none all", of_checkpointing, program="bench_step"),
     Benchmark(
         "bench_scaling",

@@ -1,13 +1,14 @@
 # make demo: the whole way, from text to a model.   make test: the tests.   make test-long: those that take long.
 # make test-cluster: those on several hosts, with the packages that they need; root, on Debian or Ubuntu (make test runs them
-# too where it can, and says why where it cannot). All of them make .venv first.
+# too where it can, and says why where it cannot).   make bench: all benchmarks at small sizes, some minutes; BENCH='--output FILE'
+# keeps the figures. All of them make .venv first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-long test-cluster cluster-packages lint clean
+.PHONY: setup demo test test-long test-cluster cluster-packages bench lint clean
 
 setup: $(VENV)/ready
 
@@ -36,6 +37,9 @@ test-cluster: setup cluster-packages
 
 cluster-packages: setup
 	@$(BIN)/python -m tests.cluster.packages
+
+bench: setup
+	@$(BIN)/python benchmarks/bench_all.py $(BENCH)
 
 lint: setup
 	@$(BIN)/ruff format --check --quiet . || { echo "error: run '.venv/bin/ruff format .'"; exit 1; }

@@ -8,7 +8,7 @@ Three measurements, each in one process on one core, and in turns, so that a bus
 * memory: peak resident memory of builds of the text once and --times over, with --workers processes.
 
 Without --input the text is the source files of the installed Python packages, --megabytes of them; without --tokenizer one
-of 30,527 pieces is trained on it first. The last line is the table as JSON.
+of 30,527 pieces is trained on it first.
 """
 
 import json
@@ -25,6 +25,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the library on one core, as th
 
 import numpy as np
 import pyarrow as pa
+from report import add_json_argument, write_results
 
 from mpnet_ds.command_line import Parser, run
 from mpnet_ds.data import BuildOptions, build_dataset
@@ -49,6 +50,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, metavar="N")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes of the builds whose memory is taken")
     parser.add_argument("--times", type=int, default=20, metavar="N", help="how much larger the second of them is")
+    add_json_argument(parser)
     parser.add_argument("--build", nargs=4, help="(used by the program itself)")
     arguments = parser.parse_args()
     if arguments.build:
@@ -61,8 +63,8 @@ def main() -> None:
         if tokenizer is None:
             tokenizer = str(Path(folder) / "tokenizer")
             train_tokenizer_on(inputs, VOCAB_SIZE, tokenizer)
-        results = encoding(inputs, tokenizer, arguments) | building(inputs, tokenizer, Path(folder), arguments)
-    print(json.dumps(results))
+        rows = encoding(inputs, tokenizer, arguments) + building(inputs, tokenizer, Path(folder), arguments)
+    write_results(arguments.json, rows)
 
 
 def write_sources(path: Path, megabytes: int) -> Path:
@@ -77,7 +79,8 @@ def write_sources(path: Path, megabytes: int) -> Path:
     return path
 
 
-def encoding(inputs: list[str], tokenizer: str, arguments) -> dict:
+def encoding(inputs: list[str], tokenizer: str, arguments) -> list[dict]:
+    """A row for each way."""
     loaded = PretrainingTokenizer.load(tokenizer)
     lines = [line for block in Corpus(inputs).blocks() for document in block.documents for line in document]
     blocks = [lines[i : i + LINES_AT_ONCE] for i in range(0, len(lines), LINES_AT_ONCE)]
@@ -100,12 +103,17 @@ def encoding(inputs: list[str], tokenizer: str, arguments) -> dict:
     print(f"{sum(len(line.encode()) for line in lines) / 1e6:.1f} MB in {len(lines):,} lines\n")
     print(f"{'encoding, one core':24} {'MB/s':>8} {'ratio':>8}")
     found = {name: median(values) for name, values in rates.items()}
+    library = found["encode_batch_fast"]
     for name, rate in found.items():
-        print(f"{name:24} {rate:8.1f} {rate / found['encode_batch_fast']:8.1f}")
-    return {"MB/s": found}
+        print(f"{name:24} {rate:8.1f} {rate / library:8.1f}")
+    return [
+        {"measurement": "encoding", "way": name, "bytes_per_second": rate * 1e6, "times_library": rate / library}
+        for name, rate in found.items()
+    ]
 
 
-def building(inputs: list[str], tokenizer: str, folder: Path, arguments) -> dict:
+def building(inputs: list[str], tokenizer: str, folder: Path, arguments) -> list[dict]:
+    """A row for each build."""
     text = Path(inputs[0])
     if len(inputs) > 1 or text.suffix != ".txt":
         text = folder / "all.txt"
@@ -121,11 +129,12 @@ def building(inputs: list[str], tokenizer: str, folder: Path, arguments) -> dict
     for name, workers in ((text, 1), (text, arguments.workers), (large, arguments.workers)):
         command = [sys.executable, __file__, "--build", name, tokenizer, folder / f"built-{len(rows)}", workers]
         done = subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True)
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
-        print(
-            f"{name.name:24} {{workers:8}} {{MB:8.1f}} {{seconds:8.1f}} {{rate:8.1f}} {{peak_MiB:9.0f}}".format(**rows[-1])
-        )
-    return {"builds": rows}
+        row = json.loads(done.stdout.splitlines()[-1])
+        rows.append({"measurement": "build", "text": name.name} | row)
+        figures = row["bytes"] / 1e6, row["seconds"], row["bytes_per_second"] / 1e6
+        shown = " ".join(f"{figure:8.1f}" for figure in figures)
+        print(f"{name.name:24} {row['workers']:8} {shown} {row['peak_bytes'] / 2**20:9.0f}")
+    return rows
 
 
 def build_and_report(text: str, tokenizer: str, output: str, workers: str) -> None:
@@ -133,12 +142,9 @@ def build_and_report(text: str, tokenizer: str, output: str, workers: str) -> No
     build_dataset([text], tokenizer, output, BuildOptions(workers=int(workers)), show_progress=False)
     seconds = time.perf_counter() - begin
     peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    size = os.path.getsize(text) / 1e6
-    print(
-        json.dumps(
-            {"workers": int(workers), "MB": size, "seconds": seconds, "rate": size / seconds, "peak_MiB": peak / 1024}
-        )
-    )
+    size = os.path.getsize(text)
+    found = {"workers": int(workers), "bytes": size, "seconds": seconds, "bytes_per_second": size / seconds}
+    print(json.dumps(found | {"peak_bytes": peak * 1024}))
 
 
 if __name__ == "__main__":

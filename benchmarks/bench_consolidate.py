@@ -9,7 +9,7 @@ counts.
   **above**: how much more that is than the same program needs for a model of 2 million parameters: Python, its libraries and
   their imports are in both. **anonymous**: the most without pages of files, by looking every 5 ms.
 
-The program also compares the two results tensor by tensor.
+The program also compares the two results tensor by tensor; exit code 1 if they differ.
 """
 
 import argparse
@@ -24,6 +24,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from report import add_json_argument, write_results
+
 from mpnet_ds.command_line import Parser, run
 
 TOOLS = ("deepspeed", "mpnet_ds")
@@ -31,7 +33,7 @@ TINY = 2_000_000
 MIB = 2**20
 
 
-def main() -> None:
+def main() -> int:
     parser = Parser(
         "Compare memory and time of joining ZeRO shards.", "python benchmarks/bench_consolidate.py --shards 2 8 --rounds 3"
     )
@@ -40,17 +42,20 @@ def main() -> None:
     parser.add_argument("--stages", nargs="+", type=int, choices=(2, 3), default=[2, 3])
     parser.add_argument("--rounds", type=int, default=3, metavar="N")
     parser.add_argument("--folder", type=Path, help="where the files go, 22 bytes for each parameter (a temporary folder)")
+    add_json_argument(parser)
     parser.add_argument("--alone", nargs=3, help=argparse.SUPPRESS)  # one run, in this process
     arguments = parser.parse_args()
     if arguments.alone:
         join(*arguments.alone)
-        return
+        return 0
     cases = [(n, stage, shards) for n in arguments.parameters for stage in arguments.stages for shards in arguments.shards]
     rows = []
     for case in cases:
         with tempfile.TemporaryDirectory(dir=arguments.folder) as work:
             rows += compare(Path(work), *case, arguments.rounds)
     print_table(rows)
+    write_results(arguments.json, rows)
+    return 0 if all(row["bit_equal"] for row in rows) else 1
 
 
 def count(text: str) -> int:
@@ -61,7 +66,7 @@ def count(text: str) -> int:
     return int(float(found[1]) * {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}[found[2]])
 
 
-def compare(work: Path, parameters: int, stage: int, shards: int, rounds: int) -> list[list]:
+def compare(work: Path, parameters: int, stage: int, shards: int, rounds: int) -> list[dict]:
     """A row of the table for each tool."""
     made = make_elsewhere(work / "model", parameters, stage, shards)
     make_elsewhere(work / "tiny", TINY, stage, shards)
@@ -74,11 +79,12 @@ def compare(work: Path, parameters: int, stage: int, shards: int, rounds: int) -
             shutil.rmtree(work / tool, ignore_errors=True)
             found[tool].append(measure(tool, work / "model", work / tool))
             print(f"  {tool}: {found[tool][-1]}", flush=True)
-    equal = "yes" if is_same(*(work / tool for tool in TOOLS)) else "NO"
+    equal = is_same(*(work / tool for tool in TOOLS))
     rows = []
     for tool in TOOLS:
         median = {key: statistics.median(run[key] for run in found[tool]) for key in found[tool][0]}
-        rows.append([f"{made / 1e6:.0f} M", stage, shards, tool, median, max(0, median["peak"] - own[tool]), equal])
+        case = {"parameters": made, "zero_stage": stage, "shards": shards, "tool": tool}
+        rows.append(case | median | {"above": max(0, median["peak"] - own[tool]), "bit_equal": equal})
     return rows
 
 
@@ -162,7 +168,7 @@ def is_same(*folders: Path) -> bool:
     return all(torch.equal(*(place[name].get_tensor(name).view(torch.int32) for place in places)) for name in places[0])
 
 
-def print_table(rows: list[list]) -> None:
+def print_table(rows: list[dict]) -> None:
     head = [
         "model",
         "ZeRO",
@@ -177,10 +183,11 @@ def print_table(rows: list[list]) -> None:
         "bit-equal",
     ]
     print(f"\n| {' | '.join(head)} |\n{'|---' * len(head)}|")
-    for model, stage, shards, tool, found, above, equal in rows:
-        sizes = " | ".join(f"{size / MIB:,.0f}" for size in (found["peak"], above, found["anonymous"]))
-        times = " | ".join(f"{found[key]:.2f}" for key in ("seconds", "on_disk", "process"))
-        print(f"| {model} | {stage} | {shards} | {tool} | {times} | {sizes} | {equal} |")
+    for row in rows:
+        case = f"{row['parameters'] / 1e6:.0f} M | {row['zero_stage']} | {row['shards']} | {row['tool']}"
+        times = " | ".join(f"{row[key]:.2f}" for key in ("seconds", "on_disk", "process"))
+        sizes = " | ".join(f"{row[key] / MIB:,.0f}" for key in ("peak", "above", "anonymous"))
+        print(f"| {case} | {times} | {sizes} | {'yes' if row['bit_equal'] else 'NO'} |")
 
 
 if __name__ == "__main__":

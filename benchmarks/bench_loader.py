@@ -3,12 +3,11 @@
 Makes a dataset of that many ids in --folder (once: a second run finds it; see random_dataset.py). Prints for each way to
 make samples the seconds from opening to the first batch, and tokens/s of ``PretrainingDataset.batch``: reading, permutation,
 whole-word masking and corruption together, in one thread. Rates are per second of processor time (on an idle machine that is
-the clock's), medians over --repeats rounds in which the ways take turns. The last line is the table as JSON.
+the clock's), medians over --repeats rounds in which the ways take turns.
 
 --compare DIR times the mpnet_ds of another checkout too, in a process of its own in each round.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
+from report import add_json_argument, write_results
 
 from mpnet_ds.command_line import Parser, run
 from mpnet_ds.data import MaskingConfig, PretrainingDataset
@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, metavar="N")
     parser.add_argument("--compare", metavar="DIR", help="another checkout, to be timed beside this one (stream only)")
     parser.add_argument("--stream_only", action="store_true", help="print the rate of the plain way alone and stop")
+    add_json_argument(parser)
     arguments = parser.parse_args()
     folder = Path(arguments.folder) / f"tokens-{arguments.tokens}"
     if arguments.stream_only:
@@ -63,7 +64,7 @@ def main() -> None:
         make_dataset(folder, arguments.tokens, NUM_SHARDS)
     table = measure(folder, arguments)
     show(table)
-    print(json.dumps(table))
+    write_results(arguments.json, table)
 
 
 def measure(folder: Path, arguments) -> list[dict]:

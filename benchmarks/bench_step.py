@@ -1,115 +1,170 @@
-"""Times one training step on random ids: python benchmarks/bench_step.py --deepspeed_config ds_configs/zero2.json
+"""Times training steps: python benchmarks/bench_step.py --attention sdpa eager --micro_batch_size 32 64
 
-Prints one line for each attention back-end and micro batch size: milliseconds, tokens/s, the share of the device's peak
-(where it is known; see mpnet_ds/training/metrics.py) and peak memory. A step is forward, backward and update of one
-micro batch in the DeepSpeed engine, from ids that lie on the device already.
+Every combination of what the command line lists (recipes, DeepSpeed files, back-ends, precisions, ZeRO stages, activation
+checkpointing, rows, sizes) is measured in a process of its own, on this machine's GPU or on its processors. The columns:
+
+    ms          of a step as it runs in training, without waiting for the device: the median of --steps
+    tokens/s    of the rows, padding left out
+    MFU         operations a second as a share of the device's 16-bit peak (– where that is not known, or in fp32). Counted
+                from shapes is what is executed (mpnet_ds/model/sizes.py); what checkpointing computes again counts once
+    data … optimizer   ms of the parts of other steps, cut by waiting for the device: they add up to a little more
+    first s     the first step, with whatever is compiled in it
+    peak MiB    the most since the process began: of a GPU's memory in tensors, else of the process' resident memory
+    step MiB    the most that a step takes beyond what lies there between steps (weights, gradients, optimizer)
+    × first     ms, and step MiB, as multiples of the first line's
+
+``timed_step.py`` says what a step is, and what is measured when. Batches come from a dataset by the way that training takes:
+random ids (random_dataset.py), or ``--data DIR``. With --rounds the configurations take turns, and medians count: on a
+machine that others use too, compare nothing without it.
 """
 
-import gc
-import time
-from dataclasses import dataclass, replace
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import fields
 
-import numpy as np
-import torch
+from report import NO_FIGURE, add_json_argument, print_table, show, write_results
+from step_configuration import (
+    Configuration,
+    add_configuration_arguments,
+    add_data_arguments,
+    configurations_of,
+    opened_data,
+    positive,
+)
+from timed_step import PARTS, MeasurementFailed, measure_elsewhere
 
 from mpnet_ds.command_line import Parser, run
-from mpnet_ds.model import MPNetForPretraining
-from mpnet_ds.model.sizes import flops_per_row
-from mpnet_ds.training import processes
-from mpnet_ds.training.deepspeed_config import load_deepspeed_config, resolve
-from mpnet_ds.training.engine import build_engine
-from mpnet_ds.training.metrics import peak_flops
-from mpnet_ds.training.recipe import Recipe, load_recipe
+from mpnet_ds.quiet import quiet_libraries
 
-VOCAB_SIZE = 30527
-WARMUP_STEPS = 3
+MIB = 2**20
+COLUMNS = {
+    "recipe": "recipe",
+    "deepspeed_config": "DeepSpeed's file",
+    "layers": "layers",
+    "hidden_size": "width",
+    "seq_length": "tokens",
+    "precision": "precision",
+    "zero_stage": "ZeRO",
+    "checkpointed_layers": "checkpointed",
+    "attention": "attention",
+    "compiled": "compiled",
+    "micro_batch_size": "rows",
+}
+"""What tells one configuration from another: field of a result → heading."""
+ALWAYS = ("precision", "zero_stage", "attention", "micro_batch_size")
+MEASURED = ("step_seconds", "first_step_seconds", *(f"{part}_seconds" for part in PARTS))
+MEASURED += ("peak_bytes", "held_bytes", "step_bytes")
 
 
-def main() -> None:
+def main() -> int:
     example = "python benchmarks/bench_step.py --recipe mpnet-base --micro_batch_size 32 64 --attention sdpa eager"
-    parser = Parser("Time a training step on random ids.", example)
-    parser.add_argument("--deepspeed_config", default="ds_configs/zero0.json", metavar="FILE")
-    parser.add_argument("--recipe", default="mpnet-base", metavar="NAME|FILE")
-    parser.add_argument("--micro_batch_size", type=int, nargs="+", default=[32], metavar="N")
-    parser.add_argument("--attention", nargs="+", default=["auto"], metavar="NAME")
-    parser.add_argument("--steps", type=int, default=10, metavar="N", help="timed steps, after three others")
+    parser = Parser("Time training steps: tokens/s, MFU, memory, and where the time goes.", example)
+    add_configuration_arguments(parser)
+    add_data_arguments(parser)
+    parser.add_argument("--steps", type=positive, default=10, metavar="N", help="steps of a median (10)")
+    parser.add_argument("--rounds", type=positive, default=1, metavar="N", help="times that each is measured, in turns (1)")
+    add_json_argument(parser)
     arguments = parser.parse_args()
-    ranks = processes.start()
-    try:
-        print(f"{'attention':10} {'rows':>5} {'ms':>9} {'tokens/s':>10} {'MFU':>6} {'GiB':>6}")
-        for attention in arguments.attention:
-            for rows in arguments.micro_batch_size:
-                print(measure(arguments, attention, rows, ranks), flush=True)
-    finally:
-        processes.stop()
+    quiet_libraries()
+    configurations = configurations_of(arguments)
+    with opened_data(arguments) as data:
+        rows, failures = measure_all(configurations, data, arguments.steps, arguments.rounds)
+    if rows:
+        print_rows(rows)
+    for failure in failures:
+        print(f"failed: {failure}", file=sys.stderr)
+    write_results(arguments.json, rows, failed=failures)
+    return 1 if failures else 0
 
 
-def measure(arguments, attention: str, rows: int, ranks) -> str:
-    recipe = load_recipe(arguments.recipe)
-    prepared = prepare(recipe, arguments.deepspeed_config, attention, rows, ranks.device)
-    on_gpu = ranks.device.type == "cuda"
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
-    prepared.run(WARMUP_STEPS)
-    seconds = prepared.run(arguments.steps) / arguments.steps
-    tokens, slots = recipe.data.seq_length, prepared.batch["predicted_positions"].shape[1]
-    peak = peak_flops(ranks.device, prepared.precision)
-    flops = rows * flops_per_row(recipe.model_config(VOCAB_SIZE), tokens, slots, recipe.objective)
-    share = f"{flops / seconds / peak:6.1%}" if peak else "     –"
-    memory = f"{torch.cuda.max_memory_allocated() / 2**30:6.1f}" if on_gpu else "     –"
-    prepared.engine.destroy()
-    del prepared
-    gc.collect()
-    return f"{attention:10} {rows:5} {seconds * 1e3:9.1f} {rows * tokens / seconds:10,.0f} {share} {memory}"
+def measure_all(configurations: list[Configuration], data: str, steps: int, rounds: int) -> tuple[list[dict], list[str]]:
+    """A row for each configuration that could be measured, and a line for each that could not."""
+    found: dict[Configuration, list[dict]] = {configuration: [] for configuration in configurations}
+    failed: dict[Configuration, str] = {}
+    for turn in range(rounds):
+        for number, configuration in enumerate(found, 1):
+            if configuration in failed:
+                continue
+            try:
+                found[configuration].append(measure_elsewhere(configuration, data, steps))
+            except MeasurementFailed as failure:
+                print(failure.said, file=sys.stderr)
+                failed[configuration] = f"{name_of(configuration)}: {failure}"
+                continue
+            place = f"{turn * len(found) + number}/{rounds * len(found)}"
+            seconds = found[configuration][-1]["step_seconds"]
+            print(f"{place} {name_of(configuration)}: {seconds * 1e3:,.1f} ms", file=sys.stderr, flush=True)
+    return [derive(middle(rows)) for rows in found.values() if rows], list(failed.values())
 
 
-@dataclass
-class Prepared:
-    """An engine, and a batch on its device."""
-
-    engine: object
-    batch: dict[str, torch.Tensor]
-    precision: str
-
-    def run(self, steps: int) -> float:
-        """Seconds that ``steps`` updates take."""
-        device = self.batch["input_ids"].device
-        wait_for(device)
-        begin = time.perf_counter()
-        for _ in range(steps):
-            self.engine.backward(self.engine(**self.batch).loss)
-            self.engine.step()
-        wait_for(device)
-        return time.perf_counter() - begin
+def middle(rounds: list[dict]) -> dict:
+    """One row of several of the same configuration: medians."""
+    medians = {name: statistics.median(row[name] for row in rounds) for name in MEASURED if rounds[0][name] is not None}
+    every = [seconds for row in rounds for seconds in row["all_step_seconds"]]
+    skipped = sum(row["skipped_steps"] for row in rounds)
+    return rounds[0] | medians | {"all_step_seconds": every, "skipped_steps": skipped, "rounds": len(rounds)}
 
 
-def prepare(recipe: Recipe, deepspeed_config: str, attention: str, rows: int, device: torch.device) -> Prepared:
-    """The recipe's model in an engine by a DeepSpeed file, for updates of one micro batch of ``rows``."""
-    optimization = replace(recipe.optimization, global_batch_size=rows, micro_batch_size=rows)
-    raw = load_deepspeed_config(deepspeed_config)
-    config = resolve(raw, optimization, 1, processes.supported_precisions(), deepspeed_config)
-    torch.manual_seed(0)
-    model = MPNetForPretraining(recipe.model_config(VOCAB_SIZE), recipe.objective, attention)
-    engine = build_engine(model, config, optimization.weight_decay)
-    num_tokens = recipe.data.seq_length
-    batch = random_batch(rows, num_tokens, int(recipe.data.masking.num_predicted(num_tokens)), device)
-    return Prepared(engine, batch, config.precision)
-
-
-def random_batch(rows: int, num_tokens: int, num_slots: int, device: torch.device) -> dict[str, torch.Tensor]:
-    generator = np.random.default_rng(0)
-    positions = np.stack([generator.permutation(num_tokens)[:num_slots] for _ in range(rows)])
-    batch = {
-        "input_ids": generator.integers(4, VOCAB_SIZE - 1, (rows, num_tokens)),
-        "predicted_positions": positions,
-        "predicted_inputs": np.full((rows, num_slots), VOCAB_SIZE - 1),
+def derive(row: dict) -> dict:
+    """With the rates that follow from times and sizes."""
+    seconds, peak = row["step_seconds"], row["peak_flops"]
+    rates = {
+        "tokens_per_second": row["ranks"] * row["micro_batch_size"] * row["tokens_per_row"] / seconds,
+        "flops_per_second": row["flops"] / seconds,  # of one rank
+        "mfu": row["flops"] / seconds / peak if peak else None,
     }
-    return {name: torch.from_numpy(array).to(device) for name, array in batch.items()}
+    return row | rates
 
 
-def wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+def name_of(configuration: Configuration) -> str:
+    """What was said of it, in a line."""
+    said = []
+    for field in fields(Configuration):
+        value = getattr(configuration, field.name)
+        if value != field.default:
+            said.append(IN_WORDS.get(field.name, "{}").format(value))
+    return ", ".join(said) or "as the recipe says"
+
+
+IN_WORDS = {
+    "zero_stage": "ZeRO {}",
+    "checkpointing": "checkpointing {}",
+    "micro_batch_size": "{} rows",
+    "layers": "{} layers",
+    "hidden_size": "width {}",
+    "seq_length": "{} tokens",
+    "compiled": "compiled",
+    "ranks": "{} ranks",
+    "threads": "{} thread(s)",
+}
+
+
+def print_rows(rows: list[dict]) -> None:
+    """The table, below a line of what all have in common."""
+    varied = [name for name in COLUMNS if name in ALWAYS or len({str(row[name]) for row in rows}) > 1]
+    first = rows[0]
+    common = [f"{COLUMNS[name]} {first[name]}" for name in COLUMNS if name not in varied]
+    print(f"{first['device']}; {', '.join(common)}; median of {first['steps']} steps, {first['rounds']} round(s)\n")
+    head = [*(COLUMNS[name] for name in varied), *FIGURES]
+    lines = [[*(str(row[name]) for name in varied), *(cell(row, first) for cell in FIGURES.values())] for row in rows]
+    print_table(head, lines)
+    if any(row["skipped_steps"] for row in rows):
+        print("Some of the measured steps had gradients that are not finite, and did not update: see skipped_steps.")
+
+
+FIGURES: dict[str, Callable[[dict, dict], str]] = {
+    "ms": lambda row, _: show(row["step_seconds"], ",.1f", 1e3),
+    "× first": lambda row, first: show(row["step_seconds"] / first["step_seconds"]),
+    "tokens/s": lambda row, _: show(row["tokens_per_second"], ",.0f"),
+    "MFU": lambda row, _: show(row["mfu"], ".1%"),
+    **{part: lambda row, _, part=part: show(row[f"{part}_seconds"], ",.1f", 1e3) for part in PARTS},
+    "first s": lambda row, _: show(row["first_step_seconds"], ".1f"),
+    "peak MiB": lambda row, _: show(row["peak_bytes"], ",.0f", 1 / MIB),
+    "step MiB": lambda row, _: show(row["step_bytes"], ",.0f", 1 / MIB),
+    "× first ": lambda row, first: show(row["step_bytes"] / first["step_bytes"]) if first["step_bytes"] else NO_FIGURE,
+}
+"""Heading → cell of a row, given the first row too."""
 
 
 if __name__ == "__main__":

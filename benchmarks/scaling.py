@@ -1,7 +1,8 @@
 """Computes the tables of scaling.md: python benchmarks/scaling.py [--write benchmarks/scaling.md]
 
 Prints them, or puts each into the file between its two marks. The formulas stand in ``scaling_model.py``; the tables
-*measured* hold them against what ``measure_scaling.py`` counted on one machine.
+*measured* hold them against what ``measure_scaling.py`` counted on one machine. (``bench_scaling.py`` is another thing: it
+times how a step grows on the machine that it runs on.)
 """
 
 import argparse

@@ -1,0 +1,248 @@
+"""Tests and measures everything on this machine's GPU, in limited time: python benchmarks/measure_gpu.py --minutes 9
+
+First the tests of the model (parity with the original's numbers, gradients), which run on a GPU too where there is one; then
+training steps, the most valuable first: every attention back-end at the rows that fill the device, other numbers of rows,
+``torch.compile``, fp16, ZeRO 0, activation checkpointing, and at last everything with everything. Nothing new is begun that
+would not be done in time. What fails (too little memory, a back-end that this device has not) is a line among the others.
+
+Writes ``MODEL_HARDWARE_DATE.md`` and ``.json`` into benchmarks/results, anew after each measurement: whatever ends the
+program, what was measured until then is there. Without a GPU it does the same on processors, for a small ``--recipe``.
+"""
+
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from argparse import Namespace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import product
+from pathlib import Path
+
+import torch
+from bench_step import COLUMNS, FIGURES, derive, middle, name_of
+from random_dataset import VOCAB_SIZE, make_dataset
+from report import NO_FIGURE, ROOT, environment, markdown_table, print_table, write_results
+from step_configuration import TOKENS, Configuration, positive
+from timed_step import MeasurementFailed, measure_elsewhere
+
+from mpnet_ds.command_line import Parser, run
+from mpnet_ds.errors import UserError
+from mpnet_ds.files import write_atomically
+from mpnet_ds.model.attention import AUTO, BACKENDS, choose_backend
+from mpnet_ds.quiet import quiet_libraries
+
+RESULTS = ROOT / "benchmarks" / "results"
+SHARE_OF_TESTS = 0.4
+"""Of the time, at most."""
+FIRST_GUESS = 40.0
+"""Seconds of a measurement, before there was one."""
+COMPILING = 2.0
+"""Times as long as others, as long as none was seen."""
+NAMED = ("attention", "precision", "zero_stage", "checkpointed_layers", "compiled", "micro_batch_size")
+
+
+def main() -> int:
+    parser = Parser("Test and measure on a GPU, in limited time.", "python benchmarks/measure_gpu.py --minutes 9")
+    parser.add_argument("--minutes", type=float, default=9.0, metavar="X", help="all in all (9)")
+    parser.add_argument("--recipe", default="mpnet-base", metavar="NAME|FILE", help="mpnet-base")
+    parser.add_argument(
+        "--rows", type=positive, nargs="+", default=[32, 64, 128], metavar="N", help="of a batch (32 64 128)"
+    )
+    parser.add_argument("--steps", type=positive, default=10, metavar="N", help="steps of a median (10)")
+    parser.add_argument("--vocab_size", type=positive, default=VOCAB_SIZE, metavar="N", help=f"of random ids ({VOCAB_SIZE})")
+    parser.add_argument("--folder", type=Path, default=RESULTS, metavar="DIR", help="for the results (benchmarks/results)")
+    parser.add_argument("--no_tests", action="store_true", help="measure only")
+    arguments = parser.parse_args()
+    if not arguments.folder.is_dir():
+        raise UserError(f"no folder {arguments.folder}: make it, or name another with --folder.")
+    quiet_libraries()
+    deadline = time.monotonic() + 60 * arguments.minutes
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    plan = list(plan_of(arguments.recipe, arguments.rows, choose_backend(AUTO, device).name))
+    for configuration in plan:
+        configuration.check()
+    found = Findings(arguments, left_out=[label(configuration) for configuration in plan])
+    if not arguments.no_tests:
+        found.tests, found.tests_passed = run_tests(SHARE_OF_TESTS * 60 * arguments.minutes)
+        found.write()
+    measure_plan(plan, found, deadline)
+    found.write()
+    found.show()
+    return 0 if found.rows and found.tests_passed else 1
+
+
+def plan_of(recipe: str, rows: list[int], attention: str) -> Iterator[Configuration]:
+    """Configurations, the most valuable first, none twice.
+
+    Args:
+        attention: the back-end that ``auto`` stands for.
+    """
+    seen = set()
+    for values in _wishes(rows, attention):
+        configuration = Configuration(recipe=recipe, **values)
+        if configuration not in seen:
+            seen.add(configuration)
+            yield configuration
+
+
+def label(configuration: Configuration) -> str:
+    """Its name among those of the same recipe."""
+    return name_of(replace(configuration, recipe=Configuration.recipe))
+
+
+def _wishes(rows: list[int], attention: str) -> Iterator[dict]:
+    own = [name for name in BACKENDS if name != AUTO]
+    usual = {"attention": attention, "precision": "bf16", "zero_stage": 2, "micro_batch_size": sorted(rows)[len(rows) // 2]}
+    others = [size for size in rows if size != usual["micro_batch_size"]]
+    yield from (usual | {"attention": name} for name in own)
+    yield usual | {"compiled": True}
+    yield from (usual | {"micro_batch_size": size} for size in others)
+    yield usual | {"precision": "fp16"}
+    yield usual | {"zero_stage": 0}
+    yield usual | {"checkpointing": "all"}
+    yield from (usual | {"attention": name, "micro_batch_size": size} for size, name in product(others, own))
+    yield from (usual | {"attention": name, "compiled": True} for name in own)
+    yield usual | {"precision": "fp32"}
+    yield from (usual | {"checkpointing": "all", "micro_batch_size": size} for size in others)
+    yield from (usual | {"checkpointing": "all", "attention": name} for name in own)
+    yield from (usual | {"precision": "fp16", "attention": name} for name in own)
+    yield from (usual | {"compiled": True, "micro_batch_size": size} for size in others)
+    yield from (usual | {"zero_stage": 0, "attention": name, "micro_batch_size": size} for size, name in product(rows, own))
+    yield from (
+        usual | {"precision": "fp16", "attention": name, "micro_batch_size": size} for size, name in product(others, own)
+    )
+    yield usual | {"checkpointing": "all", "compiled": True}
+
+
+@dataclass
+class Findings:
+    """What is known so far, and where it is written."""
+
+    arguments: Namespace
+    left_out: list[str]
+    tests: str = "not run"
+    tests_passed: bool = True
+    rows: list[dict] = field(default_factory=list)
+    failures: list[tuple[str, str]] = field(default_factory=list)
+    path: Path | None = None
+    environment: dict = field(default_factory=environment)
+
+    def write(self) -> None:
+        """The page and the JSON file, in place of those written before."""
+        if self.path is None:
+            self.path = new_path(self.arguments, self.environment)
+        write_atomically(self.path, self.page())
+        more = {"tests": self.tests, "failed": dict(self.failures), "left_out": self.left_out}
+        write_results(self.path.with_suffix(".json"), self.rows, **more)
+
+    def page(self) -> str:
+        """Markdown."""
+        about, arguments = self.environment, self.arguments
+        versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+        hardware = about["hardware"]
+        machine = "; ".join([*hardware["gpus"], f"{hardware['processor']}, {hardware['cores']} cores"])
+        parts = [
+            f"# Training steps of {Path(arguments.recipe).stem} on {hardware_of(about)}, {about['date'][:10]}",
+            f"{machine}. {versions}. Commit {about['commit'] or 'unknown'}.",
+            f"```\n{about['command']}\n```",
+        ]
+        if self.rows:
+            first = self.rows[0]
+            sizes = f"{first['layers']} layers of width {first['hidden_size']}, {first['parameters']:,} parameters"
+            rows = f"rows of {first['seq_length']} tokens, {first['predicted']} of them predicted"
+            parts.append(
+                f"{sizes}; {rows}; random ids, by the loader; {first['deepspeed_config']}. ms is the median of "
+                f"{first['steps']} steps as they run in training; data to optimizer are parts of other steps, cut by "
+                "waiting for the device. benchmarks/bench_step.py explains the columns."
+            )
+            parts.append(markdown_table(*self.table(FIGURES)))
+        parts += [f"Tests of the model (`pytest tests/model`): {self.tests}"]
+        if self.failures:
+            parts.append("Not measured:\n\n" + "\n".join(f"* {name}: {why}" for name, why in self.failures))
+        if self.left_out:
+            parts.append(f"Left out for lack of time, of {arguments.minutes:g} minutes: {'; '.join(self.left_out)}.")
+        return "\n\n".join(parts) + "\n"
+
+    def table(self, figures: Iterable[str]) -> tuple[list[str], list[list[str]]]:
+        """Head and lines; multiples are of the first line."""
+        head, lines = [*(COLUMNS[name] for name in NAMED), *figures], []
+        for row in self.rows:
+            lines.append([*(_cell(row[name]) for name in NAMED), *(FIGURES[name](row, self.rows[0]) for name in figures)])
+        return head, lines
+
+    def show(self) -> None:
+        """The same on the terminal, short."""
+        if self.rows:
+            print_table(*self.table(("ms", "tokens/s", "MFU", "peak MiB")))
+        for name, why in self.failures:
+            print(f"not measured: {name}: {why}")
+        print(f"tests: {self.tests}; {len(self.rows)} measured, {len(self.left_out)} left out\n{self.path}")
+
+
+def measure_plan(plan: list[Configuration], found: Findings, deadline: float) -> None:
+    """One after the other, as long as there is time for the next."""
+    longest = {False: FIRST_GUESS, True: COMPILING * FIRST_GUESS}
+    with tempfile.TemporaryDirectory(prefix="mpnet-gpu-") as work:
+        make_dataset(Path(work) / "data", TOKENS, 1, found.arguments.vocab_size)
+        for configuration in plan:
+            name, begin = label(configuration), time.monotonic()
+            left = deadline - begin
+            if longest[configuration.compiled] > left:
+                continue
+            found.left_out.remove(name)
+            try:
+                row = measure_elsewhere(configuration, f"{work}/data", found.arguments.steps, timeout=left)
+                found.rows.append(derive(middle([row])))
+                said = f"{row['step_seconds'] * 1e3:,.1f} ms"
+            except (MeasurementFailed, UserError) as failure:
+                said = str(failure)
+                found.failures.append((name, said))
+            seconds = time.monotonic() - begin
+            _learn(longest, configuration.compiled, seconds)
+            print(f"{name}: {said} ({seconds:.0f} s, {left - seconds:.0f} s left)", file=sys.stderr, flush=True)
+            found.write()
+
+
+def _learn(longest: dict[bool, float], compiled: bool, seconds: float) -> None:
+    """The longest so far of its kind is what the next is expected to take."""
+    is_first = longest[compiled] in (FIRST_GUESS, COMPILING * FIRST_GUESS)
+    longest[compiled] = seconds if is_first else max(seconds, longest[compiled])
+
+
+def run_tests(seconds: float) -> tuple[str, bool]:
+    """The last line of pytest's report, or why there is none; whether all passed."""
+    words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/model"]
+    try:
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return f"not done after {seconds:.0f} s", False
+    lines = (done.stdout + done.stderr).strip().splitlines()
+    print("\n".join(lines[-15:]), file=sys.stderr, flush=True)
+    return lines[-1] if lines else f"exit code {done.returncode}", done.returncode == 0
+
+
+def hardware_of(about: dict) -> str:
+    """``h200``, ``2-h100-80gb-hbm3`` or ``2-cores``."""
+    gpus = [line.split(",")[0] for line in about["hardware"]["gpus"]]
+    if not gpus:
+        return f"{about['hardware']['cores']}-cores"
+    name = re.sub(r"[^a-z0-9]+", "-", gpus[0].lower().removeprefix("nvidia ")).strip("-")
+    return f"{len(gpus)}-{name}" if len(gpus) > 1 else name
+
+
+def new_path(arguments: Namespace, about: dict) -> Path:
+    """Of the page: one that is not there, nor its JSON file."""
+    stem = f"{Path(arguments.recipe).stem}_{hardware_of(about)}_{about['date'][:10]}"
+    names = (f"{stem}{end}" for end in ("", *(f"_{number}" for number in range(2, 1000))))
+    paths = (arguments.folder / f"{name}.md" for name in names)
+    return next(path for path in paths if not path.exists() and not path.with_suffix(".json").exists())
+
+
+def _cell(value) -> str:
+    return ("yes" if value else NO_FIGURE) if isinstance(value, bool) else str(value)
+
+
+if __name__ == "__main__":
+    run(main)

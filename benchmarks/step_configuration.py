@@ -1,0 +1,160 @@
+"""What a measured training step is made of, and how a benchmark is told so."""
+
+import argparse
+import itertools
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from random_dataset import VOCAB_SIZE, make_dataset
+
+from mpnet_ds.errors import UserError
+from mpnet_ds.model.attention import check_backend
+from mpnet_ds.model.two_stream import check_config
+from mpnet_ds.training.activation_checkpointing import SECTION
+from mpnet_ds.training.deepspeed_config import EngineConfig, check_accepted, load_deepspeed_config, resolve
+from mpnet_ds.training.deepspeed_schema import ACCUMULATION, GLOBAL, MICRO
+from mpnet_ds.training.recipe import Recipe, load_recipe
+
+SHIPPED = Path(__file__).resolve().parent.parent / "ds_configs"
+WIDTH_OF_A_HEAD = 64
+TOKENS = 1_000_000
+"""Of the random dataset: it is drawn from over and over."""
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """None leaves a value to the recipe, or to DeepSpeed's file."""
+
+    recipe: str = "mpnet-base"
+    deepspeed_config: str = "ds_configs/zero2.json"
+    attention: str = "auto"
+    precision: str | None = None
+    """``fp32``, ``bf16`` or ``fp16``, whatever the file enables."""
+    zero_stage: int | None = None
+    checkpointing: str | None = None
+    """``none``, ``all`` or a number of layers that are computed again in backward."""
+    micro_batch_size: int | None = None
+    """Rows; an update is one micro batch of each rank."""
+    layers: int | None = None
+    hidden_size: int | None = None
+    """With heads of 64 (or a single one) and an inner width of four times it."""
+    seq_length: int | None = None
+    compiled: bool = False
+    """Each layer of the encoder goes through ``torch.compile``."""
+    ranks: int = 1
+    threads: int | None = None
+    """Of each rank, on a processor."""
+
+    def sized_recipe(self) -> Recipe:
+        """The recipe with this one's sizes."""
+        recipe = load_recipe(self.recipe)
+        model, seq_length = recipe.model, self.seq_length or recipe.data.seq_length
+        if self.hidden_size:
+            heads = max(1, self.hidden_size // WIDTH_OF_A_HEAD)
+            sizes = {"hidden_size": self.hidden_size, "intermediate_size": 4 * self.hidden_size}
+            model = replace(model, num_attention_heads=heads, **sizes)
+        positions = max(model.max_position_embeddings, seq_length + 2)
+        layers = self.layers or model.num_hidden_layers
+        model = replace(model, num_hidden_layers=layers, max_position_embeddings=positions)
+        return replace(recipe, model=model, data=replace(recipe.data, seq_length=seq_length))
+
+    def engine_config(self, recipe: Recipe, supported: set[str]) -> EngineConfig:
+        """DeepSpeed's configuration, resolved as training does it.
+
+        Args:
+            recipe: from ``sized_recipe``.
+            supported: precisions of the device.
+        """
+        raw, precision = load_deepspeed_config(self.deepspeed_config), self.precision or recipe.optimization.precision
+        rows = self.micro_batch_size or next(
+            size for size in (raw.get(MICRO), recipe.optimization.micro_batch_size) if isinstance(size, int)
+        )
+        raw |= {MICRO: "auto", ACCUMULATION: "auto", GLOBAL: "auto"}
+        if self.precision:
+            raw |= {"bf16": {"enabled": precision == "bf16"}, "fp16": {"enabled": False}}
+        if precision == "fp16":
+            raw["fp16"] = load_deepspeed_config(SHIPPED / "fp16.json")["fp16"]
+            precision = "auto"
+        if self.zero_stage is not None:
+            raw["zero_optimization"] = raw.get("zero_optimization", {}) | {"stage": self.zero_stage}
+        if self.checkpointing is not None:
+            raw.pop(SECTION, None)
+        if self.checkpointing not in (None, "none"):
+            raw[SECTION] = {} if self.checkpointing == "all" else {"number_checkpoints": int(self.checkpointing)}
+        sizes = {"micro_batch_size": rows, "global_batch_size": rows * self.ranks, "precision": precision}
+        optimization = replace(recipe.optimization, **sizes)
+        config = resolve(raw, optimization, self.ranks, supported, self.deepspeed_config, exact_micro_batch=True)
+        check_accepted(config, self.deepspeed_config)
+        return config
+
+    def check(self) -> None:
+        """Raises ``UserError`` for what can be found wrong before anything is started."""
+        check_backend(self.attention)
+        check_config(self.sized_recipe().model_config(VOCAB_SIZE))
+        load_deepspeed_config(self.deepspeed_config)
+
+
+def checkpointing(text: str) -> str:
+    """An argument type: ``none``, ``all`` or a number of layers."""
+    if text not in ("none", "all") and not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"'{text}' is neither none nor all nor a number of layers")
+    return text
+
+
+def positive(text: str) -> int:
+    """An argument type: a whole number above 0."""
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"'{text}' is no whole number above 0")
+    return int(text)
+
+
+def add_configuration_arguments(parser: argparse.ArgumentParser) -> None:
+    """Lists, of which ``configurations_of`` makes every combination."""
+    several = {"nargs": "+", "default": [None]}
+    parser.add_argument("--recipe", nargs="+", default=["mpnet-base"], metavar="NAME|FILE")
+    parser.add_argument("--deepspeed_config", nargs="+", default=["ds_configs/zero2.json"], metavar="FILE")
+    parser.add_argument("--attention", nargs="+", default=["auto"], metavar="NAME", help="back-ends (auto)")
+    parser.add_argument("--precision", **several, choices=("fp32", "bf16", "fp16"), help="instead of the file's")
+    parser.add_argument("--zero_stage", **several, type=int, choices=range(4), help="instead of the file's")
+    help = "layers computed again in backward, instead of the file's: none, all or how many"
+    parser.add_argument("--checkpointing", **several, type=checkpointing, metavar="none|all|N", help=help)
+    parser.add_argument("--micro_batch_size", **several, type=positive, metavar="N", help="rows (the recipe's)")
+    parser.add_argument("--layers", **several, type=positive, metavar="N", help="instead of the recipe's")
+    parser.add_argument("--hidden_size", **several, type=positive, metavar="N", help="the same; heads of 64")
+    parser.add_argument("--seq_length", **several, type=positive, metavar="N", help="tokens of a row, the same")
+    parser.add_argument("--compile", action="store_true", help="each layer through torch.compile")
+
+
+def configurations_of(arguments: argparse.Namespace) -> list[Configuration]:
+    """Every combination of the lists, in their order; ``UserError`` where one cannot be."""
+    names = [field.name for field in fields(Configuration) if isinstance(getattr(arguments, field.name, None), list)]
+    lists = [getattr(arguments, name) for name in names]
+    found = [
+        Configuration(**dict(zip(names, values, strict=True)), compiled=arguments.compile)
+        for values in itertools.product(*lists)
+    ]
+    for configuration in found:
+        configuration.check()
+    return found
+
+
+def add_data_arguments(parser: argparse.ArgumentParser, vocab_size: int = VOCAB_SIZE) -> None:
+    """``--data`` and ``--vocab_size``."""
+    parser.add_argument("--data", metavar="DIR", help="a dataset (default: random ids in a temporary folder)")
+    parser.add_argument("--vocab_size", type=positive, default=vocab_size, metavar="N", help=f"of random ids ({vocab_size})")
+
+
+@contextmanager
+def opened_data(arguments: argparse.Namespace) -> Iterator[str]:
+    """The dataset's folder; one of random ids is gone when the block ends."""
+    if arguments.data:
+        yield arguments.data
+        return
+    if arguments.vocab_size < 100:
+        raise UserError(f"--vocab_size {arguments.vocab_size} is too small: give at least 100.")
+    with tempfile.TemporaryDirectory(prefix="mpnet-bench-") as folder:
+        make_dataset(Path(folder) / "data", TOKENS, 1, arguments.vocab_size)
+        yield str(Path(folder) / "data")

@@ -1,0 +1,334 @@
+"""Measures training steps of one configuration, in processes of their own: what bench_step.py and bench_scaling.py start.
+
+    python benchmarks/timed_step.py ORDER RESULT        python launch/torchrun.py … benchmarks/timed_step.py ORDER RESULT
+
+A step is what training does between two updates: take the next batch from the prefetching thread, move it to the device,
+forward, backward, update, in the engine that training builds. (Without what training does besides: agreeing on whether to go
+on, logging, evaluation, checkpoints.) One after the other:
+
+1. the first step, with whatever is compiled or set up in it;
+2. two steps that are not looked at;
+3. ``steps`` steps as they run in training, the figure that counts: nothing waits for the device in between, and the marks
+   between steps are events in the GPU's stream (on a processor, the clock);
+4. one step whose memory is looked at;
+5. ``steps`` steps cut in four, each cut waiting for the device: the wait for the batch and its way to the device (data),
+   forward, backward (with the sending of gradients that it overlaps with), and the update (with clipping and checks).
+"""
+
+import ctypes
+import gc
+import json
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import closing, suppress
+from dataclasses import asdict
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from report import ROOT
+from scaled_runs import free_port
+from step_configuration import Configuration
+
+from mpnet_ds.command_line import run
+from mpnet_ds.errors import UserError
+from mpnet_ds.model import MPNetForPretraining
+from mpnet_ds.model.attention import choose_backend
+from mpnet_ds.model.sizes import flops_per_row, parameter_count
+from mpnet_ds.training import processes
+from mpnet_ds.training.activation_checkpointing import SECTION, checkpointed_layers
+from mpnet_ds.training.deepspeed_config import EngineConfig
+from mpnet_ds.training.engine import Engine
+from mpnet_ds.training.metrics import peak_flops, peak_memory
+from mpnet_ds.training.prefetch import prefetched
+from mpnet_ds.training.pretrain import open_data
+from mpnet_ds.training.processes import Ranks
+from mpnet_ds.training.recipe import Recipe
+from mpnet_ds.training.schedule import learning_rate
+
+WARMUP_STEPS = 2
+PARTS = ("data", "forward", "backward", "optimizer")
+GRACE = 20
+"""Seconds that a measurement which is told to end has for it."""
+
+
+class MeasurementFailed(Exception):
+    """A process that measured ended with a fault: one line, and the end of what it said."""
+
+    def __init__(self, reason: str, said: str = ""):
+        super().__init__(reason)
+        self.said = said
+
+
+# In the process that asks
+
+
+def measure_elsewhere(configuration: Configuration, data: str, steps: int, timeout: float | None = None) -> dict:
+    """What ``measure`` finds, in new processes, one for each rank.
+
+    Args:
+        data: folder of a dataset.
+        timeout: seconds after which it is given up.
+    Raises:
+        UserError: the configuration cannot be.
+        MeasurementFailed: a fault, such as too little memory, or out of time.
+    """
+    with tempfile.TemporaryDirectory(prefix="mpnet-step-") as work:
+        order, result = Path(work, "order.json"), Path(work, "result.json")
+        order.write_text(json.dumps({"configuration": asdict(configuration), "data": data, "steps": steps}))
+        code, said = _call([*_launcher(configuration.ranks), __file__, str(order), str(result)], configuration, timeout)
+        if code == 0:
+            return json.loads(result.read_text())
+    errors = re.findall(r"^(?:\[rank\d+\]: *)?error: (.+(?:\n +\d+\. .+)*)", said, re.MULTILINE)
+    if code == 2 and errors:
+        raise UserError(errors[0])
+    raise MeasurementFailed(_reason(code, said), said[-4000:])
+
+
+def _launcher(ranks: int) -> list[str]:
+    if ranks == 1:
+        return [sys.executable]
+    place = ["--nproc-per-node", str(ranks), "--master-addr", "127.0.0.1", "--master-port", str(free_port())]
+    return [sys.executable, str(ROOT / "launch" / "torchrun.py"), "--nnodes", "1", *place]
+
+
+def _call(command: list[str], configuration: Configuration, timeout: float | None) -> tuple[int, str]:
+    """Exit code, and all that was said."""
+    paths = filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    environment |= {"OMP_NUM_THREADS": str(configuration.threads)} if configuration.threads else {}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
+    child = subprocess.Popen(command, env=environment, **pipes)
+    try:
+        said, _ = child.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        raise MeasurementFailed(f"not done after {timeout:.0f} s") from None
+    finally:
+        _end(child)
+    return child.returncode, said
+
+
+def _end(child: subprocess.Popen) -> None:
+    """A launcher that is told to end takes its ranks with it; one that is killed does not."""
+    if child.poll() is None:
+        child.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(GRACE)
+        child.kill()
+        child.wait()
+
+
+def _reason(code: int, said: str) -> str:
+    """The line that says most about a fault."""
+    if "out of memory" in said or "not enough memory" in said or code == -signal.SIGKILL:
+        return "out of memory"
+    named = re.findall(r"^(?:\[rank\d+\]: *)?([\w.]*(?:Error|Exception)\b.*)", said, re.MULTILINE)
+    return (named or said.strip().splitlines() or [""])[-1].strip() or f"exit code {code}"
+
+
+# In the process that measures
+
+
+def measure(configuration: Configuration, data_folder: str, steps: int, ranks: Ranks) -> dict:
+    """Sizes, and what was measured: times in seconds (medians of ``steps``), memory in bytes (of the rank with most)."""
+    recipe = configuration.sized_recipe()
+    config = configuration.engine_config(recipe, processes.supported_precisions())
+    data, _ = open_data([data_folder], None, recipe)
+    torch.manual_seed(recipe.run.seed)
+    model = MPNetForPretraining(recipe.model_config(data.tokenizer.vocab_size), recipe.objective, configuration.attention)
+    if configuration.compiled:
+        for layer in model.mpnet.encoder.layer:
+            layer.compile()
+    engine = Engine(model, config, recipe.optimization.weight_decay)
+    described = describe(configuration, recipe, config, model, ranks) | {"tokens_per_row": data.tokens_per_row}
+    with closing(Steps(engine, data, recipe, config, ranks, total=2 + WARMUP_STEPS + 2 * steps)) as timed:
+        return described | timed.measure(steps)
+
+
+class Steps:
+    """Training steps, one after the other.
+
+    Args:
+        total: so many will be made.
+    """
+
+    def __init__(self, engine: Engine, data, recipe: Recipe, config: EngineConfig, ranks: Ranks, total: int):
+        self.engine, self.data, self.recipe, self.config, self.ranks = engine, data, recipe, config, ranks
+        self.number = self.skipped = 0
+        self.mark: Callable[[str], None] = lambda part: None
+        """Called when a part of a step is done."""
+        self._batches = prefetched(self._draw, 1, total)
+        backward = engine.deepspeed.backward
+        engine.deepspeed.backward = lambda *values, **named: (backward(*values, **named), self.mark("backward"))[0]
+
+    def close(self) -> None:
+        """Ends the thread that draws."""
+        self._batches.close()
+
+    def measure(self, steps: int) -> dict:
+        """See the top of the file."""
+        device = self.ranks.device
+        begin = synchronised_clock(device)
+        self.step()
+        first = synchronised_clock(device) - begin
+        for _ in range(WARMUP_STEPS):
+            self.step()
+        self.skipped = 0
+        seconds = self.time(steps)
+        skipped = self.skipped
+        peak = peak_memory(device)
+        held = memory_now(device)
+        self.step()
+        peak_of_step = peak_memory(device)
+        parts = self.time_parts(steps)
+        found = {"peak_bytes": max(peak, peak_of_step), "held_bytes": held}
+        found["step_bytes"] = None if held is None else peak_of_step - held
+        most = {name: max(values) for name, values in _columns(self.ranks.gather(found)).items() if None not in values}
+        return {
+            "steps": steps,
+            "step_seconds": statistics.median(seconds),
+            "all_step_seconds": seconds,
+            "first_step_seconds": first,
+            **{f"{part}_seconds": statistics.median(parts[part]) for part in PARTS},
+            "skipped_steps": skipped,
+            **found,
+            **most,
+        }
+
+    def step(self) -> None:
+        """One update of one micro batch."""
+        self.number += 1
+        batch, _ = next(self._batches)
+        batch = {name: tensor.to(self.ranks.device, non_blocking=True) for name, tensor in batch.items()}
+        self.mark("data")
+        optimization = self.recipe.optimization
+        rate = learning_rate(self.number, optimization.learning_rate, optimization.warmup_steps, optimization.max_steps)
+        self.engine.set_learning_rate(rate)
+        out = self.engine.forward(batch)
+        self.mark("forward")
+        self.engine.backward(out.loss)
+        self.mark("optimizer")
+        self.skipped += not self.engine.applied
+
+    def time(self, steps: int) -> list[float]:
+        """Seconds of each of so many steps, as they run in training."""
+        on_gpu = self.ranks.device.type == "cuda"
+        synchronised_clock(self.ranks.device)
+        marks = [_mark(on_gpu)]
+        for _ in range(steps):
+            self.step()
+            marks.append(_mark(on_gpu))
+        synchronised_clock(self.ranks.device)
+        return [before.elapsed_time(after) / 1e3 if on_gpu else after - before for before, after in pairwise(marks)]
+
+    def time_parts(self, steps: int) -> dict[str, list[float]]:
+        """Seconds of each part of so many steps; the device is waited for after each."""
+        parts, last = defaultdict(list), synchronised_clock(self.ranks.device)
+
+        def mark(part: str) -> None:
+            nonlocal last
+            now = synchronised_clock(self.ranks.device)
+            parts[part].append(now - last)
+            last = now
+
+        self.mark = mark
+        for _ in range(steps):
+            self.step()
+        self.mark = lambda part: None
+        return parts
+
+    def _draw(self, step: int) -> dict[str, torch.Tensor]:
+        """This rank's batch, where a GPU can fetch it by itself, as the trainer draws it."""
+        batch = self.config.batch
+        first = (step - 1) * batch.global_batch_size + self.ranks.rank * batch.micro_batch_size
+        arrays = self.data.consecutive(first, batch.micro_batch_size)
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        on_gpu = self.ranks.device.type == "cuda"
+        return {name: tensor.pin_memory() if on_gpu else tensor for name, tensor in tensors.items()}
+
+
+def describe(configuration: Configuration, recipe: Recipe, config: EngineConfig, model, ranks: Ranks) -> dict:
+    """The configuration with nothing left open, and its sizes."""
+    seq_length, device, sizes = recipe.data.seq_length, ranks.device, model.config
+    predicted, layers = int(recipe.data.masking.num_predicted(seq_length)), sizes.num_hidden_layers
+    section, rows = config.engine.get(SECTION), config.batch.micro_batch_size
+    again = 0 if section is None else len(checkpointed_layers(layers, section.get("number_checkpoints")))
+    return asdict(configuration) | {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "attention": choose_backend(configuration.attention, device).name,
+        "precision": config.precision,
+        "zero_stage": config.zero_stage,
+        "checkpointed_layers": again,
+        "micro_batch_size": rows,
+        "objective": recipe.objective,
+        "layers": layers,
+        "hidden_size": sizes.hidden_size,
+        "vocab_size": sizes.vocab_size,
+        "seq_length": seq_length,
+        "predicted": predicted,
+        "parameters": parameter_count(sizes),
+        # Of a rank's step, executed once: what is computed again in backward does not count.
+        "flops": rows * flops_per_row(sizes, seq_length, predicted, recipe.objective),
+        "peak_flops": peak_flops(device, config.precision),
+        "ranks": ranks.world_size,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def synchronised_clock(device: torch.device) -> float:
+    """Seconds, once the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _mark(on_gpu: bool):
+    if not on_gpu:
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def memory_now(device: torch.device) -> int | None:
+    """Bytes in use; the peak begins anew. None where the kernel does not let it begin anew."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # gives back what the allocator keeps of the steps before
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return None
+    return int(re.search(r"VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+
+
+def _columns(rows: list[dict]) -> dict[str, list]:
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def main() -> None:
+    order = json.loads(Path(sys.argv[1]).read_text())
+    ranks = processes.start()
+    try:
+        found = measure(Configuration(**order["configuration"]), order["data"], order["steps"], ranks)
+        ranks.on_main(lambda: Path(sys.argv[2]).write_text(json.dumps(found)))
+    except UserError:
+        processes.stop()  # not after a fault: the other ranks may wait in a collective
+        raise
+    processes.stop()
+    os._exit(0)  # gloo's threads sometimes abort a process that ends in the usual way; all is written
+
+
+if __name__ == "__main__":
+    run(main)

@@ -5,13 +5,12 @@ recipe's dropout; straightforward.py says what they differ in. They take turns; 
 Memory that is freed is kept by both, as in training (mpnet_ds/training/host_memory.py); --usual_malloc leaves that out.
 """
 
-import json
 import statistics
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
+from report import add_json_argument, write_results
 from straightforward import StraightforwardMPNet
 
 from mpnet_ds.command_line import Parser, run
@@ -32,7 +31,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2, metavar="N")
     parser.add_argument("--pairs", type=int, default=5, metavar="N", help="timed steps of each, after one other")
     parser.add_argument("--usual_malloc", action="store_true", help="do not keep memory that is freed")
-    parser.add_argument("--json", metavar="FILE", help="write the table there, too")
+    add_json_argument(parser)
     arguments = parser.parse_args()
     quiet_libraries()
     if not arguments.usual_malloc:
@@ -44,8 +43,7 @@ def main() -> None:
         rows.append(measure(recipe, precision, arguments.rows, arguments.pairs))
         print("{precision:9} {straightforward_seconds:14.3f} s {seconds:11.3f} s {ratio:6.2f}".format(**rows[-1]), end="   ")
         print(" ".join(f"{ratio:.2f}" for ratio in rows[-1]["ratios"]), flush=True)
-    if arguments.json:
-        Path(arguments.json).write_text(json.dumps({"recipe": recipe.name, "batch_rows": arguments.rows, "rows": rows}))
+    write_results(arguments.json, rows, recipe=recipe.name, batch_rows=arguments.rows)
 
 
 def measure(recipe: Recipe, precision: str, rows: int, pairs: int) -> dict:

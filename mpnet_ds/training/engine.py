@@ -4,6 +4,8 @@ DeepSpeed's ZeRO and 16-bit optimizers leave an update out when the norm of the 
 nothing does: the plain optimizer would write NaN into every weight. ``Engine`` closes that gap.
 """
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -28,6 +30,7 @@ class Engine:
         deepspeed: the engine itself.
         applied: whether the last update changed the weights; False if a gradient was NaN or infinite.
         grad_norm: of the last update's gradient over all ranks, before clipping; a float, a scalar tensor or None.
+        span: ``with span("backward"):`` names a part of the work for a profiler; does nothing unless it is set.
     """
 
     def __init__(self, model: MPNetForPretraining, config: EngineConfig, weight_decay: float, disks: Disks | None = None):
@@ -42,6 +45,7 @@ class Engine:
         if hasattr(self.deepspeed.optimizer, "fp32_groups"):
             _undo_first_update(self.deepspeed.optimizer)
         self.applied = True
+        self.span: Callable[[str], AbstractContextManager] = lambda name: nullcontext()
         self.grad_norm: Tensor | float | None = None
         self._is_plain = isinstance(self.deepspeed.optimizer, torch.optim.Optimizer)
         if self._is_plain:
@@ -66,15 +70,22 @@ class Engine:
 
     def forward(self, batch: dict[str, Tensor]):
         """The model's output for one micro batch."""
-        return self.deepspeed(**batch)
+        with self.span("forward"):
+            return self.deepspeed(**batch)
 
     def backward(self, loss: Tensor) -> None:
         """Adds a micro batch's gradients; the one that completes the global batch updates the weights.
 
         Where ``loss`` is not finite, the whole update is left out.
         """
-        # Some infinite losses have finite gradients; times NaN none has.
-        self.deepspeed.backward(loss * torch.where(torch.isfinite(loss), 1.0, torch.nan))
+        with self.span("backward"):
+            # Some infinite losses have finite gradients; times NaN none has.
+            self.deepspeed.backward(loss * torch.where(torch.isfinite(loss), 1.0, torch.nan))
+        with self.span("optimizer"):
+            self._step()
+
+    def _step(self) -> None:
+        """Updates the weights if the last micro batch completed the global batch."""
         completes = self.deepspeed.is_gradient_accumulation_boundary()
         if completes and self._is_plain:
             gradients = [parameter.grad for parameter in self.deepspeed.module.parameters() if parameter.grad is not None]

@@ -5,10 +5,11 @@ the masks may be others.
 """
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+from mpnet_ds.findings import Finding
 from mpnet_ds.model.attention import AUTO, BACKENDS, check_backend, choose_backend
 
 
@@ -18,6 +19,8 @@ class Execution:
 
     attention: str = AUTO
     """``auto``, or a back-end by name (see ``mpnet_ds.model.attention``)."""
+    profile: int | None = None
+    """The update that is profiled, from 1 (see ``profile.py``); None: no update."""
 
     def __post_init__(self):
         check_backend(self.attention)
@@ -28,12 +31,33 @@ class Execution:
         Raises:
             UserError: the device cannot compute so.
         """
-        return Execution(choose_backend(self.attention, device).name)
+        return replace(self, attention=choose_backend(self.attention, device).name)
+
+    def check_steps(self, max_steps: int, done: int = 0) -> list[Finding]:
+        """Whether there is such an update to profile.
+
+        Args:
+            max_steps: updates of the run.
+            done: updates that its checkpoint has behind it.
+        """
+        if self.profile is None:
+            return []
+        if not 1 <= self.profile <= max_steps:
+            return [Finding(f"--profile is {self.profile}; this run's updates are 1 to {max_steps} (max_steps).")]
+        if self.profile <= done:
+            text = f"--profile {self.profile}: that update is done, the run goes on after update {done}. None is profiled"
+            return [Finding(f"{text}; name a later one.", is_fatal=False)]
+        return []
+
+    def describe(self, done: int) -> list[str]:
+        """Lines for a person, beside what computes attention; ``done`` updates are behind the run."""
+        return [f"Update {self.profile} is going to be profiled"] if (self.profile or 0) > done else []
 
 
 def add_execution_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags; ``execution_of`` reads them."""
     parser.add_argument("--attention", default=AUTO, metavar="|".join(BACKENDS), help="what computes attention (auto)")
+    parser.add_argument("--profile", type=int, metavar="STEP", help="trace this update into OUT/profile")
 
 
 def execution_of(arguments: argparse.Namespace) -> Execution:

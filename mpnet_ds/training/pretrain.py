@@ -126,6 +126,8 @@ def pretrain(arguments: argparse.Namespace) -> int:
     inspection.add(preflight.check_slots(placement))
     recipe = inspection.attempt(lambda: recipe_of(arguments))
     execution = inspection.attempt(lambda: execution_of(arguments))
+    if execution is not None and recipe is not None:
+        inspection.add(execution.check_steps(recipe.optimization.max_steps))
     config = _resolve_config(arguments, recipe, placement.world_size, inspection)
     data, eval_data = _open_given_data(arguments, recipe, inspection)
     if inspection.is_fatal and placement.world_size == 1:
@@ -239,6 +241,8 @@ def _run(
         _inspect_run(arguments, recipe, config, data, eval_data, ranks, inspection)
     if all(ranks.gather(is_ready)):
         start, disks = find_destination(arguments, recipe, config, data, ranks, inspection)
+        if start is not None and execution is not None:
+            inspection.add(execution.check_steps(recipe.optimization.max_steps, start.step))
         if start is not None and disks.is_keeper:
             _inspect_disk(recipe, config, data, start, disks, inspection)
     warnings = preflight.agree(inspection, ranks, [*_datasets(data), *_datasets(eval_data)])
@@ -314,7 +318,7 @@ def _train(arguments, recipe, config, execution: Execution, model_config, data, 
         load_pretrained_weights(model, arguments.init_from)
     run = recipe.run
     with Watchdog(disks.ranks, start.output / HANG, run.hang_timeout, run.lost_timeout) as watchdog:
-        return Trainer(recipe, config, model, data, eval_data, start, disks, watchdog).train()
+        return Trainer(recipe, config, execution, model, data, eval_data, start, disks, watchdog).train()
 
 
 def _record(arguments, recipe, config: EngineConfig, execution: Execution, run_identity, model_config, ranks) -> dict:

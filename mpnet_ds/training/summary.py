@@ -33,6 +33,7 @@ def describe_run(
         f"{batch.global_batch_size} rows an update = {sizes}",
         f"{optimization.max_steps:,} updates = {_show_count(epochs)} epochs of the data",
     ]
+    lines += execution.describe(start.step)
     if len(set(ranks.hosts)) > 1:
         lines.append(describe_hosts(ranks.hosts))
     lines += [f"warning: {path.name} is damaged and set aside: {reason}" for path, reason in start.damaged]

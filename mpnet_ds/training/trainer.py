@@ -13,6 +13,7 @@ DeepSpeed's optimizers do so once in an update, where they check that the gradie
 import math
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,9 +33,11 @@ from mpnet_ds.training.control import Control, Request
 from mpnet_ds.training.deepspeed_config import EngineConfig
 from mpnet_ds.training.disks import Disks
 from mpnet_ds.training.engine import Engine, layout
+from mpnet_ds.training.execution import Execution
 from mpnet_ds.training.health import LossWindow, Spike
 from mpnet_ds.training.metrics import MetricsWriter, Throughput, describe
 from mpnet_ds.training.prefetch import prefetched
+from mpnet_ds.training.profile import Profiler
 from mpnet_ds.training.recipe import Recipe
 from mpnet_ds.training.run_folder import Start
 from mpnet_ds.training.schedule import learning_rate
@@ -68,6 +71,7 @@ class Trainer:
         self,
         recipe: Recipe,
         config: EngineConfig,
+        execution: Execution,
         model: MPNetForPretraining,
         data: PretrainingDataset | MixtureDataset,
         eval_data: PretrainingDataset | MixtureDataset | None,
@@ -92,6 +96,8 @@ class Trainer:
         self._progress = Progress(
             "Training", recipe.optimization.max_steps, "step", self.step, enabled=ranks.is_main, plain_lines=False
         )
+        self.profiler = Profiler(start.output, execution.profile, ranks.rank, ranks.device, self._progress.write)
+        self.engine.span = self.profiler.span
         self._window = LossWindow(recipe.run.spike_factor)
         self._evaluated: tuple[int, float] | None = None  # update and loss
         self._skipped = self._skipped_in_a_row = 0
@@ -115,7 +121,7 @@ class Trainer:
 
     def train(self) -> Outcome:
         """Trains to the recipe's last update, or until it is asked to stop; evaluates and saves on the way and then."""
-        with self._progress, self.control:
+        with self._progress, self.control, closing(self.profiler):
             outcome = self._train()
         self.metrics.close()
         return outcome
@@ -137,6 +143,7 @@ class Trainer:
         run, last = self.recipe.run, self.recipe.optimization.max_steps
         for batches, waited in self._watched(prefetched(self._draw, self.step + 1, last)):
             agreement = self.control.agree(_count_targets(batches))
+            self.profiler.drawn()
             if agreement.request.stops:
                 return agreement.request
             if agreement.request == Request.SAVE:
@@ -147,6 +154,7 @@ class Trainer:
             self.step += 1
             self.watchdog.beat("updating", self.step)
             self._update(batches, agreement.num_targets)
+            self.profiler.done(self.step)
             self._progress.update()
             is_last = self.step == last
             if self.step % run.log_interval == 0 or is_last:
@@ -161,6 +169,7 @@ class Trainer:
         """``draws``, with a beat before each and after each."""
         while True:
             self.watchdog.beat("drawing data", self.step + 1)
+            self.profiler.wanting(self.step + 1)
             try:
                 item = next(draws)
             except StopIteration:

@@ -16,6 +16,7 @@ from mpnet_ds.checkpoint.zero_shards import ZeroCheckpoint
 from mpnet_ds.errors import UserError
 from mpnet_ds.model import MPNetForPretraining
 from mpnet_ds.training.activation_checkpointing import layer_runner
+from mpnet_ds.training.compilation import compile_layers
 from mpnet_ds.training.deepspeed_config import EngineConfig
 from mpnet_ds.training.disks import Disks
 
@@ -25,6 +26,7 @@ class Engine:
 
     Args:
         disks: on which checkpoints go; None: one that all ranks share.
+        compiled: let the layers be compiled, see ``compilation.py``.
 
     Attributes:
         deepspeed: the engine itself.
@@ -33,10 +35,17 @@ class Engine:
         span: ``with span("backward"):`` names a part of the work for a profiler; does nothing unless it is set.
     """
 
-    def __init__(self, model: MPNetForPretraining, config: EngineConfig, weight_decay: float, disks: Disks | None = None):
+    def __init__(
+        self,
+        model: MPNetForPretraining,
+        config: EngineConfig,
+        weight_decay: float,
+        disks: Disks | None = None,
+        compiled: bool = False,
+    ):
         from mpnet_ds.checkpoint.shard_files import ShardFiles, save_on_each_disk
 
-        self.deepspeed = build_engine(model, config, weight_decay)
+        self.deepspeed = build_engine(model, config, weight_decay, compiled)
         self.deepspeed.checkpoint_engine = ShardFiles()
         # It would copy a script of DeepSpeed beside the checkpoints, and stop all ranks if the disk is full.
         self.deepspeed._copy_recovery_script = lambda folder: None
@@ -131,10 +140,12 @@ def _undo_first_update(optimizer) -> None:
             master.copy_(weight)
 
 
-def build_engine(model: MPNetForPretraining, config: EngineConfig, weight_decay: float):
+def build_engine(model: MPNetForPretraining, config: EngineConfig, weight_decay: float, compiled: bool = False):
     """DeepSpeed's own engine around ``model``, with activation checkpointing where the JSON has that section."""
     import deepspeed
 
+    if compiled:
+        compile_layers(model, config.zero_stage)
     model.checkpoint_function = layer_runner(model.mpnet.encoder.layer, config.engine)
     groups = parameter_groups(model, weight_decay)
     engine, *_ = deepspeed.initialize(model=model, model_parameters=groups, config=config.engine)

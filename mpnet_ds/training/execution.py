@@ -11,6 +11,7 @@ import torch
 
 from mpnet_ds.findings import Finding
 from mpnet_ds.model.attention import AUTO, BACKENDS, check_backend, choose_backend
+from mpnet_ds.training.compilation import check_compiler
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,8 @@ class Execution:
 
     attention: str = AUTO
     """``auto``, or a back-end by name (see ``mpnet_ds.model.attention``)."""
+    compile: bool = False
+    """torch.compile of the layers (see ``compilation.py``)."""
     profile: int | None = None
     """The update that is profiled, from 1 (see ``profile.py``); None: no update."""
 
@@ -31,6 +34,8 @@ class Execution:
         Raises:
             UserError: the device cannot compute so.
         """
+        if self.compile:
+            check_compiler(device)
         return replace(self, attention=choose_backend(self.attention, device).name)
 
     def check_steps(self, max_steps: int, done: int = 0) -> list[Finding]:
@@ -51,12 +56,18 @@ class Execution:
 
     def describe(self, done: int) -> list[str]:
         """Lines for a person, beside what computes attention; ``done`` updates are behind the run."""
-        return [f"Update {self.profile} is going to be profiled"] if (self.profile or 0) > done else []
+        lines = []
+        if self.compile:
+            lines.append("The layers are compiled at their first use (torch.compile), which may take minutes")
+        if (self.profile or 0) > done:
+            lines.append(f"Update {self.profile} is going to be profiled")
+        return lines
 
 
 def add_execution_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags; ``execution_of`` reads them."""
     parser.add_argument("--attention", default=AUTO, metavar="|".join(BACKENDS), help="what computes attention (auto)")
+    parser.add_argument("--compile", action="store_true", help="compile the layers at the start (torch.compile)")
     parser.add_argument("--profile", type=int, metavar="STEP", help="trace this update into OUT/profile")
 
 

@@ -6,7 +6,8 @@ at any number of ranks. The loss is the mean over all predicted slots of the who
 unequal numbers of them. All randomness of an update follows from (seed, update, rank).
 
 Before each update the ranks agree on whether to go on (control.py). An update whose loss or gradient is not finite changes
-nothing; its samples are consumed all the same. The code here waits for the device only to log, to evaluate and to save;
+nothing; its samples are consumed all the same. The code here waits for the device only after a session's first update, to
+log, to evaluate and to save;
 DeepSpeed's optimizers do so once in an update, where they check that the gradient is finite.
 """
 
@@ -80,13 +81,14 @@ class Trainer:
         watchdog: Watchdog,
     ):
         ranks = disks.ranks
-        self.recipe, self.config, self.ranks, self.disks, self.start = recipe, config, ranks, disks, start
+        self.recipe, self.config, self.execution = recipe, config, execution
+        self.ranks, self.disks, self.start = ranks, disks, start
         self.data, self.eval_data, self.watchdog = data, eval_data, watchdog
         self.model_config = model.config
         self.store = CheckpointStore(start.output, recipe.run.keep)
         if start.conversion:
             load_weights(model, ZeroCheckpoint(start.checkpoint))
-        self.engine = Engine(model, config, recipe.optimization.weight_decay, disks)
+        self.engine = Engine(model, config, recipe.optimization.weight_decay, disks, execution.compile)
         if start.checkpoint is not None:
             self.engine.load(start.checkpoint, convert=bool(start.conversion))
         self.step = self._saved_step = start.step
@@ -140,8 +142,8 @@ class Trainer:
 
     def _run_updates(self) -> Request:
         """Returns what made it end: ``NOTHING`` after the last update."""
-        run, last = self.recipe.run, self.recipe.optimization.max_steps
-        for batches, waited in self._watched(prefetched(self._draw, self.step + 1, last)):
+        run, first, last = self.recipe.run, self.step + 1, self.recipe.optimization.max_steps
+        for batches, waited in self._watched(prefetched(self._draw, first, last)):
             agreement = self.control.agree(_count_targets(batches))
             self.profiler.drawn()
             if agreement.request.stops:
@@ -156,6 +158,8 @@ class Trainer:
             self._update(batches, agreement.num_targets)
             self.profiler.done(self.step)
             self._progress.update()
+            if self.step == first:
+                self._finish_first()
             is_last = self.step == last
             if self.step % run.log_interval == 0 or is_last:
                 self._log()
@@ -164,6 +168,14 @@ class Trainer:
             if self.step % run.save_interval == 0 and not is_last:
                 self._save()
         return Request.NOTHING
+
+    def _finish_first(self) -> None:
+        """The first update of a session, in which kernels are loaded and perhaps compiled, is timed apart."""
+        if self.ranks.device.type == "cuda":
+            torch.cuda.synchronize(self.ranks.device)
+        seconds = self._throughput.leave_out_first(self.step)
+        if self.execution.compile:
+            self._progress.write(f"step {self.step}: the first update, in which layers are compiled, took {seconds:.1f} s")
 
     def _watched(self, draws: Iterator) -> Iterator:
         """``draws``, with a beat before each and after each."""

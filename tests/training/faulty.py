@@ -195,7 +195,24 @@ def count_waits(update: int) -> None:
     Trainer._update = watched
 
 
+def count_graphs(update: int) -> None:
+    """Prints, after each update and evaluation, how many graphs torch.compile has made and how often it was cut short."""
+    from torch._dynamo.utils import counters
+
+    from mpnet_ds.training.trainer import Trainer
+
+    def counted(before):
+        def with_counts(self, *arguments):
+            before(self, *arguments)
+            print(f"graphs: {counters['stats']['unique_graphs']}, breaks: {counters['graph_break'].total()}", flush=True)
+
+        return with_counts
+
+    Trainer._update, Trainer._evaluate = counted(Trainer._update), counted(Trainer._evaluate)
+
+
 FAULTS = {
+    "graphs": count_graphs,
     "waits": count_waits,
     "stop": ask("STOP"),
     "save": ask("SAVE"),

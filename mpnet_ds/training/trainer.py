@@ -35,6 +35,7 @@ from mpnet_ds.training.deepspeed_config import EngineConfig
 from mpnet_ds.training.disks import Disks
 from mpnet_ds.training.engine import Engine, layout
 from mpnet_ds.training.execution import Execution
+from mpnet_ds.training.garbage import collected_by_hand
 from mpnet_ds.training.health import LossWindow, Spike
 from mpnet_ds.training.metrics import MetricsWriter, Throughput, describe
 from mpnet_ds.training.prefetch import prefetched
@@ -123,7 +124,7 @@ class Trainer:
 
     def train(self) -> Outcome:
         """Trains to the recipe's last update, or until it is asked to stop; evaluates and saves on the way and then."""
-        with self._progress, self.control, closing(self.profiler):
+        with self._progress, self.control, closing(self.profiler), collected_by_hand() as self._collect:
             outcome = self._train()
         self.metrics.close()
         return outcome
@@ -279,6 +280,7 @@ class Trainer:
         return f"Its state is in {checkpoint}, its last batch in {folder}."
 
     def _log(self) -> None:
+        self._collect()  # meanwhile a GPU works on
         loss, accuracy, spikes = self._window.close()
         self._report_spikes(spikes)
         norm = self.engine.grad_norm
@@ -322,6 +324,7 @@ class Trainer:
         else:
             self._report_evaluation(*window.close()[:2])
         engine.train()
+        self._collect()
         self._throughput.restart(self.step)
 
     def _report_evaluation(self, loss: float, accuracy: float) -> None:
@@ -333,6 +336,7 @@ class Trainer:
     def _save(self) -> bool:
         """Whether it could be saved; if not, training goes on, and the older checkpoints are as they were."""
         self.watchdog.beat("saving", self.step)
+        self._collect()
         try:
             self.store.save(self.engine.deepspeed, self._info(), self._tokenizer_folder, self.disks)
         except SaveFailed as failure:

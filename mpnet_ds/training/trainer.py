@@ -8,7 +8,7 @@ unequal numbers of them. All randomness of an update follows from (seed, update,
 Before each update the ranks agree on whether to go on (control.py). An update whose loss or gradient is not finite changes
 nothing; its samples are consumed all the same. The code here waits for the device only after a session's first update, to
 log, to evaluate and to save;
-DeepSpeed's optimizers do so once in an update, where they check that the gradient is finite.
+DeepSpeed's optimizers (in fp32 at ZeRO 0 engine.py) do so once in an update, where they check that the gradient is finite.
 """
 
 import math
@@ -43,6 +43,7 @@ from mpnet_ds.training.profile import Profiler
 from mpnet_ds.training.recipe import Recipe
 from mpnet_ds.training.run_folder import Start
 from mpnet_ds.training.schedule import learning_rate
+from mpnet_ds.training.transfer import pack, unpack
 from mpnet_ds.training.watchdog import Watchdog
 
 INSPECTION = "inspection"
@@ -191,9 +192,9 @@ class Trainer:
             yield item
 
     def _draw(self, step: int) -> list[dict[str, Tensor]]:
-        """This rank's micro batches of one update."""
+        """This rank's micro batches of one update, packed."""
         size = self.config.batch.micro_batch_size
-        return [_to_tensors(self.data.consecutive(first, size), self.ranks.device) for first in self._first_samples(step)]
+        return [pack(self.data.consecutive(first, size), self.ranks.device) for first in self._first_samples(step)]
 
     def _first_samples(self, step: int) -> list[int]:
         """Number of the first sample of each of this rank's micro batches of one update."""
@@ -212,9 +213,7 @@ class Trainer:
         scale = self.ranks.world_size * len(batches) / max(num_targets, 1)
         totals, correct = [], []
         for batch in batches:
-            out = self.engine.forward(
-                {name: array.to(self.ranks.device, non_blocking=True) for name, array in batch.items()}
-            )
+            out = self.engine.forward(unpack(batch, self.ranks.device))
             total = out.loss * out.num_targets
             self.engine.backward(total * scale)
             totals.append(total.detach().double())
@@ -318,7 +317,7 @@ class Trainer:
             agreement = self.control.agree(int((batch["predicted_positions"] >= 0).sum()))
             if agreement.request.stops:
                 break
-            out = self.engine.forward(_to_tensors(batch, self.ranks.device, move=True))
+            out = self.engine.forward(unpack(pack(batch, self.ranks.device), self.ranks.device))
             sums = torch.stack([(out.loss * out.num_targets).double(), out.num_correct.double()])
             window.add(self.step, self.ranks.sum(sums), agreement.num_targets)
         else:
@@ -383,14 +382,6 @@ def _seed(seed: int, device: torch.device) -> None:
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
-
-
-def _to_tensors(batch: dict[str, np.ndarray], device: torch.device, move: bool = False) -> dict[str, Tensor]:
-    """Tensors in memory that a GPU can fetch by itself, or on the device."""
-    tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
-    if device.type == "cuda":
-        tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
-    return {name: tensor.to(device) for name, tensor in tensors.items()} if move else tensors
 
 
 def _count_targets(batches: list[dict[str, Tensor]]) -> int:

@@ -2,9 +2,9 @@
 
     OUT/profile/step-00000100-rank-00000.json     one file for each rank, for chrome://tracing or https://ui.perfetto.dev
 
-The trace holds all from the moment the update's data is wanted to the moment its last kernel is done. Spans divide it:
-``data`` (waiting for batches, and for the other ranks' agreement), then for each micro batch ``forward``, ``backward`` and
-``optimizer``. The profiler warms up during the update before, whose times it would spoil.
+Spans divide an update: ``agreement`` (waiting for what the ranks agree on), ``forward``, ``backward`` and ``optimizer`` for
+each micro batch, and ``data`` (waiting for the batches of the next update). The profiler warms up during the update before,
+whose times it would spoil.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 FOLDER = "profile"
 """Of the output, where traces lie."""
-SPANS = ("data", "forward", "backward", "optimizer")
+SPANS = ("agreement", "forward", "data", "backward", "optimizer")
 _NOTHING = nullcontext()
 
 
@@ -36,7 +36,6 @@ class Profiler:
         self.path = output / FOLDER / f"step-{step or 0:08d}-rank-{rank:05d}.json"
         self._on_device = device.type == "cuda"
         self._profile: profile | None = None
-        self._data: AbstractContextManager = _NOTHING
 
     @property
     def is_on(self) -> bool:
@@ -47,21 +46,12 @@ class Profiler:
         """A named part of the update, for ``with``."""
         return record_function(name) if self.is_on else _NOTHING
 
-    def wanting(self, step: int) -> None:
-        """Update number ``step`` is about to begin: its data is waited for."""
-        if self.step is None:
-            return
+    def begin(self, step: int) -> None:
+        """Update number ``step`` begins."""
         if self.is_on and step == self.step:
             self._profile.step()
-        elif step in (self.step - 1, self.step):
+        elif self.step is not None and step in (self.step - 1, self.step):
             self._start(warmup=self.step - step)
-        self._data = self.span("data")
-        self._data.__enter__()
-
-    def drawn(self) -> None:
-        """The data is there, and the ranks agree to go on."""
-        self._data.__exit__(None, None, None)
-        self._data = _NOTHING
 
     def done(self, step: int) -> None:
         """The update is done: if it is the one, its trace is written."""
@@ -71,7 +61,6 @@ class Profiler:
 
     def close(self) -> None:
         """Stops profiling; what is not complete is dropped."""
-        self.drawn()
         if self.is_on:
             self._profile.stop()
             self._profile = None

@@ -5,15 +5,15 @@ rows ``(a * ranks + r) * micro`` and following of them, so that the samples of a
 at any number of ranks. The loss is the mean over all predicted slots of the whole global batch, also where rows have
 unequal numbers of them. All randomness of an update follows from (seed, update, rank).
 
-Before each update the ranks agree on whether to go on (control.py). An update whose loss or gradient is not finite changes
-nothing; its samples are consumed all the same. The code here waits for the device only after a session's first update, to
-log, to evaluate and to save;
-DeepSpeed's optimizers (in fp32 at ZeRO 0 engine.py) do so once in an update, where they check that the gradient is finite.
+Before each update the ranks have agreed on whether to go on (control.py); they begin to as soon as the last forward pass of
+the update before is on its way. An update whose loss or gradient is not finite changes nothing; its samples are consumed
+all the same. The code here waits for the device only after a session's first update, to log, to evaluate and to save;
+DeepSpeed's optimizers (in fp32 at ZeRO 0 engine.py) do so once in an update, to check that the gradient is finite.
 """
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ from mpnet_ds.data.dataset import PretrainingDataset
 from mpnet_ds.data.mixture import MixtureDataset
 from mpnet_ds.model import MPNetForPretraining
 from mpnet_ds.progress import Progress
-from mpnet_ds.training.control import Control, Request
+from mpnet_ds.training.control import Agreement, Control, Request
 from mpnet_ds.training.deepspeed_config import EngineConfig
 from mpnet_ds.training.disks import Disks
 from mpnet_ds.training.engine import Engine, layout
@@ -144,10 +144,21 @@ class Trainer:
 
     def _run_updates(self) -> Request:
         """Returns what made it end: ``NOTHING`` after the last update."""
-        run, first, last = self.recipe.run, self.step + 1, self.recipe.optimization.max_steps
-        for batches, waited in self._watched(prefetched(self._draw, first, last)):
-            agreement = self.control.agree(_count_targets(batches))
-            self.profiler.drawn()
+        first, last = self.step + 1, self.recipe.optimization.max_steps
+        with closing(prefetched(self._draw, first, last)) as self._draws:
+            self.watchdog.beat("drawing data", first)
+            self._look_ahead()
+            return self._run_drawn(first, last)
+
+    def _run_drawn(self, first: int, last: int) -> Request:
+        """Runs the updates whose batches have been, and are being, drawn."""
+        run = self.recipe.run
+        while self._next is not None:
+            batches, waited, agree = self._next
+            self.profiler.begin(self.step + 1)
+            self.watchdog.beat("agreeing", self.step + 1)
+            with self.profiler.span("agreement"):
+                agreement = agree()
             if agreement.request.stops:
                 return agreement.request
             if agreement.request == Request.SAVE:
@@ -166,10 +177,21 @@ class Trainer:
             if self.step % run.log_interval == 0 or is_last:
                 self._log()
             if self.step % run.eval_interval == 0 or is_last:
-                self._evaluate()
+                request = self._evaluate()
+                if request.stops and not is_last:
+                    return request
             if self.step % run.save_interval == 0 and not is_last:
                 self._save()
         return Request.NOTHING
+
+    def _look_ahead(self) -> None:
+        """Draws the next update's batches and begins to agree on it; None after the last."""
+        self._next: tuple[list[dict[str, Tensor]], float, Callable[[], Agreement]] | None = None
+        with self.profiler.span("data"):
+            drawn = next(self._draws, None)
+        if drawn is not None:
+            (batches, num_targets), waited = drawn
+            self._next = batches, waited, self.control.begin(num_targets)
 
     def _finish_first(self) -> None:
         """The first update of a session, in which kernels are loaded and perhaps compiled, is timed apart."""
@@ -179,22 +201,12 @@ class Trainer:
         if self.execution.compile:
             self._progress.write(f"step {self.step}: the first update, in which layers are compiled, took {seconds:.1f} s")
 
-    def _watched(self, draws: Iterator) -> Iterator:
-        """``draws``, with a beat before each and after each."""
-        while True:
-            self.watchdog.beat("drawing data", self.step + 1)
-            self.profiler.wanting(self.step + 1)
-            try:
-                item = next(draws)
-            except StopIteration:
-                return
-            self.watchdog.beat("agreeing", self.step + 1)
-            yield item
-
-    def _draw(self, step: int) -> list[dict[str, Tensor]]:
-        """This rank's micro batches of one update, packed."""
+    def _draw(self, step: int) -> tuple[list[dict[str, Tensor]], int]:
+        """This rank's micro batches of one update, packed, and how many slots they predict."""
         size = self.config.batch.micro_batch_size
-        return [pack(self.data.consecutive(first, size), self.ranks.device) for first in self._first_samples(step)]
+        batches = [self.data.consecutive(first, size) for first in self._first_samples(step)]
+        num_targets = sum(int((batch["predicted_positions"] >= 0).sum()) for batch in batches)
+        return [pack(batch, self.ranks.device) for batch in batches], num_targets
 
     def _first_samples(self, step: int) -> list[int]:
         """Number of the first sample of each of this rank's micro batches of one update."""
@@ -212,8 +224,10 @@ class Trainer:
         # DeepSpeed divides by the accumulation steps and averages over the ranks; this turns it into a sum again.
         scale = self.ranks.world_size * len(batches) / max(num_targets, 1)
         totals, correct = [], []
-        for batch in batches:
+        for number, batch in enumerate(batches, 1):
             out = self.engine.forward(unpack(batch, self.ranks.device))
+            if number == len(batches):
+                self._look_ahead()  # the agreement travels while backward is computed
             total = out.loss * out.num_targets
             self.engine.backward(total * scale)
             totals.append(total.detach().double())
@@ -300,10 +314,14 @@ class Trainer:
         self._progress.write(describe(line, last, (last - self.step) / rate if rate else math.inf))
 
     @torch.no_grad()
-    def _evaluate(self) -> None:
-        """Mean loss over the first rows of the evaluation data, drawn alike each time; given up if the run is to stop."""
+    def _evaluate(self) -> Request:
+        """Mean loss over the first rows of the evaluation data, drawn alike each time; given up if the run is to stop.
+
+        Returns what was asked of the run on the way.
+        """
+        request = Request.NOTHING
         if self.eval_data is None:
-            return
+            return request
         window = LossWindow()
         micro, world = self.config.batch.micro_batch_size, self.ranks.world_size
         count = min(self.recipe.run.eval_samples, len(self.eval_data))
@@ -315,7 +333,8 @@ class Trainer:
             batch["predicted_positions"][numbers >= count] = -1  # every rank runs the same number of batches
             self.watchdog.beat("evaluating", self.step)
             agreement = self.control.agree(int((batch["predicted_positions"] >= 0).sum()))
-            if agreement.request.stops:
+            request = agreement.request
+            if request.stops:
                 break
             out = self.engine.forward(unpack(pack(batch, self.ranks.device), self.ranks.device))
             sums = torch.stack([(out.loss * out.num_targets).double(), out.num_correct.double()])
@@ -325,6 +344,7 @@ class Trainer:
         engine.train()
         self._collect()
         self._throughput.restart(self.step)
+        return request
 
     def _report_evaluation(self, loss: float, accuracy: float) -> None:
         self._evaluated = (self.step, loss)
@@ -382,7 +402,3 @@ def _seed(seed: int, device: torch.device) -> None:
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
-
-
-def _count_targets(batches: list[dict[str, Tensor]]) -> int:
-    return sum(int((batch["predicted_positions"] >= 0).sum()) for batch in batches)

@@ -203,8 +203,9 @@ def count_graphs(update: int) -> None:
 
     def counted(before):
         def with_counts(self, *arguments):
-            before(self, *arguments)
+            result = before(self, *arguments)
             print(f"graphs: {counters['stats']['unique_graphs']}, breaks: {counters['graph_break'].total()}", flush=True)
+            return result
 
         return with_counts
 

@@ -53,6 +53,7 @@ from mpnet_ds.training.pretrain import open_data
 from mpnet_ds.training.processes import Ranks
 from mpnet_ds.training.recipe import Recipe
 from mpnet_ds.training.schedule import learning_rate
+from mpnet_ds.training.transfer import pack, unpack
 
 WARMUP_STEPS = 2
 PARTS = ("data", "forward", "backward", "optimizer")
@@ -144,10 +145,7 @@ def measure(configuration: Configuration, data_folder: str, steps: int, ranks: R
     data, _ = open_data([data_folder], None, recipe)
     torch.manual_seed(recipe.run.seed)
     model = MPNetForPretraining(recipe.model_config(data.tokenizer.vocab_size), recipe.objective, configuration.attention)
-    if configuration.compiled:
-        for layer in model.mpnet.encoder.layer:
-            layer.compile()
-    engine = Engine(model, config, recipe.optimization.weight_decay)
+    engine = Engine(model, config, recipe.optimization.weight_decay, compiled=configuration.compiled)
     described = describe(configuration, recipe, config, model, ranks) | {"tokens_per_row": data.tokens_per_row}
     with closing(Steps(engine, data, recipe, config, ranks, total=2 + WARMUP_STEPS + 2 * steps)) as timed:
         return described | timed.measure(steps)
@@ -207,7 +205,7 @@ class Steps:
         """One update of one micro batch."""
         self.number += 1
         batch, _ = next(self._batches)
-        batch = {name: tensor.to(self.ranks.device, non_blocking=True) for name, tensor in batch.items()}
+        batch = unpack(batch, self.ranks.device)
         self.mark("data")
         optimization = self.recipe.optimization
         rate = learning_rate(self.number, optimization.learning_rate, optimization.warmup_steps, optimization.max_steps)
@@ -249,10 +247,7 @@ class Steps:
         """This rank's batch, where a GPU can fetch it by itself, as the trainer draws it."""
         batch = self.config.batch
         first = (step - 1) * batch.global_batch_size + self.ranks.rank * batch.micro_batch_size
-        arrays = self.data.consecutive(first, batch.micro_batch_size)
-        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        on_gpu = self.ranks.device.type == "cuda"
-        return {name: tensor.pin_memory() if on_gpu else tensor for name, tensor in tensors.items()}
+        return pack(self.data.consecutive(first, batch.micro_batch_size), self.ranks.device)
 
 
 def describe(configuration: Configuration, recipe: Recipe, config: EngineConfig, model, ranks: Ranks) -> dict:

@@ -32,10 +32,8 @@ class Run:
     @property
     def repeatable(self) -> list[dict]:
         """The metrics without what depends on the machine's speed and memory."""
-        return [
-            {name: value for name, value in line.items() if "per_second" not in name and name not in ("data_wait", "memory")}
-            for line in self.metrics
-        ]
+        fleeting = ("tokens_per_second", "predicted_tokens_per_second", "first_step_seconds", "data_wait", "memory", "mfu")
+        return [{name: value for name, value in line.items() if name not in fleeting} for line in self.metrics]
 
     @property
     def losses(self) -> list[float]:

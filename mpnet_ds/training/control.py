@@ -3,7 +3,9 @@
 A run is asked to stop by a signal to any rank (SIGTERM; SIGUSR1, which SLURM sends before time is up; SIGINT, Ctrl-C), by
 the end of the launcher that started the ranks, or by a file ``STOP`` in its output folder; a file ``SAVE`` asks for a
 checkpoint. Requests of all ranks are added up in one small all-reduce between processors (gloo: nothing waits for the
-device), so that all ranks act before the same update. The same all-reduce counts the slots that the update predicts.
+device), so that all ranks act before the same update. The same all-reduce counts the slots that the update predicts. It
+begins while the update before is being computed, which hides it: what is asked of a rank later than that waits for one
+update more.
 
 DeepSpeed's launcher is two processes: ``deepspeed`` starts ``launch.py``, which starts the ranks. The former dies of
 any of these signals and tells nobody; the latter passes SIGTERM and SIGINT on as SIGTERM, to one rank after the other.
@@ -13,6 +15,7 @@ import os
 import re
 import signal
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
@@ -96,14 +99,26 @@ class Control:
 
     def agree(self, num_targets: int = 0) -> Agreement:
         """Adds up what the ranks were asked; every rank must call it, at the same point."""
+        return self.begin(num_targets)()
+
+    def begin(self, num_targets: int = 0) -> Callable[[], Agreement]:
+        """Begins to add up what the ranks have been asked by now; what it returns waits for the sum.
+
+        Every rank must begin the same agreements in the same order. What is asked later on is for the next one.
+        """
         asked = max(self._asked, self._look())
         counts = torch.zeros(1 + len(Request), dtype=torch.int64)
         counts[0] = num_targets
         counts[1 + asked] = 1
-        if self._group is not None:
-            torch.distributed.all_reduce(counts, group=self._group)
-        total, *asked_by = counts.tolist()
-        return Agreement(max(request for request in Request if asked_by[request]), total)
+        work = self._group and torch.distributed.all_reduce(counts, group=self._group, async_op=True)
+
+        def finish() -> Agreement:
+            if work is not None:
+                work.wait()
+            total, *asked_by = counts.tolist()
+            return Agreement(max(request for request in Request if asked_by[request]), total)
+
+        return finish
 
     def answered(self, request: Request) -> None:
         """Removes the file that asked."""

@@ -4,6 +4,8 @@ DeepSpeed's ZeRO and 16-bit optimizers leave an update out when the norm of the 
 nothing does: the plain optimizer would write NaN into every weight. ``Engine`` closes that gap.
 """
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -14,6 +16,7 @@ from mpnet_ds.checkpoint.zero_shards import ZeroCheckpoint
 from mpnet_ds.errors import UserError
 from mpnet_ds.model import MPNetForPretraining
 from mpnet_ds.training.activation_checkpointing import layer_runner
+from mpnet_ds.training.compilation import compile_layers
 from mpnet_ds.training.deepspeed_config import EngineConfig
 from mpnet_ds.training.disks import Disks
 
@@ -23,17 +26,26 @@ class Engine:
 
     Args:
         disks: on which checkpoints go; None: one that all ranks share.
+        compiled: let the layers be compiled, see ``compilation.py``.
 
     Attributes:
         deepspeed: the engine itself.
         applied: whether the last update changed the weights; False if a gradient was NaN or infinite.
         grad_norm: of the last update's gradient over all ranks, before clipping; a float, a scalar tensor or None.
+        span: ``with span("backward"):`` names a part of the work for a profiler; does nothing unless it is set.
     """
 
-    def __init__(self, model: MPNetForPretraining, config: EngineConfig, weight_decay: float, disks: Disks | None = None):
+    def __init__(
+        self,
+        model: MPNetForPretraining,
+        config: EngineConfig,
+        weight_decay: float,
+        disks: Disks | None = None,
+        compiled: bool = False,
+    ):
         from mpnet_ds.checkpoint.shard_files import ShardFiles, save_on_each_disk
 
-        self.deepspeed = build_engine(model, config, weight_decay)
+        self.deepspeed = build_engine(model, config, weight_decay, compiled)
         self.deepspeed.checkpoint_engine = ShardFiles()
         # It would copy a script of DeepSpeed beside the checkpoints, and stop all ranks if the disk is full.
         self.deepspeed._copy_recovery_script = lambda folder: None
@@ -42,6 +54,7 @@ class Engine:
         if hasattr(self.deepspeed.optimizer, "fp32_groups"):
             _undo_first_update(self.deepspeed.optimizer)
         self.applied = True
+        self.span: Callable[[str], AbstractContextManager] = lambda name: nullcontext()
         self.grad_norm: Tensor | float | None = None
         self._is_plain = isinstance(self.deepspeed.optimizer, torch.optim.Optimizer)
         if self._is_plain:
@@ -66,15 +79,22 @@ class Engine:
 
     def forward(self, batch: dict[str, Tensor]):
         """The model's output for one micro batch, without logits."""
-        return self.deepspeed(**batch, return_logits=False)
+        with self.span("forward"):
+            return self.deepspeed(**batch, return_logits=False)
 
     def backward(self, loss: Tensor) -> None:
         """Adds a micro batch's gradients; the one that completes the global batch updates the weights.
 
         Where ``loss`` is not finite, the whole update is left out.
         """
-        # Some infinite losses have finite gradients; times NaN none has.
-        self.deepspeed.backward(loss * torch.where(torch.isfinite(loss), 1.0, torch.nan))
+        with self.span("backward"):
+            # Some infinite losses have finite gradients; times NaN none has.
+            self.deepspeed.backward(loss * torch.where(torch.isfinite(loss), 1.0, torch.nan))
+        with self.span("optimizer"):
+            self._step()
+
+    def _step(self) -> None:
+        """Updates the weights if the last micro batch completed the global batch."""
         completes = self.deepspeed.is_gradient_accumulation_boundary()
         if completes and self._is_plain:
             gradients = [parameter.grad for parameter in self.deepspeed.module.parameters() if parameter.grad is not None]
@@ -120,10 +140,12 @@ def _undo_first_update(optimizer) -> None:
             master.copy_(weight)
 
 
-def build_engine(model: MPNetForPretraining, config: EngineConfig, weight_decay: float):
+def build_engine(model: MPNetForPretraining, config: EngineConfig, weight_decay: float, compiled: bool = False):
     """DeepSpeed's own engine around ``model``, with activation checkpointing where the JSON has that section."""
     import deepspeed
 
+    if compiled:
+        compile_layers(model, config.zero_stage)
     model.checkpoint_function = layer_runner(model.mpnet.encoder.layer, config.engine)
     groups = parameter_groups(model, weight_decay)
     engine, *_ = deepspeed.initialize(model=model, model_parameters=groups, config=config.engine)

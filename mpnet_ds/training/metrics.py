@@ -8,8 +8,10 @@
 
 ``loss`` (nats) and ``accuracy`` are means over all predicted slots since the last line; ``data_wait`` is the share of the
 time that rank 0 waited for batches; ``memory`` is rank 0's peak since its start, in bytes; ``mfu`` is there where the
-device's peak is known. An evaluation line has ``step``, ``consumed_samples``, ``eval_loss`` and ``eval_accuracy``. Other
-lines have ``step`` and tell of an event. A number that is NaN or infinite, which JSON cannot say, is null.
+device's peak is known. The first line of a session has ``first_step_seconds`` as well: in its first update kernels are
+loaded and perhaps compiled, so it is in none of the rates, which are null if there was no other. An evaluation line has
+``step``, ``consumed_samples``, ``eval_loss`` and ``eval_accuracy``. Other lines have ``step`` and tell of an event. A number
+that is NaN or infinite, which JSON cannot say, is null.
 """
 
 import json
@@ -150,6 +152,7 @@ class Throughput:
         peak = peak_flops(ranks.device, precision)
         self.peak = peak * ranks.world_size if peak else None
         self.device, self._clock = ranks.device, clock
+        self._seconds_of_first: float | None = None
         self.updates_per_second = 1.0
         """As of the last ``measure``."""
         self.restart(step=0)
@@ -160,18 +163,32 @@ class Throughput:
         self.waited = 0.0
         """Seconds for data since then, to be added to by the caller."""
 
+    def leave_out_first(self, step: int) -> float:
+        """Measures from here on: update number ``step``, the first of a session, is in no rate. Returns its seconds."""
+        self._seconds_of_first = self._clock() - self._time
+        self.restart(step)
+        return self._seconds_of_first
+
     def measure(self, step: int) -> dict[str, float]:
-        """``tokens_per_second``, ``predicted_tokens_per_second``, ``data_wait``, ``memory`` (bytes) and perhaps ``mfu``."""
-        seconds = max(self._clock() - self._time, 1e-9)
-        self.updates_per_second = (step - self._step) / seconds
-        rates = {
-            "tokens_per_second": self.updates_per_second * self.tokens,
-            "predicted_tokens_per_second": self.updates_per_second * self.predicted,
+        """``tokens_per_second``, ``predicted_tokens_per_second``, ``data_wait``, ``memory`` (bytes), perhaps ``mfu``.
+
+        Rates are NaN where no update but the first was made; the first is told in ``first_step_seconds``, once.
+        """
+        seconds, done = max(self._clock() - self._time, 1e-9), step - self._step
+        self.updates_per_second = done / seconds
+        rate = self.updates_per_second if done else math.nan
+        measured = {
+            "tokens_per_second": rate * self.tokens,
+            "predicted_tokens_per_second": rate * self.predicted,
             "data_wait": self.waited / seconds,
             "memory": peak_memory(self.device),
         }
+        if self.peak:
+            measured["mfu"] = rate * self.flops / self.peak
+        if self._seconds_of_first is not None:
+            measured["first_step_seconds"], self._seconds_of_first = self._seconds_of_first, None
         self.restart(step)
-        return rates | ({"mfu": self.updates_per_second * self.flops / self.peak} if self.peak else {})
+        return measured
 
 
 def describe(line: dict, max_steps: int, seconds_left: float) -> str:
@@ -230,6 +247,8 @@ def _in_columns(value: float, width: int) -> str:
 
 def _rate(count: float) -> str:
     """In five columns: ``3,280``, ``21.5k``, `` 228k``, ``1.52M``."""
+    if math.isnan(count):
+        return "    ?"
     unit, divisor = ("M", 1e6) if count >= 999.5e3 else ("k", 1e3) if count >= 9_999.5 else ("", 1)
     return f"{count:5,.0f}" if not unit else _in_columns(count / divisor, 4) + unit
 

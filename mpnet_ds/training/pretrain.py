@@ -34,6 +34,7 @@ from mpnet_ds.training.deepspeed_config import (
 )
 from mpnet_ds.training.destination import decide_again, find_destination
 from mpnet_ds.training.disks import Disks
+from mpnet_ds.training.execution import Execution, add_execution_arguments, execution_of
 from mpnet_ds.training.memory import Workload, checkpoint_bytes
 from mpnet_ds.training.metrics import FILE_NAME as METRICS
 from mpnet_ds.training.metrics import read_metrics
@@ -109,6 +110,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="start from these weights: a folder that tools/convert_from_hf.py made of any MPNet",
     )
+    add_execution_arguments(parser)
     parser.add_argument("--dry_run", action="store_true", help="check everything, print the resolved settings and stop")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the launcher adds it
 
@@ -123,11 +125,15 @@ def pretrain(arguments: argparse.Namespace) -> int:
     inspection.add(preflight.check_hostfile())
     inspection.add(preflight.check_slots(placement))
     recipe = inspection.attempt(lambda: recipe_of(arguments))
+    execution = inspection.attempt(lambda: execution_of(arguments))
+    if execution is not None and recipe is not None:
+        inspection.add(execution.check_steps(recipe.optimization.max_steps))
     config = _resolve_config(arguments, recipe, placement.world_size, inspection)
     data, eval_data = _open_given_data(arguments, recipe, inspection)
     if inspection.is_fatal and placement.world_size == 1:
         preflight.conclude([inspection])
     ranks = processes.start(arguments.join_timeout)
+    execution = execution and inspection.attempt(lambda: execution.on(ranks.device))
     try:
         if recipe is not None:
             processes.wait_for_each_other(2 * recipe.run.hang_timeout or YEAR)
@@ -136,7 +142,7 @@ def pretrain(arguments: argparse.Namespace) -> int:
             folder = ranks.on_main(sample.prepare_sample)
             data, eval_data = open_data([str(folder)], None, recipe)
             ranks.say(sample.DEMO_TEXT.format(recipe=recipe.name))
-        code = _run(arguments, recipe, config, data, eval_data, ranks, inspection)
+        code = _run(arguments, recipe, config, execution, data, eval_data, ranks, inspection)
     except UserError:
         processes.stop()  # not after a fault: the other ranks may wait in a collective, and this one would join them
         raise
@@ -224,20 +230,26 @@ def open_data(
     return training, evaluation
 
 
-def _run(arguments, recipe: Recipe, config: EngineConfig, data, eval_data, ranks, inspection: Inspection) -> int:
+def _run(
+    arguments, recipe: Recipe, config: EngineConfig, execution: Execution, data, eval_data, ranks, inspection: Inspection
+) -> int:
     start, disks = None, Disks(ranks)
     is_ready = recipe is not None and config is not None and data is not None
+    if execution is not None:
+        inspection.facts |= preflight.flatten("the command line", asdict(execution))
     if is_ready:
         _inspect_run(arguments, recipe, config, data, eval_data, ranks, inspection)
     if all(ranks.gather(is_ready)):
         start, disks = find_destination(arguments, recipe, config, data, ranks, inspection)
+        if start is not None and execution is not None:
+            inspection.add(execution.check_steps(recipe.optimization.max_steps, start.step))
         if start is not None and disks.is_keeper:
             _inspect_disk(recipe, config, data, start, disks, inspection)
     warnings = preflight.agree(inspection, ranks, [*_datasets(data), *_datasets(eval_data)])
     model_config = recipe.model_config(data.tokenizer.vocab_size)
     warnings = [f"warning: {text}" for text in warnings]
     if arguments.dry_run:
-        lines = describe_run(recipe, config, data, eval_data, model_config, start, disks)
+        lines = describe_run(recipe, config, execution, data, eval_data, model_config, start, disks)
         lines += [*_describe_needs(recipe, config, model_config, start, ranks), *warnings, describe_configuration(config)]
         ranks.say("\n".join([*lines, f"All checks passed. Nothing was trained, and nothing written to {start.output}."]))
         return 0
@@ -247,13 +259,16 @@ def _run(arguments, recipe: Recipe, config: EngineConfig, data, eval_data, ranks
             "Train on with --max_steps, or take a new --output_dir.",
         )
         return 0
-    record = _record(arguments, recipe, config, start.identity, model_config, ranks) | {"data": _record_of_data(data)}
+    record = _record(arguments, recipe, config, execution, start.identity, model_config, ranks)
+    record["data"] = _record_of_data(data)
     with ExitStack() as stack:
         disks.on_each(lambda: stack.enter_context(held(start.output)))
         start = decide_again(arguments, config, start, disks)
         disks.on_each(lambda: prepare(start, record, data.tokenizer_folder))
-        ranks.say("\n".join([*describe_run(recipe, config, data, eval_data, model_config, start, disks), *warnings]))
-        outcome = _train(arguments, recipe, config, model_config, data, eval_data, start, disks)
+        ranks.say(
+            "\n".join([*describe_run(recipe, config, execution, data, eval_data, model_config, start, disks), *warnings])
+        )
+        outcome = _train(arguments, recipe, config, execution, model_config, data, eval_data, start, disks)
     return _conclude(outcome, recipe, start.output, disks)
 
 
@@ -292,21 +307,21 @@ def _workload(recipe: Recipe, config: EngineConfig, model_config, ranks) -> Work
     return preflight.workload_of(recipe, config, model_config, ranks.world_size, ranks.device.type != "cpu")
 
 
-def _train(arguments, recipe, config, model_config, data, eval_data, start: Start, disks: Disks):
+def _train(arguments, recipe, config, execution: Execution, model_config, data, eval_data, start: Start, disks: Disks):
     import torch
 
     from mpnet_ds.model import MPNetForPretraining
 
     torch.manual_seed(recipe.run.seed)
-    model = MPNetForPretraining(model_config, recipe.objective)
+    model = MPNetForPretraining(model_config, recipe.objective, execution.attention)
     if arguments.init_from and start.checkpoint is None:
         load_pretrained_weights(model, arguments.init_from)
     run = recipe.run
     with Watchdog(disks.ranks, start.output / HANG, run.hang_timeout, run.lost_timeout) as watchdog:
-        return Trainer(recipe, config, model, data, eval_data, start, disks, watchdog).train()
+        return Trainer(recipe, config, execution, model, data, eval_data, start, disks, watchdog).train()
 
 
-def _record(arguments, recipe, config: EngineConfig, run_identity, model_config, ranks) -> dict:
+def _record(arguments, recipe, config: EngineConfig, execution: Execution, run_identity, model_config, ranks) -> dict:
     """Everything that is needed to repeat the run."""
     return {
         "command": " ".join(sys.argv),
@@ -316,6 +331,7 @@ def _record(arguments, recipe, config: EngineConfig, run_identity, model_config,
         "monitors": config.monitors,
         "batch": asdict(config.batch),
         "precision": config.precision,
+        "execution": asdict(execution),
         "model_config": model_config.to_diff_dict(),
         "parameters": parameter_count(model_config),
         "world_size": ranks.world_size,

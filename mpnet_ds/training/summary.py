@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mpnet_ds.model.sizes import parameter_count
 from mpnet_ds.training.deepspeed_config import EngineConfig
+from mpnet_ds.training.execution import Execution
 from mpnet_ds.training.memory import MemoryEstimate
 from mpnet_ds.training.preflight import Capacity, show_bytes
 from mpnet_ds.training.recipe import Recipe
@@ -16,7 +17,9 @@ from mpnet_ds.training.recipe import Recipe
 NO_EVALUATION = "No evaluation: not all of the data has a holdout. Name one with --eval_data, or build with --holdout."
 
 
-def describe_run(recipe: Recipe, config: EngineConfig, data, eval_data, model_config, start, disks) -> list[str]:
+def describe_run(
+    recipe: Recipe, config: EngineConfig, execution: Execution, data, eval_data, model_config, start, disks
+) -> list[str]:
     """Lines for a person: what is trained, on what, in which batches, where."""
     batch, optimization, ranks = config.batch, recipe.optimization, disks.ranks
     parameters, pieces = parameter_count(model_config), data.tokenizer.vocab_size
@@ -26,10 +29,11 @@ def describe_run(recipe: Recipe, config: EngineConfig, data, eval_data, model_co
         f"Recipe {recipe.name}, objective {recipe.objective}: {parameters:,} parameters, {pieces:,} pieces",
         f"Data {data.describe()}",
         f"Evaluation on {eval_data.describe()}" if eval_data is not None else NO_EVALUATION,
-        f"ZeRO {config.zero_stage} in {config.precision} on {ranks.device.type}",
+        f"ZeRO {config.zero_stage} in {config.precision} on {ranks.device.type}, attention by {execution.attention}",
         f"{batch.global_batch_size} rows an update = {sizes}",
         f"{optimization.max_steps:,} updates = {_show_count(epochs)} epochs of the data",
     ]
+    lines += execution.describe(start.step)
     if len(set(ranks.hosts)) > 1:
         lines.append(describe_hosts(ranks.hosts))
     lines += [f"warning: {path.name} is damaged and set aside: {reason}" for path, reason in start.damaged]

@@ -5,14 +5,16 @@ rows ``(a * ranks + r) * micro`` and following of them, so that the samples of a
 at any number of ranks. The loss is the mean over all predicted slots of the whole global batch, also where rows have
 unequal numbers of them. All randomness of an update follows from (seed, update, rank).
 
-Before each update the ranks agree on whether to go on (control.py). An update whose loss or gradient is not finite changes
-nothing; its samples are consumed all the same. The code here waits for the device only to log, to evaluate and to save;
-DeepSpeed's optimizers do so once in an update, where they check that the gradient is finite.
+Before each update the ranks have agreed on whether to go on (control.py); they begin to as soon as the last forward pass of
+the update before is on its way. An update whose loss or gradient is not finite changes nothing; its samples are consumed
+all the same. The code here waits for the device only after a session's first update, to log, to evaluate and to save;
+DeepSpeed's optimizers (in fp32 at ZeRO 0 engine.py) do so once in an update, to check that the gradient is finite.
 """
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,16 +30,20 @@ from mpnet_ds.data.dataset import PretrainingDataset
 from mpnet_ds.data.mixture import MixtureDataset
 from mpnet_ds.model import MPNetForPretraining
 from mpnet_ds.progress import Progress
-from mpnet_ds.training.control import Control, Request
+from mpnet_ds.training.control import Agreement, Control, Request
 from mpnet_ds.training.deepspeed_config import EngineConfig
 from mpnet_ds.training.disks import Disks
 from mpnet_ds.training.engine import Engine, layout
+from mpnet_ds.training.execution import Execution
+from mpnet_ds.training.garbage import collected_by_hand
 from mpnet_ds.training.health import LossWindow, Spike
 from mpnet_ds.training.metrics import MetricsWriter, Throughput, describe
 from mpnet_ds.training.prefetch import prefetched
+from mpnet_ds.training.profile import Profiler
 from mpnet_ds.training.recipe import Recipe
 from mpnet_ds.training.run_folder import Start
 from mpnet_ds.training.schedule import learning_rate
+from mpnet_ds.training.transfer import pack, unpack
 from mpnet_ds.training.watchdog import Watchdog
 
 INSPECTION = "inspection"
@@ -68,6 +74,7 @@ class Trainer:
         self,
         recipe: Recipe,
         config: EngineConfig,
+        execution: Execution,
         model: MPNetForPretraining,
         data: PretrainingDataset | MixtureDataset,
         eval_data: PretrainingDataset | MixtureDataset | None,
@@ -76,13 +83,14 @@ class Trainer:
         watchdog: Watchdog,
     ):
         ranks = disks.ranks
-        self.recipe, self.config, self.ranks, self.disks, self.start = recipe, config, ranks, disks, start
+        self.recipe, self.config, self.execution = recipe, config, execution
+        self.ranks, self.disks, self.start = ranks, disks, start
         self.data, self.eval_data, self.watchdog = data, eval_data, watchdog
         self.model_config = model.config
         self.store = CheckpointStore(start.output, recipe.run.keep)
         if start.conversion:
             load_weights(model, ZeroCheckpoint(start.checkpoint))
-        self.engine = Engine(model, config, recipe.optimization.weight_decay, disks)
+        self.engine = Engine(model, config, recipe.optimization.weight_decay, disks, execution.compile)
         if start.checkpoint is not None:
             self.engine.load(start.checkpoint, convert=bool(start.conversion))
         self.step = self._saved_step = start.step
@@ -92,6 +100,8 @@ class Trainer:
         self._progress = Progress(
             "Training", recipe.optimization.max_steps, "step", self.step, enabled=ranks.is_main, plain_lines=False
         )
+        self.profiler = Profiler(start.output, execution.profile, ranks.rank, ranks.device, self._progress.write)
+        self.engine.span = self.profiler.span
         self._window = LossWindow(recipe.run.spike_factor)
         self._evaluated: tuple[int, float] | None = None  # update and loss
         self._skipped = self._skipped_in_a_row = 0
@@ -115,7 +125,7 @@ class Trainer:
 
     def train(self) -> Outcome:
         """Trains to the recipe's last update, or until it is asked to stop; evaluates and saves on the way and then."""
-        with self._progress, self.control:
+        with self._progress, self.control, closing(self.profiler), collected_by_hand() as self._collect:
             outcome = self._train()
         self.metrics.close()
         return outcome
@@ -134,9 +144,21 @@ class Trainer:
 
     def _run_updates(self) -> Request:
         """Returns what made it end: ``NOTHING`` after the last update."""
-        run, last = self.recipe.run, self.recipe.optimization.max_steps
-        for batches, waited in self._watched(prefetched(self._draw, self.step + 1, last)):
-            agreement = self.control.agree(_count_targets(batches))
+        first, last = self.step + 1, self.recipe.optimization.max_steps
+        with closing(prefetched(self._draw, first, last)) as self._draws:
+            self.watchdog.beat("drawing data", first)
+            self._look_ahead()
+            return self._run_drawn(first, last)
+
+    def _run_drawn(self, first: int, last: int) -> Request:
+        """Runs the updates whose batches have been, and are being, drawn."""
+        run = self.recipe.run
+        while self._next is not None:
+            batches, waited, agree = self._next
+            self.profiler.begin(self.step + 1)
+            self.watchdog.beat("agreeing", self.step + 1)
+            with self.profiler.span("agreement"):
+                agreement = agree()
             if agreement.request.stops:
                 return agreement.request
             if agreement.request == Request.SAVE:
@@ -147,31 +169,44 @@ class Trainer:
             self.step += 1
             self.watchdog.beat("updating", self.step)
             self._update(batches, agreement.num_targets)
+            self.profiler.done(self.step)
             self._progress.update()
+            if self.step == first:
+                self._finish_first()
             is_last = self.step == last
             if self.step % run.log_interval == 0 or is_last:
                 self._log()
             if self.step % run.eval_interval == 0 or is_last:
-                self._evaluate()
+                request = self._evaluate()
+                if request.stops and not is_last:
+                    return request
             if self.step % run.save_interval == 0 and not is_last:
                 self._save()
         return Request.NOTHING
 
-    def _watched(self, draws: Iterator) -> Iterator:
-        """``draws``, with a beat before each and after each."""
-        while True:
-            self.watchdog.beat("drawing data", self.step + 1)
-            try:
-                item = next(draws)
-            except StopIteration:
-                return
-            self.watchdog.beat("agreeing", self.step + 1)
-            yield item
+    def _look_ahead(self) -> None:
+        """Draws the next update's batches and begins to agree on it; None after the last."""
+        self._next: tuple[list[dict[str, Tensor]], float, Callable[[], Agreement]] | None = None
+        with self.profiler.span("data"):
+            drawn = next(self._draws, None)
+        if drawn is not None:
+            (batches, num_targets), waited = drawn
+            self._next = batches, waited, self.control.begin(num_targets)
 
-    def _draw(self, step: int) -> list[dict[str, Tensor]]:
-        """This rank's micro batches of one update."""
+    def _finish_first(self) -> None:
+        """The first update of a session, in which kernels are loaded and perhaps compiled, is timed apart."""
+        if self.ranks.device.type == "cuda":
+            torch.cuda.synchronize(self.ranks.device)
+        seconds = self._throughput.leave_out_first(self.step)
+        if self.execution.compile:
+            self._progress.write(f"step {self.step}: the first update, in which layers are compiled, took {seconds:.1f} s")
+
+    def _draw(self, step: int) -> tuple[list[dict[str, Tensor]], int]:
+        """This rank's micro batches of one update, packed, and how many slots they predict."""
         size = self.config.batch.micro_batch_size
-        return [_to_tensors(self.data.consecutive(first, size), self.ranks.device) for first in self._first_samples(step)]
+        batches = [self.data.consecutive(first, size) for first in self._first_samples(step)]
+        num_targets = sum(int((batch["predicted_positions"] >= 0).sum()) for batch in batches)
+        return [pack(batch, self.ranks.device) for batch in batches], num_targets
 
     def _first_samples(self, step: int) -> list[int]:
         """Number of the first sample of each of this rank's micro batches of one update."""
@@ -189,10 +224,10 @@ class Trainer:
         # DeepSpeed divides by the accumulation steps and averages over the ranks; this turns it into a sum again.
         scale = self.ranks.world_size * len(batches) / max(num_targets, 1)
         totals, correct = [], []
-        for batch in batches:
-            out = self.engine.forward(
-                {name: array.to(self.ranks.device, non_blocking=True) for name, array in batch.items()}
-            )
+        for number, batch in enumerate(batches, 1):
+            out = self.engine.forward(unpack(batch, self.ranks.device))
+            if number == len(batches):
+                self._look_ahead()  # the agreement travels while backward is computed
             total = out.loss * out.num_targets
             self.engine.backward(total * scale)
             totals.append(total.detach().double())
@@ -258,6 +293,7 @@ class Trainer:
         return f"Its state is in {checkpoint}, its last batch in {folder}."
 
     def _log(self) -> None:
+        self._collect()  # meanwhile a GPU works on
         loss, accuracy, spikes = self._window.close()
         self._report_spikes(spikes)
         norm = self.engine.grad_norm
@@ -278,10 +314,14 @@ class Trainer:
         self._progress.write(describe(line, last, (last - self.step) / rate if rate else math.inf))
 
     @torch.no_grad()
-    def _evaluate(self) -> None:
-        """Mean loss over the first rows of the evaluation data, drawn alike each time; given up if the run is to stop."""
+    def _evaluate(self) -> Request:
+        """Mean loss over the first rows of the evaluation data, drawn alike each time; given up if the run is to stop.
+
+        Returns what was asked of the run on the way.
+        """
+        request = Request.NOTHING
         if self.eval_data is None:
-            return
+            return request
         window = LossWindow()
         micro, world = self.config.batch.micro_batch_size, self.ranks.world_size
         count = min(self.recipe.run.eval_samples, len(self.eval_data))
@@ -293,15 +333,18 @@ class Trainer:
             batch["predicted_positions"][numbers >= count] = -1  # every rank runs the same number of batches
             self.watchdog.beat("evaluating", self.step)
             agreement = self.control.agree(int((batch["predicted_positions"] >= 0).sum()))
-            if agreement.request.stops:
+            request = agreement.request
+            if request.stops:
                 break
-            out = self.engine.forward(_to_tensors(batch, self.ranks.device, move=True))
+            out = self.engine.forward(unpack(pack(batch, self.ranks.device), self.ranks.device))
             sums = torch.stack([(out.loss * out.num_targets).double(), out.num_correct.double()])
             window.add(self.step, self.ranks.sum(sums), agreement.num_targets)
         else:
             self._report_evaluation(*window.close()[:2])
         engine.train()
+        self._collect()
         self._throughput.restart(self.step)
+        return request
 
     def _report_evaluation(self, loss: float, accuracy: float) -> None:
         self._evaluated = (self.step, loss)
@@ -312,6 +355,7 @@ class Trainer:
     def _save(self) -> bool:
         """Whether it could be saved; if not, training goes on, and the older checkpoints are as they were."""
         self.watchdog.beat("saving", self.step)
+        self._collect()
         try:
             self.store.save(self.engine.deepspeed, self._info(), self._tokenizer_folder, self.disks)
         except SaveFailed as failure:
@@ -358,15 +402,3 @@ def _seed(seed: int, device: torch.device) -> None:
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
-
-
-def _to_tensors(batch: dict[str, np.ndarray], device: torch.device, move: bool = False) -> dict[str, Tensor]:
-    """Tensors in memory that a GPU can fetch by itself, or on the device."""
-    tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
-    if device.type == "cuda":
-        tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
-    return {name: tensor.to(device) for name, tensor in tensors.items()} if move else tensors
-
-
-def _count_targets(batches: list[dict[str, Tensor]]) -> int:
-    return sum(int((batch["predicted_positions"] >= 0).sum()) for batch in batches)

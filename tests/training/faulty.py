@@ -195,7 +195,48 @@ def count_waits(update: int) -> None:
     Trainer._update = watched
 
 
+def count_graphs(update: int) -> None:
+    """Prints, after each update and evaluation, how many graphs torch.compile has made and how often it was cut short."""
+    from torch._dynamo.utils import counters
+
+    from mpnet_ds.training.trainer import Trainer
+
+    def counted(before):
+        def with_counts(self, *arguments):
+            result = before(self, *arguments)
+            print(f"graphs: {counters['stats']['unique_graphs']}, breaks: {counters['graph_break'].total()}", flush=True)
+            return result
+
+        return with_counts
+
+    Trainer._update, Trainer._evaluate = counted(Trainer._update), counted(Trainer._evaluate)
+
+
+def count_garbage(update: int) -> None:
+    """Prints how many objects only a collection would have freed, of the updates from one on, and how often one ran."""
+    import gc
+
+    from mpnet_ds.training.trainer import Trainer
+
+    before, log, runs = Trainer._update, Trainer._log, []
+
+    def watched(self, batches, num_targets):
+        if self.step == update:
+            gc.collect()
+            gc.callbacks.append(lambda phase, info: runs.append(info) if phase == "stop" else None)
+        before(self, batches, num_targets)
+
+    def logged(self):
+        print(f"collections: {len(runs)}", flush=True)
+        log(self)
+        print(f"with the log: {len(runs)}, freed: {runs[-1]['collected']}", flush=True)
+
+    Trainer._update, Trainer._log = watched, logged
+
+
 FAULTS = {
+    "garbage": count_garbage,
+    "graphs": count_graphs,
     "waits": count_waits,
     "stop": ask("STOP"),
     "save": ask("SAVE"),

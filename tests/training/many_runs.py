@@ -3,7 +3,7 @@
     python tests/training/many_runs.py LIST        deepspeed --num_accelerators 2 tests/training/many_runs.py LIST
 
 LIST is a JSON file: for each run, the arguments of launch/pretrain.py. What a run prints stands between lines
-``begin I`` and ``end I: CODE, SECONDS s``.
+``begin I`` and ``end I: CODE, SECONDS s``; its last line is ``fused updates: N``, calls of PyTorch's fused AdamW.
 """
 
 import argparse
@@ -13,19 +13,23 @@ import time
 from pathlib import Path
 from unittest import mock
 
+import torch
+
 from mpnet_ds.training import processes
 from mpnet_ds.training.pretrain import add_arguments, pretrain
 
 
 def main() -> None:
-    ranks = processes.start()
+    ranks, fused = processes.start(), torch._fused_adamw_
     with mock.patch.object(processes, "stop"):  # DeepSpeed holds on to its first process group, so it must live on
         for number, arguments in enumerate(json.loads(Path(sys.argv[-1]).read_text())):
             parser = argparse.ArgumentParser()
             add_arguments(parser)
             ranks.say(f"begin {number}")
             begin = time.perf_counter()
-            code = pretrain(parser.parse_args(arguments))
+            with mock.patch.object(torch, "_fused_adamw_", side_effect=fused) as updates:
+                code = pretrain(parser.parse_args(arguments))
+            ranks.say(f"fused updates: {updates.call_count}")
             ranks.say(f"end {number}: {code}, {time.perf_counter() - begin:.1f} s")
     processes.stop()
 

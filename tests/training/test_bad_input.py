@@ -209,3 +209,9 @@ def test_what_deepspeed_would_not_take_is_found_before_anything_is_written(datas
     run = pretrain(tmp_path / "run", "--recipe", RECIPE, "--data", dataset_folder, config=config)
     assert_refused(run, message)
     assert not (tmp_path / "run").exists()
+
+
+def test_unknown_attention(dataset_folder, tmp_path):
+    run = pretrain(tmp_path / "run", "--recipe", RECIPE, "--data", dataset_folder, "--attention", "sdpaa")
+    assert_refused(run, "unknown attention 'sdpaa'", "Did you mean 'sdpa'?")
+    assert not (tmp_path / "run").exists()

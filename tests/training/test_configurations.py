@@ -86,6 +86,13 @@ def test_every_configuration_trains_to_the_losses_of_zero2(one_rank, name):
     assert f"in {name if name in IN_16_BITS else 'fp32'} on" in run.out
 
 
+@pytest.mark.parametrize("name", map(on_gpu_only, SHIPPED))
+def test_the_fused_optimizer_does_every_update(one_rank, name):
+    calls = int(re.search(r"^fused updates: (\d+)$", one_rank[name].out, re.MULTILINE)[1])
+    assert calls >= 6
+    assert calls % 6 == 0  # one, or one for each group of parameters
+
+
 def test_zero0_in_bf16_trains_like_the_other_stages_in_bf16(one_rank):
     run, reference = one_rank["zero0_in_bf16"], one_rank["bf16"]
     assert run.code == 0

@@ -131,6 +131,20 @@ def test_rates_are_of_the_time_since_the_last_restart():
     assert second["tokens_per_second"] == pytest.approx(0.4 * 256 * 512)
 
 
+def test_the_first_update_is_told_apart_and_in_no_rate():
+    times = iter([0.0, 40.0, 40.0, 40.0, 40.0, 42.0, 42.0])
+    measured = throughput(clock=lambda: next(times))
+    assert measured.leave_out_first(step=1) == 40
+    first = measured.measure(step=1)
+    assert first["first_step_seconds"] == 40
+    assert math.isnan(first["tokens_per_second"])
+    assert measured.updates_per_second == 0
+    second = measured.measure(step=5)
+    assert second["tokens_per_second"] == 2 * 256 * 512
+    assert "first_step_seconds" not in second
+    assert "    ? tok/s" in describe(LINE | first, 10, math.inf)
+
+
 def test_padding_is_no_token_but_work(monkeypatch):
     monkeypatch.setattr(metrics, "peak_flops", lambda *_: 1e15)
     times = iter([0.0, 2.0, 2.0])

@@ -1,0 +1,58 @@
+"""torch.compile of the encoder's layers.
+
+All layers share their code, so one compilation serves them all: one for layers that compute all rows and one for the
+last, each in training and in evaluation; and two more where layers are computed again in backward. Shapes are fixed, so
+nothing is compiled later on.
+
+What is compiled is a layer's ``forward``, within the hooks that ZeRO 3 puts around a layer to gather its weights. Hooks of
+the modules inside would cut the graph at each of them, so at ZeRO 3 a layer becomes a leaf: it gathers its weights together.
+"""
+
+import os
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
+
+import torch
+
+from mpnet_ds.errors import UserError
+from mpnet_ds.model import MPNetForPretraining
+
+
+def compile_layers(model: MPNetForPretraining, zero_stage: int) -> None:
+    """Lets each layer be compiled at its first use; names and values of the weights stay.
+
+    To be called before DeepSpeed's engine is built around the model.
+    """
+    torch._dynamo.reset()  # what an earlier model of this process compiled would count against the limit of one function
+    layers = model.mpnet.encoder.layer
+    if zero_stage == 3:
+        from deepspeed.utils import set_z3_leaf_modules
+
+        set_z3_leaf_modules(model, [type(layers[0])])
+    for layer in layers:
+        layer.forward = torch.compile(layer.forward, dynamic=False)
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raises ``UserError`` where torch.compile lacks something that it would find out in the first update only."""
+    if device.type == "cuda":
+        from torch.utils._triton import has_triton
+
+        if not has_triton():
+            raise UserError(
+                "--compile needs Triton on a GPU, and it is not installed or does not serve this one: leave it out."
+            )
+        names = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
+    else:
+        names = [os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")]
+    missing = []
+    if not any(shutil.which(name) for name in names):
+        missing.append(f"a compiler ({' or '.join(names)})")
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    if not header.is_file():
+        missing.append(f"Python's headers ({header})")
+    if missing:
+        cure = "install them (Debian, Ubuntu: apt install g++ python3-dev), or leave --compile out"
+        raise UserError(f"--compile needs {' and '.join(missing)}, not found here: {cure}.")

@@ -1,0 +1,32 @@
+"""Python's garbage collection, kept out of the updates.
+
+By itself the interpreter looks through its objects whenever there are many new ones, at another moment on each rank, and all
+ranks wait for the slowest. So what is there when training begins is set aside, and the rest is looked through where a run
+waits anyway. Updates leave no cycles behind, so there is little to wait for (tests/training/test_garbage.py).
+
+What it is worth, on two busy cores at ZeRO 2: looking through the 450,000 objects that PyTorch, DeepSpeed and transformers
+make took 600 to 800 ms, with these set aside 0.2 ms. By itself that comes after tens of thousands of updates; in 300 updates
+there were three small collections of 0.2 ms in all. So on a few processors the gain is nil.
+"""
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def collected_by_hand() -> Iterator[Callable[[], int]]:
+    """Within it nothing is collected but by calling what it gives: ``with collected_by_hand() as collect: … collect()``.
+
+    Objects that are there on entering are never looked through. All is as before on leaving.
+    """
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield gc.collect
+    finally:
+        gc.unfreeze()
+        if was_enabled:
+            gc.enable()

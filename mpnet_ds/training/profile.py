@@ -1,0 +1,104 @@
+"""A trace of one update, by ``torch.profiler``: where its time goes, on the processor and on the device.
+
+    OUT/profile/step-00000100-rank-00000.json     one file for each rank, for chrome://tracing or https://ui.perfetto.dev
+
+Spans divide an update: ``agreement`` (waiting for what the ranks agree on), ``forward``, ``backward`` and ``optimizer`` for
+each micro batch, and ``data`` (waiting for the batches of the next update). The profiler warms up during the update before,
+whose times it would spoil.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function, schedule
+
+FOLDER = "profile"
+"""Of the output, where traces lie."""
+SPANS = ("agreement", "forward", "data", "backward", "optimizer")
+_NOTHING = nullcontext()
+
+
+class Profiler:
+    """Follows a run's updates and profiles one of them; where none is to be, ``is_on`` stays False and nothing is done.
+
+    Args:
+        output: the run's folder.
+        step: the update, from 1; None profiles none.
+        rank: this process's number.
+        device: where the model is.
+        say: takes text for a person; called on every rank.
+    """
+
+    def __init__(self, output: Path, step: int | None, rank: int, device: torch.device, say: Callable[[str], None]):
+        self.step, self._say = step, say
+        self.path = output / FOLDER / f"step-{step or 0:08d}-rank-{rank:05d}.json"
+        self._on_device = device.type == "cuda"
+        self._profile: profile | None = None
+
+    @property
+    def is_on(self) -> bool:
+        """Whether the profiler runs now, warming up or recording."""
+        return self._profile is not None
+
+    def span(self, name: str) -> AbstractContextManager:
+        """A named part of the update, for ``with``."""
+        return record_function(name) if self.is_on else _NOTHING
+
+    def begin(self, step: int) -> None:
+        """Update number ``step`` begins."""
+        if self.is_on and step == self.step:
+            self._profile.step()
+        elif self.step is not None and step in (self.step - 1, self.step):
+            self._start(warmup=self.step - step)
+
+    def done(self, step: int) -> None:
+        """The update is done: if it is the one, its trace is written."""
+        if self.is_on and step == self.step:
+            self._profile.step()
+            self.close()
+
+    def close(self) -> None:
+        """Stops profiling; what is not complete is dropped."""
+        if self.is_on:
+            self._profile.stop()
+            self._profile = None
+
+    def _start(self, warmup: int) -> None:
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._on_device else [])]
+        plan = schedule(wait=0, warmup=warmup, active=1, repeat=1)
+        self._profile = profile(activities=activities, schedule=plan, on_trace_ready=self._write)
+        self._profile.start()
+
+    def _write(self, done: profile) -> None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            done.export_chrome_trace(str(self.path))
+        except (OSError, RuntimeError) as error:
+            self._say(f"warning: the trace could not be written ({error}); training goes on.")
+            return
+        table = describe(done.key_averages(), self._on_device)
+        self._say(f"Update {self.step} is profiled in {self.path} (open it in https://ui.perfetto.dev)\n{table}")
+
+
+def describe(averages, on_device: bool, count: int = 10) -> str:
+    """The most expensive operators, one a line: name, calls, time of their own in ms and its share of all operators'.
+
+    Args:
+        averages: ``profile.key_averages()``.
+        on_device: by time of the device, else of the processor.
+        count: of them.
+    """
+    attribute = "self_device_time_total" if on_device else "self_cpu_time_total"
+    rows = [(getattr(row, attribute), row.count, row.key) for row in averages if not _is_frame(row.key)]
+    total = sum(microseconds for microseconds, _, _ in rows) or 1
+    rows = sorted(rows, reverse=True)[:count]
+    lines = [f"{'operator':<48}{'calls':>7}{'ms':>10}{'share':>8}"]
+    lines += [f"{key[:47]:<48}{calls:>7}{time / 1000:>10.2f}{time / total:>8.1%}" for time, calls, key in rows]
+    return "\n".join(f"  {line}" for line in lines)
+
+
+def _is_frame(name: str) -> bool:
+    """A span around operators rather than one of them."""
+    return name in SPANS or name.startswith("ProfilerStep")

@@ -31,7 +31,6 @@ def test_a_run_is_compiled_on_the_way_and_goes_on_without(trained, dataset_folde
     # In evaluation all layers but the last, and the last; the same two in training; then nothing any more.
     assert counts == [("2", "0"), *[("4", "0")] * 4]
     assert compiled.losses == pytest.approx(plain.losses, abs=TOLERANCE)
-    assert compiled.losses != plain.losses  # it was compiled code that ran
     first, second = [line for line in compiled.metrics if line["step"] > 6 and "loss" in line]
     assert first["first_step_seconds"] > 5 / second["tokens_per_second"] * 8 * 32
     assert first["tokens_per_second"] is None

@@ -86,7 +86,7 @@ def test_every_configuration_trains_to_the_losses_of_zero2(one_rank, name):
     assert f"in {name if name in IN_16_BITS else 'fp32'} on" in run.out
 
 
-@pytest.mark.parametrize("name", [on_gpu_only(name) for name in SHIPPED])
+@pytest.mark.parametrize("name", [*map(on_gpu_only, SHIPPED)])
 def test_the_fused_optimizer_does_every_update(one_rank, name):
     calls = int(re.search(r"^fused updates: (\d+)$", one_rank[name].out, re.MULTILINE)[1])
     assert calls >= 6

@@ -1,14 +1,25 @@
 """Requests to stop and to save, in real processes."""
 
 import signal
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from mpnet_ds.checkpoint.store import verify
+from mpnet_ds.training.control import Agreement, Control, Request
 from tests.training.faulty_runs import launch, ranks_of, saved_steps, train, wait_for_update
 
 SECONDS_TO_SAVE = 30
+
+
+def test_what_is_asked_after_an_agreement_began_is_for_the_next(tmp_path):
+    ranks = SimpleNamespace(world_size=1, is_main=True, local_rank=0)
+    control = Control(tmp_path, ranks)
+    finish = control.begin(num_targets=3)
+    (tmp_path / "STOP").touch()
+    assert finish() == Agreement(Request.NOTHING, 3)
+    assert control.agree(5) == Agreement(Request.STOP, 5)
 
 
 @pytest.mark.parametrize(("fault", "code"), [("sigterm@3", 75), ("sigusr1@3", 75), ("sigint@3", 130), ("stop@3", 0)])

@@ -20,6 +20,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from transformers import MPNetConfig
 
 from mpnet_ds.errors import UserError, did_you_mean
 from mpnet_ds.model.flex_attention import FlexAttention
@@ -35,6 +36,9 @@ class Backend(Protocol):
     """One way to compute attention; without state, so that it may be shared by all models."""
 
     name: str
+
+    def check(self, device: torch.device, config: MPNetConfig) -> None:
+        """Raises ``UserError`` where a model of these sizes could not be trained on the device."""
 
     def prepare(self, table: nn.Embedding, layout: Layout) -> tuple[Tensor, ...]:
         """What depends on the batch and the table alone, once a step.

@@ -11,16 +11,30 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import flex_attention
+from transformers import MPNetConfig
 
 from mpnet_ds.errors import UserError
 from mpnet_ds.model.relative_position import relative_bias
 from mpnet_ds.model.visibility import Layout
+
+NO_DROPOUT = (
+    "attention 'flex' has no dropout, and attention_probs_dropout_prob is {}. "
+    "Set it to 0 in the recipe, or use another attention."
+)
+NO_GRADIENTS = "attention 'flex' has gradients on GPUs only, and the model is on '{}'. Use attention 'auto' or 'eager'."
 
 
 class FlexAttention:
     """The back-end ``flex``; on a processor it computes forward alone, uncompiled, for tests."""
 
     name = "flex"
+
+    def check(self, device: torch.device, config: MPNetConfig) -> None:
+        """See ``attention.Backend``."""
+        if config.attention_probs_dropout_prob > 0:
+            raise UserError(NO_DROPOUT.format(config.attention_probs_dropout_prob))
+        if device.type != "cuda":
+            raise UserError(NO_GRADIENTS.format(device.type))
 
     def prepare(self, table: nn.Embedding, layout: Layout) -> tuple[Tensor, ...]:
         """See ``attention.Backend``; the bias [H, n, n], and of the layout what the scores are looked up by."""
@@ -35,16 +49,10 @@ class FlexAttention:
             UserError: dropout, or gradients on a processor.
         """
         if dropout > 0:
-            raise UserError(
-                f"attention 'flex' has no dropout, and attention_probs_dropout_prob is {dropout}. "
-                "Set it to 0 in the recipe, or use another attention."
-            )
+            raise UserError(NO_DROPOUT.format(dropout))
         on_gpu = query.device.type == "cuda"
         if not on_gpu and torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value, prepared[0])):
-            raise UserError(
-                f"attention 'flex' has gradients on GPUs only, and the model is on '{query.device.type}'. "
-                "Use attention 'auto' or 'eager'."
-            )
+            raise UserError(NO_GRADIENTS.format(query.device.type))
         return (_compiled() if on_gpu else _attend)(query, key, value, first_row, *prepared)
 
 

@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import MPNetConfig
 
 from mpnet_ds.model.relative_position import bucket_table
 from mpnet_ds.model.visibility import Layout
@@ -20,6 +21,9 @@ class EagerAttention:
     """Two matrix products and a softmax, on any device: what the other back-ends are compared with."""
 
     name = "eager"
+
+    def check(self, device: torch.device, config: MPNetConfig) -> None:
+        """See ``attention.Backend``; nothing is refused."""
 
     def prepare(self, table: nn.Embedding, layout: Layout) -> tuple[Tensor]:
         """See ``attention.Backend``; the bias [B, H, R, K]."""

@@ -13,6 +13,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from transformers import MPNetConfig
 
 from mpnet_ds.errors import UserError
 from mpnet_ds.model.random_bits import RandomBits, draw_seed, rounded
@@ -29,17 +30,16 @@ class ProcessorAttention:
 
     name = "processor"
 
-    def prepare(self, table: nn.Embedding, layout: Layout) -> tuple[Tensor]:
-        """See ``attention.Backend``; the bias [B, H, R, K].
-
-        Raises:
-            UserError: the model is not on a processor.
-        """
-        if table.weight.device.type != "cpu":
-            device = table.weight.device.type
+    def check(self, device: torch.device, config: MPNetConfig | None = None) -> None:
+        """See ``attention.Backend``."""
+        if device.type != "cpu":
             raise UserError(
-                f"attention 'processor' is for processors, and the model is on '{device}'. Use 'auto' or 'sdpa'."
+                f"attention 'processor' is for processors, and the model is on '{device.type}'. Use 'auto' or 'sdpa'."
             )
+
+    def prepare(self, table: nn.Embedding, layout: Layout) -> tuple[Tensor]:
+        """See ``attention.Backend``; the bias [B, H, R, K]."""
+        self.check(table.weight.device)
         reach = layout.num_tokens
         buckets = bucket_table(reach, layout.row_places.device).to(torch.uint8)
         buckets = buckets[layout.key_places[:, None, :] - layout.row_places[:, :, None] + reach]
@@ -62,9 +62,9 @@ def bias_of_buckets(table: Tensor, buckets: Tensor) -> Tensor:
     hidden = table.new_full((1, table.shape[1]), torch.finfo(table.dtype).min)
     by_head = torch.cat([table, hidden]).t().contiguous()
     bias = table.new_empty(batch, table.shape[1], rows, keys)
-    for row, places in enumerate(buckets.flatten(1).int()):
-        for head, values in enumerate(by_head):
-            torch.index_select(values, 0, places, out=bias[row, head].flatten())
+    places = buckets.flatten().int()
+    for head, values in enumerate(by_head):
+        bias[:, head] = values.index_select(0, places).view(buckets.shape)
     return bias
 
 
@@ -77,16 +77,14 @@ def _(table, buckets):
 @torch.library.custom_op("mpnet_ds::sum_by_bucket", mutates_args=())
 def sum_by_bucket(gradient: Tensor, buckets: Tensor) -> Tensor:
     """[32, H] from gradient [B, H, R, K] and buckets uint8 [B, R, K]; summed in fp64."""
-    sums = torch.zeros(gradient.shape[1], NUM_BUCKETS + 1, dtype=torch.float64)
-    for row, places in enumerate(buckets.flatten(1)):
-        for head, total in enumerate(sums):
-            total += torch.bincount(places, gradient[row, head].flatten().double(), NUM_BUCKETS + 1)
-    return sums[:, :NUM_BUCKETS].t().to(gradient.dtype)
+    places = buckets.flatten()
+    sums = [torch.bincount(places, of_head.double().flatten(), NUM_BUCKETS + 1) for of_head in gradient.unbind(1)]
+    return torch.stack(sums, dim=1)[:NUM_BUCKETS].to(gradient.dtype)
 
 
 @sum_by_bucket.register_fake
 def _(gradient, buckets):
-    return gradient.new_empty(gradient.shape[1], NUM_BUCKETS).t()
+    return gradient.new_empty(NUM_BUCKETS, gradient.shape[1])
 
 
 def _keep_buckets(ctx, inputs, output) -> None:

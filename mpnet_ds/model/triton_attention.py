@@ -28,6 +28,7 @@ import os
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import MPNetConfig
 
 from mpnet_ds.errors import UserError
 from mpnet_ds.model.relative_position import relative_bias
@@ -41,6 +42,11 @@ class TritonAttention:
     """The back-end ``triton``: needs a GPU, or TRITON_INTERPRET=1, set before triton is imported, for tests without one."""
 
     name = "triton"
+
+    def check(self, device: torch.device, config: MPNetConfig) -> None:
+        """See ``attention.Backend``."""
+        check_triton(device)
+        check_width(config.hidden_size // config.num_attention_heads)
 
     def prepare(self, table: nn.Embedding, layout: Layout) -> tuple[Tensor, ...]:
         """See ``attention.Backend``; the tensors that ``attend`` calls by name.
@@ -68,11 +74,7 @@ class TritonAttention:
         Raises:
             UserError: a head is wider than 128.
         """
-        if query.shape[3] > WIDEST_HEAD:
-            raise UserError(
-                f"heads are {query.shape[3]} wide; attention 'triton' computes heads of up to {WIDEST_HEAD}. "
-                "Use more heads, or attention 'sdpa'."
-            )
+        check_width(query.shape[3])
         batch, heads, rows, _ = query.shape
         dropped = round(dropout * 2**32)
         row_factors = odd_numbers((batch, heads, rows) if dropped else (0,), query.device)
@@ -92,6 +94,15 @@ def check_triton(device: torch.device) -> None:
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         raise UserError(
             f"attention 'triton' needs a GPU, and the model is on '{device.type}'. Use attention 'auto' or 'eager'."
+        )
+
+
+def check_width(width: int) -> None:
+    """Raises ``UserError`` for heads that are too wide."""
+    if width > WIDEST_HEAD:
+        raise UserError(
+            f"heads are {width} wide; attention 'triton' computes heads of up to {WIDEST_HEAD}. "
+            "Use more heads, or attention 'sdpa'."
         )
 
 

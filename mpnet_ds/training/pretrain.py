@@ -19,6 +19,7 @@ from mpnet_ds.data.dataset import PretrainingDataset
 from mpnet_ds.data.mixture import MixtureDataset, open_datasets, parse_weighted
 from mpnet_ds.errors import UserError
 from mpnet_ds.lasting_output import outlive_readers
+from mpnet_ds.model.attention import choose_backend
 from mpnet_ds.model.sizes import parameter_count
 from mpnet_ds.model.two_stream import check_config
 from mpnet_ds.objectives import get_objective
@@ -238,7 +239,7 @@ def _run(
     if execution is not None:
         inspection.facts |= preflight.flatten("the command line", asdict(execution))
     if is_ready:
-        _inspect_run(arguments, recipe, config, data, eval_data, ranks, inspection)
+        _inspect_run(arguments, recipe, config, execution, data, eval_data, ranks, inspection)
     if all(ranks.gather(is_ready)):
         start, disks = find_destination(arguments, recipe, config, data, ranks, inspection)
         if start is not None and execution is not None:
@@ -272,10 +273,14 @@ def _run(
     return _conclude(outcome, recipe, start.output, disks)
 
 
-def _inspect_run(arguments, recipe: Recipe, config: EngineConfig, data, eval_data, ranks, inspection) -> None:
+def _inspect_run(
+    arguments, recipe: Recipe, config: EngineConfig, execution: Execution | None, data, eval_data, ranks, inspection
+) -> None:
     """Everything that can be checked once the settings are known, the ranks connected and the data opened."""
     model_config = recipe.model_config(data.tokenizer.vocab_size)
     inspection.attempt(lambda: check_config(model_config))
+    if execution is not None:
+        inspection.attempt(lambda: choose_backend(execution.attention, ranks.device).check(ranks.device, model_config))
     if arguments.init_from:
         inspection.attempt(lambda: check_start(arguments.init_from, model_config, data.tokenizer))
     inspection.facts |= {preflight.DATA: data.checksum, "the tokenizer's checksum": data.tokenizer.fingerprint}

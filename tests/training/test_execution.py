@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import torch
 
 from mpnet_ds.model.attention import BACKENDS
 from mpnet_ds.training.profile import SPANS
@@ -67,3 +68,15 @@ def test_an_update_that_does_not_come_is_not_profiled(trained, dataset_folder, t
     assert "--profile 8: that update is done, the run goes on after update 8" in done.out
     assert not (output / "profile").exists()
     assert "going to be profiled" not in done.out
+
+
+@pytest.mark.parametrize("attention", ["flex", "triton"])
+def test_attention_that_cannot_be_trained_here_is_refused_before_anything_is_written(attention, dataset_folder, tmp_path):
+    run = pretrain(tmp_path / "run", "--recipe", RECIPE, "--data", dataset_folder, "--attention", attention)
+    if torch.cuda.is_available():
+        assert run.code == 0, run.err
+        return
+    assert run.code == 2
+    assert f"error: attention '{attention}'" in run.err
+    assert "the model is on 'cpu'. Use attention 'auto' or 'eager'" in run.err
+    assert not (tmp_path / "run").exists()

@@ -30,16 +30,13 @@ class ProcessorAttention:
 
     name = "processor"
 
-    def check(self, device: torch.device, config: MPNetConfig | None = None) -> None:
+    def check(self, device: torch.device, config: MPNetConfig) -> None:
         """See ``attention.Backend``."""
-        if device.type != "cpu":
-            raise UserError(
-                f"attention 'processor' is for processors, and the model is on '{device.type}'. Use 'auto' or 'sdpa'."
-            )
+        check_processor(device)
 
     def prepare(self, table: nn.Embedding, layout: Layout) -> tuple[Tensor]:
         """See ``attention.Backend``; the bias [B, H, R, K]."""
-        self.check(table.weight.device)
+        check_processor(table.weight.device)
         reach = layout.num_tokens
         buckets = bucket_table(reach, layout.row_places.device).to(torch.uint8)
         buckets = buckets[layout.key_places[:, None, :] - layout.row_places[:, :, None] + reach]
@@ -50,6 +47,14 @@ class ProcessorAttention:
         """See ``attention.Backend``."""
         is_recorded = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value, bias))
         return attention(query, key, value, bias[:, :, first_row:], draw_seed(), dropout, is_recorded)[0]
+
+
+def check_processor(device: torch.device) -> None:
+    """Raises ``UserError`` for another device."""
+    if device.type != "cpu":
+        raise UserError(
+            f"attention 'processor' is for processors, and the model is on '{device.type}'. Use 'auto' or 'sdpa'."
+        )
 
 
 @torch.library.custom_op("mpnet_ds::bias_of_buckets", mutates_args=())

@@ -32,7 +32,12 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+ALSO_LONG = ("mpnet, documents", "plm", "mlm")  # the others cover them in part, and an interpreter is slow
+
+
+@pytest.mark.parametrize(
+    "layout", [pytest.param(name, marks=pytest.mark.long) if name in ALSO_LONG else name for name in LAYOUTS]
+)
 def test_output_and_gradients_are_those_of_eager(layout):
     case = make_case(**LAYOUTS[layout])
     assert_same(case.run("triton"), case.run("eager"), 1e-5)
@@ -80,7 +85,7 @@ def test_rows_that_see_nothing_are_zero_and_have_no_gradients():
     assert all((x.grad == 0).all() for x in (*inputs, case.table.weight))
 
 
-@pytest.mark.parametrize("case", ["plm", "mlm", "ngram3"])
+@pytest.mark.parametrize("case", ["plm", *(pytest.param(name, marks=pytest.mark.long) for name in ("mlm", "ngram3"))])
 def test_logits_are_the_originals(case):
     with torch.no_grad():
         test_parity.test_logits_and_loss_are_the_originals(case, "triton", "cpu")

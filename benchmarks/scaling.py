@@ -99,7 +99,7 @@ def message_counts() -> str:
 
 
 def step_times(mfu: float, stages: Sequence[int]) -> str:
-    """Milliseconds: computing + communication that nothing hides + agreement; A = 4."""
+    """Milliseconds: computing + communication and agreement that nothing hides; A = 4."""
     rows = []
     for network in NETWORKS:
         for one in MODELS:

@@ -269,7 +269,7 @@ class Work:
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of an update; ``agreement`` is that of the trainer over gloo."""
+    """Seconds of an update; ``agreement`` is what nothing hides of the trainer's, over gloo."""
 
     computing: float
     exposed: float
@@ -301,6 +301,7 @@ def step_time(work: Work, engine: Engine, network: Network, n: int) -> StepTime:
         needed, parts = seconds.get(what, 0.0) / times, calls[what].calls / times if what in calls else 1
         hidden += times * min(needed * (1 - 1 / parts), window * work.seconds)
     hidden = min(hidden, times * work.seconds)
+    agreement = max(0.0, agreement - 2 / 3 * work.seconds)  # on the next update, during the last backward of this one
     return StepTime(engine.accumulation * work.seconds, sum(seconds.values()) - hidden, agreement)
 
 

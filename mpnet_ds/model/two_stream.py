@@ -182,9 +182,14 @@ class LMHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
         self.decoder.weight, self.decoder.bias = token_table, self.bias
 
-    def forward(self, hidden: Tensor, labels: Tensor, return_logits: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-        """``linear_cross_entropy`` of hidden [..., d] and labels int64 [...], and perhaps the logits [..., V]."""
+    def forward(self, hidden: Tensor, labels: Tensor | None = None, return_logits: bool = True):
+        """Logits [..., V] of hidden [..., d].
+
+        With labels int64 [...]: ``linear_cross_entropy``'s sum and count, and the logits (None if they are not wanted).
+        """
         hidden = self.layer_norm(F.gelu(self.dense(hidden)))
+        if labels is None:
+            return self.decoder(hidden)
         return *self.decoder(hidden, labels), self.decoder(hidden) if return_logits else None
 
 

@@ -39,7 +39,7 @@ def test_only_the_chosen_layers_go_through_deepspeed(monkeypatch, section, expec
     run = layer_runner(layers, {"activation_checkpointing": section})
     hidden = torch.zeros(1)
     for layer in layers:
-        hidden = run(layer, hidden, torch.zeros(1), 1)
+        hidden = run(layer, hidden, None, 1, 0, torch.zeros(1))
     assert passed == expected
     assert hidden.item() == 0 + 1 + 2 + 3
 
@@ -55,5 +55,5 @@ class Shift(nn.Module):
         super().__init__()
         self.number = number
 
-    def forward(self, hidden, bias, one):
-        return hidden + self.number * one
+    def forward(self, hidden, backend, num_content, first_row, bias):
+        return hidden + self.number * num_content + first_row + bias

@@ -16,6 +16,7 @@ from mpnet_ds.checkpoint import load_consolidated
 from mpnet_ds.data import PretrainingDataset
 from mpnet_ds.data.counter_rng import make_key
 from mpnet_ds.model import MPNetForPretraining
+from mpnet_ds.model.dropout import Dropout
 from mpnet_ds.training.recipe import Recipe, load_recipe
 from tests.runs import RECIPE, Run, pretrain, recipe_with
 
@@ -161,11 +162,12 @@ def test_held_out_loss_is_that_of_the_checkpoint_without_dropout(hard_run, datas
     assert run.eval_losses[-1] == pytest.approx(held_out(model, recipe, dataset_folder, 11)["eval_loss"], abs=TOLERANCE)
 
 
-def test_dropout_falls_where_it_does_in_transformers():
-    """With the same seed the plain encoder draws the same masks in the same places as ``MPNetModel`` does in training."""
+def test_dropout_falls_where_it_does_in_transformers(monkeypatch):
+    """With PyTorch's draws the plain encoder draws the same masks in the same places as ``MPNetModel`` does in training."""
+    monkeypatch.setattr(Dropout, "forward", torch.nn.Dropout.forward)  # our own draws: tests/model/test_dropout.py
     config = load_recipe(str(RECIPE)).model_config(50)
     config.hidden_dropout_prob, config.attention_probs_dropout_prob = 0.3, 0.2
-    ours = MPNetForPretraining(config).train()
+    ours = MPNetForPretraining(config, attention="eager").train()
     theirs = MPNetModel(config, add_pooling_layer=False).train()
     theirs.load_state_dict({k.removeprefix("mpnet."): v for k, v in ours.state_dict().items() if k.startswith("mpnet.")})
     ids = torch.randint(5, 50, (3, 17))

@@ -1,7 +1,7 @@
 """Dropout that costs little on a processor; on other devices PyTorch's own."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 from torch.nn import functional as F
 
 from mpnet_ds.model.random_bits import RandomBits, draw_seed, rounded
@@ -17,7 +17,7 @@ class Dropout(nn.Dropout):
         return drop(x, draw_seed(), self.p)[0]
 
 
-@torch.library.custom_op("mpnet_ds::drop", mutates_args=())
+@library.custom_op("mpnet_ds::drop", mutates_args=())
 def drop(x: Tensor, seed: Tensor, probability: float) -> tuple[Tensor, Tensor]:
     """``x`` with numbers left out and the others scaled; and what each was multiplied by, of the same shape and dtype."""
     factors = torch.empty(x.shape, dtype=x.dtype)

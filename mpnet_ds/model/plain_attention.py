@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import MPNetConfig
 
-from mpnet_ds.model.relative_position import bucket_table
+from mpnet_ds.model.relative_position import pair_buckets
 from mpnet_ds.model.visibility import Layout
 
 
@@ -50,8 +50,6 @@ def attention_bias(table: nn.Embedding, layout: Layout) -> Tensor:
 
     The smallest finite number rather than minus infinity: a row of padding that sees nothing stays finite.
     """
-    reach = layout.num_tokens
-    relative = layout.key_places[:, None, :] - layout.row_places[:, :, None]
-    buckets = bucket_table(reach, relative.device)[relative + reach]
+    buckets = pair_buckets(layout.row_places, layout.key_places, layout.num_tokens)
     bias = table(buckets).permute(0, 3, 1, 2)
     return bias.masked_fill(~layout.visible[:, None], torch.finfo(bias.dtype).min)

@@ -12,12 +12,12 @@ Shapes: B rows of a batch, H heads, R rows of the network, K keys, D width of a 
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 from transformers import MPNetConfig
 
 from mpnet_ds.errors import UserError
 from mpnet_ds.model.random_bits import RandomBits, draw_seed, rounded
-from mpnet_ds.model.relative_position import NUM_BUCKETS, bucket_table
+from mpnet_ds.model.relative_position import NUM_BUCKETS, pair_buckets
 from mpnet_ds.model.visibility import Layout
 
 SCORES_AT_ONCE = 2**22
@@ -37,9 +37,7 @@ class ProcessorAttention:
     def prepare(self, table: nn.Embedding, layout: Layout) -> tuple[Tensor]:
         """See ``attention.Backend``; the bias [B, H, R, K]."""
         check_processor(table.weight.device)
-        reach = layout.num_tokens
-        buckets = bucket_table(reach, layout.row_places.device).to(torch.uint8)
-        buckets = buckets[layout.key_places[:, None, :] - layout.row_places[:, :, None] + reach]
+        buckets = pair_buckets(layout.row_places, layout.key_places, layout.num_tokens).to(torch.uint8)
         buckets.masked_fill_(~layout.visible, NUM_BUCKETS)
         return (bias_of_buckets(table(torch.arange(NUM_BUCKETS)), buckets),)
 
@@ -57,7 +55,7 @@ def check_processor(device: torch.device) -> None:
         )
 
 
-@torch.library.custom_op("mpnet_ds::bias_of_buckets", mutates_args=())
+@library.custom_op("mpnet_ds::bias_of_buckets", mutates_args=())
 def bias_of_buckets(table: Tensor, buckets: Tensor) -> Tensor:
     """[B, H, R, K] from table [32, H] and buckets uint8 [B, R, K]; bucket 32 is for keys that are not visible.
 
@@ -79,7 +77,7 @@ def _(table, buckets):
     return table.new_empty(batch, table.shape[1], rows, keys)
 
 
-@torch.library.custom_op("mpnet_ds::sum_by_bucket", mutates_args=())
+@library.custom_op("mpnet_ds::sum_by_bucket", mutates_args=())
 def sum_by_bucket(gradient: Tensor, buckets: Tensor) -> Tensor:
     """[32, H] from gradient [B, H, R, K] and buckets uint8 [B, R, K]; summed in fp64."""
     places = buckets.flatten()
@@ -103,7 +101,7 @@ def _bias_backward(ctx, gradient: Tensor) -> tuple:
 bias_of_buckets.register_autograd(_bias_backward, setup_context=_keep_buckets)
 
 
-@torch.library.custom_op("mpnet_ds::attention", mutates_args=())
+@library.custom_op("mpnet_ds::attention", mutates_args=())
 def attention(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor, seed: Tensor, dropout: float, is_recorded: bool
 ) -> tuple[Tensor, Tensor]:
@@ -143,7 +141,7 @@ def _(query, key, value, bias, seed, dropout, is_recorded):
     return out, query.new_empty((batch * heads, rows, keys) if is_recorded else (0,))
 
 
-@torch.library.custom_op("mpnet_ds::attention_backward", mutates_args=())
+@library.custom_op("mpnet_ds::attention_backward", mutates_args=())
 def attention_backward(
     gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, probabilities: Tensor, dropout: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -30,6 +30,18 @@ def bucket_table(max_distance: int, device: torch.device) -> Tensor:
     return bucket(torch.arange(-max_distance, max_distance + 1, device=device))
 
 
+def pair_buckets(row_places: Tensor, key_places: Tensor, num_tokens: int) -> Tensor:
+    """int64 [B, R, K]: the bucket of each pair of a row and a key.
+
+    Args:
+        row_places: int64 [B, R], 0 … n - 1.
+        key_places: int64 [B, K], likewise.
+        num_tokens: n.
+    """
+    relative = key_places[:, None, :] - row_places[:, :, None]
+    return bucket_table(num_tokens, relative.device)[relative + num_tokens]
+
+
 def relative_bias(table: nn.Embedding, num_tokens: int) -> Tensor:
     """[H, n, n] in the table's dtype: the bias between the tokens at places i and j, at [:, i, j].
 

@@ -26,7 +26,7 @@ import importlib.util
 import os
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 from torch.nn import functional as F
 from transformers import MPNetConfig
 
@@ -148,7 +148,7 @@ def in_columns(of_keys: Tensor, tokens: int, elsewhere: int) -> Tensor:
     return torch.cat(padded, dim=1)
 
 
-@torch.library.custom_op("mpnet_ds::triton_attention", mutates_args=())
+@library.custom_op("mpnet_ds::triton_attention", mutates_args=())
 def attention(
     query: Tensor,
     key: Tensor,
@@ -191,7 +191,7 @@ def _(query, key, value, *_) -> tuple[Tensor, Tensor]:
     return query.new_empty(batch, rows, heads, width), query.new_empty(batch, heads, rows, dtype=torch.float32)
 
 
-@torch.library.custom_op("mpnet_ds::triton_attention_backward", mutates_args=())
+@library.custom_op("mpnet_ds::triton_attention_backward", mutates_args=())
 def attention_backward(
     query: Tensor,
     key: Tensor,
@@ -220,7 +220,7 @@ def attention_backward(
         bias_learns: whether the bias's gradient is wanted.
         (the others): what ``attention`` got.
     """
-    gradients = attention_backward_fake(query, key, value, bias, bias_learns)
+    gradients = _empty_gradients(query, key, value, bias, bias_learns)
     from mpnet_ds.model import triton_kernels  # imports triton
 
     triton_kernels.backward(
@@ -230,14 +230,15 @@ def attention_backward(
     return gradients
 
 
-def attention_backward_fake(query, key, value, bias, bias_learns: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _empty_gradients(query, key, value, bias, bias_learns: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What ``attention_backward`` returns, not yet filled."""
     of_heads = [x.new_empty(x.shape[0], x.shape[2], x.shape[1], x.shape[3]) for x in (query, key, value)]
     return *of_heads, torch.empty_like(bias) if bias_learns else bias.new_empty(0)
 
 
 @attention_backward.register_fake
 def _(query, key, value, bias, *arguments):
-    return attention_backward_fake(query, key, value, bias, arguments[-1])
+    return _empty_gradients(query, key, value, bias, arguments[-1])
 
 
 def _keep_for_backward(ctx, inputs, output) -> None:

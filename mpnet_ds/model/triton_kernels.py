@@ -81,6 +81,13 @@ def store_head_tile(pointer, numbers, stride, count, value, HEAD_WIDTH: tl.const
     tl.store(pointer + numbers[:, None] * stride + d[None, :], value.to(pointer.dtype.element_ty), mask=mask)
 
 
+@triton.jit
+def keys_of_tile(start, columns, token_columns, tokens, keys):
+    """Of a tile of columns: whether it is of mask keys, the numbers of its keys, and where the keys of its kind end."""
+    of_mask = start >= token_columns
+    return of_mask, tl.where(of_mask, columns - (token_columns - tokens), columns), tl.where(of_mask, keys, tokens)
+
+
 @triton.jit(do_not_specialize=VARYING)
 def forward_kernel(
     query, key, value, bias, mask_bias, row_places, row_levels, column_from, column_until, row_factors, column_factors,
@@ -113,9 +120,7 @@ def forward_kernel(
     acc = tl.zeros([ROW_TILE, HEAD_TILE], tl.float32)
     for start in range(0, columns_end, KEY_TILE):
         columns = start + tl.arange(0, KEY_TILE)
-        of_mask = start >= token_columns
-        k_numbers = tl.where(of_mask, columns - (token_columns - tokens), columns)
-        k_end = tl.where(of_mask, keys, tokens)
+        of_mask, k_numbers, k_end = keys_of_tile(start, columns, token_columns, tokens, keys)
         k = head_tile(key, k_numbers, key_row, k_end, HEAD_WIDTH, HEAD_TILE)
         exists = columns < columns_end
         row_bias = tl.where(of_mask, mask_bias, token_bias)
@@ -178,9 +183,7 @@ def backward_kernel(
     start = key_tile * KEY_TILE
     columns = start + tl.arange(0, KEY_TILE)
     exists = columns < columns_end
-    of_mask = start >= token_columns
-    k_numbers = tl.where(of_mask, columns - (token_columns - tokens), columns)
-    k_end = tl.where(of_mask, keys, tokens)
+    of_mask, k_numbers, k_end = keys_of_tile(start, columns, token_columns, tokens, keys)
     k = head_tile(key + b.to(tl.int64) * key_batch + h * key_head, k_numbers, key_row, k_end, HEAD_WIDTH, HEAD_TILE)
     v = head_tile(value + b.to(tl.int64) * value_batch + h * value_head, k_numbers, value_row, k_end, HEAD_WIDTH, HEAD_TILE)
     since = tl.load(column_from + b * table_units * TOKEN_UNIT + columns)
@@ -248,9 +251,8 @@ def query_kernel(
     acc = tl.zeros([ROW_TILE, HEAD_TILE], tl.float32)
     for start in range(0, columns_end, KEY_TILE):
         columns = start + tl.arange(0, KEY_TILE)
-        of_mask = start >= token_columns
-        k_numbers = tl.where(of_mask, columns - (token_columns - tokens), columns)
-        k = head_tile(key, k_numbers, key_row, tl.where(of_mask, keys, tokens), HEAD_WIDTH, HEAD_TILE)
+        _, k_numbers, k_end = keys_of_tile(start, columns, token_columns, tokens, keys)
+        k = head_tile(key, k_numbers, key_row, k_end, HEAD_WIDTH, HEAD_TILE)
         at = grad_scores + r[:, None] * columns_end + columns[None, :]
         ds = tl.load(at, mask=(r < rows)[:, None] & (columns < columns_end)[None, :], other=0.0)
         acc += tl.dot(ds, k, input_precision=PRECISION)

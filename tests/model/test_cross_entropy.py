@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import library
 from torch.nn import functional as F
 
 from mpnet_ds.model.cross_entropy import linear_cross_entropy, score
@@ -83,3 +84,9 @@ def test_rows_that_do_not_count_may_hold_anything():
     assert torch.isfinite(total)
     assert not tensors[0].grad[2].any()
     assert torch.isfinite(tensors[1].grad).all()
+
+
+@pytest.mark.parametrize("multiple", [1, 8])
+def test_the_operator_keeps_what_it_promises_to_torch(multiple):
+    tensors, labels = problem(5, 3, 6, seed=5)
+    library.opcheck(score, (*tensors, labels, 12, multiple, True))

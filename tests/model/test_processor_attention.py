@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import library
 
 from mpnet_ds.errors import UserError
 from mpnet_ds.model.attention import choose_backend
@@ -43,7 +44,7 @@ def test_the_operator_keeps_what_it_promises_to_torch():
     backend = choose_backend("processor", torch.device("cpu"))
     bias = [x.detach().requires_grad_() for x in backend.prepare(case.table, case.layout)]
     inputs = [x.clone().requires_grad_() for x in (case.query, case.key, case.value)]
-    torch.library.opcheck(attention, (*inputs, *bias, draw_seed(), 0.0, True))
+    library.opcheck(attention, (*inputs, *bias, draw_seed(), 0.0, True))
 
 
 def test_another_device_is_refused():

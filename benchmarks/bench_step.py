@@ -48,6 +48,7 @@ COLUMNS = {
     "zero_stage": "ZeRO",
     "checkpointed_layers": "checkpointed",
     "attention": "attention",
+    "attention_dropout": "its dropout",
     "compiled": "compiled",
     "micro_batch_size": "rows",
 }
@@ -128,6 +129,7 @@ def name_of(configuration: Configuration) -> str:
 
 
 IN_WORDS = {
+    "attention_dropout": "dropout {} on its probabilities",
     "zero_stage": "ZeRO {}",
     "checkpointing": "checkpointing {}",
     "micro_batch_size": "{} rows",

@@ -1,7 +1,8 @@
 """Tests and measures everything on this machine's GPU, in limited time: python benchmarks/measure_gpu.py --minutes 9
 
 First the tests of the model (parity with the original's numbers, gradients), which run on a GPU too where there is one; then
-training steps, the most valuable first: every attention back-end at the rows that fill the device, other numbers of rows,
+training steps, the most valuable first: every attention back-end that the device has, at the rows that fill it, with and
+without dropout on its probabilities (FlexAttention has none, and is measured without it throughout), other numbers of rows,
 ``torch.compile``, fp16, ZeRO 0, activation checkpointing, and at last everything with everything. Nothing new is begun that
 would not be done in time. What fails (too little memory, a back-end that this device has not) is a line among the others.
 
@@ -15,10 +16,12 @@ import sys
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from bench_step import COLUMNS, FIGURES, derive, middle, name_of
@@ -40,7 +43,9 @@ FIRST_GUESS = 40.0
 """Seconds of a measurement, before there was one."""
 COMPILING = 2.0
 """Times as long as others, as long as none was seen."""
-NAMED = ("attention", "precision", "zero_stage", "checkpointed_layers", "compiled", "micro_batch_size")
+WITHOUT_DROPOUT = {"attention_dropout": 0.0}
+ALL_BACKENDS = MappingProxyType({name: {} for name in BACKENDS if name != AUTO})
+NAMED = ("attention", "attention_dropout", "precision", "zero_stage", "checkpointed_layers", "compiled", "micro_batch_size")
 
 
 def main() -> int:
@@ -60,7 +65,8 @@ def main() -> int:
     quiet_libraries()
     deadline = time.monotonic() + 60 * arguments.minutes
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    plan = list(plan_of(arguments.recipe, arguments.rows, choose_backend(AUTO, device).name))
+    backends = backends_of(device, Configuration(arguments.recipe))
+    plan = list(plan_of(arguments.recipe, arguments.rows, choose_backend(AUTO, device).name, backends))
     for configuration in plan:
         configuration.check()
     found = Findings(arguments, left_out=[label(configuration) for configuration in plan])
@@ -73,15 +79,29 @@ def main() -> int:
     return 0 if found.rows and found.tests_passed else 1
 
 
-def plan_of(recipe: str, rows: list[int], attention: str) -> Iterator[Configuration]:
+def backends_of(device: torch.device, configuration: Configuration) -> dict[str, dict]:
+    """Attention back-ends that such a model can be trained with on the device, and what each needs changed for it."""
+    found = {}
+    for name, change in product(ALL_BACKENDS, ({}, WITHOUT_DROPOUT)):
+        sizes = replace(configuration, **change).sized_recipe().model_config(VOCAB_SIZE)
+        with suppress(UserError):  # it cannot be; or not with dropout, and then perhaps without
+            choose_backend(name, device).check(device, sizes)
+            found.setdefault(name, change)
+    return found
+
+
+def plan_of(
+    recipe: str, rows: list[int], attention: str, backends: Mapping[str, dict] = ALL_BACKENDS
+) -> Iterator[Configuration]:
     """Configurations, the most valuable first, none twice.
 
     Args:
         attention: the back-end that ``auto`` stands for.
+        backends: from ``backends_of``.
     """
     seen = set()
-    for values in _wishes(rows, attention):
-        configuration = Configuration(recipe=recipe, **values)
+    for values in _wishes(rows, attention, list(backends)):
+        configuration = Configuration(recipe=recipe, **backends.get(values["attention"], {}) | values)
         if configuration not in seen:
             seen.add(configuration)
             yield configuration
@@ -92,11 +112,11 @@ def label(configuration: Configuration) -> str:
     return name_of(replace(configuration, recipe=Configuration.recipe))
 
 
-def _wishes(rows: list[int], attention: str) -> Iterator[dict]:
-    own = [name for name in BACKENDS if name != AUTO]
+def _wishes(rows: list[int], attention: str, own: list[str]) -> Iterator[dict]:
     usual = {"attention": attention, "precision": "bf16", "zero_stage": 2, "micro_batch_size": sorted(rows)[len(rows) // 2]}
     others = [size for size in rows if size != usual["micro_batch_size"]]
     yield from (usual | {"attention": name} for name in own)
+    yield from (usual | {"attention": name} | WITHOUT_DROPOUT for name in own)
     yield usual | {"compiled": True}
     yield from (usual | {"micro_batch_size": size} for size in others)
     yield usual | {"precision": "fp16"}

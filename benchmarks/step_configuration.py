@@ -31,6 +31,8 @@ class Configuration:
     recipe: str = "mpnet-base"
     deepspeed_config: str = "ds_configs/zero2.json"
     attention: str = "auto"
+    attention_dropout: float | None = None
+    """Probability of dropout on the attention's probabilities."""
     precision: str | None = None
     """``fp32``, ``bf16`` or ``fp16``, whatever the file enables."""
     zero_stage: int | None = None
@@ -56,6 +58,8 @@ class Configuration:
             heads = max(1, self.hidden_size // WIDTH_OF_A_HEAD)
             sizes = {"hidden_size": self.hidden_size, "intermediate_size": 4 * self.hidden_size}
             model = replace(model, num_attention_heads=heads, **sizes)
+        if self.attention_dropout is not None:
+            model = replace(model, attention_probs_dropout_prob=self.attention_dropout)
         positions = max(model.max_position_embeddings, seq_length + 2)
         layers = self.layers or model.num_hidden_layers
         model = replace(model, num_hidden_layers=layers, max_position_embeddings=positions)
@@ -117,6 +121,9 @@ def add_configuration_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", nargs="+", default=["mpnet-base"], metavar="NAME|FILE")
     parser.add_argument("--deepspeed_config", nargs="+", default=["ds_configs/zero2.json"], metavar="FILE")
     parser.add_argument("--attention", nargs="+", default=["auto"], metavar="NAME", help="back-ends (auto)")
+    parser.add_argument(
+        "--attention_dropout", **several, type=float, metavar="P", help="instead of the recipe's; flex needs 0"
+    )
     parser.add_argument("--precision", **several, choices=("fp32", "bf16", "fp16"), help="instead of the file's")
     parser.add_argument("--zero_stage", **several, type=int, choices=range(4), help="instead of the file's")
     help = "layers computed again in backward, instead of the file's: none, all or how many"

@@ -259,6 +259,7 @@ def describe(configuration: Configuration, recipe: Recipe, config: EngineConfig,
     return asdict(configuration) | {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "attention": choose_backend(configuration.attention, device).name,
+        "attention_dropout": sizes.attention_probs_dropout_prob,
         "precision": config.precision,
         "zero_stage": config.zero_stage,
         "checkpointed_layers": again,

@@ -376,6 +376,20 @@ def test_the_plan_for_a_gpu_has_everything_once_and_the_back_ends_first():
         assert {c.compiled for c in plan if c.attention == name} == {False, True}
 
 
+def test_only_back_ends_that_the_device_has_are_planned():
+    base = Configuration("mpnet-base")
+    on_gpu, here = (measure_gpu.backends_of(torch.device(kind), base) for kind in ("cuda", "cpu"))
+    assert "processor" not in on_gpu
+    assert (on_gpu["eager"], on_gpu["flex"]) == ({}, {"attention_dropout": 0.0})
+    assert set(here) == {"eager", "processor", "sdpa"}
+    plan = list(measure_gpu.plan_of("mpnet-base", [64], "sdpa", on_gpu))
+    dropout = {name: {c.attention_dropout for c in plan if c.attention == name} for name in on_gpu}
+    assert dropout["flex"] == {0.0}
+    assert dropout["sdpa"] == {None, 0.0}
+    with_it, without = (replace(base, attention_dropout=p).sized_recipe().model for p in (None, 0.0))
+    assert (with_it.attention_probs_dropout_prob, without.attention_probs_dropout_prob) == (0.1, 0.0)
+
+
 @pytest.fixture
 def quick_gpu(steps, monkeypatch, tmp_path):
     """``measure_gpu`` with a clock of its own: a measurement takes 30 seconds, one that compiles 90."""

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.runs import ROOT, free_port
@@ -55,11 +56,8 @@ class Supervised:
         return [(self.folder / f"saved-{rank}").read_text() for rank in range(len(self.pids))]
 
     def someone_is_left(self) -> bool:
-        return any(str(self.folder) in path.read_text() for path in command_lines())
-
-
-def command_lines() -> list[Path]:
-    return [path for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+        lines = (process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"]))  # None: it ended meanwhile
+        return any(str(self.folder) in word for line in lines for word in line)
 
 
 def wait_for(path: Path) -> str:
@@ -93,8 +91,7 @@ def test_a_signal_asks_the_ranks_to_save_and_their_code_comes_back(tmp_path, lau
 
 def test_ranks_that_a_launcher_leaves_behind_are_asked_to_save(tmp_path):
     run = Supervised(tmp_path, deepspeed())
-    launcher = int(Path(f"/proc/{run.pids[0]}/stat").read_text().split()[3])
-    os.kill(launcher, signal.SIGKILL)
+    os.kill(psutil.Process(run.pids[0]).ppid(), signal.SIGKILL)
     assert run.process.wait(60) == 1
     assert run.workers() == ["None", "None"]
     assert not run.someone_is_left()

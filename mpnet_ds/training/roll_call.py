@@ -18,7 +18,8 @@ from mpnet_ds.errors import UserError
 from mpnet_ds.launchers import Placement, hosts_of_command, name_ranks
 
 FIRST_NEWS, MORE_NEWS = 15.0, 60.0  # seconds
-_ROLL, _COUNT, _RESULT = "roll", "count", "result"
+TIME_TO_READ = 10.0  # seconds in which a rank that is there should have read that others are not
+_ROLL, _COUNT, _RESULT, _READ = "roll", "count", "result", "read"
 
 
 def call_roll(placement: Placement, timeout: float):
@@ -47,8 +48,9 @@ def call_roll(placement: Placement, timeout: float):
     except Exception as error:
         raise _unreachable(placement, host, error) from None
     if "missing" in result:
-        if placement.rank == 0:
-            time.sleep(3)  # for the others to read it
+        store.add(_READ, 1)
+        if placement.rank == 0:  # whose end is the store's
+            _wait_until_read(store, result["present"])
         raise UserError(result["missing"])
     return server, tuple(result["hosts"])
 
@@ -94,15 +96,23 @@ def _collect(store, placement: Placement, timeout: float) -> dict:
         if passed > timeout:
             count = f"{present} of {size} ranks are there"
             text = (
-                f"after {timeout:g} s (--join_timeout) {count}; missing: {who}. Rank 0 waits at {_meeting_point(placement)}"
+                f"after {timeout:g} s (--join_timeout) {count}; missing: {who}. "
+                f"Rank 0 waits at {_meeting_point(placement)}. "
+                "Look for their errors above; tools/check_cluster.py tells what is wrong."
             )
-            return {"missing": f"{text}. Look for their errors above; tools/check_cluster.py tells what is wrong."}
+            return {"missing": text, "present": present}
         if passed > news:
             print(f"Waiting for {who}, {timeout - passed:.0f} s more at most.", file=sys.stderr, flush=True)
             news = passed + MORE_NEWS
         time.sleep(0.05 if passed < 5 else 0.5)
     values = store.multi_get([str(rank) for rank in range(size)])
     return {"hosts": [value.decode().partition(" (process")[0] for value in values]}
+
+
+def _wait_until_read(store, readers: int) -> None:
+    deadline = time.monotonic() + TIME_TO_READ
+    while store.add(_READ, 0) < readers and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def _launched_hosts() -> list[str]:

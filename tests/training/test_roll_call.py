@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import time
 from pathlib import Path
 
 import torch.distributed  # noqa: F401  loaded once for all ranks of all tests
@@ -21,7 +22,9 @@ def meet(folder: Path, name: str, rank: int, world_size: int, port: int, timeout
     try:
         store, hosts = call_roll(Placement("deepspeed", rank, rank, world_size, world_size, "127.0.0.1", port), timeout)
         outcome = f"met {len(hosts)} at {len(set(hosts))}"
-        store.set("done", "")
+        store.add("met", 1)
+        while rank == 0 and store.add("met", 0) < world_size:  # its store ends with it
+            time.sleep(0.01)
     except UserError as error:
         outcome = str(error)
     (folder / name).write_text(outcome)

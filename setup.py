@@ -37,6 +37,7 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",
+            "filelock>=3.15",
             "ruff>=0.9",
             "matplotlib>=3.8",
             "sentence-transformers>=6",

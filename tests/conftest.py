@@ -2,12 +2,16 @@
 
 import itertools
 import json
+import os
+import shutil
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import tokenizers
+from filelock import FileLock
 from hypothesis import settings
 from tokenizers import models, normalizers, pre_tokenizers
 
@@ -23,6 +27,28 @@ settings.load_profile("repeatable")
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "[UNK]"]
 
 
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory):
+    """``made_once(name, make)``: a folder that ``make(folder)`` creates, once for all processes of a test session.
+
+    Nobody may change what is in it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "made_once"
+    shared.mkdir(exist_ok=True)
+
+    def get(name: str, make: Callable[[Path], object]) -> Path:
+        folder, complete = shared / name, shared / f"{name}.complete"
+        with FileLock(shared / f"{name}.lock"):
+            if not complete.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a process that failed
+                make(folder)
+                complete.touch()
+        return folder
+
+    return get
+
+
 @dataclass(frozen=True)
 class CorpusFiles:
     """The same documents twice."""
@@ -33,20 +59,23 @@ class CorpusFiles:
 
 
 @pytest.fixture(scope="session")
-def corpus_files(tmp_path_factory) -> CorpusFiles:
-    folder = tmp_path_factory.mktemp("corpus")
+def corpus_files(made_once) -> CorpusFiles:
     sample = map("\n".join, builtin_sample.documents())
     documents = list({text.lower(): text for text in itertools.islice(sample, 600)}.values())
-    (folder / "sample.txt").write_text("\n\n".join(documents) + "\n", encoding="utf-8")
-    (folder / "sample.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "sample.txt").write_text("\n\n".join(documents) + "\n", encoding="utf-8")
+        (folder / "sample.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+
+    folder = made_once("corpus", write)
     return CorpusFiles(str(folder / "sample.txt"), str(folder / "sample.jsonl"), documents)
 
 
 @pytest.fixture(scope="session")
-def tokenizer_folder(tmp_path_factory, corpus_files) -> Path:
-    folder = tmp_path_factory.mktemp("trained") / "tokenizer"
-    train_tokenizer_on([corpus_files.txt], 999, folder)  # odd, so that ZeRO 3 has to pad
-    return folder
+def tokenizer_folder(made_once, corpus_files) -> Path:
+    # An odd number of pieces, so that ZeRO 3 has to pad.
+    return made_once("tokenizer", lambda folder: train_tokenizer_on([corpus_files.txt], 999, folder))
 
 
 @pytest.fixture(scope="session")
@@ -55,10 +84,10 @@ def tokenizer(tokenizer_folder) -> PretrainingTokenizer:
 
 
 @pytest.fixture(scope="session")
-def dataset_folder(tmp_path_factory, corpus_files, tokenizer_folder) -> Path:
-    folder = tmp_path_factory.mktemp("built") / "dataset"
-    build_dataset([corpus_files.txt], tokenizer_folder, folder, BuildOptions(holdout=0.1), show_progress=False)
-    return folder
+def dataset_folder(made_once, corpus_files, tokenizer_folder) -> Path:
+    options = BuildOptions(holdout=0.1)
+    inputs = [corpus_files.txt]
+    return made_once("dataset", lambda folder: build_dataset(inputs, tokenizer_folder, folder, options, show_progress=False))
 
 
 @pytest.fixture(scope="session")

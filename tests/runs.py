@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,17 +104,27 @@ def recipe_with(folder: Path, **sections) -> Path:
 
 
 @pytest.fixture(scope="session")
-def trained(dataset_folder, tmp_path_factory):
+def run_once(made_once):
+    """``run_once(name, start)``: the run that ``start(output)`` made, without fault; as ``made_once``."""
+
+    def get(name: str, start: Callable[[Path], Run]) -> Run:
+        def make(folder: Path) -> None:
+            run = start(folder / "run")
+            assert run.code == 0, run.out + run.err
+            (folder / "said.json").write_text(json.dumps({"out": run.out, "err": run.err}))
+
+        folder = made_once(name, make)
+        return Run(0, **json.loads((folder / "said.json").read_text()), folder=folder / "run")
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def trained(dataset_folder, run_once):
     """``trained(config, ranks)``: eight updates without dropout on the shared dataset; each combination runs once."""
-    runs: dict[tuple, Run] = {}
 
     def train(config: str = "zero2", ranks: int = 1) -> Run:
-        key = (config, ranks)
-        if key not in runs:
-            output = tmp_path_factory.mktemp("runs") / f"{config}-{ranks}"
-            arguments = ["--recipe", RECIPE, "--data", dataset_folder, *(["--micro_batch_size", 4] if ranks == 2 else [])]
-            runs[key] = pretrain(output, *arguments, config=config, ranks=ranks)
-            assert runs[key].code == 0, runs[key].out + runs[key].err
-        return runs[key]
+        arguments = ["--recipe", RECIPE, "--data", dataset_folder, *(["--micro_batch_size", 4] if ranks == 2 else [])]
+        return run_once(f"{config}-{ranks}", lambda output: pretrain(output, *arguments, config=config, ranks=ranks))
 
     return train

@@ -1,7 +1,6 @@
 """Checkpoints of other programs (foreign.py), and of runs and models to export, each made once for all tests."""
 
 import json
-import os
 import re
 import shutil
 import sys
@@ -11,7 +10,6 @@ from pathlib import Path
 import pytest
 import tokenizers
 import torch
-from filelock import FileLock
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
@@ -51,16 +49,11 @@ class Foreign:
 
 
 @pytest.fixture(scope="session")
-def foreign(tmp_path_factory):
+def foreign(made_once):
     """``foreign(kind, ranks)``: one of the kinds in ``MADE``; all of a number of ranks are made at the first request."""
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
     def get(kind: str, ranks: int = 2) -> Foreign:
-        output = shared / f"foreign-{ranks}"
-        with FileLock(f"{output}.lock"):  # tests in another process want the same
-            if not (output / "complete").is_file():
-                _make(output, ranks)
+        output = made_once(f"foreign-{ranks}", lambda folder: _make(folder, ranks))
         root = output / kind
         folder = root / ("universal" if kind.startswith("universal") else "last")
         return Foreign(root, folder, torch.load(output / f"{kind}.truth", weights_only=True))
@@ -91,7 +84,6 @@ def _make(output: Path, ranks: int) -> None:
     program = ROOT / "tests" / "checkpoint" / "foreign.py"
     done = command(sys.executable, program, "--ranks", ranks, output, *MADE[ranks])
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    (output / "complete").touch()
 
 
 WEIGHT = "mpnet.encoder.layer.1.output.dense.weight"
@@ -105,15 +97,17 @@ MODELS = {
 
 
 @pytest.fixture(scope="session")
-def saved(tokenizer_folder, tmp_path_factory) -> Path:
+def saved(tokenizer_folder, made_once) -> Path:
     """The folder of checkpoints of ``MODELS``, and of ``bpe``: each has all weights at random."""
-    folder = tmp_path_factory.mktemp("saved")
-    bpe = {"bpe": {"tokenizer": str(save_bpe_without_frame(folder / "bpe-tokenizer"))}}
-    (folder / "models.json").write_text(json.dumps(MODELS | bpe))
-    program = ROOT / "tests" / "checkpoint" / "save_many.py"
-    done = command(sys.executable, program, folder, tokenizer_folder, folder / "models.json")
-    assert done.returncode == 0, done.stderr
-    return folder
+
+    def save(folder: Path) -> None:
+        bpe = {"bpe": {"tokenizer": str(save_bpe_without_frame(folder / "bpe-tokenizer"))}}
+        (folder / "models.json").write_text(json.dumps(MODELS | bpe))
+        program = ROOT / "tests" / "checkpoint" / "save_many.py"
+        done = command(sys.executable, program, folder, tokenizer_folder, folder / "models.json")
+        assert done.returncode == 0, done.stderr
+
+    return made_once("saved", save)
 
 
 def save_bpe_without_frame(folder: Path) -> Path:
@@ -125,17 +119,15 @@ def save_bpe_without_frame(folder: Path) -> Path:
         special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), vocab_size=400, show_progress=False
     )
     backend.train_from_iterator(["the quick brown fox jumps over the lazy dog"] * 20, trainer)
-    folder.mkdir()
+    folder.mkdir(parents=True)
     backend.save(str(folder / "tokenizer.json"))
     return folder
 
 
 @pytest.fixture(scope="session")
-def exported(trained, tmp_path_factory) -> Path:
+def exported(trained, made_once) -> Path:
     """The export of a run at ZeRO 3 with two ranks; not to be changed."""
-    folder = tmp_path_factory.mktemp("export") / "model"
-    export_huggingface(trained("zero3", 2).folder, folder)
-    return folder
+    return made_once("exported", lambda folder: export_huggingface(trained("zero3", 2).folder, folder))
 
 
 @pytest.fixture

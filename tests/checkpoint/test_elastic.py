@@ -17,7 +17,13 @@ PROGRAM = ROOT / "tests" / "checkpoint" / "convert_many.py"
 
 
 @pytest.mark.parametrize(
-    ("source", "saved_by", "loaded_by"), [("zero1", 2, 1), ("zero3", 2, 1), ("zero0", 1, 2), ("bf16", 1, 2)]
+    ("source", "saved_by", "loaded_by"),
+    [
+        ("zero3", 2, 1),
+        ("bf16", 1, 2),
+        pytest.param("zero1", 2, 1, marks=pytest.mark.long),
+        pytest.param("zero0", 1, 2, marks=pytest.mark.long),
+    ],
 )
 def test_weights_moments_and_count_of_updates_arrive_bit_for_bit(trained, tmp_path, source, saved_by, loaded_by):
     before = ZeroCheckpoint(trained(source, saved_by).newest_checkpoint)

@@ -16,15 +16,13 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(dataset_folder, tmp_path_factory) -> Run:
+def undisturbed(dataset_folder, run_once) -> Run:
     """Eight updates without dropout, ZeRO 2, two ranks on one machine: what runs on several hosts must come to.
 
     On the processor, as on the hosts, also where this machine has a GPU.
     """
+    arguments = ["--recipe", RECIPE, "--data", dataset_folder, "--micro_batch_size", 4]
     with pytest.MonkeyPatch.context() as patch:
         for name, value in HOST_ENVIRONMENT.items():
             patch.setenv(name, value)
-        arguments = ["--recipe", RECIPE, "--data", dataset_folder, "--micro_batch_size", 4]
-        run = pretrain(tmp_path_factory.mktemp("undisturbed") / "run", *arguments, ranks=2)
-    assert run.code == 0, run.out + run.err
-    return run
+        return run_once("undisturbed", lambda output: pretrain(output, *arguments, ranks=2))

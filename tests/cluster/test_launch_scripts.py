@@ -102,7 +102,7 @@ def test_torchrun_on_two_hosts_stops_with_a_save_and_goes_on(cluster, undisturbe
     assert_went_on(stopped, ended, output, undisturbed)
 
 
-@pytest.mark.parametrize("launcher", [pytest.param("mpi", marks=needs("mpirun")), "torchrun"])
+@pytest.mark.parametrize("launcher", [pytest.param("mpi", marks=[needs("mpirun"), pytest.mark.long]), "torchrun"])
 def test_two_ranks_on_this_machine(undisturbed, dataset_folder, tmp_path, monkeypatch, launcher):
     for name, value in (AS_ROOT | {"MASTER_PORT": str(free_port()), "GPUS": "2", "DS_ACCELERATOR": "cpu"}).items():
         monkeypatch.setenv(name, value)

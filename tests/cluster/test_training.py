@@ -47,6 +47,7 @@ def test_hosts_with_unequal_slots_work(three_hosts, undisturbed):
     assert_same_losses(three_hosts, undisturbed)
 
 
+@pytest.mark.long
 def test_a_run_of_three_hosts_goes_on_with_two(cluster, three_hosts, undisturbed, dataset_folder, tmp_path):
     first, _, third = cluster.hosts
     again = go_on(cluster, {third: 1, first: 1}, three_hosts, tmp_path, dataset_folder)

@@ -22,7 +22,15 @@ def test_what_is_asked_after_an_agreement_began_is_for_the_next(tmp_path):
     assert control.agree(5) == Agreement(Request.STOP, 5)
 
 
-@pytest.mark.parametrize(("fault", "code"), [("sigterm@3", 75), ("sigusr1@3", 75), ("sigint@3", 130), ("stop@3", 0)])
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [
+        ("sigusr1@3", 75),
+        ("sigint@3", 130),
+        ("stop@3", 0),
+        pytest.param("sigterm@3", 75, marks=pytest.mark.long),  # two ranks get it below
+    ],
+)
 def test_a_request_to_stop_saves_and_the_same_command_goes_on(trained, dataset_folder, tmp_path, fault, code):
     stopped = train(tmp_path / "run", dataset_folder, fault=fault)
     assert stopped.code == code, stopped.err

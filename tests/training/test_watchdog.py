@@ -146,7 +146,12 @@ def run_ranks(folder: Path, fault: str, victim: int = 0, **settings) -> Outcome:
 
 @pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize(
-    ("fault", "phase"), [("sleep_for_ever", "drawing data"), ("sleep_for_ever", "update"), ("spin", "update")]
+    ("fault", "phase"),
+    [
+        ("sleep_for_ever", "drawing data"),
+        pytest.param("sleep_for_ever", "update", marks=pytest.mark.long),
+        ("spin", "update"),
+    ],
 )
 def test_a_rank_that_hangs_is_named_and_the_run_ends(tmp_path, fault, phase, victim):
     outcome = run_ranks(tmp_path, fault, victim, phase=phase)
@@ -178,7 +183,7 @@ def test_a_rank_that_can_say_nothing_any_more_is_named_by_the_others(tmp_path, f
 
 
 @pytest.mark.parametrize("fault", ["stop", "die"])
-@pytest.mark.parametrize("victim", [0, 1, 2])
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.long), 2])
 def test_a_rank_of_which_nothing_is_heard_is_lost_however_long_the_others_might_wait(tmp_path, fault, victim):
     outcome = run_ranks(tmp_path, fault, victim, size=3, hang_timeout=600, lost_timeout=TIMEOUT)
     expected = [1, 1, 1]

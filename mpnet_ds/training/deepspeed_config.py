@@ -31,6 +31,12 @@ REFUSED = {
     "data_efficiency": "the recipe's data section says which samples are drawn",
 }
 """Sections that would be in the recipe's way: key → why."""
+REFUSED_OPTIMIZERS = {
+    "muon": "the schedule would overwrite its two learning rates with one, and at ZeRO 1 and 2 DeepSpeed clips its updates "
+    "in the place of gradients",
+    **dict.fromkeys(("muadam", "muadamw", "musgd"), "the schedule would overwrite their learning rates for each width"),
+}
+"""Optimizers that would train, but not as their users expect: name in small letters → why."""
 
 DEEPSPEEDS_OWN_AUTO = ("data_types.keep_in_fp32_modules", "zero_optimization.zenflow", "pipeline", "expert_parallel")
 """Places where "auto" is a word of DeepSpeed's."""
@@ -212,11 +218,13 @@ def _sound_optimizer(optimizer: dict, on_host: bool, origin: str, findings: list
         expected = "an object" if key == "params" else "a name"
         findings.append(f"{origin}: 'optimizer.{key}' must be {expected}, not {json.dumps(optimizer[key])}.")
         return {}
+    if why := REFUSED_OPTIMIZERS.get(kind.lower()):
+        findings.append(f"{origin}: optimizer.type '{kind}' is refused: {why}. Use AdamW.")
+        return {}
     known = optimizer_parameters(kind, parameters, on_host)
-    if known is None:
-        return optimizer
     if not known:
-        findings.append(f"{origin}: unknown optimizer '{kind}'. {did_you_mean(kind, optimizer_names())}")
+        names = [name for name in optimizer_names() if name.lower() not in REFUSED_OPTIMIZERS]
+        findings.append(f"{origin}: unknown optimizer '{kind}'. {did_you_mean(kind, names)}")
         return {}
     unknown = sorted(set(parameters) - known)
     findings += [f"{origin}: unknown key 'optimizer.params.{key}' for {kind}. {did_you_mean(key, known)}" for key in unknown]
@@ -233,7 +241,7 @@ def _resolve_optimizer(config: dict, optimization: OptimizationRecipe, origin: s
         ("eps", optimization.eps),
         ("weight_decay", optimization.weight_decay),
     ):
-        if known is None or name in known:
+        if name in known:
             _settle(parameters, name, value, f"optimizer.params.{name}", origin, findings)
     if kind.lower() in ("adam", "adamw") and _offload(config, "offload_optimizer") != "nvme":
         # DeepSpeed's own Adam, on a GPU or on the host, compiles for minutes, without a word, at its first use.

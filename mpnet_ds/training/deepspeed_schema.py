@@ -54,8 +54,6 @@ READ_BY_GET = {
 }
 """Sections without a pydantic model, by their place."""
 
-MUON = "lr muon_lr adam_lr momentum weight_decay ns_method betas eps"
-
 
 def models() -> dict[str, type]:
     """Place → DeepSpeed's pydantic model of the section."""
@@ -105,7 +103,7 @@ def deprecated_keys(section: dict, place: str) -> dict[str, str]:
     return {name: extra.get("new_param", "") for name, extra in extras.items() if extra.get("deprecated")}
 
 
-def optimizer_parameters(kind: str, parameters: dict, on_host: bool) -> set[str] | None:
+def optimizer_parameters(kind: str, parameters: dict, on_host: bool) -> set[str]:
     """Keys that ``optimizer.params`` may hold.
 
     Args:
@@ -113,23 +111,18 @@ def optimizer_parameters(kind: str, parameters: dict, on_host: bool) -> set[str]
         parameters: the section itself: ``torch_adam`` decides between PyTorch's optimizer and DeepSpeed's.
         on_host: the optimizer works in the host's memory (``offload_optimizer``).
     Returns:
-        The keys; None where they are not known (an optimizer of a package that is not here), and an empty set where there
-        is no such optimizer.
+        The keys; an empty set where there is no such optimizer.
     """
     import torch
 
     if kind.lower() in ("adam", "adamw"):
         own = {"torch_adam", "adam_w_mode", "fp32_optimizer_states"}
         return own | (_arguments(torch.optim.AdamW) if parameters.get("torch_adam", True) else _adam_of_deepspeed(on_host))
-    if kind.lower() == "muon":
-        return set(MUON.split()) | {"torch_adam", "adam_w_mode", "fp32_optimizer_states"}
-    if kind.lower() in ("muadam", "muadamw", "musgd"):
-        return None
     return _other_optimizer(kind, on_host)
 
 
 def optimizer_names() -> list[str]:
-    """What ``optimizer.type`` may be."""
+    """What DeepSpeed takes for ``optimizer.type``."""
     from deepspeed.runtime.config import DEEPSPEED_OPTIMIZERS
 
     return sorted({"Adam", "AdamW", *DEEPSPEED_OPTIMIZERS, *_torch_optimizers()})

@@ -9,7 +9,7 @@ import torch
 from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.runtime.config_utils import DeepSpeedConfigModel
 
-from mpnet_ds.training.deepspeed_config import examine
+from mpnet_ds.training.deepspeed_config import REFUSED_OPTIMIZERS, examine
 from mpnet_ds.training.deepspeed_schema import READ_BY_GET, key_tree, models, optimizer_names, optimizer_parameters
 
 NOT_OF_THE_JSON = ("deepspeed.inference", "deepspeed.monitor.config.DeepSpeedMonitorConfig")
@@ -132,7 +132,7 @@ def test_remarks_and_null_sections_pass():
     assert examine({"_why": {"any": 1}, "zero_optimization": {"offload_param": None}}, "x")[1] == []
 
 
-@pytest.mark.parametrize("name", [name for name in optimizer_names() if not name.startswith("mu")])
+@pytest.mark.parametrize("name", [name for name in optimizer_names() if name.lower() not in REFUSED_OPTIMIZERS])
 def test_an_optimizers_parameters_are_those_of_its_constructor(name):
     assert "lr" in optimizer_parameters(name, {}, on_host=False)
 
@@ -150,3 +150,12 @@ def test_torchs_adam_and_deepspeeds_have_keys_of_their_own():
 def test_an_unknown_optimizer_is_named_with_the_nearest():
     _, findings = examine({"optimizer": {"type": "AdmW"}}, "x.json")
     assert findings == ["x.json: unknown optimizer 'AdmW'. Did you mean 'AdamW'?"]
+
+
+@pytest.mark.parametrize("name", ["Muon", "muon", "MuAdamW"])
+def test_an_optimizer_whose_learning_rates_would_be_overwritten_is_refused(name):
+    sound, findings = examine({"optimizer": {"type": name, "params": {"muon_lr": 0.02}}}, "x.json")
+    assert len(findings) == 1
+    assert findings[0].startswith(f"x.json: optimizer.type '{name}' is refused: the schedule would overwrite ")
+    assert findings[0].endswith("Use AdamW.")
+    assert sound["optimizer"] == {}

@@ -14,7 +14,14 @@ from mpnet_ds.training.recipe import load_recipe
 from tests.runs import RECIPE
 
 
-@pytest.mark.parametrize(("config", "ranks"), [("zero1", 1), ("zero2", 2), ("zero3", 2), ("bf16", 1)])
+@pytest.mark.parametrize(
+    ("config", "ranks"),
+    [
+        ("zero2", 2),
+        ("zero3", 2),
+        *(pytest.param(config, 1, marks=pytest.mark.long) for config in ("zero1", "bf16")),  # test_foreign.py has them too
+    ],
+)
 def test_weights_are_bit_equal_to_deepspeeds_own_tool(trained, config, ranks):
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 

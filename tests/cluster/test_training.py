@@ -43,6 +43,7 @@ def test_two_hosts_give_the_losses_of_one_host_with_two_ranks(cluster, undisturb
     assert_same_losses(run, undisturbed)
 
 
+@pytest.mark.long  # below, a run of one host goes on with the same
 def test_hosts_with_unequal_slots_work(three_hosts, undisturbed):
     assert_same_losses(three_hosts, undisturbed)
 

@@ -182,7 +182,9 @@ class LMHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
         self.decoder.weight, self.decoder.bias = token_table, self.bias
 
-    def forward(self, hidden: Tensor, labels: Tensor | None = None, return_logits: bool = True):
+    def forward(
+        self, hidden: Tensor, labels: Tensor | None = None, return_logits: bool = True
+    ) -> Tensor | tuple[Tensor, Tensor, Tensor | None]:
         """Logits [..., V] of hidden [..., d].
 
         With labels int64 [...]: ``linear_cross_entropy``'s sum and count, and the logits (None if they are not wanted).

@@ -19,7 +19,9 @@ from tests.runs import RECIPE
     [
         ("zero2", 2),
         ("zero3", 2),
-        *(pytest.param(config, 1, marks=pytest.mark.long) for config in ("zero1", "bf16")),  # test_foreign.py has them too
+        *(
+            pytest.param(config, 1, marks=pytest.mark.long) for config in ("zero1", "zero2", "bf16")
+        ),  # test_foreign.py has them too
     ],
 )
 def test_weights_are_bit_equal_to_deepspeeds_own_tool(trained, config, ranks):

@@ -62,7 +62,7 @@ def disturbed(lines):
         yield line.replace("\n", " ")
 
 
-@pytest.mark.parametrize("mebibytes", [10, pytest.param(50, marks=pytest.mark.long)])
+@pytest.mark.parametrize("mebibytes", [16, pytest.param(50, marks=pytest.mark.long)])
 def test_much_real_text_with_odd_characters_has_the_librarys_ids(tokenizer, mebibytes):
     encoder = TextEncoder(tokenizer, memo_entries=50_000)
     total, texts, size = 0, [], 0
@@ -163,7 +163,7 @@ def test_memory_of_the_memo_is_bounded(tokenizer):
     encoder.encode(["begin"])
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
-    for start in range(0, 100_000, 5000):
+    for start in range(0, 200_000, 5000):
         encoder.encode([" ".join(f"{'long' * (i % 9)}word{i}" for i in range(start, start + 5000))])
     grown = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()

@@ -130,6 +130,13 @@ def exported(trained, made_once) -> Path:
     return made_once("exported", lambda folder: export_huggingface(trained("zero3", 2).folder, folder))
 
 
+@pytest.fixture(scope="session")
+def encoder_folder(trained, made_once) -> Path:
+    """The export of a run for sentence-transformers; not to be changed."""
+    run = trained().folder
+    return made_once("encoder", lambda folder: export_huggingface(run, folder, sentence_transformers=True))
+
+
 @pytest.fixture
 def with_manifest(trained, tmp_path):
     """A function: a copy of a run's newest checkpoint whose manifest says otherwise, with a checksum that is right."""

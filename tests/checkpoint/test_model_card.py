@@ -16,21 +16,14 @@ def rows_of(folder) -> dict[str, str]:
     return dict(re.findall(r"^\| ([^|]+) \| ([^|]*) \|$", text, re.MULTILINE))
 
 
-@pytest.fixture(scope="module")
-def from_run(trained, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("card") / "model"
-    export_huggingface(trained().folder, folder, sentence_transformers=True)
-    return folder
-
-
-def test_front_matter_is_what_the_hub_reads(exported, from_run):
+def test_front_matter_is_what_the_hub_reads(exported, encoder_folder):
     card = ModelCard.load(exported / "README.md").data.to_dict()
     assert card == {"library_name": "transformers", "pipeline_tag": "fill-mask", "tags": ["mpnet", "mpnet_ds"]}
-    assert ModelCard.load(from_run / "README.md").data.tags[-1] == "sentence-transformers"
+    assert ModelCard.load(encoder_folder / "README.md").data.tags[-1] == "sentence-transformers"
 
 
-def test_card_tells_of_the_run_and_its_data(trained, from_run, dataset_folder):
-    run, rows = trained(), rows_of(from_run)
+def test_card_tells_of_the_run_and_its_data(trained, encoder_folder, dataset_folder):
+    run, rows = trained(), rows_of(encoder_folder)
     assert rows["updates"] == "8"
     assert rows["rows of text"] == "64 of up to 32 tokens"
     assert rows["tokens"] == "2,048"
@@ -39,7 +32,7 @@ def test_card_tells_of_the_run_and_its_data(trained, from_run, dataset_folder):
     assert rows["predicted"] == "15% of the tokens, whole words: 80% masked, 10% left as they are, 10% random"
     assert rows["parameters"] == "52,391"
     assert "transformers 5" in rows["made with"]
-    manifest, text = json.loads((dataset_folder / "dataset.json").read_text()), (from_run / "README.md").read_text()
+    manifest, text = json.loads((dataset_folder / "dataset.json").read_text()), (encoder_folder / "README.md").read_text()
     assert f"{manifest['documents']:,} documents, {manifest['tokens']:,} tokens, from `sample.txt`" in text
     assert str(dataset_folder.parent) not in text
     assert all(value.strip() for value in rows.values())
@@ -99,9 +92,9 @@ def test_a_model_of_which_little_is_known_has_no_empty_rows(saved, tmp_path):
     assert "Not known" in text
 
 
-@pytest.mark.parametrize("kind", ["exported", "from_run"])
+@pytest.mark.parametrize("kind", ["exported", "encoder_folder"])
 def test_code_in_the_card_runs_as_written(kind, request, capsys):
-    if kind == "from_run":
+    if kind == "encoder_folder":
         pytest.importorskip("sentence_transformers")
     folder = request.getfixturevalue(kind)
     blocks = re.findall(r"^```python\n(.*?)^```", (folder / "README.md").read_text(), re.MULTILINE | re.DOTALL)

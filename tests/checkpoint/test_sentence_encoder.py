@@ -14,13 +14,6 @@ from tests.runs import ROOT
 TEXTS = ["Return the number of items.", "A longer sentence, which says (among other things) that files are closed.", "Yes."]
 
 
-@pytest.fixture(scope="module")
-def encoder_folder(trained, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("encoder") / "model"
-    export_huggingface(trained().folder, folder, sentence_transformers=True)
-    return folder
-
-
 def test_the_folder_names_its_modules(encoder_folder):
     modules = json.loads((encoder_folder / "modules.json").read_text())
     assert [module["path"] for module in modules] == ["", "1_Pooling"]

@@ -9,8 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
+import psutil
 import pytest
 
 from mpnet_ds.data import BuildOptions, ReadOptions, build_dataset
@@ -44,17 +44,13 @@ def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def children_of(pid):
-    """Processes that ``pid`` started and that live."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rsplit(")", 1)[1].split()
-        except OSError:
-            continue
-        if int(fields[1]) == pid and fields[0] != "Z":
-            found.append(int(path.parent.name))
-    return found
+def group_lives(leader):
+    """Whether anybody is left of a group of processes, also where its first one has ended."""
+    try:
+        os.killpg(leader, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def kill(process, whom):
@@ -64,8 +60,8 @@ def kill(process, whom):
     elif whom == "parent":
         process.kill()
     else:
-        for child in children_of(process.pid)[-1:]:
-            os.kill(child, signal.SIGKILL)
+        for child in psutil.Process(process.pid).children()[-1:]:
+            child.kill()
     return process.wait(timeout=60)
 
 
@@ -180,7 +176,10 @@ def test_an_interrupted_build_says_that_it_can_go_on(corpus, tokenizer_folder, t
     assert len(errors.splitlines()) == 1
     assert "interrupted" in errors
     assert "the same command goes on" in errors
-    assert not children_of(process.pid)
+    deadline = time.monotonic() + 10
+    while group_lives(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not group_lives(process.pid)
 
 
 def test_shards_finished_before_a_fault_are_kept_and_the_fault_can_be_skipped(tokenizer_folder, tmp_path):

@@ -14,6 +14,7 @@ import xxhash
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointCommitInfo, CheckpointEngine
 
 from mpnet_ds.checkpoint.tensor_file import contents_checksum, load_shard
+from mpnet_ds.errors import UserError
 from mpnet_ds.files import file_record
 
 
@@ -55,7 +56,7 @@ class ShardFiles(CheckpointEngine):
             if record != {"bytes": hashing.size, "xxh3_64": hashing.hasher.hexdigest()}:
                 raise OSError("what was read back is not what was written")
             self.written[Path(path)] = record | {"contents": contents_checksum(Path(path))}
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, UserError) as error:
             self._note(path, (hashing and hashing.error) or error)
 
     def load(self, path: str, map_location=None) -> dict:

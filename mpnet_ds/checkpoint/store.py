@@ -112,17 +112,19 @@ class CheckpointStore:
         """Makes a checkpoint of folders full of shards; raises ``SaveFailed`` on all ranks."""
         failure = shards.failure and disks.at_host(shards.failure)
         outcomes = disks.ranks.gather((shards.written, failure, uuid.uuid4().hex))
-        failures = [failure for _, failure, _ in outcomes if failure]
-        if failures:
-            raise SaveFailed(failures[0])
         written = [
             {path: record | {"rank": rank} for path, record in files.items()} for rank, (files, *_) in enumerate(outcomes)
         ]
+        here, others = ([written[rank] for rank in ranks] for ranks in disks.here_and_elsewhere)
+        if not disks.is_one:  # before the failures: hosts that write over each other's files have some, for this reason
+            disks.on_each(lambda: _check_apart(folder, here, others))
+        failures = [failure for _, failure, _ in outcomes if failure]
+        if failures:
+            raise SaveFailed(failures[0])
 
         def complete() -> dict:
             shutil.copytree(tokenizer_folder, folder / "tokenizer", dirs_exist_ok=True)
-            here, others = ([written[rank] for rank in ranks] for ranks in disks.here_and_elsewhere)
-            return {"host": disks.ranks.host, "folder": str(folder.absolute()), "files": _list_files(folder, here, others)}
+            return {"host": disks.ranks.host, "folder": str(folder.absolute()), "files": _list_files(folder, here)}
 
         def write_manifest() -> None:
             files, elsewhere = lists[disks.number]["files"], elsewhere_of(disks.number, lists)
@@ -297,23 +299,29 @@ def _checksum(body: dict) -> str:
     return xxhash.xxh3_64_hexdigest(json.dumps(body, sort_keys=True).encode())
 
 
-def _list_files(folder: Path, here: list[dict], others: list[dict]) -> dict[str, dict]:
+def _check_apart(folder: Path, here: list[dict], others: list[dict]) -> None:
+    """Raises ``SaveFailed`` where a folder holds what only ranks of other disks wrote: it is not on a disk of its own.
+
+    Args:
+        here: of each rank of this disk, path → record of what it wrote.
+        others: of each other rank.
+    """
+    foreign = {path for files in others for path in files}.difference(*here).intersection(folder.rglob("*"))
+    if foreign:
+        raise SaveFailed(
+            f"{min(foreign)} came from a host whose disk seemed to be another one: the file system shows files late"
+        )
+
+
+def _list_files(folder: Path, here: list[dict]) -> dict[str, dict]:
     """Name → record of what the ranks of this disk wrote, and of what else is there, which is put on disk.
 
     Args:
         here: of each rank of this disk, path → record.
-        others: of each other rank.
-    Raises:
-        SaveFailed: the folder holds what only ranks of other disks wrote: it is not on a disk of its own after all.
     """
     written = {path: record for files in reversed(here) for path, record in files.items()}
-    foreign = {path for files in others for path in files} - written.keys()
     rest = [path for path in sorted(folder.rglob("*")) if path.is_file() and path not in written]
     for path in rest:
-        if path in foreign:
-            raise SaveFailed(
-                f"{path} came from a host whose disk seemed to be another one: the file system shows files late"
-            )
         with open(path, "rb") as file:
             os.fsync(file.fileno())
     files = written | {path: file_record(path) for path in rest}

@@ -21,6 +21,12 @@ def parameter_count(config: MPNetConfig) -> int:
     return tables + layer_norm + bias_table + config.num_hidden_layers * layer + head
 
 
+def hidden_matrix_numbers(config: MPNetConfig) -> int:
+    """Numbers in the weights of all linear maps but the projection to the vocabulary: 85,524,480 for MPNet-base."""
+    d, inner = config.hidden_size, config.intermediate_size
+    return config.num_hidden_layers * (4 * d * d + 2 * d * inner) + d * d
+
+
 def flops_per_row(config: MPNetConfig, seq_length: int, num_predicted: int, objective: str = "mpnet") -> int:
     """Operations of forward and backward for one row of ``seq_length`` tokens, p of them predicted.
 

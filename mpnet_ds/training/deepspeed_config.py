@@ -31,11 +31,9 @@ REFUSED = {
     "data_efficiency": "the recipe's data section says which samples are drawn",
 }
 """Sections that would be in the recipe's way: key → why."""
-REFUSED_OPTIMIZERS = {
-    "muon": "the schedule would overwrite its two learning rates with one, and at ZeRO 1 and 2 DeepSpeed clips its updates "
-    "in the place of gradients",
-    **dict.fromkeys(("muadam", "muadamw", "musgd"), "the schedule would overwrite their learning rates for each width"),
-}
+REFUSED_OPTIMIZERS = dict.fromkeys(
+    ("muadam", "muadamw", "musgd"), "the schedule would overwrite their learning rates for each width"
+)
 """Optimizers that would train, but not as their users expect: name in small letters → why."""
 
 DEEPSPEEDS_OWN_AUTO = ("data_types.keep_in_fp32_modules", "zero_optimization.zenflow", "pipeline", "expert_parallel")
@@ -67,6 +65,11 @@ class EngineConfig:
     def zero_stage(self) -> int:
         """0 to 3."""
         return self.engine.get("zero_optimization", {}).get("stage", 0)
+
+    @property
+    def uses_muon(self) -> bool:
+        """Whether Muon updates the hidden matrices, see ``muon.py``."""
+        return _uses_muon(self.engine)
 
     def offload(self, what: str) -> str:
         """Where ``offload_param`` or ``offload_optimizer`` puts things: ``none``, ``cpu`` or ``nvme``."""
@@ -151,6 +154,9 @@ def resolve(
     batch = _resolve_batch(config, optimization, world_size, exact_micro_batch, origin, findings)
     _settle(config, "gradient_clipping", optimization.gradient_clipping, "gradient_clipping", origin, findings)
     _resolve_optimizer(config, optimization, origin, findings)
+    if _uses_muon(config) and config.get("zero_optimization", {}).get("stage"):
+        why = "Muon takes whole matrices, and ZeRO 1 to 3 cut them"
+        findings.append(f"{origin}: {why}: take zero_optimization.stage 0, as ds_configs/muon.json has it, or AdamW.")
     config.setdefault("steps_per_print", 2**31)
     config.setdefault("zero_allow_untested_optimizer", True)
     _find_leftover_auto(config | monitors, "", origin, findings)
@@ -243,11 +249,17 @@ def _resolve_optimizer(config: dict, optimization: OptimizationRecipe, origin: s
     ):
         if name in known:
             _settle(parameters, name, value, f"optimizer.params.{name}", origin, findings)
+    if _uses_muon(config):
+        parameters.setdefault("momentum", 0.95)
     if kind.lower() in ("adam", "adamw") and _offload(config, "offload_optimizer") != "nvme":
         # DeepSpeed's own Adam, on a GPU or on the host, compiles for minutes, without a word, at its first use.
         parameters.setdefault("torch_adam", True)
         if parameters["torch_adam"] and not (parameters.get("foreach") or parameters.get("differentiable")):
             parameters.setdefault("fused", True)
+
+
+def _uses_muon(config: dict) -> bool:
+    return config["optimizer"]["type"].lower() == "muon"
 
 
 def _offload(config: dict, what: str) -> str:

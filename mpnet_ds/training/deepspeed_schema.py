@@ -118,6 +118,8 @@ def optimizer_parameters(kind: str, parameters: dict, on_host: bool) -> set[str]
     if kind.lower() in ("adam", "adamw"):
         own = {"torch_adam", "adam_w_mode", "fp32_optimizer_states"}
         return own | (_arguments(torch.optim.AdamW) if parameters.get("torch_adam", True) else _adam_of_deepspeed(on_host))
+    if kind.lower() == "muon":  # see muon.py: of DeepSpeed's, those that one learning rate leaves
+        return {"lr", "momentum", "betas", "eps", "weight_decay"}
     return _other_optimizer(kind, on_host)
 
 

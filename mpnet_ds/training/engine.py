@@ -6,6 +6,7 @@ nothing does: the plain optimizer would write NaN into every weight. ``Engine`` 
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from mpnet_ds.training.activation_checkpointing import layer_runner
 from mpnet_ds.training.compilation import compile_layers
 from mpnet_ds.training.deepspeed_config import EngineConfig
 from mpnet_ds.training.disks import Disks
+from mpnet_ds.training.muon import make_muon
 
 
 class Engine:
@@ -147,8 +149,10 @@ def build_engine(model: MPNetForPretraining, config: EngineConfig, weight_decay:
     if compiled:
         compile_layers(model, config.zero_stage)
     model.checkpoint_function = layer_runner(model.mpnet.encoder.layer, config.engine)
-    groups = parameter_groups(model, weight_decay)
-    engine, *_ = deepspeed.initialize(model=model, model_parameters=groups, config=config.engine)
+    groups, engine_config, optimizer = parameter_groups(model, weight_decay), dict(config.engine), None
+    if config.uses_muon:
+        optimizer = partial(make_muon, model, engine_config.pop("optimizer")["params"])
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, model_parameters=groups, config=engine_config)
     return engine
 
 

@@ -8,10 +8,11 @@ With N parameters, W ranks and e bytes a number (4 in fp32, 2 in bf16 and fp16),
     2      e N                  e N/W + bucket 12 N / W
     3      e N/W + gathered     e N/W + bucket 12 N / W
 
-8 are Adam's two moments in fp32; 4 more are the parameters in fp32, which ZeRO keeps even where it computes in fp32.
-*Gathered* are parameters that a stage-3 rank holds whole for a while, at most ``stage3_max_live_parameters`` of them; the
-*bucket* is the buffer in which gradients are sent, of ``reduce_bucket_size`` numbers. The fp32 copy of the gradients
-that an update makes needs less than the activations, which are gone by then.
+8 are Adam's two moments in fp32; 4 more are the parameters in fp32, which ZeRO keeps even where it computes in fp32. Muon
+has one momentum: 4 less for each number of a hidden matrix. *Gathered* are parameters that a stage-3 rank holds whole for
+a while, at most ``stage3_max_live_parameters`` of them; the *bucket* is the buffer in which gradients are sent, of
+``reduce_bucket_size`` numbers. The fp32 copy of the gradients that an update makes needs less than the activations, which
+are gone by then.
 
 Activations are the tensors that autograd keeps from forward to backward, counted for the shapes of
 ``model/two_stream.py``, and what is needed beside them at the worst moment: for a stretch of logits, or in backward of a
@@ -26,7 +27,7 @@ from dataclasses import dataclass, fields
 from transformers import MPNetConfig
 
 from mpnet_ds.model.cross_entropy import LOGITS_AT_ONCE
-from mpnet_ds.model.sizes import parameter_count
+from mpnet_ds.model.sizes import hidden_matrix_numbers, parameter_count
 from mpnet_ds.objectives import get_objective
 
 GIB = 2**30
@@ -56,6 +57,8 @@ class Workload:
     """``cpu_checkpointing``: the inputs of those layers lie in the host's memory."""
     reduce_bucket_size: int = BUCKET
     max_live_parameters: int = MAX_LIVE
+    uses_muon: bool = False
+    """At ZeRO 0."""
     on_gpu: bool = True
     """Decides how attention is computed, and what a dropout mask takes."""
 
@@ -116,8 +119,9 @@ def checkpoint_bytes(work: Workload, ranks: int | None = None) -> int:
     """
     count = parameter_count(work.model_config)
     weights = 0 if work.zero_stage == 3 else work.bytes_per_number * count
-    states = count * (8 if not work.zero_stage and work.precision == "fp32" else 12)
-    return weights + (states * (ranks or work.world_size) // work.world_size if work.zero_stage else states)
+    if work.zero_stage == 0:
+        return weights + _states_of_stage_0(work)
+    return weights + 12 * count * (ranks or work.world_size) // work.world_size
 
 
 def _share(work: Workload) -> int:
@@ -129,7 +133,7 @@ def _states(work: Workload) -> tuple[int, int, int]:
     """Parameters, gradients and optimizer states, nothing offloaded."""
     e, count, share = work.bytes_per_number, parameter_count(work.model_config), _share(work)
     if work.zero_stage == 0:
-        return e * count, e * count, (8 if e == 4 else 12) * count
+        return e * count, e * count, _states_of_stage_0(work)
     # On a GPU the whole bucket is taken; on a processor only what is written to.
     bucket = e * (work.reduce_bucket_size if work.on_gpu else min(work.reduce_bucket_size, count))
     if work.world_size == 1 and not work.on_gpu:
@@ -138,6 +142,12 @@ def _states(work: Workload) -> tuple[int, int, int]:
         gathered = e * min(count, work.max_live_parameters) if work.world_size > 1 or work.parameters_on_host else 0
         return e * share + gathered, e * share + bucket, 12 * share
     return e * count, e * (count if work.zero_stage == 1 else share) + bucket, 12 * share
+
+
+def _states_of_stage_0(work: Workload) -> int:
+    """What optimizer and fp32 copy take where nothing is divided."""
+    states = parameter_count(work.model_config) * (8 if work.precision == "fp32" else 12)
+    return states - (4 * hidden_matrix_numbers(work.model_config) if work.uses_muon else 0)
 
 
 # Activations

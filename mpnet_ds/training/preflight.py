@@ -262,7 +262,7 @@ def compiled_ops(config: EngineConfig) -> set[str]:
     kind, parameters = optimizer.get("type", "").lower(), optimizer.get("params", {})
     where = "fused" if config.offload("offload_optimizer") == "none" else "cpu"
     ops = set()
-    if kind in ("adam", "adamw", "muon") and not parameters.get("torch_adam"):
+    if kind in ("adam", "adamw") and not parameters.get("torch_adam"):
         ops.add(f"{where}_adam")
     if kind == "lion":
         ops.add(f"{where}_lion")
@@ -334,6 +334,7 @@ def workload_of(recipe: Recipe, config: EngineConfig, model_config, world_size: 
         optimizer_on_host=config.offload("offload_optimizer") != "none",
         checkpointed_layers=checkpointed,
         checkpoints_on_host=bool(section and section.get("cpu_checkpointing")),
+        uses_muon=config.uses_muon,
         on_gpu=on_gpu,
         **sizes,
     )

@@ -297,8 +297,15 @@ def _conversion(checkpoint: Path, run_identity: dict, now: Setting) -> str:
     if difference:
         raise UserError(f"{checkpoint} is of another run ({difference}): take its settings, or another checkpoint.")
     pairs = [(f"ZeRO {info.zero_stage}", f"ZeRO {now.zero_stage}"), (info.precision, now.precision)]
+    keys = ["optimizer"] if "optimizer" in info.layout else []
     if now.zero_stage or info.zero_stage:  # at ZeRO 0 every rank has everything
         pairs.append((f"{info.world_size} rank(s)", f"{now.world_size} rank(s)"))
         keys = dict.fromkeys([*info.layout, *now.layout])
-        pairs += [(f"{key} {info.layout.get(key, 'unset')}", f"{key} {now.layout.get(key, 'unset')}") for key in keys]
-    return ", ".join(f"{before} → {now}" for before, now in pairs if before != now)
+    pairs += [(f"{key} {info.layout.get(key, 'unset')}", f"{key} {now.layout.get(key, 'unset')}") for key in keys]
+    conversion = ", ".join(f"{before} → {now}" for before, now in pairs if before != now)
+    if conversion and "muon" in (info.layout.get("optimizer"), now.layout.get("optimizer")):
+        raise UserError(
+            f"{checkpoint} cannot be converted ({conversion}), as Muon's states are its own: go on as it was saved, or "
+            "export it (tools/convert_to_hf.py) and start a new run from its weights (--init_from)."
+        )
+    return conversion

@@ -29,7 +29,8 @@ def describe_run(
         f"Recipe {recipe.name}, objective {recipe.objective}: {parameters:,} parameters, {pieces:,} pieces",
         f"Data {data.describe()}",
         f"Evaluation on {eval_data.describe()}" if eval_data is not None else NO_EVALUATION,
-        f"ZeRO {config.zero_stage} in {config.precision} on {ranks.device.type}, attention by {execution.attention}",
+        f"ZeRO {config.zero_stage} in {config.precision} on {ranks.device.type}, updates by "
+        f"{config.engine['optimizer']['type']}, attention by {execution.attention}",
         f"{batch.global_batch_size} rows an update = {sizes}",
         f"{optimization.max_steps:,} updates = {_show_count(epochs)} epochs of the data",
     ]

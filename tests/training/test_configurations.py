@@ -75,7 +75,7 @@ def on_gpu_only(name: str):
     return pytest.param(name, marks=pytest.mark.skipif(name == "fp16" and not torch.cuda.is_available(), reason=reason))
 
 
-@pytest.mark.parametrize("name", [*map(on_gpu_only, SHIPPED), *SECTIONS])
+@pytest.mark.parametrize("name", [*(on_gpu_only(name) for name in SHIPPED if name != "muon"), *SECTIONS])
 def test_every_configuration_trains_to_the_losses_of_zero2(one_rank, name):
     run, reference = one_rank[name], one_rank["zero2"]
     assert run.code == 0

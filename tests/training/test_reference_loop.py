@@ -4,6 +4,7 @@ The loop is the contract: loss, accuracy, norm of the gradient, learning rate an
 of dropout belong to it, since a run that is continued by a later version should go on as it began.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,10 +26,13 @@ TRAINING = ("loss", "accuracy", "learning_rate", "grad_norm")
 HELD_OUT = ("eval_loss", "eval_accuracy")
 
 
-def reference_run(recipe: Recipe, folder: Path, ranks: int = 1, micro: int | None = None) -> list[dict]:
+def reference_run(
+    recipe: Recipe, folder: Path, ranks: int = 1, micro: int | None = None, optimizer: Callable | None = None
+) -> list[dict]:
     """The lines that ``metrics.jsonl`` should have, for log interval 1.
 
     ``ranks`` and ``micro``, rows of a micro batch, matter to dropout only: without it the global batch goes through whole.
+    ``optimizer(model, groups)`` makes another optimizer than AdamW.
     """
     plan, data = recipe.optimization, open_rows(recipe, folder)
     micro = micro or plan.global_batch_size
@@ -37,7 +41,8 @@ def reference_run(recipe: Recipe, folder: Path, ranks: int = 1, micro: int | Non
     matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in model.parameters() if parameter.ndim == 1]
     groups = [{"params": matrices, "weight_decay": plan.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, betas=plan.betas, eps=plan.eps)
+    make = optimizer or (lambda model, groups: torch.optim.AdamW(groups, betas=plan.betas, eps=plan.eps))
+    optimizer = make(model, groups)
     lines = [held_out(model, recipe, folder, step=0)]
     for step in range(1, plan.max_steps + 1):
         rows = data.consecutive((step - 1) * plan.global_batch_size, plan.global_batch_size)
@@ -95,10 +100,10 @@ def score(model: MPNetForPretraining, batch: dict[str, Tensor]) -> tuple[Tensor,
     return F.cross_entropy(logits, tokens, reduction="sum"), int((logits.argmax(dim=1) == tokens).sum())
 
 
-def assert_as_in(reference: list[dict], run: Run, names: tuple[str, ...]) -> None:
+def assert_as_in(reference: list[dict], run: Run, names: tuple[str, ...], tolerance: float = TOLERANCE) -> None:
     for name in names:
         found = {line["step"]: line[name] for line in run.metrics if name in line}
-        assert found == pytest.approx({line["step"]: line[name] for line in reference if name in line}, abs=TOLERANCE), name
+        assert found == pytest.approx({line["step"]: line[name] for line in reference if name in line}, abs=tolerance), name
 
 
 @pytest.mark.parametrize(

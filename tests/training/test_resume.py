@@ -10,6 +10,7 @@ from tests.runs import RECIPE, ROOT, Run, pretrain, pretrain_all, recipe_with
 from tests.training.faulty_runs import FAULTY
 
 STAGES = ["zero0", "zero1", "zero2", "zero3"]
+CONFIGS = [*STAGES, "muon"]
 DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
 
 
@@ -20,12 +21,12 @@ def arguments(stage: str, recipe: Path, data: Path, *more) -> list:
 
 @pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_losses_after_a_resume_are_those_of_the_run_that_never_stopped(dataset_folder, tmp_path, ranks):
-    """Bit for bit: all ZeRO stages, fp32 and bf16, with dropout."""
+    """Bit for bit: all ZeRO stages and Muon, fp32 and bf16, with dropout."""
     runs = {}
     for precision in ("fp32", "bf16"):
         (tmp_path / precision).mkdir()
         recipe = recipe_with(tmp_path / precision, model=DROPOUT, optimization={"precision": precision})
-        for stage in STAGES:
+        for stage in CONFIGS:
             runs[tmp_path / precision / stage] = arguments(stage, recipe, dataset_folder, "--micro_batch_size", 4)
     whole = pretrain_all(tmp_path, runs, ranks)
     before = {}

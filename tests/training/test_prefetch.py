@@ -1,8 +1,10 @@
 import threading
 import time
+from types import SimpleNamespace as Namespace
 
 import pytest
 
+from mpnet_ds.training import prefetch
 from mpnet_ds.training.prefetch import prefetched
 
 
@@ -15,20 +17,31 @@ def test_items_come_in_order_and_each_once():
 def test_no_more_than_the_depth_are_drawn_ahead(depth):
     drawn = []
     for item, _ in prefetched(lambda number: drawn.append(number) or number, 1, 12, depth):
-        time.sleep(0.02)
-        assert len(drawn) <= item + depth
-        assert drawn[-1] >= min(item + depth, 12)
+        deadline = time.monotonic() + 20
+        while len(drawn) < min(item + depth, 12) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(0.02)  # in which one too many would be drawn
+        assert len(drawn) == min(item + depth, 12)
 
 
-def test_waiting_is_measured_and_hidden_behind_other_work():
+def test_waiting_is_measured_and_hidden_behind_other_work(monkeypatch):
+    """By a clock that only drawing moves: the first item while it is waited for, the second while the first is in use."""
+    now, is_waiting, is_held, is_drawn = [0], threading.Event(), threading.Event(), threading.Event()
+
     def draw(number):
-        time.sleep(0.05)
+        assert (is_waiting if number == 1 else is_held).wait(20)
+        now[0] += 5
+        if number == 2:
+            is_drawn.set()
         return number
 
-    idle = [waited for _, waited in prefetched(draw, 1, 6)]
-    busy = [time.sleep(0.1) or waited for _, waited in prefetched(draw, 1, 6)]
-    assert sum(idle) == pytest.approx(0.3, abs=0.1)
-    assert sum(busy[2:]) < 0.05
+    clock = Namespace(perf_counter=lambda: (is_waiting.set(), now[0])[1])
+    monkeypatch.setattr(prefetch, "time", clock)
+    items = prefetched(draw, 1, 2)
+    assert next(items) == (1, 5)
+    is_held.set()
+    assert is_drawn.wait(20)
+    assert next(items) == (2, 0)
 
 
 def test_an_exception_is_raised_when_its_item_is_due():

@@ -2,7 +2,12 @@
 
 import logging
 import os
+import re
+import sys
+import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -19,3 +24,25 @@ def quiet_libraries() -> None:
     logger.setLevel(logging.WARNING)
     # Updates that are left out are reported with their samples by training/trainer.py.
     logger.addFilter(lambda record: "OVERFLOW!" not in record.getMessage())
+
+
+@contextmanager
+def stderr_without(pattern: str) -> Iterator[None]:
+    """Leaves out the lines that begin with ``pattern`` of what is written to standard error in the block, by C++ too.
+
+    The other lines appear when the block ends.
+    """
+    sys.stderr.flush()
+    shown = os.dup(2)
+    with tempfile.TemporaryFile() as kept:
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(shown, 2)
+            os.close(shown)
+            kept.seek(0)
+            for line in kept:
+                if not re.match(pattern.encode(), line):
+                    os.write(2, line)

@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
+from mpnet_ds.quiet import stderr_without
+
 FOLDER = "profile"
 """Of the output, where traces lie."""
 SPANS = ("agreement", "forward", "data", "backward", "optimizer")
@@ -49,27 +51,32 @@ class Profiler:
     def begin(self, step: int) -> None:
         """Update number ``step`` begins."""
         if self.is_on and step == self.step:
-            self._profile.step()
+            self._call("step")
         elif self.step is not None and step in (self.step - 1, self.step):
             self._start(warmup=self.step - step)
 
     def done(self, step: int) -> None:
         """The update is done: if it is the one, its trace is written."""
         if self.is_on and step == self.step:
-            self._profile.step()
+            self._call("step")
             self.close()
 
     def close(self) -> None:
         """Stops profiling; what is not complete is dropped."""
         if self.is_on:
-            self._profile.stop()
+            self._call("stop")
             self._profile = None
 
     def _start(self, warmup: int) -> None:
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._on_device else [])]
         plan = schedule(wait=0, warmup=warmup, active=1, repeat=1)
         self._profile = profile(activities=activities, schedule=plan, on_trace_ready=self._write)
-        self._profile.start()
+        self._call("start")
+
+    def _call(self, what: str) -> None:
+        """Starts, goes on or stops, without the lines by which PyTorch's profiler says that it does."""
+        with stderr_without("USDT:.*] profiler_(start|stop)$"):
+            getattr(self._profile, what)()
 
     def _write(self, done: profile) -> None:
         try:

@@ -32,6 +32,7 @@ def test_one_update_is_profiled_by_each_rank(dataset_folder, tmp_path):
     flags = ["--recipe", RECIPE, "--data", dataset_folder, "--micro_batch_size", 2, "--profile", 3, "--max_steps", 4]
     run = pretrain(tmp_path / "run", *flags, ranks=2)
     assert run.code == 0, run.err
+    assert "profiler_st" not in run.err  # what PyTorch says of its profiler
     traces = sorted((tmp_path / "run" / "profile").iterdir())
     assert [path.name for path in traces] == [f"step-00000003-rank-0000{rank}.json" for rank in (0, 1)]
     assert run.out.count("Update 3 is profiled in ") == 1

@@ -46,6 +46,7 @@ COLUMNS = {
     "seq_length": "tokens",
     "precision": "precision",
     "zero_stage": "ZeRO",
+    "optimizer": "optimizer",
     "checkpointed_layers": "checkpointed",
     "attention": "attention",
     "attention_dropout": "its dropout",

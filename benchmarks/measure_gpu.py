@@ -3,8 +3,9 @@
 First the tests of the model (parity with the original's numbers, gradients), which run on a GPU too where there is one; then
 training steps, the most valuable first: every attention back-end that the device has, at the rows that fill it, with and
 without dropout on its probabilities (FlexAttention has none, and is measured without it throughout), other numbers of rows,
-``torch.compile``, fp16, ZeRO 0, activation checkpointing, and at last everything with everything. Nothing new is begun that
-would not be done in time. What fails (too little memory, a back-end that this device has not) is a line among the others.
+``torch.compile``, fp16, ZeRO 0, Muon, activation checkpointing, and at last everything with everything. Nothing new is
+begun that would not be done in time. What fails (too little memory, a back-end that this device has not) is a line among
+the others.
 
 Writes ``MODEL_HARDWARE_DATE.md`` and ``.json`` into benchmarks/results, anew after each measurement: whatever ends the
 program, what was measured until then is there. Without a GPU it does the same on processors, for a small ``--recipe``.
@@ -45,7 +46,16 @@ COMPILING = 2.0
 """Times as long as others, as long as none was seen."""
 WITHOUT_DROPOUT = {"attention_dropout": 0.0}
 ALL_BACKENDS = MappingProxyType({name: {} for name in BACKENDS if name != AUTO})
-NAMED = ("attention", "attention_dropout", "precision", "zero_stage", "checkpointed_layers", "compiled", "micro_batch_size")
+NAMED = (
+    "attention",
+    "attention_dropout",
+    "precision",
+    "zero_stage",
+    "optimizer",
+    "checkpointed_layers",
+    "compiled",
+    "micro_batch_size",
+)
 
 
 def main() -> int:
@@ -121,6 +131,7 @@ def _wishes(rows: list[int], attention: str, own: list[str]) -> Iterator[dict]:
     yield from (usual | {"micro_batch_size": size} for size in others)
     yield usual | {"precision": "fp16"}
     yield usual | {"zero_stage": 0}
+    yield usual | {"zero_stage": 0, "deepspeed_config": "ds_configs/muon.json"}
     yield usual | {"checkpointing": "all"}
     yield from (usual | {"attention": name, "micro_batch_size": size} for size, name in product(others, own))
     yield from (usual | {"attention": name, "compiled": True} for name in own)

@@ -366,6 +366,7 @@ def test_the_plan_for_a_gpu_has_everything_once_and_the_back_ends_first():
     own = [name for name in BACKENDS if name != "auto"]
     assert [configuration.attention for configuration in plan[: len(own)]] == own
     assert {configuration.micro_batch_size for configuration in plan[: len(own)]} == {64}
+    assert {c.deepspeed_config for c in plan} == {"ds_configs/zero2.json", "ds_configs/muon.json"}
     combined = {(c.attention, c.precision, c.micro_batch_size) for c in plan}
     assert combined >= {(name, "bf16", rows) for name in own for rows in (32, 64, 128)}
     assert combined >= {(name, "fp16", rows) for name in own for rows in (32, 64, 128)}

@@ -9,11 +9,11 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 
+from mpnet_ds.data.interrupts import interrupted_later, uninterrupted
 from mpnet_ds.data.plan import Piece
 from mpnet_ds.data.shard_builder import Job, ShardBuilder
 from mpnet_ds.errors import UserError
@@ -34,7 +34,8 @@ def build_shards(job: Job, pieces: dict[int, Piece], advance: Callable[[int], No
     arguments = (job, done_bytes, stop, os.getpid())
     pool = ProcessPoolExecutor(workers, context, initializer=_start, initargs=arguments)
     try:
-        waiting = {pool.submit(_build, number, piece): number for number, piece in pieces.items()}
+        with interrupted_later():  # a worker that has not come to _start would print a traceback
+            waiting = {pool.submit(_build, number, piece): number for number, piece in pieces.items()}
         _await(waiting, done_bytes, advance)
     except BrokenProcessPool as error:
         raise UserError(
@@ -42,22 +43,9 @@ def build_shards(job: Job, pieces: dict[int, Piece], advance: Callable[[int], No
             "command goes on from here. If this is a script of your own, it needs 'if __name__ == \"__main__\":'."
         ) from error
     finally:
-        with _uninterrupted():  # a second Ctrl-C must not leave workers behind that were not told to end
+        with uninterrupted():  # a second Ctrl-C must not leave workers behind that were not told to end
             stop.value = 1
             pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C does nothing for a while."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _await(waiting: dict[Future, int], done_bytes, advance: Callable[[int], None]) -> None:
@@ -98,6 +86,7 @@ def _start(job: Job, done_bytes, stop, parent: int) -> None:
 
 
 def _build(number: int, piece: Piece) -> None:
+    _advance(0)  # the build may have ended while this process started
     _builder.build(number, piece, _advance)
 
 

@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import psutil
 import pytest
@@ -51,6 +53,16 @@ def group_lives(leader):
     except ProcessLookupError:
         return False
     return True
+
+
+def workers_of(build):
+    """The processes of a build that make its shards; beside them it has Python's resource tracker."""
+    found = []
+    for child in psutil.Process(build.pid).children():
+        with suppress(psutil.NoSuchProcess):  # it has just ended
+            if "multiprocessing.spawn" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
 def kill(process, whom):
@@ -156,10 +168,9 @@ def test_two_builders_of_one_folder_do_not_mix(corpus, tokenizer_folder, tmp_pat
     assert first.wait(timeout=120) == 0
 
 
-@pytest.mark.parametrize("presses", [1, 2])
-def test_an_interrupted_build_says_that_it_can_go_on(corpus, tokenizer_folder, tmp_path, presses):
-    arguments = command(corpus, tokenizer_folder, tmp_path / "dataset")
-    process = subprocess.Popen(
+def start_in_the_foreground(arguments):
+    """A build that Ctrl-C reaches, in a group of its own."""
+    return subprocess.Popen(
         arguments,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -167,19 +178,48 @@ def test_an_interrupted_build_says_that_it_can_go_on(corpus, tokenizer_folder, t
         start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background has it ignored
     )
-    wait_for_shards(tmp_path / "dataset.partial", 2)
-    for _ in range(presses):
-        os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
-        time.sleep(0.3)
+
+
+def only_line_of_interrupted(process):
+    """What a build says that Ctrl-C has ended; it must have ended with all its processes."""
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert len(errors.splitlines()) == 1
-    assert "interrupted" in errors
-    assert "the same command goes on" in errors
+    assert len(errors.splitlines()) == 1, errors
     deadline = time.monotonic() + 10
     while group_lives(process.pid) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not group_lives(process.pid)
+    return errors.strip()
+
+
+@pytest.mark.parametrize("presses", [1, 2])
+def test_an_interrupted_build_says_that_it_can_go_on(corpus, tokenizer_folder, tmp_path, presses):
+    process = start_in_the_foreground(command(corpus, tokenizer_folder, tmp_path / "dataset"))
+    wait_for_shards(tmp_path / "dataset.partial", 2)
+    for _ in range(presses):
+        os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
+        time.sleep(0.3)
+    errors = only_line_of_interrupted(process)
+    assert "interrupted" in errors
+    assert "the same command goes on" in errors
+
+
+def has_an_answer_to_ctrl_c(process):
+    """Whether a process has come so far that it handles or ignores SIGINT; before, that ends it without a word."""
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{process.pid}/status").read_text().splitlines())
+    return any(int(status[kind], 16) >> signal.SIGINT - 1 & 1 for kind in ("SigCgt", "SigIgn"))
+
+
+def test_ctrl_c_while_workers_start_is_one_line_too(corpus, tokenizer_folder, tmp_path):
+    """From then on until they ignore it, Python would have them print a traceback each."""
+    process = start_in_the_foreground(command(corpus, tokenizer_folder, tmp_path / "dataset"))
+    deadline = time.monotonic() + 60
+    while len(workers := workers_of(process)) < 2 or not all(map(has_an_answer_to_ctrl_c, workers)):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    assert only_line_of_interrupted(process) == "interrupted"
+    assert not list(tmp_path.iterdir())
 
 
 def test_shards_finished_before_a_fault_are_kept_and_the_fault_can_be_skipped(tokenizer_folder, tmp_path):

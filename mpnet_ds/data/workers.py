@@ -55,7 +55,7 @@ def _await(waiting: dict[Future, int], done_bytes, advance: Callable[[int], None
         for future in sorted(finished, key=waiting.get):
             future.result()
             del waiting[future]
-        now = done_bytes.value
+        now = done_bytes.get_obj().value  # without the lock: a worker that was killed may hold it for ever
         advance(now - seen)
         seen = now
 

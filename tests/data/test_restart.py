@@ -222,6 +222,41 @@ def test_ctrl_c_while_workers_start_is_one_line_too(corpus, tokenizer_folder, tm
     assert not list(tmp_path.iterdir())
 
 
+DIES_COUNTING = """
+import os, signal, sys, time
+from dataclasses import replace
+from mpnet_ds.command_line import run
+from mpnet_ds.data import BuildOptions, build_dataset
+from mpnet_ds.data.shard_builder import ShardBuilder
+
+class Deadly(int):
+    def __radd__(self, count):
+        time.sleep(1)  # the parent looks five times a second
+        os.kill(os.getpid(), signal.SIGKILL)
+
+blocks = ShardBuilder.blocks
+ShardBuilder.blocks = lambda *what: (replace(block, num_bytes=Deadly(block.num_bytes)) for block in blocks(*what))
+
+if __name__ == "__main__":
+    source, tokenizer, output = sys.argv[1:]
+    run(lambda: build_dataset([source], tokenizer, output, BuildOptions(shard_bytes=1000, workers=2)))
+"""
+
+
+def test_a_worker_that_is_killed_while_it_counts_does_not_hold_the_build_up(corpus_files, tokenizer_folder, tmp_path):
+    """It holds the lock of the count, which nobody will ever release: workers run this script's top, and die adding."""
+    script = tmp_path / "script.py"
+    script.write_text(DIES_COUNTING)
+    arguments = list(map(str, [sys.executable, script, corpus_files.txt, tokenizer_folder, tmp_path / "dataset"]))
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        _, errors = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            kill(process, "all")
+    assert (process.returncode, "a worker ended before its work was done" in errors) == (2, True), errors
+
+
 def test_shards_finished_before_a_fault_are_kept_and_the_fault_can_be_skipped(tokenizer_folder, tmp_path):
     (tmp_path / "a.txt").write_bytes(b"a fine document\n\n" * 100 + b"bad \xff\n\n" + b"fine again\n\n" * 100)
     what = ([str(tmp_path / "a.txt")], tokenizer_folder, tmp_path / "dataset", BuildOptions(shard_bytes=500, workers=1))

@@ -106,8 +106,7 @@ def _build_folder(output: Path) -> Iterator[Path]:
     """``OUT.partial``. It stays after a failure if shards in it are finished."""
     try:
         with partial_folder(output) as folder:
-            for left in folder.rglob(f"*{TEMPORARY}"):
-                left.unlink(missing_ok=True)
+            _remove_unfinished_files(folder)
             try:
                 yield folder
             except BaseException as error:
@@ -123,6 +122,11 @@ def _build_folder(output: Path) -> Iterator[Path]:
             f"{error.filename or output}: {error.strerror}, {free:,} bytes are free. Make room (--dry_run says how much is "
             "needed); the same command goes on from here."
         ) from error
+
+
+def _remove_unfinished_files(folder: Path) -> None:
+    for path in folder.rglob(f"*{TEMPORARY}"):
+        path.unlink(missing_ok=True)
 
 
 def _has_finished_shards(folder: Path) -> bool:
@@ -280,6 +284,7 @@ def _save(manifest: DatasetManifest, tokenizer: PretrainingTokenizer, folder: Pa
 def _take_name(folder: Path, output: Path) -> DatasetManifest:
     for path in (folder / BUILD_PLAN, *folder.glob("shard-*.json"), *folder.glob(f"{STORED}*")):
         path.unlink(missing_ok=True)
+    _remove_unfinished_files(folder)  # of workers that outlived a build that was killed just before this one
     sync_folder(folder)
     take_name(folder, output)
     return DatasetManifest.load(output)

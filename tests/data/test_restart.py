@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from mpnet_ds.data import BuildOptions, ReadOptions, build_dataset
+from mpnet_ds.data.workers import build_shards
 from mpnet_ds.errors import UserError
 from mpnet_ds.files import LOCK, new_folder
 from tests.data.test_encode import real_text
@@ -349,6 +350,22 @@ def test_remains_of_a_build_with_other_options_do_not_get_into_the_dataset(corpu
         (partial / name).write_bytes(b"old")
     build_dataset([corpus_files.txt], tokenizer_folder, tmp_path / "dataset", BuildOptions(workers=1), show_progress=False)
     assert contents(tmp_path / "dataset").keys() == contents(tmp_path / "expected").keys()
+
+
+def test_what_workers_of_a_killed_build_write_a_moment_longer_does_not_get_into_the_dataset(
+    corpus_files, tokenizer_folder, tmp_path, monkeypatch
+):
+    """They notice within a fifth of a second that they are orphans; the next build may have begun."""
+    options = BuildOptions(holdout=0.1, workers=1)
+
+    def build_beside_an_orphan(job, *what):
+        for folder in (job.side("training"), job.side("holdout")):
+            (folder / "shard-00000.bin.1.tmp").write_bytes(b"of another")
+        build_shards(job, *what)
+
+    monkeypatch.setattr("mpnet_ds.data.build.build_shards", build_beside_an_orphan)
+    build_dataset([corpus_files.txt], tokenizer_folder, tmp_path / "dataset", options, show_progress=False)
+    assert [name for name in contents(tmp_path) if name.endswith(".tmp")] == []
 
 
 def test_a_shard_that_was_lost_or_cut_since_is_built_again(interrupted, tokenizer_folder, corpus, tmp_path):

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -143,6 +144,14 @@ def read_shard():
         return Shard(code, sequences, list(offsets), list(document_index))
 
     return read
+
+
+@pytest.fixture
+def ctrl_c_interrupts():
+    """SIGINT raises ``KeyboardInterrupt``, also where the tests are a job in the background, for which it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 FOREIGN_TYPES = {1: "B", 2: "b", 3: "h", 4: "i", 5: "q", 6: "d", 7: "f", 8: "H", 9: "I", 10: "Q"}

@@ -21,6 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mpnet_ds.data.corpus import STANDARD_INPUT, Corpus, ReadOptions, check_unchanged, last_unit
+from mpnet_ds.data.interrupts import interrupted_once
 from mpnet_ds.data.manifest import FILE_NAME, HOLDOUT, TOKENIZER, DatasetManifest
 from mpnet_ds.data.plan import BuildOptions, cut, difference, settings_of
 from mpnet_ds.data.shard_builder import TRAINING, Job, PieceRecord, record_path
@@ -105,7 +106,7 @@ def _check_outside(output: Path, inputs: list[str]) -> None:
 def _build_folder(output: Path) -> Iterator[Path]:
     """``OUT.partial``. It stays after a failure if shards in it are finished."""
     try:
-        with partial_folder(output) as folder:
+        with interrupted_once(), partial_folder(output) as folder:
             _remove_unfinished_files(folder)
             try:
                 yield folder

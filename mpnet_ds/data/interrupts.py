@@ -4,6 +4,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 
 @contextmanager
@@ -24,6 +25,24 @@ def interrupted_later() -> Iterator[None]:
         yield
     if pressed:
         signal.raise_signal(signal.SIGINT)
+
+
+@contextmanager
+def interrupted_once() -> Iterator[None]:
+    """The first Ctrl-C interrupts; others do nothing, so that it comes out of the block as it is.
+
+    A program that ignores SIGINT, or has a handler of its own, keeps that.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    with _handled_by(_interrupt_and_ignore_the_next):
+        yield
+
+
+def _interrupt_and_ignore_the_next(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)
+    signal.default_int_handler(number, frame)
 
 
 @contextmanager

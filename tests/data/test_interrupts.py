@@ -9,17 +9,12 @@ import time
 
 import pytest
 
-from mpnet_ds.data.interrupts import interrupted_later, uninterrupted
+from mpnet_ds.data.interrupts import interrupted_later, interrupted_once, uninterrupted
 
 BLOCKED = "import signal; print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))"
 
 
-@pytest.fixture(autouse=True)
-def foreground():
-    """Ctrl-C as a program in the foreground has it, whatever started the tests."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+pytestmark = pytest.mark.usefixtures("ctrl_c_interrupts")
 
 
 def press():
@@ -78,3 +73,26 @@ def test_another_thread_than_the_main_one_may_ask_for_it():
     thread.start()
     thread.join()
     assert done == [signal.default_int_handler]
+
+
+def test_the_way_out_is_not_interrupted_again():
+    on_the_way_out = []
+    with pytest.raises(KeyboardInterrupt), interrupted_once():  # noqa: PT012
+        try:
+            press()
+        finally:
+            press()
+            on_the_way_out.append("all")
+    assert on_the_way_out == ["all"]
+    with pytest.raises(KeyboardInterrupt):
+        press()
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, lambda *what: None])
+def test_one_who_takes_ctrl_c_otherwise_goes_on_to_do_so(handler):
+    signal.signal(signal.SIGINT, handler)
+    with interrupted_once(), interrupted_later():
+        press()
+    with interrupted_once():
+        press()
+        assert signal.getsignal(signal.SIGINT) is handler

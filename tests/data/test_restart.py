@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -18,7 +18,7 @@ import pytest
 from mpnet_ds.data import BuildOptions, ReadOptions, build_dataset
 from mpnet_ds.data.workers import build_shards
 from mpnet_ds.errors import UserError
-from mpnet_ds.files import LOCK, new_folder
+from mpnet_ds.files import LOCK, new_folder, partial_folder
 from tests.data.test_encode import real_text
 from tests.runs import ROOT
 
@@ -203,6 +203,30 @@ def test_an_interrupted_build_says_that_it_can_go_on(corpus, tokenizer_folder, t
     errors = only_line_of_interrupted(process)
     assert "interrupted" in errors
     assert "the same command goes on" in errors
+
+
+def test_a_second_ctrl_c_on_the_way_out_takes_nothing_from_what_is_said(
+    corpus_files, tokenizer_folder, tmp_path, monkeypatch, ctrl_c_interrupts
+):
+    def press_after_one_shard(job, pieces, advance):
+        number = min(pieces)
+        build_shards(job, {number: pieces[number]}, advance)
+        signal.raise_signal(signal.SIGINT)
+
+    @contextmanager
+    def press_when_it_is_let_go(output):
+        with partial_folder(output) as folder:
+            try:
+                yield folder
+            finally:
+                signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("mpnet_ds.data.build.build_shards", press_after_one_shard)
+    monkeypatch.setattr("mpnet_ds.data.build.partial_folder", press_when_it_is_let_go)
+    with pytest.raises(KeyboardInterrupt, match=r"1 finished shards are kept, the same command goes on"):
+        build_dataset([corpus_files.txt], tokenizer_folder, tmp_path / "dataset", show_progress=False)
+    with pytest.raises(KeyboardInterrupt):  # it is as it was before
+        signal.raise_signal(signal.SIGINT)
 
 
 def has_an_answer_to_ctrl_c(process):

@@ -28,7 +28,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import psutil
@@ -113,10 +113,16 @@ class Host:
     def restrict_to_cores(self, cores: set[int]) -> None:
         """From now on what is started here by ssh has these processor cores only."""
         for server in self._servers():
-            server.cpu_affinity(sorted(cores))
+            with suppress(psutil.NoSuchProcess):  # one of a login that has just ended
+                server.cpu_affinity(sorted(cores))
 
     def _servers(self) -> list[psutil.Process]:
-        return [process for process in self.namespace.processes() if process.name().startswith("sshd")]
+        found = []
+        for process in self.namespace.processes():
+            with suppress(psutil.NoSuchProcess):  # it has just ended
+                if process.name().startswith("sshd"):
+                    found.append(process)
+        return found
 
     def cut(self) -> None:
         """Pulls the cable at the switch: packets from and to this host vanish, and no connection is told."""

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -76,7 +77,8 @@ class Inside(subprocess.Popen):
         deadline = time.monotonic() + 10
         while self.poll() is None and time.monotonic() < deadline:
             for program in _children(self.pid):
-                os.kill(program, number)
+                with suppress(ProcessLookupError):  # nsenter has just taken its exit code
+                    os.kill(program, number)
                 return
             time.sleep(0.01)
 

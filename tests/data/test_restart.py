@@ -73,8 +73,9 @@ def kill(process, whom):
     elif whom == "parent":
         process.kill()
     else:
-        for child in psutil.Process(process.pid).children()[-1:]:
-            child.kill()
+        for worker in workers_of(process)[-1:]:
+            with suppress(psutil.NoSuchProcess):  # it has just ended
+                worker.kill()
     return process.wait(timeout=60)
 
 

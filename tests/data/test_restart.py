@@ -79,37 +79,47 @@ def kill(process, whom):
     return process.wait(timeout=60)
 
 
+def num_finished(folder):
+    """Shards of an unfinished build that have their record."""
+    try:
+        return sum(name.startswith("shard-") and name.endswith(".json") for name in os.listdir(folder))
+    except FileNotFoundError:  # not begun, or all is finished and has its name
+        return 0
+
+
+def wait_for_shards(folder, count, build=None):
+    """Until so many are finished, or the ``build`` has ended."""
+    deadline = time.monotonic() + 60
+    while num_finished(folder) < count and (build is None or build.poll() is None):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 @pytest.mark.parametrize("kills_wanted", [8, pytest.param(20, marks=pytest.mark.long)])
 def test_a_build_killed_at_random_moments_ends_with_the_same_bytes(corpus, tokenizer_folder, tmp_path, kills_wanted):
-    output = tmp_path / "dataset"
+    output, partial = tmp_path / "dataset", tmp_path / "dataset.partial"
     arguments = command(corpus, tokenizer_folder, output)
-    began = time.monotonic()
     subprocess.run(arguments, check=True, capture_output=True)
-    duration = time.monotonic() - began
     undisturbed = contents(output)
     shutil.rmtree(output)
     chance, kills, finished = random.Random(1), 0, 0
-    while kills < kills_wanted:
+    expected = {"worker": 2, "parent": -signal.SIGKILL, "all": -signal.SIGKILL}
+    while kills < kills_wanted or not finished:
+        whom = list(expected)[kills % 3]
+        before = num_finished(partial)
         process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-        time.sleep(chance.uniform(0.2, 0.6) * duration)
-        if process.poll() is None:
-            kill(process, chance.choice(["all", "parent", "worker"]))
-            kills += 1
+        wait_for_shards(partial, before + chance.randint(1 if whom == "worker" else 0, 8), process)  # then it has workers
+        time.sleep(chance.uniform(0, 0.3))
+        code = kill(process, whom) if process.poll() is None else process.returncode
+        assert code in (0, expected[whom])
+        kills += code != 0
         if output.exists():  # not before all of it is there
             assert contents(output) == undisturbed
             shutil.rmtree(output)
             finished += 1
     subprocess.run(arguments, check=True, capture_output=True)
     assert contents(output) == undisturbed
-    assert finished
     assert [path.name for path in tmp_path.iterdir()] == ["dataset"]
-
-
-def wait_for_shards(folder, count):
-    deadline = time.monotonic() + 60
-    while len(list(folder.glob("shard-*.json"))) < count:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.fixture

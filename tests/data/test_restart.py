@@ -67,9 +67,12 @@ def workers_of(build):
 
 
 def kill(process, whom):
-    """SIGKILL for all of a build's processes, for the first one, or for one of its workers."""
+    """SIGKILL for all of a build's processes that touch its folder, for the first one, or for one of its workers."""
     if whom == "all":
-        os.killpg(process.pid, signal.SIGKILL)
+        os.killpg(process.pid, signal.SIGSTOP)  # at one moment
+        for each in (psutil.Process(process.pid), *workers_of(process)):
+            each.kill()
+        os.killpg(process.pid, signal.SIGCONT)  # Python's resource tracker: removes their semaphores from /dev/shm, and ends
     elif whom == "parent":
         process.kill()
     else:

@@ -4,8 +4,9 @@ DeepSpeed's ZeRO and 16-bit optimizers leave an update out when the norm of the 
 nothing does: the plain optimizer would write NaN into every weight. ``Engine`` closes that gap.
 """
 
+import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 
@@ -152,8 +153,26 @@ def build_engine(model: MPNetForPretraining, config: EngineConfig, weight_decay:
     groups, engine_config, optimizer = parameter_groups(model, weight_decay), dict(config.engine), None
     if config.uses_muon:
         optimizer = partial(make_muon, model, engine_config.pop("optimizer")["params"])
+    _import_zero_without_compiler()
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, model_parameters=groups, config=engine_config)
     return engine
+
+
+def _import_zero_without_compiler() -> None:
+    """DeepSpeed's ZeRO imports its own Muon, and with it PyTorch's compiler, which takes longer than all else of an engine.
+
+    Nothing here calls that Muon. With PyTorch's switch off while it is imported, its functions stay as they are.
+    """
+    switch = "TORCHDYNAMO_DISABLE"
+    before = os.environ.get(switch)
+    os.environ[switch] = "1"
+    try:
+        with suppress(ImportError):  # a release of DeepSpeed that has it elsewhere
+            import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
+    finally:
+        os.environ.pop(switch)
+        if before is not None:
+            os.environ[switch] = before
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:

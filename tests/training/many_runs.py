@@ -3,7 +3,8 @@
     python tests/training/many_runs.py LIST        deepspeed --num_accelerators 2 tests/training/many_runs.py LIST
 
 LIST is a JSON file: for each run, the arguments of launch/pretrain.py. What a run prints stands between lines
-``begin I`` and ``end I: CODE, SECONDS s``; its last line is ``fused updates: N``, calls of PyTorch's fused AdamW.
+``begin I`` and ``end I: CODE, SECONDS s``; its last lines are ``fused updates: N``, calls of PyTorch's fused AdamW, and
+whether PyTorch's compiler was loaded.
 """
 
 import argparse
@@ -30,6 +31,7 @@ def main() -> None:
             with mock.patch.object(torch, "_fused_adamw_", side_effect=fused) as updates:
                 code = pretrain(parser.parse_args(arguments))
             ranks.say(f"fused updates: {updates.call_count}")
+            ranks.say(f"compiler loaded: {'torch._inductor.compile_fx' in sys.modules}")
             ranks.say(f"end {number}: {code}, {time.perf_counter() - begin:.1f} s")
     processes.stop()
 

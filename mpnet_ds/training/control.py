@@ -25,7 +25,7 @@ import psutil
 import torch
 import torch.distributed
 
-from mpnet_ds.training.processes import Ranks, connecting
+from mpnet_ds.training.processes import Ranks, ancestors, connecting
 
 EXIT_REQUEUE = 75
 """Exit code of a run that was told to stop by its surroundings, saved, and can go on: EX_TEMPFAIL of sysexits.h."""
@@ -164,7 +164,7 @@ _FILES = {Request.SAVE: "SAVE", Request.STOP: "STOP"}
 def _launchers() -> list[int]:
     """Process ids of the launchers above this process, nearest first: ``launch.py`` and ``deepspeed``, or ``torchrun``."""
     found = []
-    for process in psutil.Process().parents():
+    for process in ancestors():
         try:
             program, *words = process.cmdline()[:4] or [""]  # empty: it is about to end
         except psutil.Error:

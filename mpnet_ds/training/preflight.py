@@ -165,7 +165,7 @@ def check_hostfile() -> list[Finding]:
     """A hostfile that the ``deepspeed`` command was given and that is not there: it would train on one machine only."""
     import psutil
 
-    for process in psutil.Process().parents():
+    for process in processes.ancestors():
         try:
             named = named_hostfile(process.cmdline())
             path = Path(process.cwd(), named) if named else None

@@ -8,11 +8,12 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed
 
@@ -102,6 +103,14 @@ def place() -> Placement:
     variables = placement.environment()
     os.environ.update(variables)
     return replace(placement, port=int(variables["MASTER_PORT"]))
+
+
+def ancestors() -> Iterator[psutil.Process]:
+    """The processes above this one, nearest first, as far as they are there: any may end while it is asked for its own."""
+    process: psutil.Process | None = psutil.Process()
+    with suppress(psutil.Error):
+        while (process := process.parent()) is not None:
+            yield process
 
 
 def supported_precisions() -> set[str]:

@@ -1,5 +1,6 @@
 """Requests to stop and to save, in real processes."""
 
+import os
 import signal
 from types import SimpleNamespace
 
@@ -7,7 +8,10 @@ import psutil
 import pytest
 
 from mpnet_ds.checkpoint.store import verify
+from mpnet_ds.training import control as control_module
 from mpnet_ds.training.control import Agreement, Control, Request
+from mpnet_ds.training.preflight import check_hostfile
+from mpnet_ds.training.processes import ancestors
 from tests.training.faulty_runs import launch, ranks_of, saved_steps, train, wait_for_update
 
 SECONDS_TO_SAVE = 30
@@ -20,6 +24,23 @@ def test_what_is_asked_after_an_agreement_began_is_for_the_next(tmp_path):
     (tmp_path / "STOP").touch()
     assert finish() == Agreement(Request.NOTHING, 3)
     assert control.agree(5) == Agreement(Request.STOP, 5)
+
+
+def test_a_launcher_that_is_gone_before_it_is_asked_for_its_parent_has_gone_and_is_no_error(tmp_path, monkeypatch):
+    parent = psutil.Process.parent
+
+    def parent_of_this_process(process: psutil.Process) -> psutil.Process | None:
+        if process.pid != os.getpid():
+            raise psutil.NoSuchProcess(process.pid)
+        return parent(process)
+
+    monkeypatch.setattr(psutil.Process, "parent", parent_of_this_process)
+    monkeypatch.setattr(control_module, "SECONDS_BETWEEN_LOOKS", 0)
+    control = Control(tmp_path, SimpleNamespace(world_size=1, is_main=True, local_rank=0))
+    control._launchers = [os.getppid(), 1]
+    assert [control.agree().request for _ in range(2)][-1] == Request.REQUEUE
+    assert [process.pid for process in ancestors()] == [os.getppid()]
+    assert check_hostfile() == []
 
 
 @pytest.mark.parametrize(

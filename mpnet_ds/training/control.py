@@ -106,7 +106,7 @@ class Control:
 
         Every rank must begin the same agreements in the same order. What is asked later on is for the next one.
         """
-        asked = max(self._asked, self._look())
+        asked = max(self._look(), self._asked)  # the look may ask
         counts = torch.zeros(1 + len(Request), dtype=torch.int64)
         counts[0] = num_targets
         counts[1 + asked] = 1

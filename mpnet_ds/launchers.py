@@ -7,7 +7,6 @@ Known are ``torchrun`` and ``deepspeed`` (which set RANK and what belongs to it)
 import base64
 import json
 import re
-import socket
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -41,7 +40,7 @@ class Placement:
     address: str = "127.0.0.1"
     """Of rank 0, name or number."""
     port: int = 0
-    """On which rank 0 listens; 0 takes a free one, where there is only one rank."""
+    """On which rank 0 listens; 0: on any that is free then, where there is only one rank."""
 
     @property
     def has_other_hosts(self) -> bool:
@@ -57,7 +56,7 @@ class Placement:
             "LOCAL_WORLD_SIZE": str(self.local_world_size),
             "LOCAL_SIZE": str(self.local_world_size),
             "MASTER_ADDR": self.address,
-            "MASTER_PORT": str(self.port or _free_port()),
+            "MASTER_PORT": str(self.port),
         }
 
 
@@ -190,9 +189,3 @@ def _number(environment: Mapping[str, str], name: str, default: int | None = Non
     if not re.fullmatch(r"[0-9]+", value):
         raise UserError(f"the variable {name} is '{value}', not a number.")
     return int(value)
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]

@@ -9,7 +9,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -100,9 +100,8 @@ def place() -> Placement:
     DeepSpeed's launcher leaves the number of ranks on a host in LOCAL_SIZE, torch's in LOCAL_WORLD_SIZE: both are set.
     """
     placement = find_placement(os.environ)
-    variables = placement.environment()
-    os.environ.update(variables)
-    return replace(placement, port=int(variables["MASTER_PORT"]))
+    os.environ.update(placement.environment())
+    return placement
 
 
 def ancestors() -> Iterator[psutil.Process]:

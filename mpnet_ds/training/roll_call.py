@@ -25,6 +25,8 @@ _ROLL, _COUNT, _RESULT, _READ = "roll", "count", "result", "read"
 def call_roll(placement: Placement, timeout: float):
     """Waits until all ranks are there; returns the store (keep it: rank 0's lives in it) and the host of each rank.
 
+    ``MASTER_PORT`` is the store's afterwards: a rank that is alone has one only now, when nobody can take it any more.
+
     Args:
         timeout: seconds after which those that are missing are named, in a ``UserError`` on every rank that is there.
     """
@@ -33,6 +35,7 @@ def call_roll(placement: Placement, timeout: float):
         server = _open(placement, timeout)
     except Exception as error:
         raise _unreachable(placement, host, error) from None
+    os.environ["MASTER_PORT"] = str(server.port)
     store = with_prefix(server, _ROLL)
     mine = f"{host} (process {os.getpid()})"
     before = store.compare_set(str(placement.rank), "", mine).decode()

@@ -2,14 +2,16 @@
 
 import multiprocessing
 import os
+import socket
 import time
 from pathlib import Path
 
-import torch.distributed  # noqa: F401  loaded once for all ranks of all tests
+import torch.distributed  # loaded once for all ranks of all tests
 
 from mpnet_ds.errors import UserError
 from mpnet_ds.launchers import Placement
-from mpnet_ds.training.roll_call import call_roll
+from mpnet_ds.training import processes
+from mpnet_ds.training.roll_call import call_roll, connect
 from tests.runs import free_port
 
 ctx = multiprocessing.get_context("forkserver")
@@ -42,6 +44,28 @@ def meet_all(folder: Path, ranks: list[int], world_size: int, timeout: float = 2
         process.join(60)
         process.kill()
     return [(folder / name).read_text() for name in names]
+
+
+def meet_alone(path: Path) -> None:
+    """Without a launcher, while another process takes the port that the environment names; writes who finds whose store."""
+    placement = processes.place()
+    with socket.create_server(("", int(os.environ["MASTER_PORT"]))):
+        store, _ = call_roll(placement, 5)
+    store.set("word", "found")
+    torch.distributed.init_process_group("gloo")
+    torchs = torch.distributed.distributed_c10d._get_default_store()
+    while hasattr(torchs, "underlying_store"):
+        torchs = torchs.underlying_store
+    found = [one.check(["word"]) for one in (torchs, connect(5))]
+    torch.distributed.destroy_process_group()
+    path.write_text(str(found))
+
+
+def test_nobody_can_take_the_port_of_a_rank_that_is_alone(tmp_path):
+    rank = ctx.Process(target=meet_alone, args=(tmp_path / "found",))
+    rank.start()
+    rank.join(60)
+    assert (tmp_path / "found").read_text() == "[True, True]"
 
 
 def test_all_learn_where_the_others_are(tmp_path):

@@ -1,12 +1,15 @@
 """Real runs of the launch script, in processes of their own, shared by the tests that look at their results."""
 
+import itertools
 import json
 import os
 import re
+import secrets
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +18,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "tests" / "fixtures" / "recipe.json"
 TIMEOUT = 240  # seconds
+FIRST_PORT, PORTS = 12000, 4000  # of each of two workers
 
 
 @dataclass
@@ -88,9 +92,24 @@ def pretrain_all(folder: Path, runs: dict[Path, list], ranks: int) -> dict[Path,
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    """A port that nobody else takes in the seconds until a launch gets to listen on it.
+
+    The system hands out those from 32768 on to whoever asks for any, and launchers.py those from 20000 to SLURM's jobs.
+    """
+    for port in _ports:
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("", port))
+            return port
+
+
+def _own_ports() -> Iterator[int]:
+    """Round and round those of this pytest-xdist worker, from anywhere: another session on this machine has the same."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first, begin = FIRST_PORT + PORTS * (worker % 2), secrets.randbelow(PORTS)
+    return (first + (begin + count) % PORTS for count in itertools.count())
+
+
+_ports = _own_ports()
 
 
 def recipe_with(folder: Path, **sections) -> Path:

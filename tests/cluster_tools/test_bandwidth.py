@@ -1,20 +1,18 @@
 """Bandwidth is measured between real ranks, and a rank that never comes ends in a problem rather than in waiting."""
 
-import socket
 import time
 
 import pytest
 
 from mpnet_ds.cluster import bandwidth
 from mpnet_ds.cluster.bandwidth import COLLECTIVES, SIZES, Row, measure_here
+from tests.runs import free_port
 
 
 @pytest.fixture
 def plan():
     """Arguments for ranks of this machine alone."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    return {"first_rank": 0, "address": "127.0.0.1", "port": port, "interface": "lo", "backend": "gloo"}
+    return {"first_rank": 0, "address": "127.0.0.1", "port": free_port(), "interface": "lo", "backend": "gloo"}
 
 
 def test_bandwidths_are_those_of_nccl_tests():

@@ -147,6 +147,7 @@ def pretrain(arguments: argparse.Namespace) -> int:
     except UserError:
         processes.stop()  # not after a fault: the other ranks may wait in a collective, and this one would join them
         raise
+    processes.leave_together(ranks)  # rank 0 has the last word
     processes.stop()
     return code
 

@@ -21,11 +21,11 @@ from mpnet_ds.errors import UserError
 from mpnet_ds.launchers import Placement, find_placement
 from mpnet_ds.network import find_interface
 from mpnet_ds.quiet import quiet_libraries
+from mpnet_ds.training import roll_call
 from mpnet_ds.training.host_memory import keep_freed_memory
-from mpnet_ds.training.roll_call import call_roll
 
-JOIN_TIMEOUT = 300.0
-"""Seconds."""
+JOIN_TIMEOUT, LEAVE_TIMEOUT = 300.0, 120.0
+"""Seconds that ranks wait for each other before a run, and when they are done with it."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def start(join_timeout: float = JOIN_TIMEOUT) -> Ranks:
     if placement.world_size > 1 and "GLOO_SOCKET_IFNAME" not in os.environ:
         # Left alone, gloo takes what the host's name stands for, which often is 127.0.1.1.
         os.environ["GLOO_SOCKET_IFNAME"] = find_interface(placement.address, placement.has_other_hosts).name
-    store, hosts = call_roll(placement, join_timeout)
+    store, hosts = roll_call.call_roll(placement, join_timeout)
     accelerator = get_accelerator()
     accelerator.set_device(placement.local_rank)
     with connecting():
@@ -178,6 +178,12 @@ def wait_for_each_other(seconds: float) -> None:
     c10d = torch.distributed.distributed_c10d
     c10d.default_pg_timeout = c10d.default_pg_nccl_timeout = timeout  # for groups that DeepSpeed makes later
     c10d._set_pg_timeout(timeout)
+
+
+def leave_together(ranks: Ranks) -> None:
+    """Waits until all ranks are done, for ``LEAVE_TIMEOUT`` seconds at most; not after a fault, as others may never be."""
+    if ranks.world_size > 1:
+        roll_call.leave_together(_stores[-1], ranks.rank, ranks.world_size, LEAVE_TIMEOUT)
 
 
 def stop() -> None:

@@ -3,13 +3,17 @@
 All ranks write their host's name on the store of rank 0 (a TCPStore, which torch's own rendezvous then uses too). Rank 0
 waits for them, says now and then for whom, and in the end tells everyone whether the run can start. Without this, a host
 that never comes would let the others wait for half an hour and end with "1/2 clients joined".
+
+In the end they meet there once more, so that none leaves before all are done (``leave_together``).
 """
 
 import json
 import os
 import socket
 import sys
+import threading
 import time
+from contextlib import suppress
 from datetime import timedelta
 
 import psutil
@@ -18,8 +22,8 @@ from mpnet_ds.errors import UserError
 from mpnet_ds.launchers import Placement, hosts_of_command, name_ranks
 
 FIRST_NEWS, MORE_NEWS = 15.0, 60.0  # seconds
-TIME_TO_READ = 10.0  # seconds in which a rank that is there should have read that others are not
-_ROLL, _COUNT, _RESULT, _READ = "roll", "count", "result", "read"
+TIME_TO_READ = 10.0  # seconds in which a rank that is there should have read whether others are
+_ROLL, _END, _COUNT, _RESULT, _READ = "roll", "end", "count", "result", "read"
 
 
 def call_roll(placement: Placement, timeout: float):
@@ -56,6 +60,17 @@ def call_roll(placement: Placement, timeout: float):
             _wait_until_read(store, result["present"])
         raise UserError(result["missing"])
     return server, tuple(result["hosts"])
+
+
+def leave_together(server, rank: int, world_size: int, timeout: float) -> None:
+    """Waits until all ranks have come to their end; those that have waited for ``timeout`` seconds leave without the others.
+
+    A launcher ends all ranks as soon as one leaves with a code that is not 0, and the store ends with rank 0. A rank that
+    has failed does not come here: it is the one to say so, and no reason for this one to fail.
+    """
+    meet = threading.Thread(target=_meet_in_the_end, args=(server, rank, world_size, timeout), daemon=True)
+    meet.start()
+    meet.join(timeout + 2 * TIME_TO_READ)  # a store whose host is stopped or dead may never answer
 
 
 def connect(timeout: float):
@@ -110,6 +125,19 @@ def _collect(store, placement: Placement, timeout: float) -> dict:
         time.sleep(0.05 if passed < 5 else 0.5)
     values = store.multi_get([str(rank) for rank in range(size)])
     return {"hosts": [value.decode().partition(" (process")[0] for value in values]}
+
+
+def _meet_in_the_end(server, rank: int, world_size: int, timeout: float) -> None:
+    store = with_prefix(server, _END)
+    with suppress(RuntimeError):  # rank 0 has gone, or not all have come
+        meeting, place = divmod(store.add(_COUNT, 1) - 1, world_size)  # processes may make several runs
+        all_are_here = f"{_RESULT} {meeting}"
+        if place == world_size - 1:
+            store.set(all_are_here, "")
+        store.wait([all_are_here], timedelta(seconds=timeout))
+        store.add(_READ, 1)
+        if rank == 0:  # whose end is the store's
+            _wait_until_read(store, (meeting + 1) * world_size)
 
 
 def _wait_until_read(store, readers: int) -> None:

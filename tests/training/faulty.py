@@ -143,6 +143,20 @@ def slow(update: int) -> None:
     Trainer._update = with_pause
 
 
+def slow_last_words(update: int) -> None:
+    """SIGTERM for the last rank at an update; rank 0 takes longer to say how it ended than a launcher waits for it."""
+    from mpnet_ds.training import pretrain
+
+    before = pretrain._conclude
+
+    def slow(*arguments):
+        time.sleep(0 if is_last_rank() else 6)
+        return before(*arguments)
+
+    pretrain._conclude = slow
+    send(signal.SIGTERM)(update)
+
+
 def warned_in_the_end(update: int) -> None:
     """SIGUSR1 when training is over and the ranks disconnect."""
     from mpnet_ds.training import processes
@@ -253,6 +267,7 @@ FAULTS = {
     "no_room": no_room,
     "hang": hang,
     "slow": slow,
+    "slow_last_words": slow_last_words,
     "warned_in_the_end": warned_in_the_end,
     "until_asked": until_asked,
 }

@@ -88,8 +88,9 @@ def test_a_file_asks_for_a_checkpoint(dataset_folder, tmp_path):
 
 
 def test_one_ranks_signal_stops_all_and_the_launcher_passes_the_code_on(trained, dataset_folder, tmp_path):
-    stopped = train(tmp_path / "run", dataset_folder, fault="sigterm@3", ranks=2)
+    stopped = train(tmp_path / "run", dataset_folder, fault="slow_last_words@3", ranks=2)
     assert stopped.code == 75, stopped.err
+    assert "at update 3 of 8; everything is saved" in stopped.out  # no rank left before rank 0 had said so
     assert saved_steps(stopped.folder) == [2, 3]
     assert train(tmp_path / "run", dataset_folder, ranks=2).losses == trained("zero2", 2).losses
 

@@ -1,5 +1,6 @@
-"""Ranks that meet before a run, in real processes: all of them, too few, and those of two runs at one place."""
+"""Ranks that meet before a run and after it, in real processes: all, too few, and those of two runs at one place."""
 
+import json
 import multiprocessing
 import os
 import socket
@@ -11,7 +12,7 @@ import torch.distributed  # loaded once for all ranks of all tests
 from mpnet_ds.errors import UserError
 from mpnet_ds.launchers import Placement
 from mpnet_ds.training import processes
-from mpnet_ds.training.roll_call import call_roll, connect
+from mpnet_ds.training.roll_call import call_roll, connect, leave_together
 from tests.runs import free_port
 
 ctx = multiprocessing.get_context("forkserver")
@@ -92,3 +93,52 @@ def test_two_runs_that_meet_at_one_place_are_told_apart(tmp_path):
 def test_a_port_that_is_taken_is_named(tmp_path):
     said = meet_all(tmp_path, [0, 0], 2, timeout=2)
     assert any("is in use on" in text for text in said)
+
+
+PAUSE, PATIENCE = 0.5, 3.0  # seconds
+
+
+def part(folder: Path, rank: int, port: int, failing: int | None) -> None:
+    """Meets two others, and leaves twice together with them, later by its number; the rank that fails does not."""
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    store, _ = call_roll(Placement("deepspeed", rank, rank, 3, 3, "127.0.0.1", port), 20)
+    store.add("met", 1)
+    while store.add("met", 0) < 3:
+        time.sleep(0.01)
+    if rank == failing:
+        time.sleep(PAUSE)  # until the others wait
+        os._exit(1)
+    times = []
+    for _ in range(2 if failing is None else 1):
+        time.sleep(PAUSE * rank)
+        times.append(time.time())
+        leave_together(store, rank, 3, PATIENCE if failing is not None else 30)
+        times.append(time.time())
+    (folder / str(rank)).write_text(json.dumps(times))
+
+
+def part_all(folder: Path, failing: int | None = None) -> list[list[float]]:
+    """Of each rank that did not fail, when it began to leave and had left."""
+    port = free_port()
+    ranks = [ctx.Process(target=part, args=(folder, rank, port, failing)) for rank in range(3)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(60)
+    assert [process.exitcode for process in ranks] == [int(rank == failing) for rank in range(3)]
+    return [json.loads((folder / str(rank)).read_text()) for rank in range(3) if rank != failing]
+
+
+def test_no_rank_leaves_before_the_last_is_done_however_often_they_meet(tmp_path):
+    begun, left, begun_again, left_again = zip(*part_all(tmp_path), strict=True)
+    assert max(begun) <= min(left)
+    assert max(begun_again) <= min(left_again)
+
+
+def test_a_rank_that_failed_is_waited_for_no_longer_than_allowed(tmp_path):
+    begun, left = zip(*part_all(tmp_path, failing=1), strict=True)
+    assert PATIENCE <= min(left) - min(begun) < PATIENCE + 20
+
+
+def test_where_rank_0_failed_nobody_waits(tmp_path):
+    assert all(left - begun < PATIENCE for begun, left in part_all(tmp_path, failing=0))

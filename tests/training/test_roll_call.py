@@ -19,9 +19,10 @@ ctx = multiprocessing.get_context("forkserver")
 ctx.set_forkserver_preload([__name__])
 
 
-def meet(folder: Path, name: str, rank: int, world_size: int, port: int, timeout: float) -> None:
-    """Writes what came of it to ``folder/name``."""
+def meet(folder: Path, name: str, rank: int, world_size: int, port: int, timeout: float, begin) -> None:
+    """Writes what came of it to ``folder/name``; all begin when all have started."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    begin.wait(60)
     try:
         store, hosts = call_roll(Placement("deepspeed", rank, rank, world_size, world_size, "127.0.0.1", port), timeout)
         outcome = f"met {len(hosts)} at {len(set(hosts))}"
@@ -37,8 +38,8 @@ def meet_all(folder: Path, ranks: list[int], world_size: int, timeout: float = 2
     """What each of ``ranks`` gets to know, in their order; those that have come at all."""
     port = free_port()
     names = [f"{number}-rank-{rank}" for number, rank in enumerate(ranks)]
-    pairs = zip(names, ranks, strict=True)
-    callers = [ctx.Process(target=meet, args=(folder, name, rank, world_size, port, timeout)) for name, rank in pairs]
+    common = (world_size, port, timeout, ctx.Barrier(len(ranks)))
+    callers = [ctx.Process(target=meet, args=(folder, *pair, *common)) for pair in zip(names, ranks, strict=True)]
     for process in callers:
         process.start()
     for process in callers:

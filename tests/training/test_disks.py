@@ -127,7 +127,7 @@ def test_a_token_that_shows_late_is_waited_for(places, monkeypatch):
 
     def show(seconds: float) -> None:
         looks.append(seconds)
-        if len(looks) == 4:
+        if len(looks) >= 4:  # two may have looked at once
             for token in places[0].glob(".mpnet_ds.token-*-0"):
                 shutil.copy(token, places[1])
 

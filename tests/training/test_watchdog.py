@@ -107,6 +107,7 @@ def train(rank: int, port: int, folder: Path, plan: Plan) -> None:
                     FAULTS[fault]()
                 time.sleep(0.25)
             all_reduce(plan.notices)
+    all_reduce(notices=True)  # with rank 0 goes the store, of which a rank that still watches would tell
     distributed.destroy_process_group()
     os.write(1, b"done\n")
 

@@ -63,6 +63,8 @@ class Board:
         self._ranks, self._interval, self._lost_timeout, self._report = ranks, interval, lost_timeout, report
         self.alarm = threading.Event()
         """Set when any rank has raised the alarm."""
+        self.seen_by_all = threading.Event()
+        """Set when all ranks have seen it."""
         self.notice: Alarm | None = None
         """The alarm."""
         self.rounds = 0
@@ -128,6 +130,8 @@ class Board:
             store.compare_set("alarm", "", json.dumps(asdict(raised)))
         if raised or store.check(["alarm"]):
             self.notice = self.notice or Alarm(**json.loads(store.get("alarm")))
+            if store.add("seen", 0 if self.alarm.is_set() else 1) == self._ranks.world_size:
+                self.seen_by_all.set()
             self.alarm.set()
         if self.reads:
             self._readings.append(self._fetch(store, range(self._ranks.world_size)))

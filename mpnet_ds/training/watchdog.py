@@ -150,8 +150,8 @@ class Watchdog:
         self._board.raise_alarm(f"rank {self.ranks.rank} ({self.ranks.host}) failed: {text}", is_failure=True)
         self._stopped.set()
         self._board.alarm.wait(2 * self._interval)
-        if self.ranks.is_main:
-            time.sleep(1.5 * self._interval)  # the store ends with this process: let the others read it
+        if self.ranks.is_main:  # the store ends with this process: let the others read it
+            self._board.seen_by_all.wait(4 * self._interval)
 
     def beat(self, phase: str, step: int) -> None:
         """This rank begins ``phase`` of ``step``. All ranks should go through the same phases of a step."""

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import distributed
 
+from mpnet_ds.training.board import Board
 from mpnet_ds.training.processes import Ranks
 from mpnet_ds.training.watchdog import Report, Watchdog, find_culprits
 from tests.runs import free_port
@@ -87,6 +88,20 @@ class Plan:
     lost_timeout: float = 0
     notices: bool = False
     """Whether the back-end raises an error where a peer has gone."""
+    late: float = 0
+    """Seconds for which the last rank's board stands still once after the fault."""
+
+
+def be_late(begun: Path, seconds: float) -> None:
+    exchange, was_late = Board._exchange, threading.Event()
+
+    def exchange_late(board: Board, store, number: int) -> None:
+        if begun.exists() and not was_late.is_set():
+            was_late.set()
+            time.sleep(seconds)
+        exchange(board, store, number)
+
+    Board._exchange = exchange_late
 
 
 def train(rank: int, port: int, folder: Path, plan: Plan) -> None:
@@ -96,6 +111,8 @@ def train(rank: int, port: int, folder: Path, plan: Plan) -> None:
     size, fault = plan.size, plan.fault
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     distributed.init_process_group("gloo")
+    if rank == size - 1:
+        be_late(folder / "begun", plan.late)
     with Watchdog(ranks_of(rank, size), folder / "hang", plan.hang_timeout, plan.lost_timeout) as watchdog:
         for step in range(1, 7):
             for now in ("drawing data", "update"):
@@ -215,6 +232,12 @@ def test_a_rank_that_fails_takes_the_others_with_it(tmp_path, victim):
     assert "ValueError: broken" in outcome.err
     assert ("error: rank 1 (node-1) failed: ValueError: broken" in outcome.err) == (victim == 1)
     assert not (tmp_path / "hang").exists()
+
+
+def test_rank_0_that_fails_waits_until_a_rank_that_is_late_has_read_of_it(tmp_path):
+    outcome = run_ranks(tmp_path, "fail", 0, size=3, hang_timeout=600, lost_timeout=8, late=2.2)
+    assert outcome.codes == [1, 1, 1], outcome.err
+    assert "is lost" not in outcome.err
 
 
 def test_a_slow_run_that_beats_is_left_alone(tmp_path):

@@ -38,6 +38,7 @@ from mpnet_ds.training.processes import Ranks
 EXIT_CODE = 1
 STARTING = ("starting", 0, 0)
 """The phase before the first beat, which may take as long as it likes: an engine is built, perhaps compiled, and loaded."""
+LEAST_GRACE = 2.0  # seconds
 FOLDER = "hang"
 """Of the output, where ranks of a run that hangs leave their stacks."""
 GOES_ON = "The same command goes on from the newest checkpoint."
@@ -113,7 +114,8 @@ class Watchdog:
         self.timeout, self.lost_timeout = timeout, lost_timeout if ranks.world_size > 1 else 0
         limits = [limit for limit in (self.timeout, self.lost_timeout) if limit]
         self._interval = min(5.0, max(0.25, min(limits, default=0) / 8))
-        self._grace = 4 * self._interval  # for all ranks to see the alarm, write their stacks and report again
+        # For all ranks to see the alarm, write their stacks and report again; busy machines delay them by seconds.
+        self._grace = max(LEAST_GRACE, 4 * self._interval)
         self._beat = STARTING
         self._idle = self._unanswered = 0.0
         self._error: BaseException | None = None

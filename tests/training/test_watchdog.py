@@ -184,6 +184,12 @@ def test_a_rank_that_hangs_is_named_and_the_run_ends(tmp_path, fault, phase, vic
     assert "Thread watchdog" in stacks[victim]
 
 
+def test_a_rank_that_answers_the_alarm_late_is_not_taken_for_lost(tmp_path):
+    outcome = run_ranks(tmp_path, "sleep_for_ever", size=3, phase="drawing data", late=TIMEOUT + 1.1)
+    assert "rank 0 (node-0) hangs" in outcome.err
+    assert "lost" not in outcome.err
+
+
 @pytest.mark.parametrize("fault", ["stop", "die", "keep_the_lock_of_the_interpreter"])
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_rank_that_can_say_nothing_any_more_is_named_by_the_others(tmp_path, fault, victim):

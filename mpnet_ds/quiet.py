@@ -7,7 +7,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 
@@ -45,4 +45,5 @@ def stderr_without(pattern: str) -> Iterator[None]:
             kept.seek(0)
             for line in kept:
                 if not re.match(pattern.encode(), line):
-                    os.write(2, line)
+                    with suppress(OSError):  # who read it may have gone
+                        os.write(2, line)

@@ -58,8 +58,8 @@ def _torch_optimizer(engine) -> torch.optim.Optimizer:
     optimizer = getattr(engine.optimizer, "optimizer", engine.optimizer)
     if not isinstance(optimizer, torch.optim.AdamW | torch.optim.Adam):
         raise UserError(
-            f"a checkpoint of another ZeRO stage or number of ranks goes into torch's AdamW only, not into "
-            f"{type(optimizer).__name__}: resume with the stage and ranks it was saved with."
+            f"a checkpoint of another optimizer, ZeRO stage or number of ranks goes into torch's AdamW only, not into "
+            f"{type(optimizer).__name__}: resume with what it was saved with."
         )
     return optimizer
 

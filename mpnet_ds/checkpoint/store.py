@@ -117,7 +117,7 @@ class CheckpointStore:
         ]
         here, others = ([written[rank] for rank in ranks] for ranks in disks.here_and_elsewhere)
         if not disks.is_one:  # before the failures: hosts that write over each other's files have some, for this reason
-            disks.on_each(lambda: _check_apart(folder, here, others))
+            disks.on_each(lambda: _noting(folder, lambda: _check_apart(folder, here, others), disks))
         failures = [failure for _, failure, _ in outcomes if failure]
         if failures:
             raise SaveFailed(failures[0])

@@ -78,8 +78,9 @@ class ZeroCheckpoint:
     @property
     def state_names(self) -> list[str]:
         """The optimizer's states that have a number for each weight."""
-        first = next(iter(self._states(0).values()), {})
-        return [name for name, value in first.items() if isinstance(value, Tensor) and value.ndim]
+        states = self._states(0).values()
+        named = {name: None for state in states for name, value in state.items() if isinstance(value, Tensor) and value.ndim}
+        return list(named)
 
     # Where the numbers lie
 
@@ -96,7 +97,7 @@ class ZeroCheckpoint:
             raise UserError(f"{self._model.path}: its shapes do not fit {shards}: {error}.") from error
 
     def _find_places_of_stage_0(self) -> dict[str, Place]:
-        """In fp32 the module is all there is, its parameters in this project's groups: matrices, then the others."""
+        """In fp32 the module is all there is, its parameters in the groups of AdamW here: matrices, then the others."""
         module = {
             name: tensor
             for name, tensor in self._model.module.items()

@@ -65,6 +65,8 @@ class Board:
         """Set when any rank has raised the alarm."""
         self.seen_by_all = threading.Event()
         """Set when all ranks have seen it."""
+        self.store_has_gone = threading.Event()
+        """Set when the store does not answer any more."""
         self.notice: Alarm | None = None
         """The alarm."""
         self.rounds = 0
@@ -117,6 +119,7 @@ class Board:
         except (RuntimeError, OSError) as error:
             # The host of the store has gone: without an answer since the alarm, that is the finding.
             self.failure = f" ({str(error).strip().splitlines()[0]})" if str(error).strip() else ""
+            self.store_has_gone.set()
 
     def _exchange(self, store, number: int) -> None:
         raised = self._raised
@@ -130,9 +133,10 @@ class Board:
             store.compare_set("alarm", "", json.dumps(asdict(raised)))
         if raised or store.check(["alarm"]):
             self.notice = self.notice or Alarm(**json.loads(store.get("alarm")))
-            if store.add("seen", 0 if self.alarm.is_set() else 1) == self._ranks.world_size:
-                self.seen_by_all.set()
+            is_news = not self.alarm.is_set()
             self.alarm.set()
+            if store.add("seen", int(is_news)) == self._ranks.world_size:
+                self.seen_by_all.set()
         if self.reads:
             self._readings.append(self._fetch(store, range(self._ranks.world_size)))
         self.rounds += 1

@@ -154,9 +154,9 @@ def resolve(
     batch = _resolve_batch(config, optimization, world_size, exact_micro_batch, origin, findings)
     _settle(config, "gradient_clipping", optimization.gradient_clipping, "gradient_clipping", origin, findings)
     _resolve_optimizer(config, optimization, origin, findings)
-    if _uses_muon(config) and config.get("zero_optimization", {}).get("stage"):
-        why = "Muon takes whole matrices, and ZeRO 1 to 3 cut them"
-        findings.append(f"{origin}: {why}: take zero_optimization.stage 0, as ds_configs/muon.json has it, or AdamW.")
+    if _uses_muon(config) and (config.get("zero_optimization", {}).get("stage") or _is_on_host(config)):
+        why = "Muon takes whole matrices, on their device: ZeRO 1 to 3 cut them, offload_optimizer takes them elsewhere"
+        findings.append(f"{origin}: {why}. Take ZeRO 0 without it, as ds_configs/muon.json does, or AdamW.")
     config.setdefault("steps_per_print", 2**31)
     config.setdefault("zero_allow_untested_optimizer", True)
     _find_leftover_auto(config | monitors, "", origin, findings)

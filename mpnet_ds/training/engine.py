@@ -68,7 +68,8 @@ class Engine:
         """Goes on from a checkpoint: weights, optimizer, counts. The recipe's betas and weight decay stay.
 
         Args:
-            convert: it was saved at another ZeRO stage, precision or number of ranks; the model has its weights already.
+            convert: it was saved with another optimizer, at another ZeRO stage or precision, or by another number of ranks;
+                the model has its weights already.
         """
         settings = [dict(group) for group in self.deepspeed.optimizer.param_groups]
         if convert:
@@ -159,7 +160,7 @@ def build_engine(model: MPNetForPretraining, config: EngineConfig, weight_decay:
 
 
 def _import_zero_without_compiler() -> None:
-    """DeepSpeed's ZeRO imports its own Muon, and with it PyTorch's compiler, which takes longer than all else of an engine.
+    """DeepSpeed's ZeRO imports its own Muon, whose functions PyTorch is to compile, and with it all of inductor: seconds.
 
     Nothing here calls that Muon. With PyTorch's switch off while it is imported, its functions stay as they are.
     """

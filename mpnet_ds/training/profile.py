@@ -59,6 +59,7 @@ class Profiler:
         """The update is done: if it is the one, its trace is written."""
         if self.is_on and step == self.step:
             self._call("step")
+            self._write()
             self.close()
 
     def close(self) -> None:
@@ -70,7 +71,7 @@ class Profiler:
     def _start(self, warmup: int) -> None:
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._on_device else [])]
         plan = schedule(wait=0, warmup=warmup, active=1, repeat=1)
-        self._profile = profile(activities=activities, schedule=plan, on_trace_ready=self._write)
+        self._profile = profile(activities=activities, schedule=plan)
         self._call("start")
 
     def _call(self, what: str) -> None:
@@ -78,14 +79,14 @@ class Profiler:
         with stderr_without("USDT:.*] profiler_(start|stop)$"):
             getattr(self._profile, what)()
 
-    def _write(self, done: profile) -> None:
+    def _write(self) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            done.export_chrome_trace(str(self.path))
+            self._profile.export_chrome_trace(str(self.path))
         except (OSError, RuntimeError) as error:
             self._say(f"warning: the trace could not be written ({error}); training goes on.")
             return
-        table = describe(done.key_averages(), self._on_device)
+        table = describe(self._profile.key_averages(), self._on_device)
         self._say(f"Update {self.step} is profiled in {self.path} (open it in https://ui.perfetto.dev)\n{table}")
 
 

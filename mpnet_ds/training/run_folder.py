@@ -41,7 +41,8 @@ class Start:
     identity: dict
     """Of this run, see ``identity``."""
     conversion: str = ""
-    """What was otherwise when the checkpoint was saved (ranks, ZeRO stage, precision), in words; empty if nothing was."""
+    """What was otherwise when the checkpoint was saved (ranks, ZeRO stage, precision, optimizer), in words; empty if
+    nothing was."""
     damaged: tuple[tuple[Path, str], ...] = ()
     """Newer checkpoints that cannot be used, and why."""
     found: tuple[tuple[str, ...], ...] = ()

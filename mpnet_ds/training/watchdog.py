@@ -222,10 +222,15 @@ class Watchdog:
         os._exit(EXIT_CODE)
 
     def _follow(self, cause: str) -> None:
-        """Leaves the process because another rank has failed, which says more of it itself."""
+        """Leaves the process because another rank has failed, which says more of it itself.
+
+        Not before rank 0, which may be the one and waits for all to read of it: a launcher ends all after the first.
+        """
         if self.ranks.is_main:
             _say(f"error: {cause}. {GOES_ON}")
-        time.sleep(2 * self._interval)
+            time.sleep(2 * self._interval)
+        else:
+            self._board.store_has_gone.wait(8 * self._interval)
         os._exit(EXIT_CODE)
 
     @property

@@ -135,7 +135,8 @@ def test_a_link_that_breaks_while_bandwidth_is_measured_is_named(cluster):
 def test_an_interrupted_check_leaves_nothing_behind(cluster):
     first, second, third = cluster.hosts
     hostfile = cluster.hostfile({first: 1, second: 1, third: 1})
-    running = first.popen(*program(hostfile, "--min_disk", "1MB"), stdout=-1, stderr=-1)
+    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # a job in the background has it ignored
+    running = first.popen(*program(hostfile, "--min_disk", "1MB"), stdout=-1, stderr=-1, **heard)
     wait_for(lambda: third.processes("mpnet_ds.cluster.bandwidth"))
     cluster.break_link(second, third)  # so that the measurement would not end by itself for long
     running.send_signal(signal.SIGINT)

@@ -4,7 +4,7 @@
 
 LIST is a JSON file: for each run, the arguments of launch/pretrain.py. What a run prints stands between lines
 ``begin I`` and ``end I: CODE, SECONDS s``; its last lines are ``fused updates: N``, calls of PyTorch's fused AdamW, and
-whether PyTorch's compiler was loaded.
+whether inductor, PyTorch's compiler, was loaded.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def main() -> None:
             with mock.patch.object(torch, "_fused_adamw_", side_effect=fused) as updates:
                 code = pretrain(parser.parse_args(arguments))
             ranks.say(f"fused updates: {updates.call_count}")
-            ranks.say(f"compiler loaded: {'torch._inductor.compile_fx' in sys.modules}")
+            ranks.say(f"inductor loaded: {'torch._inductor.compile_fx' in sys.modules}")
             ranks.say(f"end {number}: {code}, {time.perf_counter() - begin:.1f} s")
     processes.stop()
 

@@ -274,6 +274,16 @@ def test_disks_that_turn_out_to_be_one_fail_loudly(places, save, full_on):
     assert all(isinstance(outcome, SaveFailed) and "shows files late" in str(outcome) for outcome in outcomes)
 
 
+def test_a_disk_that_fails_while_it_is_looked_at_fails_this_save_alone(places, save, monkeypatch):
+    def failing(*what) -> None:
+        raise OSError(5, "Input/output error")
+
+    save(2)
+    monkeypatch.setattr(store, "_check_apart", failing)
+    assert all(isinstance(outcome, SaveFailed) and "Input/output error" in str(outcome) for outcome in save(4))
+    assert checkpoints(places[0]) == checkpoints(places[1]) == ["step-00000002"]
+
+
 def test_a_manifest_of_the_version_before_is_read(places, save):
     shared, own, _ = save(2)
     for name in (SHARD.format(1),):

@@ -145,8 +145,13 @@ def test_a_checkpoint_of_the_other_optimizer_is_refused_with_the_cure(trained, d
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_stages_that_cut_matrices_are_refused(stage):
-    with pytest.raises(UserError, match=r"x.json: Muon takes whole matrices, .* take zero_optimization.stage 0"):
+    with pytest.raises(UserError, match=r"x.json: Muon takes whole matrices, .*ZeRO 1 to 3 cut them.* Take ZeRO 0"):
         resolved({"zero_optimization": {"stage": stage}})
+
+
+def test_offloading_is_refused():
+    with pytest.raises(UserError, match=r"x.json: Muon takes .*offload_optimizer"):
+        resolved({"zero_optimization": {"stage": 0, "offload_optimizer": {"device": "cpu"}}})
 
 
 def test_momentum_and_the_recipes_values_are_taken():

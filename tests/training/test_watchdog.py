@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from dataclasses import dataclass
+from multiprocessing import connection
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,8 @@ class Outcome:
     err: str
     seconds: float
     """From the fault to the end of the last rank that ended by itself."""
+    order: list[int]
+    """Ranks that ended by themselves, in that order."""
 
 
 def run_ranks(folder: Path, fault: str, victim: int = 0, **settings) -> Outcome:
@@ -149,9 +152,7 @@ def run_ranks(folder: Path, fault: str, victim: int = 0, **settings) -> Outcome:
     try:
         for process in ranks:
             process.start()
-        for process in ranks:
-            if process is not stuck:
-                process.join(60)
+        order = order_of_ends([process for process in ranks if process is not stuck])
         ended, codes = time.time(), [process.exitcode for process in ranks]
     finally:
         for process in ranks:
@@ -159,7 +160,17 @@ def run_ranks(folder: Path, fault: str, victim: int = 0, **settings) -> Outcome:
             process.join()
     begun = folder / "begun"
     seconds = ended - float(begun.read_text()) if begun.exists() else 0.0
-    return Outcome(codes, (folder / "out").read_text(), (folder / "err").read_text(), seconds)
+    return Outcome(codes, (folder / "out").read_text(), (folder / "err").read_text(), seconds, order)
+
+
+def order_of_ends(processes: list) -> list[int]:
+    """Places in the list."""
+    lasting, order = {process.sentinel: place for place, process in enumerate(processes)}, []
+    while lasting and (ended := connection.wait(list(lasting), 60)):
+        order += [lasting.pop(sentinel) for sentinel in ended]
+    for place in order:
+        processes[place].join()
+    return order
 
 
 @pytest.mark.parametrize("victim", [0, 1])
@@ -243,6 +254,8 @@ def test_a_rank_that_fails_takes_the_others_with_it(tmp_path, victim):
 def test_rank_0_that_fails_waits_until_a_rank_that_is_late_has_read_of_it(tmp_path):
     outcome = run_ranks(tmp_path, "fail", 0, size=3, hang_timeout=600, lost_timeout=8, late=2.2)
     assert outcome.codes == [1, 1, 1], outcome.err
+    assert outcome.order[0] == 0, "after the first that leaves, a launcher ends rank 0 before it has said why"
+    assert "ValueError: broken" in outcome.err
     assert "is lost" not in outcome.err
 
 

@@ -29,9 +29,9 @@ from report import add_json_argument, write_results
 
 from mpnet_ds.command_line import Parser, run
 from mpnet_ds.data import BuildOptions, build_dataset
-from mpnet_ds.data.corpus import Corpus
-from mpnet_ds.data.encode import TextEncoder
-from mpnet_ds.data.learn_tokenizer import train_tokenizer_on
+from mpnet_ds.data.builder.learn_tokenizer import train_tokenizer_on
+from mpnet_ds.data.builder.wordpiece_memo import TextEncoder
+from mpnet_ds.data.text.corpus import Corpus
 from mpnet_ds.tokenizer import PretrainingTokenizer
 
 VOCAB_SIZE = 30527

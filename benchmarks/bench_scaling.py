@@ -4,7 +4,7 @@
 
 Each sweep changes one size and leaves the others: tokens of a row (128 … 4,096), layers, rows of a micro batch, ranks (each
 with as many rows as one alone has). Beside the time of a step and its multiple of the first stands the multiple of the
-arithmetic, counted from shapes (mpnet_ds/model/sizes.py; of one rank), and the first divided by the second: where that is
+arithmetic, counted from shapes (models/mpnet/sizes.py; of one rank), and the first divided by the second: where that is
 above 1, time grows faster than arithmetic; below, slower, as it does where the smallest size is mostly overhead.
 
     memory      of a step beyond what lies there between steps, and the most of all
@@ -24,7 +24,7 @@ from step_configuration import Configuration, add_data_arguments, opened_data, p
 from timed_step import MeasurementFailed, measure_elsewhere
 
 from mpnet_ds.command_line import Parser, run
-from mpnet_ds.data.plan import available_cores
+from mpnet_ds.data.builder.plan import available_cores
 from mpnet_ds.errors import UserError
 from mpnet_ds.quiet import quiet_libraries
 

@@ -6,7 +6,7 @@ checkpointing, rows, sizes) is measured in a process of its own, on this machine
     ms          of a step as it runs in training, without waiting for the device: the median of --steps
     tokens/s    of the rows, padding left out
     MFU         operations a second as a share of the device's 16-bit peak (– where that is not known, or in fp32). Counted
-                from shapes is what is executed (mpnet_ds/model/sizes.py); what checkpointing computes again counts once
+                from shapes is what is executed (models/mpnet/sizes.py); what checkpointing computes again counts once
     data … optimizer   ms of the parts of other steps, cut by waiting for the device: they add up to a little more
     first s     the first step, with whatever is compiled in it
     peak MiB    the most since the process began: of a GPU's memory in tensors, else of the process' resident memory

@@ -2,7 +2,7 @@
 
 Both are forward, backward and update (PyTorch's fused AdamW) of one batch of random ids, from the same weights, with the
 recipe's dropout; straightforward.py says what they differ in. They take turns; the ratio is the median over the pairs.
-Memory that is freed is kept by both, as in training (mpnet_ds/training/host_memory.py); --usual_malloc leaves that out.
+Memory that is freed is kept by both, as in training (mpnet_ds/ranks/host_memory.py); --usual_malloc leaves that out.
 """
 
 import statistics
@@ -14,11 +14,11 @@ from report import add_json_argument, write_results
 from straightforward import StraightforwardMPNet
 
 from mpnet_ds.command_line import Parser, run
-from mpnet_ds.model import MPNetForPretraining
+from mpnet_ds.config.recipe import Recipe, load_recipe
+from mpnet_ds.models import MPNetForPretraining
 from mpnet_ds.quiet import quiet_libraries
+from mpnet_ds.ranks.host_memory import keep_freed_memory
 from mpnet_ds.training.engine import parameter_groups
-from mpnet_ds.training.host_memory import keep_freed_memory
-from mpnet_ds.training.recipe import Recipe, load_recipe
 
 VOCAB_SIZE = 30527
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}

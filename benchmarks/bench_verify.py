@@ -14,8 +14,8 @@ from random_dataset import make_dataset
 from report import add_json_argument, write_results
 
 from mpnet_ds.command_line import Parser, run
-from mpnet_ds.data.manifest import MIB
-from mpnet_ds.data.verify import verify
+from mpnet_ds.data.storage.manifest import MIB
+from mpnet_ds.data.storage.verify import verify
 
 
 def main() -> None:

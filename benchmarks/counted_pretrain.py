@@ -170,13 +170,13 @@ def main() -> int:
     ledger = Ledger()
     count_collectives(ledger)
     from mpnet_ds.command_line import Parser
-    from mpnet_ds.training import processes
+    from mpnet_ds.ranks import process_group
     from mpnet_ds.training.pretrain import add_arguments, pretrain
 
     follow_the_trainer(ledger)
     # The launcher puts --local_rank in front of the list.
     runs = json.loads(Path(sys.argv[-1]).read_text(encoding="utf-8"))
-    with mock.patch.object(processes, "stop"):  # DeepSpeed holds on to its first process group, so it must live on
+    with mock.patch.object(process_group, "stop"):  # DeepSpeed holds on to its first process group, so it must live on
         for number, run in enumerate(runs):
             if number:
                 ledger.restart()
@@ -187,7 +187,7 @@ def main() -> int:
                 return code
             ledger.enter("after")
             write_record(ledger, Path(run["folder"]))
-    processes.stop()
+    process_group.stop()
     return 0
 
 

@@ -34,7 +34,7 @@ from timed_step import MeasurementFailed, measure_elsewhere
 from mpnet_ds.command_line import Parser, run
 from mpnet_ds.errors import UserError
 from mpnet_ds.files import write_atomically
-from mpnet_ds.model.attention import AUTO, BACKENDS, choose_backend
+from mpnet_ds.models.attention.backend import AUTO, BACKENDS, choose_backend
 from mpnet_ds.quiet import quiet_libraries
 
 RESULTS = ROOT / "benchmarks" / "results"

@@ -104,22 +104,22 @@ def measure_mesh(work: Path, arguments) -> list[dict]:
 
 def measure_facts(work: Path, arguments) -> list[dict]:
     """The gathering before a run: what a rank's inspection weighs, and what comparing N of them takes."""
-    from mpnet_ds.training import preflight
-    from mpnet_ds.training.deepspeed_config import load_deepspeed_config, resolve
+    from mpnet_ds.config.deepspeed_config import load_deepspeed_config, resolve
+    from mpnet_ds.config.recipe import load_recipe
+    from mpnet_ds.preflight import inspection
     from mpnet_ds.training.pretrain import _versions
-    from mpnet_ds.training.recipe import load_recipe
 
     path, recipe = str(ROOT / "ds_configs" / "multi_node.json"), load_recipe("mpnet-base")
     config = resolve(load_deepspeed_config(path), recipe.optimization, 8, {"fp32", "bf16", "fast-bf16"}, path)
     facts = _versions() | {"the dataset's checksum": "0" * 64, "the tokenizer's": "0" * 64}
-    facts |= preflight.flatten("recipe", asdict(recipe)) | preflight.flatten("DeepSpeed's configuration", config.engine)
-    size = len(pickle.dumps(preflight.Inspection(0, "node-0001", [], facts)))
+    facts |= inspection.flatten("recipe", asdict(recipe)) | inspection.flatten("DeepSpeed's configuration", config.engine)
+    size = len(pickle.dumps(inspection.Inspection(0, "node-0001", [], facts)))
     results = []
     for n in (8, 64, 512, 4096):
-        inspections = [preflight.Inspection(rank, f"node-{rank // 8:04d}", [], dict(facts)) for rank in range(n)]
+        inspections = [inspection.Inspection(rank, f"node-{rank // 8:04d}", [], dict(facts)) for rank in range(n)]
         travelled = [pickle.dumps(inspection) for inspection in inspections]
         begin = time.perf_counter()
-        preflight.conclude([pickle.loads(text) for text in travelled])
+        inspection.conclude([pickle.loads(text) for text in travelled])
         results.append({"ranks": n, "facts": len(facts), "bytes": size, "seconds": time.perf_counter() - begin})
         print(results[-1], flush=True)
     return results

@@ -10,8 +10,8 @@ import numpy as np
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers
 
-from mpnet_ds.data.manifest import TOKENIZER, DatasetManifest, ShardRecord
-from mpnet_ds.data.token_file import TokenFileWriter, token_dtype
+from mpnet_ds.data.storage.manifest import TOKENIZER, DatasetManifest, ShardRecord
+from mpnet_ds.data.storage.token_file import TokenFileWriter, token_dtype
 from mpnet_ds.files import new_folder
 from mpnet_ds.tokenizer import EOS_ID, PretrainingTokenizer
 

@@ -18,7 +18,7 @@ from scaling_model import BASE, MODELS, NETWORKS, NODE, RANKS, Engine, Model, Wo
 
 RESULTS = Path(__file__).parent / "results" / "scaling_2-cores_2026-11-21.json"
 ROWS = {"base": 64, "large": 32, "1.3 B": 16}
-"""Rows of a micro batch; 20 to 27 GiB of activations each by mpnet_ds/training/memory.py."""
+"""Rows of a micro batch; 20 to 27 GiB of activations each by mpnet_ds/preflight/memory_estimate.py."""
 MEASURED_MFU, TARGET_MFU = 0.115, 0.39
 SHIPPED_BUCKET = int(25e6)
 """reduce_bucket_size of ds_configs/multi_node.json."""

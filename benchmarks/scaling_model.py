@@ -27,10 +27,10 @@ from functools import cache
 
 import torch
 
-from mpnet_ds.model import MPNetForPretraining
-from mpnet_ds.model.sizes import flops_per_row
-from mpnet_ds.training.memory import Workload, checkpoint_bytes, estimate
-from mpnet_ds.training.recipe import ModelRecipe, Recipe
+from mpnet_ds.config.recipe import ModelRecipe, Recipe
+from mpnet_ds.models import MPNetForPretraining
+from mpnet_ds.models.mpnet.sizes import flops_per_row
+from mpnet_ds.preflight.memory_estimate import Workload, checkpoint_bytes, estimate
 
 RANKS = (8, 64, 512, 4096)
 NODE = 8
@@ -331,7 +331,7 @@ def _workload(model: Model, stage: int, n: int, rows: int = 1, bucket: int = int
 
 
 def memory(model: Model, stage: int, n: int, rows: int, bucket: int) -> tuple[float, float]:
-    """GiB of a GPU: states, activations (mpnet_ds/training/memory.py)."""
+    """GiB of a GPU: states, activations (mpnet_ds/preflight/memory_estimate.py)."""
     needed = estimate(_workload(model, stage, n, rows, bucket))
     return needed.states / GIB, needed.activations / GIB
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from random_dataset import VOCAB_SIZE, make_dataset
 
+from mpnet_ds.config.deepspeed_config import EngineConfig, check_accepted, load_deepspeed_config, resolve
+from mpnet_ds.config.deepspeed_schema import ACCUMULATION, GLOBAL, MICRO
+from mpnet_ds.config.recipe import Recipe, load_recipe
 from mpnet_ds.errors import UserError
-from mpnet_ds.model.attention import check_backend
-from mpnet_ds.model.two_stream import check_config
+from mpnet_ds.models.attention.backend import check_backend
+from mpnet_ds.models.mpnet.model import check_config
 from mpnet_ds.training.activation_checkpointing import SECTION
-from mpnet_ds.training.deepspeed_config import EngineConfig, check_accepted, load_deepspeed_config, resolve
-from mpnet_ds.training.deepspeed_schema import ACCUMULATION, GLOBAL, MICRO
-from mpnet_ds.training.recipe import Recipe, load_recipe
 
 SHIPPED = Path(__file__).resolve().parent.parent / "ds_configs"
 WIDTH_OF_A_HEAD = 64

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mpnet_ds.model import MPNetForPretraining
-from mpnet_ds.model.relative_position import bucket
-from mpnet_ds.model.two_stream import FIRST_POSITION
+from mpnet_ds.models import MPNetForPretraining
+from mpnet_ds.models.mpnet.model import FIRST_POSITION
+from mpnet_ds.models.mpnet.relative_position import bucket
 
 
 class StraightforwardMPNet(MPNetForPretraining):

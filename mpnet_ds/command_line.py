@@ -74,7 +74,7 @@ def add_reading_arguments(parser: Parser) -> None:
 
 def reading_of(arguments: argparse.Namespace):
     """What ``add_reading_arguments`` was given, as ``ReadOptions``."""
-    from mpnet_ds.data.corpus import ReadOptions
+    from mpnet_ds.data.text.corpus import ReadOptions
 
     return ReadOptions(**{name: getattr(arguments, name) for name in ReadOptions.__dataclass_fields__})
 

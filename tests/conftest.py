@@ -16,8 +16,9 @@ from filelock import FileLock
 from hypothesis import settings
 from tokenizers import models, normalizers, pre_tokenizers
 
-from mpnet_ds.data import BuildOptions, build_dataset, builtin_sample
-from mpnet_ds.data.learn_tokenizer import train_tokenizer_on
+from mpnet_ds.data import BuildOptions, build_dataset
+from mpnet_ds.data.builder.learn_tokenizer import train_tokenizer_on
+from mpnet_ds.data.text import builtin_sample
 from mpnet_ds.tokenizer import PretrainingTokenizer
 
 pytest_plugins = ["tests.runs", "tests.cluster.requirements"]

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mpnet_ds.data.token_file import TokenFileWriter
+from mpnet_ds.data.storage.token_file import TokenFileWriter
 
 
 def add_document(writer: TokenFileWriter, sequences: list) -> None:

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from mpnet_ds import command_line
-from mpnet_ds.model.attention import BACKENDS
-from mpnet_ds.model.sizes import flops_per_row, parameter_count
-from mpnet_ds.training.recipe import load_recipe
+from mpnet_ds.config.recipe import load_recipe
+from mpnet_ds.models.attention.backend import BACKENDS
+from mpnet_ds.models.mpnet.sizes import flops_per_row, parameter_count
 from tests.runs import RECIPE, ROOT, command
 
 sys.path.insert(0, str(ROOT / "benchmarks"))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mpnet_ds.training.control import EXIT_REQUEUE
+from mpnet_ds.ranks.stop_requests import EXIT_REQUEUE
 from tests.runs import ROOT, command
 
 FOLDER = ROOT / "launch" / "kubernetes"

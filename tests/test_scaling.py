@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mpnet_ds.model.sizes import parameter_count
+from mpnet_ds.models.mpnet.sizes import parameter_count
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))

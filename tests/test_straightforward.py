@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mpnet_ds.model import MPNetForPretraining
-from tests.model.test_parity import original_weights, tiny_config
+from mpnet_ds.models import MPNetForPretraining
+from tests.models.test_parity import original_weights, tiny_config
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from mpnet_ds.data.import_indexed import import_dataset
+from mpnet_ds.data.builder.import_indexed import import_dataset
 from tests.runs import RECIPE, ROOT, TIMEOUT, command, pretrain
 
 PROGRAMS = sorted([*(ROOT / "tools").glob("*.py"), ROOT / "launch" / "pretrain.py"])

@@ -6,9 +6,9 @@ from mpnet_ds.command_line import Parser, add_reading_arguments, reading_of, run
 
 
 def main() -> None:
-    from mpnet_ds.data.build import build_dataset
-    from mpnet_ds.data.estimate import estimate
-    from mpnet_ds.data.plan import BuildOptions, parse_part, part_of_environment
+    from mpnet_ds.data.builder.dataset_builder import build_dataset
+    from mpnet_ds.data.builder.estimate import estimate
+    from mpnet_ds.data.builder.plan import BuildOptions, parse_part, part_of_environment
 
     parser = Parser(
         "Turn text into token shards and a manifest, ready for pre-training. An interrupted build goes on where it was.",

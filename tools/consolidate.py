@@ -5,7 +5,7 @@ from mpnet_ds.command_line import Parser, run, size
 
 def main() -> None:
     from mpnet_ds.checkpoint.consolidate import consolidate
-    from mpnet_ds.checkpoint.weights_file import DTYPES
+    from mpnet_ds.zero.safetensors_writer import DTYPES
 
     parser = Parser(
         "Join the shards of a DeepSpeed checkpoint into safetensors files.",

@@ -4,8 +4,8 @@ from mpnet_ds.command_line import Parser, run, size
 
 
 def main() -> None:
-    from mpnet_ds.checkpoint.huggingface import export_huggingface
-    from mpnet_ds.checkpoint.weights_file import DTYPES
+    from mpnet_ds.hub.export import export_huggingface
+    from mpnet_ds.zero.safetensors_writer import DTYPES
 
     parser = Parser(
         "Write a complete Hugging Face folder from a checkpoint, and check it against the training model.",

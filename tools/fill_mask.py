@@ -4,7 +4,7 @@ from mpnet_ds.command_line import Parser, run
 
 
 def main() -> None:
-    from mpnet_ds.checkpoint.fill_mask import EXAMPLES, top_words
+    from mpnet_ds.hub.fill_mask import EXAMPLES, top_words
 
     parser = Parser(
         "Print the most likely words for <mask>, with nothing but transformers.",

@@ -7,7 +7,7 @@ from mpnet_ds.command_line import Parser, run
 
 
 def main() -> None:
-    from mpnet_ds.data.import_indexed import import_dataset
+    from mpnet_ds.data.builder.import_indexed import import_dataset
 
     parser = Parser(
         "Make a dataset of token files that Megatron-LM (gpt-neox, NeMo) or fairseq (mmap) wrote: pairs of .idx and .bin.",

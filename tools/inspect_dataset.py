@@ -6,9 +6,9 @@ from mpnet_ds.command_line import Parser, run
 
 
 def main() -> int:
-    from mpnet_ds.data.inspect import describe, show
-    from mpnet_ds.data.lengths import draw_lengths
-    from mpnet_ds.data.verify import verify
+    from mpnet_ds.data.samples.show import describe, show
+    from mpnet_ds.data.storage.lengths import draw_lengths
+    from mpnet_ds.data.storage.verify import verify
 
     parser = Parser(
         "Say what a dataset holds; check it (exit code 1 where it is damaged); show a sample as the model sees it.",

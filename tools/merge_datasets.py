@@ -4,7 +4,7 @@ from mpnet_ds.command_line import Parser, run
 
 
 def main() -> None:
-    from mpnet_ds.data.merge import merge_datasets
+    from mpnet_ds.data.builder.merge import merge_datasets
 
     parser = Parser(
         "Make one dataset of several of the same tokenizer, or of the parts that build_dataset.py --part wrote.",

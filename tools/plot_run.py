@@ -4,7 +4,7 @@ from mpnet_ds.command_line import Parser, run
 
 
 def main() -> None:
-    from mpnet_ds.training.plot import plot_runs
+    from mpnet_ds.run.plot import plot_runs
 
     parser = Parser(
         "Draw training and held-out loss and throughput of one or several runs into one PNG.",

@@ -4,7 +4,7 @@ from mpnet_ds.command_line import Parser, add_reading_arguments, reading_of, run
 
 
 def main() -> None:
-    from mpnet_ds.data.learn_tokenizer import train_tokenizer_on
+    from mpnet_ds.data.builder.learn_tokenizer import train_tokenizer_on
 
     parser = Parser(
         "Train a WordPiece tokenizer with MPNet's layout of special tokens.",

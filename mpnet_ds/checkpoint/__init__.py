@@ -15,11 +15,11 @@ __all__ = ["consolidate", "export_huggingface", "load_consolidated", "make_start
 def __getattr__(name: str):
     """What imports a good part of transformers is imported when it is asked for: training needs none of it."""
     if name == "export_huggingface":
-        from mpnet_ds.checkpoint.huggingface import export_huggingface
+        from mpnet_ds.hub.export import export_huggingface
 
         return export_huggingface
     if name == "make_start":
-        from mpnet_ds.checkpoint.start import make_start
+        from mpnet_ds.hub.import_model import make_start
 
         return make_start
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,12 +6,12 @@ from pathlib import Path
 from torch import Tensor
 
 from mpnet_ds.checkpoint.store import MANIFEST, find_checkpoint, verify_quickly
-from mpnet_ds.checkpoint.stored_weights import StoredWeights
-from mpnet_ds.checkpoint.universal import is_universal, open_universal
-from mpnet_ds.checkpoint.weights_file import DTYPES, write_weights
-from mpnet_ds.checkpoint.zero_shards import ZeroCheckpoint
 from mpnet_ds.errors import UserError
 from mpnet_ds.files import new_folder
+from mpnet_ds.zero.checkpoint_reader import ZeroCheckpoint
+from mpnet_ds.zero.lazy_weights import StoredWeights
+from mpnet_ds.zero.safetensors_writer import DTYPES, write_weights
+from mpnet_ds.zero.universal import is_universal, open_universal
 
 
 def named_tensors(folder: str | Path) -> Iterator[tuple[str, Tensor]]:

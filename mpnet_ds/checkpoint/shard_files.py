@@ -13,9 +13,9 @@ import torch
 import xxhash
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointCommitInfo, CheckpointEngine
 
-from mpnet_ds.checkpoint.tensor_file import contents_checksum, load_shard
 from mpnet_ds.errors import UserError
 from mpnet_ds.files import file_record
+from mpnet_ds.zero.torch_file import contents_checksum, load_shard
 
 
 class ShardFiles(CheckpointEngine):

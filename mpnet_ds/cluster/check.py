@@ -24,8 +24,8 @@ from mpnet_ds.cluster.remote import HostLost, RemoteAgent, Route
 from mpnet_ds.cluster.tables import table_of_bandwidth, table_of_hosts
 from mpnet_ds.errors import UserError
 from mpnet_ds.findings import Finding
-from mpnet_ds.launchers import PORT
 from mpnet_ds.progress import Progress
+from mpnet_ds.ranks.launchers import PORT
 
 SECONDS_FOR_ANSWER = 30.0
 SECONDS_FOR_FACTS = 240.0

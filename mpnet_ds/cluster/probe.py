@@ -98,7 +98,7 @@ def _git(folder: Path, *words: str) -> str:
 
 def usable_cores() -> int:
     """Processor cores that this process may use, a limit of its control group (a container's) included."""
-    from mpnet_ds.data.plan import available_cores
+    from mpnet_ds.data.builder.plan import available_cores
 
     return limited_cores(available_cores(), Path("/sys/fs/cgroup"))
 
@@ -127,8 +127,8 @@ def dataset_of(folder: Path, verify_data: bool) -> dict:
     The checksums are those of the manifest, held against the sizes of all files; with ``verify_data`` against every byte.
     The holdout's files are named ``holdout/…``.
     """
-    from mpnet_ds.data.manifest import HOLDOUT, DatasetManifest
-    from mpnet_ds.data.verify import verify
+    from mpnet_ds.data.storage.manifest import HOLDOUT, DatasetManifest
+    from mpnet_ds.data.storage.verify import verify
 
     try:
         manifest = DatasetManifest.load(folder)
@@ -177,7 +177,7 @@ def route(to: str) -> dict:
     Raises:
         UserError: the name is unknown here, or no route leads there.
     """
-    from mpnet_ds.network import find_interface, interfaces, resolve
+    from mpnet_ds.ranks.network import find_interface, interfaces, resolve
 
     found, own = find_interface(to), interfaces()
     wanted = [name for name in os.environ.get("GLOO_SOCKET_IFNAME", "").split(",") if name]

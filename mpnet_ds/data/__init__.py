@@ -1,9 +1,9 @@
 """From text to samples: corpus → token shards → order → masking → batches."""
 
-from mpnet_ds.data.build import build_dataset
-from mpnet_ds.data.corpus import ReadOptions
-from mpnet_ds.data.dataset import PretrainingDataset
-from mpnet_ds.data.masking import MaskingConfig
-from mpnet_ds.data.plan import BuildOptions
+from mpnet_ds.data.builder.dataset_builder import build_dataset
+from mpnet_ds.data.builder.plan import BuildOptions
+from mpnet_ds.data.samples.dataset import PretrainingDataset
+from mpnet_ds.data.text.corpus import ReadOptions
+from mpnet_ds.objectives.masking import MaskingConfig
 
 __all__ = ["BuildOptions", "MaskingConfig", "PretrainingDataset", "ReadOptions", "build_dataset"]

@@ -11,8 +11,8 @@ The three are those of the paper's ablation (Song et al., arXiv 2004.09297, tabl
 
 from dataclasses import dataclass, replace
 
-from mpnet_ds.data.masking import MaskingConfig
 from mpnet_ds.errors import UserError, did_you_mean
+from mpnet_ds.objectives.masking import MaskingConfig
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from mpnet_ds.model.attention import Backend
+from mpnet_ds.models.attention.backend import Backend
 
 SECTION = "activation_checkpointing"
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from mpnet_ds.errors import UserError
-from mpnet_ds.model import MPNetForPretraining
+from mpnet_ds.models import MPNetForPretraining
 
 
 def compile_layers(model: MPNetForPretraining, zero_stage: int) -> None:

@@ -13,15 +13,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mpnet_ds.checkpoint.elastic import load_optimizer
-from mpnet_ds.checkpoint.zero_shards import ZeroCheckpoint
+from mpnet_ds.config.deepspeed_config import EngineConfig
 from mpnet_ds.errors import UserError
-from mpnet_ds.model import MPNetForPretraining
+from mpnet_ds.models import MPNetForPretraining
+from mpnet_ds.ranks.disks import Disks
 from mpnet_ds.training.activation_checkpointing import layer_runner
 from mpnet_ds.training.compilation import compile_layers
-from mpnet_ds.training.deepspeed_config import EngineConfig
-from mpnet_ds.training.disks import Disks
 from mpnet_ds.training.muon import make_muon
+from mpnet_ds.zero.checkpoint_reader import ZeroCheckpoint
+from mpnet_ds.zero.load_converted import load_optimizer
 
 
 class Engine:

@@ -26,11 +26,11 @@ from pathlib import Path
 import torch
 from transformers import MPNetConfig
 
+from mpnet_ds.config.recipe import Recipe
 from mpnet_ds.files import write_atomically
-from mpnet_ds.model.sizes import flops_per_row
+from mpnet_ds.models.mpnet.sizes import flops_per_row
 from mpnet_ds.progress import show_duration
-from mpnet_ds.training.processes import Ranks
-from mpnet_ds.training.recipe import Recipe
+from mpnet_ds.ranks.process_group import Ranks
 
 FILE_NAME = "metrics.jsonl"
 

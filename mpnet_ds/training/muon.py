@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from mpnet_ds.model import MPNetForPretraining
+from mpnet_ds.models import MPNetForPretraining
 
 
 class MuonAdamW(torch.optim.Optimizer):

@@ -1,6 +1,6 @@
 """One pre-training run, from arguments to the last checkpoint: what ``launch/pretrain.py`` calls.
 
-Everything that can be wrong with the input is found before a model is built, and said at once (see preflight.py):
+Everything that can be wrong with the input is found before a model is built, and said at once (see inspection.py):
 recipe, DeepSpeed's JSON, data and tokenizer → the ranks connect → output folder, disk, memory → model → training.
 """
 
@@ -14,18 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import mpnet_ds
-from mpnet_ds.checkpoint.pretrained import check_start, load_pretrained_weights
-from mpnet_ds.data.dataset import PretrainingDataset
-from mpnet_ds.data.mixture import MixtureDataset, open_datasets, parse_weighted
-from mpnet_ds.errors import UserError
-from mpnet_ds.lasting_output import outlive_readers
-from mpnet_ds.model.attention import choose_backend
-from mpnet_ds.model.sizes import parameter_count
-from mpnet_ds.model.two_stream import check_config
-from mpnet_ds.objectives import get_objective
-from mpnet_ds.quiet import quiet_libraries
-from mpnet_ds.training import preflight, processes, sample
-from mpnet_ds.training.deepspeed_config import (
+from mpnet_ds.config.deepspeed_config import (
     EngineConfig,
     check_accepted,
     examine,
@@ -33,23 +22,36 @@ from mpnet_ds.training.deepspeed_config import (
     read_deepspeed_config,
     resolve,
 )
-from mpnet_ds.training.destination import decide_again, find_destination
-from mpnet_ds.training.disks import Disks
-from mpnet_ds.training.execution import Execution, add_execution_arguments, execution_of
-from mpnet_ds.training.memory import Workload, checkpoint_bytes
-from mpnet_ds.training.metrics import FILE_NAME as METRICS
-from mpnet_ds.training.metrics import read_metrics
-from mpnet_ds.training.preflight import Finding, Inspection
-from mpnet_ds.training.recipe import DEFAULT_RECIPE, DEMO_RECIPE, Recipe, load_recipe
-from mpnet_ds.training.run_folder import (
+from mpnet_ds.config.execution import Execution, add_execution_arguments, execution_of
+from mpnet_ds.config.recipe import DEFAULT_RECIPE, DEMO_RECIPE, Recipe, load_recipe
+from mpnet_ds.data.samples.dataset import PretrainingDataset
+from mpnet_ds.data.samples.mixture import MixtureDataset, open_datasets, parse_weighted
+from mpnet_ds.errors import UserError
+from mpnet_ds.hub.read_folder import check_start, load_pretrained_weights
+from mpnet_ds.lasting_output import outlive_readers
+from mpnet_ds.models.attention.backend import choose_backend
+from mpnet_ds.models.mpnet.model import check_config
+from mpnet_ds.models.mpnet.sizes import parameter_count
+from mpnet_ds.objectives import get_objective
+from mpnet_ds.preflight import inspection
+from mpnet_ds.preflight.inspection import Finding, Inspection
+from mpnet_ds.preflight.memory_estimate import Workload, checkpoint_bytes
+from mpnet_ds.quiet import quiet_libraries
+from mpnet_ds.ranks import process_group
+from mpnet_ds.ranks.disks import Disks
+from mpnet_ds.ranks.watchdog import FOLDER as HANG
+from mpnet_ds.ranks.watchdog import Watchdog
+from mpnet_ds.run import demo
+from mpnet_ds.run.report import describe_configuration, describe_disk, describe_memory, describe_run
+from mpnet_ds.run.resume import decide_again, find_destination
+from mpnet_ds.run.run_folder import (
     Start,
     held,
     prepare,
 )
-from mpnet_ds.training.summary import describe_configuration, describe_disk, describe_memory, describe_run
+from mpnet_ds.training.metrics import FILE_NAME as METRICS
+from mpnet_ds.training.metrics import read_metrics
 from mpnet_ds.training.trainer import Outcome, Trainer
-from mpnet_ds.training.watchdog import FOLDER as HANG
-from mpnet_ds.training.watchdog import Watchdog
 
 YEAR = 365 * 24 * 3600.0  # seconds
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "numpy")
@@ -101,9 +103,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--join_timeout",
         type=float,
-        default=processes.JOIN_TIMEOUT,
+        default=process_group.JOIN_TIMEOUT,
         metavar="SECONDS",
-        help=f"wait for all ranks at the start for so long ({processes.JOIN_TIMEOUT:g})",
+        help=f"wait for all ranks at the start for so long ({process_group.JOIN_TIMEOUT:g})",
     )
     parser.add_argument("--resume", default="auto", metavar="auto|never|DIR", help="continue the run in --output_dir (auto)")
     parser.add_argument(
@@ -120,11 +122,11 @@ def pretrain(arguments: argparse.Namespace) -> int:
     """Runs to the end; returns the exit code."""
     outlive_readers()
     quiet_libraries()
-    placement = processes.place()
+    placement = process_group.place()
     inspection = Inspection(placement.rank)
     inspection.facts |= _versions()
-    inspection.add(preflight.check_hostfile())
-    inspection.add(preflight.check_slots(placement))
+    inspection.add(inspection.check_hostfile())
+    inspection.add(inspection.check_slots(placement))
     recipe = inspection.attempt(lambda: recipe_of(arguments))
     execution = inspection.attempt(lambda: execution_of(arguments))
     if execution is not None and recipe is not None:
@@ -132,23 +134,23 @@ def pretrain(arguments: argparse.Namespace) -> int:
     config = _resolve_config(arguments, recipe, placement.world_size, inspection)
     data, eval_data = _open_given_data(arguments, recipe, inspection)
     if inspection.is_fatal and placement.world_size == 1:
-        preflight.conclude([inspection])
-    ranks = processes.start(arguments.join_timeout)
+        inspection.conclude([inspection])
+    ranks = process_group.start(arguments.join_timeout)
     execution = execution and inspection.attempt(lambda: execution.on(ranks.device))
     try:
         if recipe is not None:
-            processes.wait_for_each_other(2 * recipe.run.hang_timeout or YEAR)
+            process_group.wait_for_each_other(2 * recipe.run.hang_timeout or YEAR)
         if not arguments.data:
-            preflight.agree(inspection, ranks)  # nothing is built for a run that cannot start
-            folder = ranks.on_main(sample.prepare_sample)
+            inspection.agree(inspection, ranks)  # nothing is built for a run that cannot start
+            folder = ranks.on_main(demo.prepare_sample)
             data, eval_data = open_data([str(folder)], None, recipe)
-            ranks.say(sample.DEMO_TEXT.format(recipe=recipe.name))
+            ranks.say(demo.DEMO_TEXT.format(recipe=recipe.name))
         code = _run(arguments, recipe, config, execution, data, eval_data, ranks, inspection)
     except UserError:
-        processes.stop()  # not after a fault: the other ranks may wait in a collective, and this one would join them
+        process_group.stop()  # not after a fault: the other ranks may wait in a collective, and this one would join them
         raise
-    processes.leave_together(ranks)  # rank 0 has the last word
-    processes.stop()
+    process_group.leave_together(ranks)  # rank 0 has the last word
+    process_group.stop()
     return code
 
 
@@ -163,7 +165,7 @@ def _resolve_config(arguments, recipe: Recipe | None, world_size: int, inspectio
     inspection.add(Finding(text, is_fatal=False) for text in name_deprecated(sound, path))
     if recipe is None:
         return None
-    supported, exact = processes.supported_precisions(), arguments.micro_batch_size is not None
+    supported, exact = process_group.supported_precisions(), arguments.micro_batch_size is not None
     config = inspection.attempt(lambda: resolve(sound, recipe.optimization, world_size, supported, path, exact))
     if config is not None:
         inspection.attempt(lambda: check_accepted(config, path))
@@ -177,7 +179,7 @@ def _open_given_data(arguments, recipe: Recipe | None, inspection: Inspection) -
         inspection.add([Finding(text)])
     if recipe is None:
         return None, None
-    values = preflight.check_values(recipe)
+    values = inspection.check_values(recipe)
     inspection.add(values)
     if not arguments.data or any(finding.is_fatal for finding in values):
         return None, None
@@ -238,7 +240,7 @@ def _run(
     start, disks = None, Disks(ranks)
     is_ready = recipe is not None and config is not None and data is not None
     if execution is not None:
-        inspection.facts |= preflight.flatten("the command line", asdict(execution))
+        inspection.facts |= inspection.flatten("the command line", asdict(execution))
     if is_ready:
         _inspect_run(arguments, recipe, config, execution, data, eval_data, ranks, inspection)
     if all(ranks.gather(is_ready)):
@@ -247,7 +249,7 @@ def _run(
             inspection.add(execution.check_steps(recipe.optimization.max_steps, start.step))
         if start is not None and disks.is_keeper:
             _inspect_disk(recipe, config, data, start, disks, inspection)
-    warnings = preflight.agree(inspection, ranks, [*_datasets(data), *_datasets(eval_data)])
+    warnings = inspection.agree(inspection, ranks, [*_datasets(data), *_datasets(eval_data)])
     model_config = recipe.model_config(data.tokenizer.vocab_size)
     warnings = [f"warning: {text}" for text in warnings]
     if arguments.dry_run:
@@ -284,39 +286,39 @@ def _inspect_run(
         inspection.attempt(lambda: choose_backend(execution.attention, ranks.device).check(ranks.device, model_config))
     if arguments.init_from:
         inspection.attempt(lambda: check_start(arguments.init_from, model_config, data.tokenizer))
-    inspection.facts |= {preflight.DATA: data.checksum, "the tokenizer's checksum": data.tokenizer.fingerprint}
+    inspection.facts |= {inspection.DATA: data.checksum, "the tokenizer's checksum": data.tokenizer.fingerprint}
     if eval_data:
-        inspection.facts[preflight.EVAL_DATA] = eval_data.checksum
-    inspection.facts |= preflight.flatten("recipe", asdict(recipe)) | preflight.flatten(
+        inspection.facts[inspection.EVAL_DATA] = eval_data.checksum
+    inspection.facts |= inspection.flatten("recipe", asdict(recipe)) | inspection.flatten(
         "DeepSpeed's configuration", config.engine
     )
-    inspection.add(preflight.check_build_locks(preflight.compiled_ops(config)))
+    inspection.add(inspection.check_build_locks(inspection.compiled_ops(config)))
     work = _workload(recipe, config, model_config, ranks)
-    inspection.add(preflight.check_memory(work, preflight.capacity_of(ranks.device)))
+    inspection.add(inspection.check_memory(work, inspection.capacity_of(ranks.device)))
 
 
 def _inspect_disk(recipe: Recipe, config: EngineConfig, data, start: Start, disks: Disks, inspection: Inspection) -> None:
     """Whether this disk has room for its part of the checkpoints."""
     work = _workload(recipe, config, recipe.model_config(data.tokenizer.vocab_size), disks.ranks)
     size = checkpoint_bytes(work, len(disks.here_and_elsewhere[0]))
-    inspection.add(preflight.check_disk(start.output, size, preflight.checkpoints_at_once(recipe)))
+    inspection.add(inspection.check_disk(start.output, size, inspection.checkpoints_at_once(recipe)))
 
 
 def _describe_needs(recipe: Recipe, config: EngineConfig, model_config, start: Start, ranks) -> list[str]:
     work = _workload(recipe, config, model_config, ranks)
-    capacity = preflight.capacity_of(ranks.device)
-    disk = describe_disk(start.output, checkpoint_bytes(work), preflight.checkpoints_at_once(recipe))
-    return [*describe_memory(preflight.memory_of(work, capacity), capacity), disk]
+    capacity = inspection.capacity_of(ranks.device)
+    disk = describe_disk(start.output, checkpoint_bytes(work), inspection.checkpoints_at_once(recipe))
+    return [*describe_memory(inspection.memory_of(work, capacity), capacity), disk]
 
 
 def _workload(recipe: Recipe, config: EngineConfig, model_config, ranks) -> Workload:
-    return preflight.workload_of(recipe, config, model_config, ranks.world_size, ranks.device.type != "cpu")
+    return inspection.workload_of(recipe, config, model_config, ranks.world_size, ranks.device.type != "cpu")
 
 
 def _train(arguments, recipe, config, execution: Execution, model_config, data, eval_data, start: Start, disks: Disks):
     import torch
 
-    from mpnet_ds.model import MPNetForPretraining
+    from mpnet_ds.models import MPNetForPretraining
 
     torch.manual_seed(recipe.run.seed)
     model = MPNetForPretraining(model_config, recipe.objective, execution.attention)

@@ -22,29 +22,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mpnet_ds.checkpoint.elastic import load_weights
 from mpnet_ds.checkpoint.store import CheckpointInfo, CheckpointStore, SaveFailed, read_info
-from mpnet_ds.checkpoint.zero_shards import ZeroCheckpoint
-from mpnet_ds.data.counter_rng import make_key
-from mpnet_ds.data.dataset import PretrainingDataset
-from mpnet_ds.data.mixture import MixtureDataset
-from mpnet_ds.model import MPNetForPretraining
+from mpnet_ds.config.deepspeed_config import EngineConfig
+from mpnet_ds.config.execution import Execution
+from mpnet_ds.config.recipe import Recipe
+from mpnet_ds.counter_rng import make_key
+from mpnet_ds.data.samples.dataset import PretrainingDataset
+from mpnet_ds.data.samples.mixture import MixtureDataset
+from mpnet_ds.models import MPNetForPretraining
 from mpnet_ds.progress import Progress
-from mpnet_ds.training.control import Agreement, Control, Request
-from mpnet_ds.training.deepspeed_config import EngineConfig
-from mpnet_ds.training.disks import Disks
+from mpnet_ds.ranks.disks import Disks
+from mpnet_ds.ranks.stop_requests import Agreement, Control, Request
+from mpnet_ds.ranks.watchdog import Watchdog
+from mpnet_ds.run.run_folder import Start
 from mpnet_ds.training.engine import Engine, layout
-from mpnet_ds.training.execution import Execution
 from mpnet_ds.training.garbage import collected_by_hand
-from mpnet_ds.training.health import LossWindow, Spike
+from mpnet_ds.training.loss_window import LossWindow, Spike
 from mpnet_ds.training.metrics import MetricsWriter, Throughput, describe
 from mpnet_ds.training.prefetch import prefetched
 from mpnet_ds.training.profile import Profiler
-from mpnet_ds.training.recipe import Recipe
-from mpnet_ds.training.run_folder import Start
 from mpnet_ds.training.schedule import learning_rate
 from mpnet_ds.training.transfer import pack, unpack
-from mpnet_ds.training.watchdog import Watchdog
+from mpnet_ds.zero.checkpoint_reader import ZeroCheckpoint
+from mpnet_ds.zero.load_converted import load_weights
 
 INSPECTION = "inspection"
 """Folder of the output where a run that gives up leaves its state."""

@@ -9,33 +9,33 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from mpnet_ds.checkpoint.elastic import load_weights
 from mpnet_ds.checkpoint.store import read_info
-from mpnet_ds.checkpoint.zero_shards import ZeroCheckpoint
-from mpnet_ds.model import MPNetForPretraining
-from mpnet_ds.training import processes
-from mpnet_ds.training.deepspeed_config import load_deepspeed_config, resolve
+from mpnet_ds.config.deepspeed_config import load_deepspeed_config, resolve
+from mpnet_ds.config.recipe import load_recipe
+from mpnet_ds.models import MPNetForPretraining
+from mpnet_ds.ranks import process_group
 from mpnet_ds.training.engine import Engine
-from mpnet_ds.training.recipe import load_recipe
+from mpnet_ds.zero.checkpoint_reader import ZeroCheckpoint
+from mpnet_ds.zero.load_converted import load_weights
 from tests.runs import RECIPE, ROOT
 
 
 def main(checkpoint: Path, output: Path, kinds: list[str]) -> None:
-    ranks = processes.start()
+    ranks = process_group.start()
     recipe = load_recipe(str(RECIPE))
     vocab_size = read_info(checkpoint).model_config["vocab_size"]
     for kind in kinds:
         name, precision = kind.split(":")
         raw = load_deepspeed_config(ROOT / "ds_configs" / f"{name}.json")
         optimization = replace(recipe.optimization, precision=precision)
-        config = resolve(raw, optimization, ranks.world_size, processes.supported_precisions(), name)
+        config = resolve(raw, optimization, ranks.world_size, process_group.supported_precisions(), name)
         model = MPNetForPretraining(recipe.model_config(vocab_size))
         load_weights(model, ZeroCheckpoint(checkpoint))
         engine = Engine(model, config, optimization.weight_decay)
         engine.load(checkpoint, convert=True)
         engine.deepspeed.save_checkpoint(str(output), tag=f"{name}-{precision}", save_latest=False)
         engine.deepspeed.destroy()
-    processes.stop()
+    process_group.stop()
 
 
 if __name__ == "__main__":

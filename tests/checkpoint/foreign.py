@@ -29,7 +29,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from mpnet_ds.training import processes
+from mpnet_ds.ranks import process_group
 from tests.checkpoint.foreign_fp16 import to_fp16
 from tests.checkpoint.foreign_model import PIECES, PLACES, Parrot, groups
 from tests.runs import free_port
@@ -160,17 +160,17 @@ KINDS |= {f"{name}-other_run": replace(KINDS[name], seed=1) for name in SEVERAL_
 
 
 def main(output: Path, names: list[str]) -> None:
-    ranks = processes.start()
+    ranks = process_group.start()
     compile_nothing()
     gc.freeze()  # DeepSpeed collects garbage for each engine at ZeRO 3, half a second each time among all that is imported
     for name in names:
         begin = time.perf_counter()
         make(output / name, KINDS[name], ranks)
         ranks.say(f"{name}: {time.perf_counter() - begin:.2f} s")
-    processes.stop()
+    process_group.stop()
 
 
-def make(folder: Path, kind: Kind, ranks: processes.Ranks) -> None:
+def make(folder: Path, kind: Kind, ranks: process_group.Ranks) -> None:
     """Trains, saves and writes down the truth."""
     engine = build(kind)
     generator = torch.Generator().manual_seed(kind.seed * 100 + ranks.rank)

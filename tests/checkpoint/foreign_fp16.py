@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mpnet_ds.checkpoint.tensor_file import load_shard
+from mpnet_ds.zero.torch_file import load_shard
 
 SCALE = {"dynamic_loss_scale": True, "cur_scale": 4096.0, "cur_iter": 3, "last_overflow_iter": -1}
 SCALE |= {"scale_factor": 2.0, "scale_window": 1000}

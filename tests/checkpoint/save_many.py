@@ -14,18 +14,18 @@ from pathlib import Path
 import torch
 
 from mpnet_ds.checkpoint.store import CheckpointInfo, CheckpointStore
-from mpnet_ds.model import MPNetForPretraining
+from mpnet_ds.config.deepspeed_config import load_deepspeed_config, resolve
+from mpnet_ds.config.recipe import load_recipe, recipe_from_dict
+from mpnet_ds.models import MPNetForPretraining
+from mpnet_ds.ranks import process_group
+from mpnet_ds.ranks.disks import Disks
 from mpnet_ds.tokenizer import PretrainingTokenizer
-from mpnet_ds.training import processes
-from mpnet_ds.training.deepspeed_config import load_deepspeed_config, resolve
-from mpnet_ds.training.disks import Disks
 from mpnet_ds.training.engine import Engine
-from mpnet_ds.training.recipe import load_recipe, recipe_from_dict
 from tests.runs import RECIPE, ROOT
 
 
 def main(output: Path, usual_tokenizer: Path, models: dict[str, dict]) -> None:
-    ranks = processes.start()
+    ranks = process_group.start()
     for name, wanted in models.items():
         tokenizer, seq_length = Path(wanted.get("tokenizer", usual_tokenizer)), wanted.get("seq_length", 32)
         pieces = PretrainingTokenizer.load(tokenizer).vocab_size
@@ -33,7 +33,7 @@ def main(output: Path, usual_tokenizer: Path, models: dict[str, dict]) -> None:
         recipe = recipe_from_dict({"name": name, "model": sizes, "data": {"seq_length": seq_length}}, name)
         optimization = load_recipe(str(RECIPE)).optimization
         raw = load_deepspeed_config(ROOT / "ds_configs" / f"{wanted.get('config', 'zero2')}.json")
-        config = resolve(raw, optimization, ranks.world_size, processes.supported_precisions(), name)
+        config = resolve(raw, optimization, ranks.world_size, process_group.supported_precisions(), name)
         model = random_model(recipe.model_config(wanted.get("vocab_size", pieces)), wanted.get("weights", {}))
         engine = Engine(model, config, optimization.weight_decay)
         settings = model.config.to_diff_dict()
@@ -41,7 +41,7 @@ def main(output: Path, usual_tokenizer: Path, models: dict[str, dict]) -> None:
         info = CheckpointInfo(1, 8, "mpnet", stage, precision, ranks.world_size, settings, seq_length, identity={})
         CheckpointStore(output / name).save(engine.deepspeed, info, tokenizer, Disks(ranks))
         engine.deepspeed.destroy()
-    processes.stop()
+    process_group.stop()
 
 
 def random_model(config, numbers: dict[str, float]) -> MPNetForPretraining:

@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import load_file
 
 from mpnet_ds.checkpoint import consolidate, load_consolidated
-from mpnet_ds.checkpoint.tensor_file import TensorFile, load_shard
+from mpnet_ds.config.recipe import load_recipe
 from mpnet_ds.errors import UserError
-from mpnet_ds.model import MPNetForPretraining
-from mpnet_ds.training.recipe import load_recipe
+from mpnet_ds.models import MPNetForPretraining
+from mpnet_ds.zero.torch_file import TensorFile, load_shard
 from tests.runs import RECIPE
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mpnet_ds.checkpoint import consolidate, load_consolidated
 from mpnet_ds.errors import UserError
-from tests.checkpoint.conftest import MADE
+from tests.checkpoint.fixtures import MADE
 from tests.checkpoint.foreign import KINDS
 
 ALL = [(kind, ranks) for ranks in (2, 1, 3) for kind in MADE[ranks] if "other_run" not in kind]

@@ -25,10 +25,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpnet_ds.checkpoint import load_consolidated
-from mpnet_ds.checkpoint.tensor_file import load_shard
 from mpnet_ds.errors import UserError
-from tests.checkpoint.conftest import assert_refused
+from mpnet_ds.zero.torch_file import load_shard
 from tests.checkpoint.crooked import Call, Lie, change_directory, records_of, save, save_pickle, save_records
+from tests.checkpoint.fixtures import assert_refused
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:TypedStorage is deprecated"),  # crooked.py writes files through them

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from mpnet_ds.checkpoint import load_consolidated
-from mpnet_ds.checkpoint.tensor_file import load_shard
-from tests.checkpoint.conftest import Foreign, assert_refused
+from mpnet_ds.zero.torch_file import load_shard
+from tests.checkpoint.fixtures import Foreign, assert_refused
 
 MODEL = "mp_rank_00_model_states.pt"
 SHARDS = [f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(3)]

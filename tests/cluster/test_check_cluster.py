@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import mpnet_ds
-from mpnet_ds.data.manifest import FILE_NAME, DatasetManifest
+from mpnet_ds.data.storage.manifest import FILE_NAME, DatasetManifest
 from tests.cluster.hosts import Cluster, Host
 
 LISTEN = "import socket, time; s = socket.create_server(('', 29500)); print('listening', flush=True); time.sleep(600)"

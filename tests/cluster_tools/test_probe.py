@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from mpnet_ds.cluster import probe
-from mpnet_ds.data.manifest import DatasetManifest
+from mpnet_ds.data.storage.manifest import DatasetManifest
 
 
 @pytest.fixture

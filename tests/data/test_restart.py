@@ -16,10 +16,10 @@ import psutil
 import pytest
 
 from mpnet_ds.data import BuildOptions, ReadOptions, build_dataset
-from mpnet_ds.data.workers import build_shards
+from mpnet_ds.data.builder.workers import build_shards
 from mpnet_ds.errors import UserError
 from mpnet_ds.files import LOCK, new_folder, partial_folder
-from tests.data.test_encode import real_text
+from tests.data.builder.test_wordpiece_memo import real_text
 from tests.runs import ROOT
 
 TOOL = str(ROOT / "tools" / "build_dataset.py")
@@ -235,8 +235,8 @@ def test_a_second_ctrl_c_on_the_way_out_takes_nothing_from_what_is_said(
             finally:
                 signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr("mpnet_ds.data.build.build_shards", press_after_one_shard)
-    monkeypatch.setattr("mpnet_ds.data.build.partial_folder", press_when_it_is_let_go)
+    monkeypatch.setattr("mpnet_ds.data.builder.dataset_builder.build_shards", press_after_one_shard)
+    monkeypatch.setattr("mpnet_ds.data.builder.dataset_builder.partial_folder", press_when_it_is_let_go)
     with pytest.raises(KeyboardInterrupt, match=r"1 finished shards are kept, the same command goes on"):
         build_dataset([corpus_files.txt], tokenizer_folder, tmp_path / "dataset", show_progress=False)
     with pytest.raises(KeyboardInterrupt):  # it is as it was before
@@ -266,7 +266,7 @@ import os, signal, sys, time
 from dataclasses import replace
 from mpnet_ds.command_line import run
 from mpnet_ds.data import BuildOptions, build_dataset
-from mpnet_ds.data.shard_builder import ShardBuilder
+from mpnet_ds.data.builder.shard_builder import ShardBuilder
 
 class Deadly(int):
     def __radd__(self, count):
@@ -401,7 +401,7 @@ def test_what_workers_of_a_killed_build_write_a_moment_longer_does_not_get_into_
             (folder / "shard-00000.bin.1.tmp").write_bytes(b"of another")
         build_shards(job, *what)
 
-    monkeypatch.setattr("mpnet_ds.data.build.build_shards", build_beside_an_orphan)
+    monkeypatch.setattr("mpnet_ds.data.builder.dataset_builder.build_shards", build_beside_an_orphan)
     build_dataset([corpus_files.txt], tokenizer_folder, tmp_path / "dataset", options, show_progress=False)
     assert [name for name in contents(tmp_path) if name.endswith(".tmp")] == []
 

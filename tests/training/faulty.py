@@ -159,15 +159,15 @@ def slow_last_words(update: int) -> None:
 
 def warned_in_the_end(update: int) -> None:
     """SIGUSR1 when training is over and the ranks disconnect."""
-    from mpnet_ds.training import processes
+    from mpnet_ds.ranks import process_group
 
-    before = processes.stop
+    before = process_group.stop
 
     def with_signal() -> None:
         os.kill(os.getpid(), signal.SIGUSR1)
         before()
 
-    processes.stop = with_signal
+    process_group.stop = with_signal
 
 
 def until_asked(update: int) -> None:

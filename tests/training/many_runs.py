@@ -16,13 +16,13 @@ from unittest import mock
 
 import torch
 
-from mpnet_ds.training import processes
+from mpnet_ds.ranks import process_group
 from mpnet_ds.training.pretrain import add_arguments, pretrain
 
 
 def main() -> None:
-    ranks, fused = processes.start(), torch._fused_adamw_
-    with mock.patch.object(processes, "stop"):  # DeepSpeed holds on to its first process group, so it must live on
+    ranks, fused = process_group.start(), torch._fused_adamw_
+    with mock.patch.object(process_group, "stop"):  # DeepSpeed holds on to its first process group, so it must live on
         for number, arguments in enumerate(json.loads(Path(sys.argv[-1]).read_text())):
             parser = argparse.ArgumentParser()
             add_arguments(parser)
@@ -33,7 +33,7 @@ def main() -> None:
             ranks.say(f"fused updates: {updates.call_count}")
             ranks.say(f"inductor loaded: {'torch._inductor.compile_fx' in sys.modules}")
             ranks.say(f"end {number}: {code}, {time.perf_counter() - begin:.1f} s")
-    processes.stop()
+    process_group.stop()
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ import socket
 import pytest
 import torch
 
-from mpnet_ds.checkpoint.tensor_file import load_shard
 from mpnet_ds.files import fast_checksum
+from mpnet_ds.zero.torch_file import load_shard
 from tests.manifests import write_manifest
 from tests.runs import RECIPE, ROOT, command, pretrain, recipe_with
 
@@ -141,7 +141,7 @@ def test_checkpoint_of_another_model(trained, dataset_folder, tmp_path):
 
 
 def test_init_from_a_model_of_other_sizes(trained, dataset_folder, tmp_path):
-    from mpnet_ds.checkpoint.huggingface import export_huggingface
+    from mpnet_ds.hub.export import export_huggingface
 
     export_huggingface(trained().folder, tmp_path / "hf")
     recipe = recipe_with(tmp_path, model={"hidden_size": 48})

@@ -8,9 +8,9 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from mpnet_ds.checkpoint import load_consolidated
-from mpnet_ds.model import MPNetForPretraining
+from mpnet_ds.config.recipe import load_recipe
+from mpnet_ds.models import MPNetForPretraining
 from mpnet_ds.training.compilation import compile_layers
-from mpnet_ds.training.recipe import load_recipe
 from tests.runs import RECIPE, pretrain
 from tests.training.faulty_runs import FAULTY
 

@@ -1,6 +1,6 @@
-from mpnet_ds.model import MPNetForPretraining
+from mpnet_ds.models import MPNetForPretraining
 from mpnet_ds.training.engine import parameter_groups
-from tests.model.test_parity import tiny_config
+from tests.models.test_parity import tiny_config
 
 
 def test_weight_decay_spares_biases_and_layer_norm():

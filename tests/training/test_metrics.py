@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mpnet_ds.model.sizes import flops_per_row
+from mpnet_ds.config.recipe import load_recipe
+from mpnet_ds.models.mpnet.sizes import flops_per_row
 from mpnet_ds.progress import show_duration
 from mpnet_ds.training import metrics
 from mpnet_ds.training.metrics import MetricsWriter, Throughput, describe, peak_flops, peak_flops_of, peak_memory
-from mpnet_ds.training.recipe import load_recipe
 from tests.runs import command
 
 LINE = {
@@ -43,8 +43,8 @@ def test_durations_read_well(seconds, shown):
 WRITE = """
 import sys
 from pathlib import Path
-from mpnet_ds.training import processes
-processes.start()
+from mpnet_ds.ranks import process_group
+process_group.start()
 from mpnet_ds.training.metrics import MetricsWriter
 monitors = {"tensorboard": {"enabled": False}, "wandb": {"enabled": True, "project": "p"}, "comet": {"enabled": True}}
 writer = MetricsWriter(Path(sys.argv[1]), monitors | {"csv_monitor": {"enabled": True}}, is_main=True, first_step=1)
@@ -54,7 +54,7 @@ writer.write({"step": 2, "consumed_samples": 16, "event": "skipped", "samples": 
 writer.write({"step": 2, "consumed_samples": 16, "eval_loss": 6.25, "final": True})
 writer.write({"step": 2, "consumed_samples": 16, "loss": 6.0})
 writer.close()
-processes.stop()
+process_group.stop()
 """
 WANDB = """
 def init(**given):

@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from mpnet_ds.checkpoint import load_consolidated
-from mpnet_ds.checkpoint.tensor_file import load_shard
+from mpnet_ds.config.deepspeed_config import examine, resolve
+from mpnet_ds.config.recipe import OptimizationRecipe, load_recipe
 from mpnet_ds.errors import UserError
-from mpnet_ds.model import MPNetForPretraining
-from mpnet_ds.model.sizes import hidden_matrix_numbers, parameter_count
-from mpnet_ds.training.deepspeed_config import examine, resolve
+from mpnet_ds.models import MPNetForPretraining
+from mpnet_ds.models.mpnet.sizes import hidden_matrix_numbers, parameter_count
+from mpnet_ds.preflight.memory_estimate import Workload, checkpoint_bytes, estimate
 from mpnet_ds.training.engine import parameter_groups
-from mpnet_ds.training.memory import Workload, checkpoint_bytes, estimate
 from mpnet_ds.training.muon import hidden_matrices, make_muon
-from mpnet_ds.training.recipe import OptimizationRecipe, load_recipe
+from mpnet_ds.zero.torch_file import load_shard
 from tests.runs import RECIPE, pretrain, recipe_with
 from tests.training.test_reference_loop import TRAINING, assert_as_in, reference_run
 

@@ -138,7 +138,7 @@ def test_dry_run_prints_the_resolved_settings_and_writes_nothing(dataset_folder,
 
 
 def test_init_from_starts_with_the_weights_of_a_hugging_face_folder(trained, dataset_folder, tmp_path):
-    from mpnet_ds.checkpoint.huggingface import export_huggingface
+    from mpnet_ds.hub.export import export_huggingface
 
     source = trained()
     export_huggingface(source.folder, tmp_path / "hf")

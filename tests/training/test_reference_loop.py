@@ -14,11 +14,11 @@ from torch.nn import functional as F
 from transformers import MPNetModel
 
 from mpnet_ds.checkpoint import load_consolidated
+from mpnet_ds.config.recipe import Recipe, load_recipe
+from mpnet_ds.counter_rng import make_key
 from mpnet_ds.data import PretrainingDataset
-from mpnet_ds.data.counter_rng import make_key
-from mpnet_ds.model import MPNetForPretraining
-from mpnet_ds.model.dropout import Dropout
-from mpnet_ds.training.recipe import Recipe, load_recipe
+from mpnet_ds.models import MPNetForPretraining
+from mpnet_ds.models.layers.dropout import Dropout
 from tests.runs import RECIPE, Run, pretrain, recipe_with
 
 TOLERANCE = 1e-5

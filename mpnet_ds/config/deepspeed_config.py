@@ -1,0 +1,383 @@
+"""DeepSpeed's JSON: reading it, checking its keys, and filling in "auto".
+
+The file keeps DeepSpeed's own schema. Where it says "auto" the recipe's or the command line's value goes; where it gives
+a number that contradicts them, that is an error which names both. DeepSpeed itself passes over many unknown keys in
+silence, so they are refused here, at every level (see ``deepspeed_schema``). Everything that is wrong is said at once.
+
+Batch arithmetic: global batch = micro batch * accumulation steps * ranks.
+"""
+
+import copy
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from mpnet_ds.config.deepspeed_schema import (
+    ACCUMULATION,
+    GLOBAL,
+    MICRO,
+    MONITORS,
+    deprecated_keys,
+    key_tree,
+    models,
+    optimizer_names,
+    optimizer_parameters,
+)
+from mpnet_ds.config.recipe import OptimizationRecipe
+from mpnet_ds.errors import UserError, did_you_mean
+
+REFUSED = {
+    "scheduler": "the recipe's optimization.warmup_steps and max_steps are the schedule",
+    "data_efficiency": "the recipe's data section says which samples are drawn",
+}
+"""Sections that would be in the recipe's way: key → why."""
+REFUSED_OPTIMIZERS = dict.fromkeys(
+    ("muadam", "muadamw", "musgd"), "the schedule would overwrite their learning rates for each width"
+)
+"""Optimizers that would train, but not as their users expect: name in small letters → why."""
+
+DEEPSPEEDS_OWN_AUTO = ("data_types.keep_in_fp32_modules", "zero_optimization.zenflow", "pipeline", "expert_parallel")
+"""Places where "auto" is a word of DeepSpeed's."""
+
+
+@dataclass(frozen=True)
+class BatchSizes:
+    """Rows of an update: global = micro × accumulation steps × ranks."""
+
+    micro_batch_size: int
+    accumulation_steps: int
+    global_batch_size: int
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """A resolved configuration."""
+
+    engine: dict
+    """What ``deepspeed.initialize`` gets: no "auto" left, no monitor sections."""
+    monitors: dict
+    """The monitor sections, which the trainer drives itself, so that nothing but logging waits for the device."""
+    batch: BatchSizes
+    precision: str
+    """``fp32``, ``bf16`` or ``fp16``."""
+
+    @property
+    def zero_stage(self) -> int:
+        """0 to 3."""
+        return self.engine.get("zero_optimization", {}).get("stage", 0)
+
+    @property
+    def uses_muon(self) -> bool:
+        """Whether Muon updates the hidden matrices, see ``muon.py``."""
+        return _uses_muon(self.engine)
+
+    def offload(self, what: str) -> str:
+        """Where ``offload_param`` or ``offload_optimizer`` puts things: ``none``, ``cpu`` or ``nvme``."""
+        return _offload(self.engine, what)
+
+
+def load_deepspeed_config(path: str | Path) -> dict:
+    """Reads the file and checks its keys; ``UserError`` with all findings."""
+    sound, findings = examine(read_deepspeed_config(path), str(path))
+    if findings:
+        raise UserError(*findings)
+    return sound
+
+
+def read_deepspeed_config(path: str | Path) -> dict:
+    """The file's content; ``UserError`` where there is none, or no JSON object."""
+    if not Path(path).is_file():
+        raise UserError(f"no DeepSpeed configuration {path}. Shipped ones lie in ds_configs/, zero2.json for example.")
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a JSON object.")
+    return content
+
+
+def examine(content: dict, origin: str) -> tuple[dict, list[str]]:
+    """The sound part of a configuration, and what is wrong with the rest: keys, sections that are none, batch sizes.
+
+    Args:
+        content: from ``read_deepspeed_config``; not changed.
+        origin: the file's name, for messages.
+    """
+    findings: list[str] = []
+    sound = _sound_part(content, key_tree(), "", origin, findings)
+    for key, why in REFUSED.items():
+        if key in sound:
+            findings.append(f"{origin}: remove '{key}': {why}.")
+            del sound[key]
+    for key in (MICRO, ACCUMULATION, GLOBAL):
+        value = sound.get(key, "auto")
+        if value != "auto" and not (type(value) is int and value > 0):
+            findings.append(f"{origin}: '{key}' is {json.dumps(value)}; it must be \"auto\" or a whole number above 0.")
+            del sound[key]
+    if "optimizer" in sound:
+        sound["optimizer"] = _sound_optimizer(sound["optimizer"], _is_on_host(sound), origin, findings)
+    return sound, findings
+
+
+def name_deprecated(content: dict, origin: str) -> list[str]:
+    """A sentence for each key of ``zero_optimization`` that DeepSpeed still takes, but calls deprecated."""
+    section = content.get("zero_optimization", {})
+    found = deprecated_keys(section, "zero_optimization").items()
+    return [
+        f"{origin}: zero_optimization.{key} is deprecated in DeepSpeed" + (f": use {instead} instead." if instead else ".")
+        for key, instead in found
+    ]
+
+
+def resolve(
+    raw: dict,
+    optimization: OptimizationRecipe,
+    world_size: int,
+    supported: set[str],
+    origin: str,
+    exact_micro_batch: bool = False,
+) -> EngineConfig:
+    """Fills in "auto" and checks what must agree; ``UserError`` with all findings.
+
+    Args:
+        raw: from ``load_deepspeed_config``, or the sound part of a file.
+        optimization: the recipe's values, the command line's already in them.
+        supported: precisions that the device computes in.
+        origin: the file's name, for messages.
+        exact_micro_batch: the command line asked for this micro batch size; do not lower it to fit.
+    """
+    config = {key: value for key, value in copy.deepcopy(raw).items() if not key.startswith("_") and key not in MONITORS}
+    monitors = {name: raw[name] for name in MONITORS if name in raw}
+    findings: list[str] = []
+    precision = _resolve_precision(config, optimization.precision, supported, origin, findings)
+    batch = _resolve_batch(config, optimization, world_size, exact_micro_batch, origin, findings)
+    _settle(config, "gradient_clipping", optimization.gradient_clipping, "gradient_clipping", origin, findings)
+    _resolve_optimizer(config, optimization, origin, findings)
+    if _uses_muon(config) and (config.get("zero_optimization", {}).get("stage") or _is_on_host(config)):
+        why = "Muon takes whole matrices, on their device: ZeRO 1 to 3 cut them, offload_optimizer takes them elsewhere"
+        findings.append(f"{origin}: {why}. Take ZeRO 0 without it, as ds_configs/muon.json does, or AdamW.")
+    config.setdefault("steps_per_print", 2**31)
+    config.setdefault("zero_allow_untested_optimizer", True)
+    _find_leftover_auto(config | monitors, "", origin, findings)
+    wide = config.get("data_types", {}).get("grad_accum_dtype") == "fp32"
+    if wide and precision == "bf16" and config.get("zero_optimization", {}).get("stage") == 1:
+        what = f"{origin}: data_types.grad_accum_dtype fp32 in bf16 at ZeRO 1 makes checkpoints that cannot be read here"
+        findings.append(f"{what}: take ZeRO 2, or leave it out.")
+    if findings:
+        raise UserError(*findings)
+    return EngineConfig(config, monitors, batch, precision)
+
+
+def check_accepted(config: EngineConfig, origin: str) -> None:
+    """Lets DeepSpeed itself check a resolved configuration; raises ``UserError`` with its objections."""
+    from pydantic import ValidationError
+
+    sections, objections = config.engine | config.monitors, []
+    for place, model in models().items():
+        if "." not in place and isinstance(sections.get(place), dict):
+            try:
+                model(**sections[place])
+            except ValidationError as error:
+                objections += [f"{'.'.join(map(str, (place, *e['loc'])))}: {e['msg']}" for e in error.errors()]
+            except Exception as error:  # assertions, ValueError: whatever kind each section raises
+                objections.append(f"{place}: {error}")
+    objections = objections or _objection(config.engine)
+    if objections:
+        raise UserError(*(f"{origin}: DeepSpeed does not accept it: {text}." for text in objections))
+
+
+def _objection(engine: dict) -> list[str]:
+    """DeepSpeed's first objection to the configuration as a whole, if it has one."""
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    try:
+        # Without the global batch: before the ranks are connected, DeepSpeed takes this one for the only one.
+        DeepSpeedConfig({key: value for key, value in engine.items() if key != GLOBAL})
+    except Exception as error:  # of whatever kind
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return [" ".join(lines[:3]).rstrip(".")]
+    return []
+
+
+def _sound_part(section: dict, tree: dict, place: str, origin: str, findings: list[str]) -> dict:
+    """``section`` without what ``tree`` does not know; keys of the top level that begin with _ are the user's remarks."""
+    sound = {}
+    for key, value in section.items():
+        where = f"{place}.{key}" if place else key
+        if key not in tree and not (key.startswith("_") and not place):
+            findings.append(f"{origin}: unknown key '{where}'. {did_you_mean(key, tree)}")
+        elif tree.get(key) is None or (value is None and place):
+            sound[key] = value
+        elif not isinstance(value, dict):
+            findings.append(f"{origin}: '{where}' must be an object, not {json.dumps(value)}.")
+        else:
+            sound[key] = _sound_part(value, tree[key], where, origin, findings)
+    return sound
+
+
+def _sound_optimizer(optimizer: dict, on_host: bool, origin: str, findings: list[str]) -> dict:
+    """The ``optimizer`` section without what its kind of optimizer does not take."""
+    kind, parameters = optimizer.get("type", "AdamW"), optimizer.get("params", {})
+    if not isinstance(kind, str) or not isinstance(parameters, dict):
+        key = "params" if isinstance(kind, str) else "type"
+        expected = "an object" if key == "params" else "a name"
+        findings.append(f"{origin}: 'optimizer.{key}' must be {expected}, not {json.dumps(optimizer[key])}.")
+        return {}
+    if why := REFUSED_OPTIMIZERS.get(kind.lower()):
+        findings.append(f"{origin}: optimizer.type '{kind}' is refused: {why}. Use AdamW.")
+        return {}
+    known = optimizer_parameters(kind, parameters, on_host)
+    if not known:
+        names = [name for name in optimizer_names() if name.lower() not in REFUSED_OPTIMIZERS]
+        findings.append(f"{origin}: unknown optimizer '{kind}'. {did_you_mean(kind, names)}")
+        return {}
+    unknown = sorted(set(parameters) - known)
+    findings += [f"{origin}: unknown key 'optimizer.params.{key}' for {kind}. {did_you_mean(key, known)}" for key in unknown]
+    return optimizer | {"params": {key: value for key, value in parameters.items() if key in known}}
+
+
+def _resolve_optimizer(config: dict, optimization: OptimizationRecipe, origin: str, findings: list[str]) -> None:
+    optimizer = config.setdefault("optimizer", {})
+    kind, parameters = optimizer.setdefault("type", "AdamW"), optimizer.setdefault("params", {})
+    known = optimizer_parameters(kind, parameters, _is_on_host(config))
+    for name, value in (
+        ("lr", optimization.learning_rate),
+        ("betas", list(optimization.betas)),
+        ("eps", optimization.eps),
+        ("weight_decay", optimization.weight_decay),
+    ):
+        if name in known:
+            _settle(parameters, name, value, f"optimizer.params.{name}", origin, findings)
+    if _uses_muon(config):
+        parameters.setdefault("momentum", 0.95)
+    if kind.lower() in ("adam", "adamw") and _offload(config, "offload_optimizer") != "nvme":
+        # DeepSpeed's own Adam, on a GPU or on the host, compiles for minutes, without a word, at its first use.
+        parameters.setdefault("torch_adam", True)
+        if parameters["torch_adam"] and not (parameters.get("foreach") or parameters.get("differentiable")):
+            parameters.setdefault("fused", True)
+
+
+def _uses_muon(config: dict) -> bool:
+    return config["optimizer"]["type"].lower() == "muon"
+
+
+def _offload(config: dict, what: str) -> str:
+    zero = config.get("zero_optimization", {})
+    deprecated = {"offload_optimizer": "cpu_offload", "offload_param": "cpu_offload_param"}[what]
+    if zero.get(deprecated) is True:
+        return "cpu"
+    return str((zero.get(what) or {}).get("device", "none"))
+
+
+def _is_on_host(config: dict) -> bool:
+    return _offload(config, "offload_optimizer") != "none"
+
+
+def _settle(section: dict, key: str, value, place: str, origin: str, findings: list[str]) -> None:
+    """Puts ``value`` where the file is silent or says "auto"; another value is a contradiction."""
+    found = section.get(key, "auto")
+    if found == "auto":
+        section[key] = value
+    elif found != value:
+        cure = 'write "auto" there, or change the recipe'
+        findings.append(
+            f"{origin}: {place} is {json.dumps(found)}, the recipe or command line says {json.dumps(value)}: {cure}."
+        )
+
+
+def _resolve_precision(config: dict, wanted: str, supported: set[str], origin: str, findings: list[str]) -> str:
+    if "bfloat16" in config:
+        config["bf16"] = config.pop("bfloat16")
+    enabled = {name: config.get(name, {}).get("enabled", False) for name in ("bf16", "fp16")}
+    if enabled["fp16"] is True and enabled["bf16"] is True:
+        findings.append(f"{origin}: fp16 and bf16 are both enabled; keep one.")
+    if enabled["fp16"] is True:
+        precision = "fp16"
+    elif enabled["bf16"] is True:
+        precision = "bf16"
+    elif "auto" in enabled.values():
+        precision = wanted if wanted != "auto" else ("bf16" if "fast-bf16" in supported else "fp32")
+    else:
+        precision = "fp32"
+    if wanted not in ("auto", precision):
+        agree = "make them agree"
+        findings.append(f"{origin} enables {precision}, the recipe's optimization.precision is {wanted}: {agree}.")
+    if precision not in supported:
+        cure = (
+            "take ds_configs/bf16.json or ds_configs/zero2.json"
+            if precision == "fp16"
+            else "set optimization.precision to fp32"
+        )
+        findings.append(f"{origin}: {precision} is enabled, but this device does not support it: {cure}.")
+    for name in ("bf16", "fp16"):
+        if name in config:
+            config[name]["enabled"] = name == precision
+    if precision == "bf16":
+        section = config.setdefault("bf16", {})
+        section["enabled"] = True
+        if "check_grad_overflow" in key_tree()["bf16"]:
+            section.setdefault("check_grad_overflow", True)  # an update with gradients that are not finite is skipped
+    return precision
+
+
+def _resolve_batch(
+    config: dict, optimization: OptimizationRecipe, world_size: int, exact: bool, origin: str, findings: list[str]
+) -> BatchSizes | None:
+    """The sizes, also put into ``config``; None where they do not fit."""
+    _settle(config, GLOBAL, optimization.global_batch_size, GLOBAL, origin, findings)
+    total, micro = config[GLOBAL], optimization.micro_batch_size
+    if isinstance(config.get(MICRO), int):
+        if exact:
+            _settle(config, MICRO, micro, MICRO, origin, findings)
+        micro, exact = config[MICRO], True
+    per_rank = total // world_size
+    if total % world_size == 0 and not exact:
+        micro = max(size for size in range(1, min(micro, per_rank) + 1) if per_rank % size == 0)
+    if total % world_size and not exact:
+        micro = 1
+    config[MICRO] = micro
+    if total % (micro * world_size):
+        findings.append(_explain_remainder(total, micro, world_size))
+        config.pop(ACCUMULATION, None)
+        return None
+    accumulation = total // (micro * world_size)
+    found = config.get(ACCUMULATION, "auto")
+    if found not in ("auto", accumulation):
+        arithmetic = f"{total} rows / (micro batch {micro} × {world_size} ranks) = {accumulation}"
+        cure = 'write "auto" there, or change the batch sizes'
+        findings.append(f"{origin}: {ACCUMULATION} is {found}, but {arithmetic}: {cure}.")
+    config[ACCUMULATION] = accumulation
+    return BatchSizes(micro, accumulation, total)
+
+
+def _explain_remainder(total: int, micro: int, world_size: int) -> str:
+    """What does not divide, and the nearest sizes that would."""
+    at_once = micro * world_size
+    below = total // at_once * at_once
+    nearest = " or ".join(str(size) for size in (below, below + at_once) if size)
+    cures = [f"take {nearest}"]
+    if total % world_size == 0:
+        smaller, larger = nearest_divisors(total // world_size, micro)
+        choices = " or ".join(str(size) for size in (smaller, larger) if size)
+        cures.append(f"or micro_batch_size {choices}")
+    else:
+        cures.append("or another number of ranks")
+    product = f"micro_batch_size {micro} × {world_size} ranks = {at_once}"
+    return f"global_batch_size {total} is not a multiple of {product}: {', '.join(cures)}."
+
+
+def nearest_divisors(number: int, size: int) -> tuple[int | None, int | None]:
+    """The divisors of ``number`` next below and next above ``size``, which is none."""
+    divisors = [divisor for divisor in range(1, number + 1) if number % divisor == 0]
+    below, above = [d for d in divisors if d < size], [d for d in divisors if d > size]
+    return (below[-1] if below else None), (above[0] if above else None)
+
+
+def _find_leftover_auto(section, place: str, origin: str, findings: list[str]) -> None:
+    items = section.items() if isinstance(section, dict) else enumerate(section) if isinstance(section, list) else ()
+    for key, value in items:
+        where = f"{place}.{key}" if place else str(key)
+        if value == "auto" and not where.startswith(DEEPSPEEDS_OWN_AUTO):
+            findings.append(f"{origin}: '{where}' is \"auto\", but nothing else sets it: give a value, or leave it out.")
+        _find_leftover_auto(value, where, origin, findings)

@@ -1,0 +1,76 @@
+"""How the machine computes a run: choices of the command line that change neither what is trained nor a checkpoint.
+
+They are no part of a run's identity: a run may go on with others. Its losses then agree to rounding; where there is dropout,
+the masks may be others.
+"""
+
+import argparse
+from dataclasses import dataclass, replace
+
+import torch
+
+from mpnet_ds.findings import Finding
+from mpnet_ds.models.attention.backend import AUTO, BACKENDS, check_backend, choose_backend
+from mpnet_ds.training.compilation import check_compiler
+
+
+@dataclass(frozen=True)
+class Execution:
+    """The choices, checked as far as their names go."""
+
+    attention: str = AUTO
+    """``auto``, or a back-end by name (see ``mpnet_ds.models.attention.backend``)."""
+    compile: bool = False
+    """torch.compile of the layers (see ``compilation.py``)."""
+    profile: int | None = None
+    """The update that is profiled, from 1 (see ``profile.py``); None: no update."""
+
+    def __post_init__(self):
+        check_backend(self.attention)
+
+    def on(self, device: torch.device) -> "Execution":
+        """The same with nothing left to choose: what ``auto`` is on the device.
+
+        Raises:
+            UserError: the device cannot compute so.
+        """
+        if self.compile:
+            check_compiler(device)
+        return replace(self, attention=choose_backend(self.attention, device).name)
+
+    def check_steps(self, max_steps: int, done: int = 0) -> list[Finding]:
+        """Whether there is such an update to profile.
+
+        Args:
+            max_steps: updates of the run.
+            done: updates that its checkpoint has behind it.
+        """
+        if self.profile is None:
+            return []
+        if not 1 <= self.profile <= max_steps:
+            return [Finding(f"--profile is {self.profile}; this run's updates are 1 to {max_steps} (max_steps).")]
+        if self.profile <= done:
+            text = f"--profile {self.profile}: that update is done, the run goes on after update {done}. None is profiled"
+            return [Finding(f"{text}; name a later one.", is_fatal=False)]
+        return []
+
+    def describe(self, done: int) -> list[str]:
+        """Lines for a person, beside what computes attention; ``done`` updates are behind the run."""
+        lines = []
+        if self.compile:
+            lines.append("The layers are compiled at their first use (torch.compile), which may take minutes")
+        if (self.profile or 0) > done:
+            lines.append(f"Update {self.profile} is going to be profiled")
+        return lines
+
+
+def add_execution_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags; ``execution_of`` reads them."""
+    parser.add_argument("--attention", default=AUTO, metavar="|".join(BACKENDS), help="what computes attention (auto)")
+    parser.add_argument("--compile", action="store_true", help="compile the layers at the start (torch.compile)")
+    parser.add_argument("--profile", type=int, metavar="STEP", help="trace this update into OUT/profile")
+
+
+def execution_of(arguments: argparse.Namespace) -> Execution:
+    """What the command line chooses; ``UserError`` for names that do not exist."""
+    return Execution(**{name: getattr(arguments, name) for name in Execution.__dataclass_fields__})

@@ -1,0 +1,190 @@
+"""Makes a dataset of token files that other programs wrote: Megatron-LM's, and fairseq's "mmap" files.
+
+The files and their kinds are those of ``indexed_file.py``. What becomes of the ids:
+
+* ``</s>``, and the id given as ``end_of_document``, are dropped at the end of each sequence (Megatron's end of document,
+  fairseq's end of line), ``<s>`` at its beginning. Then each document gets its one ``</s>``. Empty ones are left out.
+* Everything else must be what the tokenizer can give for text: an id outside the vocabulary is an error, and so is ``<s>``,
+  ``<pad>``, ``</s>`` or ``<mask>`` in the middle. ``<unk>`` stays: fairseq writes it for what its dictionary lacks.
+"""
+
+import glob
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+
+from mpnet_ds.data.storage.indexed_file import IndexedFile
+from mpnet_ds.data.storage.manifest import TOKENIZER, DatasetManifest, ShardRecord
+from mpnet_ds.data.storage.token_file import TokenFileWriter, token_dtype
+from mpnet_ds.errors import UserError
+from mpnet_ds.files import new_folder
+from mpnet_ds.progress import Progress
+from mpnet_ds.tokenizer import BOS_ID, EOS_ID, PAD_ID, PretrainingTokenizer
+
+TOKENS_PER_SHARD = 1 << 28
+
+
+def import_dataset(
+    inputs: list[str],
+    tokenizer: str | Path,
+    output: str | Path,
+    end_of_document: int = EOS_ID,
+    tokens_per_shard: int = TOKENS_PER_SHARD,
+    show_progress: bool = True,
+) -> DatasetManifest:
+    """Imports token files into the new dataset folder ``output`` and returns its manifest.
+
+    Memory: some tens of megabytes, the index of one shard, 8 bytes for each document of a fairseq file with blank lines,
+    and the longest document.
+
+    Args:
+        inputs: prefixes, with or without ``.idx`` or ``.bin``, or patterns of them; one dataset is made of all, in this
+            order, and of what a pattern finds in the order of names (2 before 10).
+        tokenizer: folder of the tokenizer that made the ids. The files do not say which that was.
+        end_of_document: the id that ends a document in them, where it is not that of ``</s>``.
+    Raises:
+        UserError: a file is missing, damaged or of another kind, or holds an id that this tokenizer does not give.
+    """
+    text_tokenizer = PretrainingTokenizer.load(tokenizer)
+    if not 0 <= end_of_document < 1 << 31:
+        raise UserError(f"--end_of_document {end_of_document}: it takes the id that ends a document.")
+    files = [IndexedFile(prefix, end_of_document) for prefix in find_prefixes(inputs)]
+    with new_folder(output) as folder:
+        writer = _ShardWriter(folder, text_tokenizer.vocab_size, tokens_per_shard)
+        total = sum(file.bin_path.stat().st_size for file in files)
+        with Progress("Importing", total, unit="B", enabled=show_progress) as progress:
+            for file in files:
+                cleaner = _Cleaner(file, text_tokenizer, end_of_document)
+                for first, last in file.parts():
+                    writer.add_documents(*cleaner.documents(first, last))
+                    progress.update(file.num_bytes(first, last))
+        shards = writer.finish()
+        if not shards:
+            raise UserError(f"no document in {', '.join(inputs)}: nothing to import.")
+        text_tokenizer.save(folder / TOKENIZER)
+        options = {"end_of_document": end_of_document}
+        manifest = DatasetManifest.of(text_tokenizer, shards, [file.source for file in files], options)
+        manifest.save(folder)
+    return manifest
+
+
+def find_prefixes(inputs: list[str]) -> list[str]:
+    """The prefixes that ``inputs`` name, each once; raises ``UserError`` where nothing is found."""
+    prefixes = []
+    for name in inputs:
+        prefix = re.sub(r"\.(idx|bin)$", "", name)
+        found = [prefix] if Path(f"{prefix}.idx").is_file() else [path[:-4] for path in glob.glob(f"{prefix}.idx")]
+        if not found:
+            inside = sorted(path.stem for path in Path(name).glob("*.idx")) if Path(name).is_dir() else []
+            hint = f"; the folder has {', '.join(inside[:5])}" if inside else ""
+            raise UserError(f"{prefix}.idx: no such file. Name a pair of .idx and .bin without ending, or a pattern{hint}.")
+        prefixes += sorted(found, key=_natural_order)
+    real = [os.path.realpath(prefix) for prefix in prefixes]
+    for prefix, path in zip(prefixes, real, strict=True):
+        if real.count(path) > 1:
+            raise UserError(f"{prefix} is named twice: name each file once.")
+    return prefixes
+
+
+def _natural_order(name: str) -> list:
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+class _Cleaner:
+    """Turns a file's ids into documents as they are stored here: no special id but one ``</s>`` at the end."""
+
+    def __init__(self, file: IndexedFile, tokenizer: PretrainingTokenizer, end_of_document: int):
+        self.file, self.tokenizer = file, tokenizer
+        self.ends = sorted({EOS_ID, end_of_document})
+
+    def documents(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Ids, sizes and lengths of a range of documents, as ``TokenFileWriter.add_documents`` takes them.
+
+        Empty sequences and documents without ids are left out.
+        """
+        starts = self.file.document_starts(first, last)
+        begin, end = (int(number) for number in self.file.token_starts(starts[[0, -1]]))
+        ids = np.asarray(self.file.tokens[begin:end])
+        sizes = self.file.sizes[starts[0] : starts[-1]].astype(np.int64)
+        kept = self._kept(ids, sizes)
+        self._check(ids, kept, begin)
+        sizes = np.add.reduceat(np.append(kept, False), np.cumsum(sizes) - sizes, dtype=np.int64) * (sizes > 0)
+        document_of = np.repeat(np.arange(last - first), np.diff(starts))[sizes > 0]
+        return _with_ends(ids[kept].astype(np.int32), sizes[sizes > 0], document_of)
+
+    def _kept(self, ids: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """bool [ids]: False for end ids at the end of a sequence and for ``<s>`` at its beginning."""
+        kept = np.ones(len(ids), dtype=bool)
+        stops = np.cumsum(sizes)
+        begins = stops - sizes
+        ending = np.arange(len(sizes))
+        while len(ending):
+            ending = ending[stops[ending] > begins[ending]]
+            ending = ending[np.isin(ids[stops[ending] - 1], self.ends)]
+            stops[ending] -= 1
+            kept[stops[ending]] = False
+        firsts = begins[stops > begins]
+        kept[firsts[ids[firsts] == BOS_ID]] = False
+        return kept
+
+    def _check(self, ids: np.ndarray, kept: np.ndarray, begin: int) -> None:
+        """Raises ``UserError`` at the first kept id that text does not give."""
+        outside = (ids < 0) | (ids >= self.tokenizer.vocab_size)
+        special = np.isin(ids, [BOS_ID, PAD_ID, self.tokenizer.mask_id, *self.ends])
+        wrong = np.flatnonzero((outside | special) & kept)
+        if not len(wrong):
+            return
+        found = int(ids[wrong[0]])
+        byte = (begin + int(wrong[0])) * self.file.dtype.itemsize
+        sequence = int(np.searchsorted(self.file.offsets, byte, side="right")) - 1
+        where = f"{self.file.bin_path}: byte {byte:,}, sequence {sequence}: id {found}"
+        advice = f"were the ids made with {self.tokenizer.origin}?"
+        if outside[wrong[0]]:
+            size = f"{self.tokenizer.vocab_size:,}"
+            end = "An id that ends documents is named with --end_of_document."
+            raise UserError(f"{where} is outside the vocabulary of {size} ids: {advice} {end}")
+        name = self.tokenizer.pieces[found]
+        raise UserError(f"{where} is '{name}', which no text gives, in the middle of a sequence: {advice}")
+
+
+def _with_ends(ids: np.ndarray, sizes: np.ndarray, document_of: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Adds ``</s>`` to each document; returns ids, sizes and the number of sequences of each document.
+
+    Args:
+        ids: of all sequences, end to end.
+        sizes: ids in each sequence, none 0; document_of: number of its document, rising.
+    """
+    is_last = np.append(document_of[1:] != document_of[:-1], True)[: len(sizes)]
+    ids = np.insert(ids, np.cumsum(sizes)[is_last], EOS_ID)
+    return ids, sizes + is_last, np.diff(np.flatnonzero(is_last), prepend=-1)
+
+
+class _ShardWriter:
+    """Writes documents into shards, a new one after so many tokens."""
+
+    def __init__(self, folder: Path, vocab_size: int, tokens_per_shard: int):
+        self.folder, self.dtype, self.tokens_per_shard = folder, token_dtype(vocab_size), tokens_per_shard
+        self._shards: list[ShardRecord] = []
+        self._writer: TokenFileWriter | None = None
+
+    def add_documents(self, ids: np.ndarray, sizes: np.ndarray, lengths: np.ndarray) -> None:
+        """As ``TokenFileWriter.add_documents``."""
+        if not len(lengths):
+            return
+        if self._writer is None:
+            self._writer = TokenFileWriter(self.folder / f"shard-{len(self._shards):05d}", self.dtype)
+        self._writer.add_documents(ids, sizes, lengths)
+        if self._writer.num_tokens >= self.tokens_per_shard:
+            self._close_shard()
+
+    def finish(self) -> list[ShardRecord]:
+        if self._writer is not None:
+            self._close_shard()
+        return self._shards
+
+    def _close_shard(self) -> None:
+        self._writer.close()
+        self._shards.append(ShardRecord.of(self._writer))
+        self._writer = None

@@ -1,0 +1,74 @@
+"""Learns a tokenizer from a corpus and saves it."""
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from pathlib import Path
+
+from mpnet_ds.data.text.corpus import Corpus, Faults, ReadOptions
+from mpnet_ds.data.text.standard_input import with_standard_input
+from mpnet_ds.files import new_folder
+from mpnet_ds.progress import Progress
+from mpnet_ds.tokenizer import PretrainingTokenizer, train_tokenizer
+
+
+def train_tokenizer_on(
+    inputs: list[str],
+    vocab_size: int,
+    output: str | Path,
+    options: ReadOptions | None = None,
+    lower_case: bool = True,
+) -> PretrainingTokenizer:
+    """Learns a tokenizer from a corpus and saves it to the new folder ``output``; arguments as ``Corpus`` takes them."""
+    options = options or ReadOptions()
+    with new_folder(output) as folder, with_standard_input(inputs, folder, options.stdin_format) as files:
+        corpus = Corpus(files, options)
+        with Progress("Learning the vocabulary", 2 * corpus.num_bytes or None, unit="B") as progress:
+            texts = _Texts(corpus, progress)
+            tokenizer = _interruptible(lambda: train_tokenizer(texts, vocab_size, lower_case), texts)
+        if texts.faults.skipped:
+            found = f"{texts.faults.skipped:,} documents could not be read. The first: {texts.faults.first}"
+            print(found, file=sys.stderr, flush=True)
+        tokenizer.save(folder)
+    return tokenizer
+
+
+def _interruptible(learn: Callable[[], PretrainingTokenizer], texts: "_Texts") -> PretrainingTokenizer:
+    """What ``learn`` returns. It gets a thread: within the library, the main one would hear Ctrl-C only at the very end."""
+    result: Future[PretrainingTokenizer] = Future()
+
+    def work() -> None:
+        try:
+            result.set_result(learn())
+        except BaseException as error:
+            result.set_exception(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        return result.result()
+    except KeyboardInterrupt:
+        texts.are_wanted = False
+        while thread.is_alive() and not texts.are_read:  # then it only merges pieces, and the program may end meanwhile
+            thread.join(0.1)
+        raise
+
+
+class _Texts:
+    """The documents' texts, as often as one likes while ``are_wanted``. ``are_read``: the last pass came to its end."""
+
+    are_wanted, are_read = True, False
+
+    def __init__(self, corpus: Corpus, progress: Progress):
+        self.corpus, self.progress = corpus, progress
+
+    def __iter__(self) -> Iterator[str]:
+        self.faults, self.are_read = Faults(self.corpus.options.on_error), False  # of one pass
+        for block in self.corpus.blocks(self.faults):
+            for document in block.documents:
+                if not self.are_wanted:
+                    raise KeyboardInterrupt
+                yield "\n".join(document)
+            self.progress.update(block.num_bytes)
+        self.are_read = True

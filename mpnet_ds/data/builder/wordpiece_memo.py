@@ -1,0 +1,234 @@
+"""Text to ids, fast: the ids of Hugging Face's tokenizers, mostly without asking it.
+
+WordPiece is local: nothing beyond a *chunk* changes its ids, where chunks are what stands between blanks, each ASCII
+punctuation mark and each Chinese character (BertNormalizer and BertPreTokenizer work character by character; they cut at
+blanks, around punctuation and around Chinese characters, and join nothing over them). So a block of text goes
+
+    bytes ──► chunks ──► their numbers, from a table of those seen before ──► ids, from the table's store
+              (all of this in NumPy, for all chunks of the block at once)
+
+A chunk that is new is asked of the library: if it is nothing but letters and digits after its normalisation, its WordPiece
+model is called directly, else all of it. What the table forgets when it is full it learns again.
+
+Tokenizers of another kind (BPE, Unigram) are not local in this sense; their texts go to the library as they are.
+"""
+
+import re
+import string
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from mpnet_ds.data.builder.chunk_table import EMPTY, ChunkTable, keys_of
+from mpnet_ds.data.storage.token_file import token_dtype
+from mpnet_ds.tokenizer import PretrainingTokenizer
+
+MEMO_ENTRIES = 1 << 18
+"""Of each table and of the dictionary: less than 100 MB in all."""
+STORED_IDS = 1 << 23
+TABLE_WIDTHS = (1, 2, 6)  # chunks of at most 8, 16 and 48 bytes; longer ones have a dictionary
+LONGEST_REMEMBERED = 256  # characters; longer chunks hardly come twice
+BLOCK_CHARACTERS = 1 << 19  # what is computed of them stays in the cache
+_PADDING = b" " * 8 * max(TABLE_WIDTHS)
+_WHITE_SPACE = re.compile("[ \n]")
+_END = 10  # byte: "\n" between texts
+_BLANK, _MARK, _OTHER = range(3)  # kinds of bytes: blanks and ends of texts; ASCII punctuation; all others
+_KINDS = np.full(256, _OTHER, np.uint8)
+_KINDS[list(b" \t\r\n")] = _BLANK
+_KINDS[list(string.punctuation.encode())] = _MARK
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Ids of several texts."""
+
+    ids: np.ndarray
+    """uint16 or int32 [tokens], end to end."""
+    sizes: np.ndarray
+    """int64 [texts]: tokens in each."""
+
+
+class TextEncoder:
+    """Encodes as ``PretrainingTokenizer.encode`` does, a block at a time.
+
+    ``is_fast`` tells whether the memo serves this tokenizer.
+    """
+
+    def __init__(self, tokenizer: PretrainingTokenizer, memo_entries: int = MEMO_ENTRIES):
+        self.tokenizer = tokenizer
+        self.dtype = token_dtype(tokenizer.vocab_size)
+        self._code = "H" if self.dtype.itemsize == 2 else "i"
+        self.is_fast = tokenizer.is_local
+        self._memo_entries = memo_entries
+        self._tables = [ChunkTable(width, memo_entries) for width in TABLE_WIDTHS] if self.is_fast else []
+        self._store = _Store(self.dtype)
+        self._long_chunks: dict[str, int] = {}
+        normalizer = tokenizer.backend.normalizer
+        self._cuts_chinese = self.is_fast and normalizer.handle_chinese_chars
+        self._lower_case = self.is_fast and normalizer.lowercase
+        self._model = tokenizer.backend.model
+        self._normalize = normalizer.normalize_str if self.is_fast else None
+
+    def encode(self, texts: list[str]) -> Encoded:
+        """Ids of each text, without ``<s>`` and ``</s>``."""
+        if not self.is_fast:
+            return self._encode_by_library(texts)
+        slices = [_cut(text) for text in texts] if max(map(len, texts), default=0) > BLOCK_CHARACTERS else None
+        blocks = _blocks(texts if slices is None else [part for parts in slices for part in parts])
+        encoded = [self._encode_block(block) for block in blocks]
+        if not encoded:
+            return Encoded(np.empty(0, self.dtype), np.empty(0, np.int64))
+        ids = np.concatenate([block.ids for block in encoded]) if len(encoded) > 1 else encoded[0].ids
+        sizes = np.concatenate([block.sizes for block in encoded])
+        if slices is not None:
+            sizes = np.add.reduceat(sizes, np.cumsum([0, *map(len, slices[:-1])]))
+        return Encoded(ids, sizes)
+
+    def _encode_block(self, texts: list[str]) -> Encoded:
+        block = "\n".join([*texts, ""])
+        if block.count("\n") > len(texts):  # a line end within a text is a blank
+            block = "\n".join([*(text.replace("\n", " ") for text in texts), ""])
+        if "\0" in block:  # what keys are padded with
+            return self._encode_by_library(texts)
+        text = b" " + block.encode() + _PADDING
+        codes = np.frombuffer(text, np.uint8)
+        starts, ends = self._bounds(codes, is_ascii=block.isascii())
+        numbers = self._numbers_of(text, starts, ends - starts)
+        known, begins, sizes = self._store.arrays()
+        sizes = sizes[numbers]
+        up_to = np.cumsum(np.append(0, sizes))
+        ids = known[np.repeat(begins[numbers] - up_to[:-1], sizes) + np.arange(up_to[-1])]
+        chunks_before = np.searchsorted(starts, np.flatnonzero(codes == _END))
+        return Encoded(ids, np.diff(up_to[chunks_before], prepend=0))
+
+    def _bounds(self, codes: np.ndarray, is_ascii: bool) -> tuple[np.ndarray, np.ndarray]:
+        """First byte of each chunk, and one past its last: int64 [chunks]. ``codes``: uint8, beginning with a blank."""
+        kinds = _KINDS[codes]
+        begins = kinds == _MARK  # where a chunk begins if no blank is there
+        begins[1:] |= kinds[:-1] != _OTHER
+        if self._cuts_chinese and not is_ascii:
+            chinese = _chinese_characters(codes)
+            begins[chinese] = True
+            begins[chinese + 3] = True
+        no_blank = kinds != _BLANK
+        ends = np.flatnonzero(no_blank[:-1] & (begins[1:] | ~no_blank[1:])) + 1
+        begins &= no_blank
+        return np.flatnonzero(begins), ends
+
+    def _numbers_of(self, text: bytes, starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """int64 [chunks]: under which numbers the store has their ids."""
+        if len(self._store) > 2 * self._memo_entries or self._store.num_ids > STORED_IDS:
+            for forgetful in (self._store, self._long_chunks, *self._tables):
+                forgetful.clear()
+        numbers, shorter = np.empty(len(starts), np.int64), 0
+        for table in self._tables:
+            rows = np.flatnonzero((sizes > shorter) & (sizes <= 8 * table.width))
+            numbers[rows] = self._look_up(table, text, starts[rows], sizes[rows])
+            shorter = 8 * table.width
+        for row in np.flatnonzero(sizes > shorter).tolist():
+            numbers[row] = self._look_up_long(text[starts[row] : starts[row] + sizes[row]].decode())
+        return numbers
+
+    def _look_up(self, table: ChunkTable, text: bytes, starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """Numbers of chunks that fit ``table``; those that are new go into it."""
+        keys = keys_of(text, starts, sizes, table.width)
+        numbers = table.find(keys)
+        missing = np.flatnonzero(numbers == EMPTY)
+        if not len(missing):
+            return numbers
+        bounds = zip(starts[missing].tolist(), (starts + sizes)[missing].tolist(), strict=True)
+        chunks = [text[start:end] for start, end in bounds]
+        new = {chunk: self._store.add(self._encode_chunk(chunk.decode())) for chunk in dict.fromkeys(chunks)}
+        numbers[missing] = [new[chunk] for chunk in chunks]
+        _, first = np.unique(numbers[missing], return_index=True)
+        first = missing[first][: table.capacity]
+        if len(table) + len(first) > table.capacity:
+            table.clear()
+        table.add([key[first] for key in keys], numbers[first])
+        return numbers
+
+    def _look_up_long(self, chunk: str) -> int:
+        number = self._long_chunks.get(chunk, EMPTY)
+        if number == EMPTY:
+            number = self._store.add(self._encode_chunk(chunk))
+            if len(chunk) <= LONGEST_REMEMBERED:
+                self._long_chunks[chunk] = number
+        return number
+
+    def _encode_chunk(self, chunk: str) -> bytes:
+        if chunk.isascii() and chunk.isalnum():
+            normal = chunk.lower() if self._lower_case else chunk
+        else:
+            normal = self._normalize(chunk)
+        if normal.isalnum():  # BertPreTokenizer would not cut it
+            return array(self._code, [piece.id for piece in self._model.tokenize(normal)]).tobytes()
+        return array(self._code, self.tokenizer.backend.encode(chunk, add_special_tokens=False).ids).tobytes()
+
+    def _encode_by_library(self, texts: list[str]) -> Encoded:
+        arrays = self.tokenizer.encode(texts)
+        sizes = np.fromiter(map(len, arrays), np.int64, len(arrays))
+        ids = np.concatenate(arrays) if arrays else np.empty(0, np.int32)
+        return Encoded(ids.astype(self.dtype), sizes)
+
+
+class _Store:
+    """The ids of chunks, by number."""
+
+    def __init__(self, dtype: np.dtype):
+        self.dtype = dtype
+        self.clear()
+
+    def clear(self) -> None:
+        self._ids = array("H" if self.dtype.itemsize == 2 else "i")
+        self._starts, self._sizes = array("q"), array("q")
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    @property
+    def num_ids(self) -> int:
+        return len(self._ids)
+
+    def add(self, ids: bytes) -> int:
+        """Puts in the ids of a chunk, as bytes, and returns its number."""
+        self._starts.append(len(self._ids))
+        self._ids.frombytes(ids)
+        self._sizes.append(len(self._ids) - self._starts[-1])
+        return len(self._sizes) - 1
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """All ids end to end; where each chunk's begin, and how many they are. To be let go before the next ``add``."""
+        return np.frombuffer(self._ids, self.dtype), np.frombuffer(self._starts, "q"), np.frombuffer(self._sizes, "q")
+
+
+def _chinese_characters(codes: np.ndarray) -> np.ndarray:
+    """int64: where the three bytes of a character between U+4E00 and U+9FFF begin, in UTF-8.
+
+    These are nearly all of what BertNormalizer takes for Chinese; it cuts around the rest when it is asked.
+    """
+    leads = np.flatnonzero((codes >= 0xE4) & (codes <= 0xE9))
+    return leads[(codes[leads] > 0xE4) | (codes[leads + 1] >= 0xB8)]
+
+
+def _cut(text: str) -> list[str]:
+    """The text in slices of about ``BLOCK_CHARACTERS`` that end at blanks."""
+    slices, start = [], 0
+    while start < len(text):
+        blank = _WHITE_SPACE.search(text, start + BLOCK_CHARACTERS)
+        end = blank.end() if blank else len(text)
+        slices.append(text[start:end])
+        start = end
+    return slices or [text]
+
+
+def _blocks(texts: list[str]) -> Iterator[list[str]]:
+    """Lists of texts of about ``BLOCK_CHARACTERS`` together."""
+    ends = np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)))
+    start = 0
+    while start < len(texts):
+        before = ends[start - 1] if start else 0
+        end = max(start + 1, int(np.searchsorted(ends, before + BLOCK_CHARACTERS, side="right")))
+        yield texts[start:end]
+        start = end

@@ -1,0 +1,84 @@
+"""Sample mode ``stream``: rows are full blocks, cut from all documents end to end.
+
+The shards' ids are one circular stream of T tokens (``</s>`` ends each document). A row is ``<s>`` and a slice of
+``seq_length - 1`` ids of it; an epoch has N = T // (seq_length - 1) rows that do not overlap. Each epoch starts the
+cutting at another place of the circle, so that no token is always at an edge, and none is always left over.
+
+    stream   … t t t </s> t t t t t t t </s> t t t t …            row k of an epoch with start a:
+    blocks      |--- k ---|-- k+1 --|-- k+2 --|                   ids at a + k (n-1) … a + (k+1) (n-1) - 1, modulo T
+
+Nothing is read at opening: a row's place follows from its number.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from functools import lru_cache
+
+import numpy as np
+
+from mpnet_ds.counter_rng import below, draw, make_key
+from mpnet_ds.data.storage.token_file import TokenFile
+from mpnet_ds.tokenizer import BOS_ID
+
+
+class TokenStream:
+    """The ids of several shards as one circular array."""
+
+    def __init__(self, shards: list[TokenFile]):
+        self.shards = shards
+        self.tokens = [np.asarray(shard.tokens) for shard in shards]  # slices of a plain array cost less than a memmap's
+        self.ends = np.cumsum([len(tokens) for tokens in self.tokens], dtype=np.int64).tolist()
+
+    def __len__(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+    def places(self, start: int, length: int) -> Iterator[tuple[int, int, int]]:
+        """(number of a shard, first id, one past the last) of the parts of a slice, which goes round at the end."""
+        while length:
+            start %= len(self)
+            number = bisect_right(self.ends, start)
+            size = len(self.tokens[number])
+            offset = start - (self.ends[number] - size)
+            stop = min(offset + length, size)
+            yield number, offset, stop
+            start, length = start + stop - offset, length - (stop - offset)
+
+    def slice(self, start: int, length: int) -> np.ndarray:
+        """``length`` ids from ``start`` on."""
+        parts = [self.tokens[number][first:stop] for number, first, stop in self.places(start, length)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+class StreamRows:
+    """Rows of one dataset in sample mode ``stream``."""
+
+    def __init__(self, shards: list[TokenFile], seq_length: int, seed: int):
+        """``seed`` decides where each epoch starts."""
+        self.stream, self.seq_length, self.seed = TokenStream(shards), seq_length, seed
+        self.tokens_per_row = float(seq_length)
+        self._start_of = lru_cache(maxsize=16)(self._draw_start)
+
+    def __len__(self) -> int:
+        """N, rows in an epoch."""
+        return len(self.stream) // (self.seq_length - 1)
+
+    def read(self, numbers: np.ndarray, epochs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows by number: ids int64 [B, n], and which of them are real, bool [B, n] (all)."""
+        body = self.seq_length - 1
+        rows = np.empty((len(numbers), self.seq_length), dtype=np.int64)
+        rows[:, 0] = BOS_ID
+        for row, start in zip(rows, self._starts(numbers, epochs), strict=True):
+            row[1:] = self.stream.slice(start, body)
+        return rows, np.ones(rows.shape, dtype=bool)
+
+    def places(self, number: int, epoch: int) -> Iterator[tuple[TokenFile, int, int]]:
+        """Where a row's ids lie: (shard, first id, one past the last)."""
+        for shard, first, stop in self.stream.places(*self._starts([number], [epoch]), self.seq_length - 1):
+            yield self.stream.shards[shard], first, stop
+
+    def _starts(self, numbers, epochs) -> list[int]:
+        pairs = zip(np.asarray(numbers).tolist(), np.asarray(epochs).tolist(), strict=True)
+        return [self._start_of(epoch) + number * (self.seq_length - 1) for number, epoch in pairs]
+
+    def _draw_start(self, epoch: int) -> int:
+        return int(below(draw(make_key(self.seed, epoch), 0), min(len(self.stream), 2**32 - 1)))

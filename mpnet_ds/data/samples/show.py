@@ -1,0 +1,83 @@
+"""Looking into a dataset folder: what it holds, what a sample looks like."""
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from mpnet_ds.data.samples.dataset import PretrainingDataset
+from mpnet_ds.data.storage.lengths import can_print
+from mpnet_ds.data.storage.manifest import FILE_NAME, HOLDOUT, DatasetManifest
+from mpnet_ds.errors import UserError
+from mpnet_ds.tokenizer import CONTINUATION, PretrainingTokenizer
+
+SOURCES_TO_LIST = 10
+COLOURS = {"mask": "\x1b[31m", "kept": "\x1b[32m", "random": "\x1b[33m"}
+COLOUR_OFF = "\x1b[0m"
+
+
+def describe(folder: str | Path) -> str:
+    """A few lines for a person, from the manifests alone."""
+    manifest = DatasetManifest.load(folder)
+    size = sum(record.bytes for _, _, record in manifest.files(folder))
+    lines = [
+        f"{folder}: {_counts(manifest)}",
+        f"{len(manifest.shards)} shard(s), {size:,} bytes, ids as {manifest.dtype}",
+        f"vocabulary of {manifest.vocab_size:,} pieces, tokenizer {manifest.tokenizer_fingerprint[:12]}",
+        *(f"from {source['path']}, {source['num_bytes']:,} bytes" for source in manifest.sources[:SOURCES_TO_LIST]),
+    ]
+    if len(manifest.sources) > SOURCES_TO_LIST:
+        lines.append(f"and {len(manifest.sources) - SOURCES_TO_LIST:,} sources more, listed in {FILE_NAME}")
+    if "merged_from" in manifest.options:
+        lines.append(f"merged by {manifest.options['merged_by']} from {', '.join(manifest.options['merged_from'])}")
+    if (Path(folder) / HOLDOUT / FILE_NAME).is_file():
+        lines.append(f"{HOLDOUT}: {_counts(DatasetManifest.load(Path(folder) / HOLDOUT))}")
+    return "\n".join([*lines, f"made by mpnet_ds {manifest.tool_version}: {manifest.command}"])
+
+
+def _counts(manifest: DatasetManifest) -> str:
+    return f"{manifest.documents:,} documents, {manifest.sequences:,} sequences, {manifest.tokens:,} tokens"
+
+
+def show(folder: str | Path, index: int, seq_length: int = 128, colour: bool | None = None) -> str:
+    """Sample ``index`` of epoch 0 as readable text with its masking, then the order of prediction.
+
+    A predicted token stands as ``[true→input]``, or with ``colour`` as true→input in a colour that says whether the
+    model sees ``<mask>``, the token itself or a random one. By default colour is used on a terminal, unless the variable
+    NO_COLOR is set (no-color.org).
+    """
+    data = PretrainingDataset(folder, seq_length)
+    if not 0 <= index < len(data):
+        raise UserError(f"--show {index}: {folder} has samples 0 … {len(data) - 1} at {seq_length} tokens.")
+    sample = {name: array[0] for name, array in data.batch([index]).items()}
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") if colour is None else colour
+    arrow = "→" if can_print("→") else "->"
+    pieces = np.array(data.tokenizer.pieces, dtype=object)
+    true = sample["input_ids"]
+    used = sample["predicted_positions"] >= 0
+    positions, inputs = sample["predicted_positions"][used], sample["predicted_inputs"][used]
+    kinds = {"mask": inputs == data.tokenizer.mask_id, "kept": inputs == true[positions]}
+    kinds["random"] = ~(kinds["mask"] | kinds["kept"])
+    drawn = {}
+    for kind, members in kinds.items():
+        before, after = (COLOURS[kind], COLOUR_OFF) if colour else "[]"
+        for position, replacement in zip(positions[members], inputs[members], strict=True):
+            drawn[int(position)] = f"{before}{pieces[true[position]]}{arrow}{pieces[replacement]}{after}"
+    text = _joined(true, data.tokenizer, drawn)
+    counts = ", ".join(f"{members.sum()} {_painted(kind, colour)}" for kind, members in kinds.items())
+    return f"{text}\n\n{len(positions)} predicted: {counts}; in this order: {' '.join(pieces[true[positions]])}"
+
+
+def _painted(kind: str, colour: bool) -> str:
+    return f"{COLOURS[kind]}{kind}{COLOUR_OFF}" if colour else kind
+
+
+def _joined(ids: np.ndarray, tokenizer: PretrainingTokenizer, drawn: dict[int, str]) -> str:
+    """Pieces as words: what continues a word follows it without a space. ``drawn``: text for some of the positions."""
+    parts = []
+    for position, id_ in enumerate(ids):
+        if tokenizer.starts_word[id_]:
+            parts.append(" ")
+        parts.append(drawn.get(position, tokenizer.pieces[id_].removeprefix(CONTINUATION)))
+    return "".join(parts).strip()

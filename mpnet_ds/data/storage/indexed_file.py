@@ -1,0 +1,176 @@
+"""Token files of other programs, opened for reading: Megatron-LM's, and fairseq's "mmap" files.
+
+Both come as a pair PREFIX.idx and PREFIX.bin; the .bin holds ids end to end. The index, little-endian:
+
+    bytes    Megatron-LM, gpt-neox, NeMo                      fairseq
+    9        magic "MMIDIDX\\0\\0"                              the same
+    8        version, uint64 = 1                              the same
+    1        type code of an id (below)                       the same, with more codes
+    8        S, number of sequences, uint64                   the same
+    8        D, length of the document index, uint64          -
+    4 * S    ids in each sequence, int32                      the same
+    8 * S    byte offset of each sequence, int64              the same
+    8 * D    first sequence of each document, int64; then S   -
+    total    34 + 12 S + 8 D                                  26 + 12 S
+
+The total tells them apart, and always: S stands at the same place in both, and for one S the second is smaller than any
+of the first. What has neither size is refused. (A Megatron file cut off at exactly 26 + 12 S bytes passes for fairseq's,
+but then its offsets are no longer sums of its sizes.) Type codes: 1 uint8, 2 int8, 3 int16, 4 int32, 5 int64, 8 uint16,
+for fairseq also 9 uint32 and 10 uint64; 6 and 7 are floating-point numbers. Sources: Megatron-LM,
+``core/datasets/indexed_dataset.py``; fairseq, ``data/indexed_dataset.py``.
+
+Where documents begin: Megatron's document index says it. fairseq has none: there a blank line, stored as ``</s>`` alone or
+as nothing, ends a document; in a file without any blank line each line is a document.
+"""
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from mpnet_ds.data.storage.token_file import MAGIC, VERSION
+from mpnet_ds.errors import UserError
+from mpnet_ds.tokenizer import EOS_ID
+
+TOKENS_AT_ONCE = 1 << 20
+ENTRIES_AT_ONCE = 1 << 16  # of an index
+
+START = struct.Struct("<9sQBQ")
+INTEGERS = {code: np.dtype(name) for code, name in {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}.items()}
+TYPE_CODES = {"megatron": INTEGERS, "fairseq": INTEGERS | {9: np.dtype("<u4"), 10: np.dtype("<u8")}}
+OLD_FAIRSEQ_MAGIC = b"TNTIDX\x00\x00"
+
+
+class IndexedFile:
+    """A Megatron or fairseq pair of files, opened for reading; see the top of this file.
+
+    Attributes:
+        kind: ``megatron`` or ``fairseq``.
+        tokens: all ids, memory-mapped, in the file's own type.
+        sizes: int32 [S]; offsets: int64 [S]; both memory-mapped.
+        num_documents: empty ones included.
+    """
+
+    def __init__(self, prefix: str, end_of_document: int = EOS_ID):
+        self.index_path, self.bin_path = Path(f"{prefix}.idx"), Path(f"{prefix}.bin")
+        for path in (self.index_path, self.bin_path):
+            if not path.is_file():
+                raise UserError(f"{path} is missing: an .idx and a .bin belong together.")
+        self.kind, self.dtype, self.num_sequences, num_entries = self._read_header()
+        self._index = np.memmap(self.index_path, np.uint8, "r")
+        at = START.size if self.kind == "fairseq" else START.size + 8
+        self.sizes = self._array("<i4", at, self.num_sequences)
+        self.offsets = self._array("<i8", at + 4 * self.num_sequences, self.num_sequences)
+        self.tokens = np.memmap(self.bin_path, np.uint8, "r") if self.bin_path.stat().st_size else np.empty(0, np.uint8)
+        self._check_offsets()
+        self.tokens = self.tokens.view(self.dtype)
+        if self.kind == "megatron":
+            self._starts = self._array("<i8", at + 12 * self.num_sequences, num_entries)
+            self._check_document_index()
+        else:
+            self._starts = self._starts_after_blank_lines(end_of_document)
+        self.num_documents = len(self._starts) - 1 if self._starts is not None else self.num_sequences
+
+    @property
+    def source(self) -> dict:
+        """An entry of ``sources`` in a manifest."""
+        documents = "document index" if self.kind == "megatron" else "blank lines"
+        return {
+            "path": str(self.bin_path),
+            "kind": self.kind,
+            "documents_by": documents if self._starts is not None else "lines",
+            "num_bytes": self.bin_path.stat().st_size + self.index_path.stat().st_size,
+            "modified": self.bin_path.stat().st_mtime,
+        }
+
+    def document_starts(self, first: int, last: int) -> np.ndarray:
+        """First sequence of the documents ``first`` … ``last - 1``, and where the last of them ends."""
+        return np.arange(first, last + 1) if self._starts is None else np.asarray(self._starts[first : last + 1])
+
+    def token_starts(self, sequences: np.ndarray) -> np.ndarray:
+        """Number of the first token of each of these sequences; S is where the file ends."""
+        starts = np.full(len(sequences), len(self.tokens), dtype=np.int64)
+        inside = sequences < self.num_sequences
+        starts[inside] = self.offsets[sequences[inside]] // self.dtype.itemsize
+        return starts
+
+    def parts(self) -> Iterator[tuple[int, int]]:
+        """Consecutive ranges of documents, of ``TOKENS_AT_ONCE`` at most where not one document alone has more."""
+        first = 0
+        while first < self.num_documents:
+            last = min(first + ENTRIES_AT_ONCE, self.num_documents)
+            starts = self.token_starts(self.document_starts(first, last))
+            last = first + max(1, int(np.searchsorted(starts, starts[0] + TOKENS_AT_ONCE, side="right")) - 1)
+            yield first, last
+            first = last
+
+    def num_bytes(self, first: int, last: int) -> int:
+        """Bytes of the ids of documents ``first`` … ``last - 1``."""
+        begin, end = self.token_starts(self.document_starts(first, last)[[0, -1]])
+        return int(end - begin) * self.dtype.itemsize
+
+    def _read_header(self) -> tuple[str, np.dtype, int, int]:
+        """Kind, type of an id, S, D."""
+        size = self.index_path.stat().st_size
+        with open(self.index_path, "rb") as file:
+            header = file.read(START.size + 8)
+        if header.startswith(OLD_FAIRSEQ_MAGIC):
+            cure = "binarise the text again with fairseq-preprocess --dataset-impl mmap"
+            raise UserError(f"{self.index_path} is of fairseq's older kind (TNTIDX): {cure}.")
+        if len(header) < START.size or not header.startswith(MAGIC):
+            raise UserError(f"{self.index_path} is no index of Megatron or fairseq (no MMIDIDX header).")
+        _, version, code, num_sequences = START.unpack_from(header)
+        if version != VERSION:
+            raise UserError(f"{self.index_path}: version {version} is unknown; expected 1.")
+        num_entries = int.from_bytes(header[START.size :], "little")
+        sizes = {
+            "fairseq": START.size + 12 * num_sequences,
+            "megatron": START.size + 8 + 12 * num_sequences + 8 * num_entries,
+        }
+        kind = next((kind for kind, expected in sizes.items() if size == expected), None)
+        if kind is None:
+            found = f"{self.index_path} has {size:,} bytes for {num_sequences:,} sequences"
+            expected = f"{sizes['megatron']:,} if Megatron's, {sizes['fairseq']:,} if fairseq's"
+            raise UserError(f"{found}, expected {expected}: it is damaged, or of another kind (Megatron's multimodal).")
+        if code not in TYPE_CODES[kind]:
+            known = ", ".join(f"{number} ({dtype.name})" for number, dtype in TYPE_CODES[kind].items())
+            raise UserError(f"{self.index_path}: type code {code} is none of whole numbers; expected {known}.")
+        return kind, TYPE_CODES[kind][code], num_sequences, num_entries
+
+    def _array(self, dtype: str, offset: int, count: int) -> np.ndarray:
+        return np.asarray(self._index)[offset : offset + np.dtype(dtype).itemsize * count].view(dtype)
+
+    def _check_offsets(self) -> None:
+        """Each sequence begins where the one before ends, the first at 0, and the .bin ends with the last."""
+        end = 0
+        for begin in range(0, self.num_sequences, ENTRIES_AT_ONCE):
+            sizes = self.sizes[begin : begin + ENTRIES_AT_ONCE].astype(np.int64)
+            ends = end + np.cumsum(sizes * self.dtype.itemsize)
+            starts = np.concatenate([[end], ends[:-1]])
+            wrong = np.flatnonzero((sizes < 0) | (self.offsets[begin : begin + ENTRIES_AT_ONCE] != starts))
+            if len(wrong):
+                where = f"{self.index_path}: sequence {begin + wrong[0]}"
+                raise UserError(f"{where} does not begin where the one before it ends: damaged, or not written in order.")
+            end = int(ends[-1])
+        if len(self.tokens) != end:
+            raise UserError(f"{self.bin_path} has {len(self.tokens):,} bytes, its index says {end:,}: it is damaged.")
+
+    def _check_document_index(self) -> None:
+        starts = self._starts
+        if not len(starts) or (starts[0], starts[-1]) != (0, self.num_sequences) or (np.diff(starts) < 0).any():
+            found = f"{self.index_path}: the document index does not rise from 0 to {self.num_sequences:,}"
+            raise UserError(f"{found}: it is damaged, or was merged by a tool that forgets documents.")
+
+    def _starts_after_blank_lines(self, end_of_document: int) -> np.ndarray | None:
+        """First sequence of each document, and S; None where no line is blank, so that each is a document."""
+        blank = [np.empty(0, dtype=np.int64)]
+        for begin in range(0, self.num_sequences, ENTRIES_AT_ONCE):
+            sizes = self.sizes[begin : begin + ENTRIES_AT_ONCE]
+            single = begin + np.flatnonzero(sizes == 1)
+            ids = self.tokens[self.offsets[single] // self.dtype.itemsize]
+            blank += [begin + np.flatnonzero(sizes == 0), single[(ids == EOS_ID) | (ids == end_of_document)]]
+        blank = np.concatenate(blank)
+        if not len(blank):
+            return None
+        return np.unique(np.concatenate([[0], blank, [self.num_sequences]]))

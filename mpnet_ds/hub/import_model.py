@@ -1,0 +1,138 @@
+"""Making a start: a complete Hugging Face folder of an MPNet model that ``--init_from`` takes.
+
+    config.json          the model's sizes and settings, as they were
+    model.safetensors    fp32, exactly the names of ``MPNetForMaskedLM.save_pretrained``: tied copies are left out
+    tokenizer files      where the source has a tokenizer, or one was named
+
+The folder takes its name after a check: transformers loads it, nothing is missing or left over, every tensor is the source's
+bit for bit, and the hidden states are those of this project's own encoder.
+"""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import MPNetConfig, MPNetForMaskedLM
+from transformers.utils import logging as transformers_logging
+
+from mpnet_ds.errors import UserError
+from mpnet_ds.files import new_folder
+from mpnet_ds.hub.fairseq import read_fairseq
+from mpnet_ds.hub.read_folder import Pretrained, read_folder, read_tokenizer
+from mpnet_ds.hub.resize_vocabulary import resize_vocabulary
+from mpnet_ds.models import MPNetForPretraining
+from mpnet_ds.tokenizer import PAD_ID, PretrainingTokenizer
+from mpnet_ds.zero.safetensors_writer import write_weights
+
+TOLERANCE = 1e-5
+"""Largest difference of a hidden state that passes the check, relative to the largest of them if that is above 1."""
+SMALLEST_PADDED, MOST_PADDING = 8, 128
+"""Tables are padded to a multiple of 8 (fairseq) up to 128 (annotated-mpnet); anything else is another vocabulary's."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What was made."""
+
+    difference: float
+    """Largest absolute difference of a hidden state between transformers and this project."""
+    notes: tuple[str, ...]
+    """What was dropped, drawn or cut, one sentence each."""
+    config: MPNetConfig
+
+
+def make_start(
+    output: str | Path,
+    folder: str | Path | None = None,
+    fairseq_file: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    resize_to: str | Path | None = None,
+) -> Start:
+    """Writes a start to the new folder ``output``.
+
+    Args:
+        folder: a Hugging Face folder; or else
+        fairseq_file: a ``.pt`` of the original implementation or of annotated-mpnet.
+        tokenizer: folder with the vocabulary of a source that brings none.
+        resize_to: folder with the tokenizer that the start shall have; see vocabulary.py for its rows.
+    Raises:
+        UserError: a source that is damaged, or no MPNet that this project computes; ``output`` exists.
+    """
+    if (folder is None) == (fairseq_file is None):
+        raise UserError("give one source: a Hugging Face folder, or a file with --from_fairseq.")
+    given = _named_tokenizer(tokenizer) if tokenizer is not None else None
+    new = _named_tokenizer(resize_to) if resize_to is not None else None
+    transformers_logging.disable_progress_bar()
+    with new_folder(output) as partial:
+        model = read_folder(folder) if folder is not None else read_fairseq(fairseq_file)
+        _give_tokenizer(model, given)
+        if new is not None:
+            resize_vocabulary(model, new)
+        _write(model, partial)
+        return Start(compare(model, partial), tuple(model.notes), model.config)
+
+
+def compare(model: Pretrained, folder: Path) -> float:
+    """Loads ``folder`` with transformers and holds it against ``model``; the largest difference of a hidden state.
+
+    Raises ``UserError`` if a name is missing, a tensor is not the same bit for bit, or hidden states differ.
+    """
+    theirs, info = MPNetForMaskedLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    wrong = sorted(name for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in info[kind])
+    loaded = theirs.state_dict()
+    wrong += [name for name, tensor in model.weights.items() if not _same_bits(loaded[name], tensor.float())]
+    if wrong:
+        raise UserError(f"{folder}: {wrong[0]} is not what {model.origin} holds. Please report this.")
+    own = MPNetForPretraining(model.config).eval()
+    own.load_state_dict(model.weights)
+    ids, mask = _sample(model.config)
+    with torch.no_grad():
+        expected = theirs.eval().mpnet(ids, mask.long()).last_hidden_state[mask]
+        found = own.encode(ids, mask)[mask]
+    difference = (expected - found).abs().max().item()
+    if not difference <= TOLERANCE * max(1.0, expected.abs().max().item()):
+        raise UserError(f"{folder}: hidden states differ by {difference:.1e}. Please report this.")
+    return difference
+
+
+def _sample(config: MPNetConfig) -> tuple[Tensor, Tensor]:
+    """Ids [2, n] of pieces at random, always the same, and their mask: the second row is half padding."""
+    length = min(config.max_position_embeddings - 2, 128)
+    ids = torch.randint(4, config.vocab_size, (2, length), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(2, length, dtype=torch.bool)
+    ids[1, length // 2 :], mask[1, length // 2 :] = PAD_ID, False
+    return ids, mask
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.equal(a.contiguous().view(torch.int32), b.contiguous().view(torch.int32))
+
+
+def _named_tokenizer(folder: str | Path) -> PretrainingTokenizer:
+    return read_tokenizer(Path(folder)) or PretrainingTokenizer.load(folder)  # which says what is missing
+
+
+def _give_tokenizer(model: Pretrained, given: PretrainingTokenizer | None) -> None:
+    """Lets the token table have a row for each piece, no more and no less; raises ``UserError`` if that is not padding."""
+    if given is not None and model.tokenizer is not None:
+        raise UserError(f"{model.origin} has a tokenizer: leave --tokenizer out; --resize_vocabulary gives it another one.")
+    model.tokenizer = model.tokenizer or given
+    if model.tokenizer is None:
+        model.notes.append("It has no tokenizer; --tokenizer DIR adds the one that the model was trained with.")
+        return
+    rows, pieces = model.config.vocab_size, model.tokenizer.vocab_size
+    if rows != pieces and (rows % SMALLEST_PADDED or not 0 <= rows - pieces < MOST_PADDING):
+        found = f"the token table has {rows:,} rows, the tokenizer in {model.tokenizer.origin} {pieces:,} pieces"
+        raise UserError(f"{model.origin}: {found}: name the tokenizer that the model was trained with.")
+    model.cut_table(pieces)
+
+
+def _write(model: Pretrained, folder: Path) -> None:
+    config = copy.deepcopy(model.config)
+    config.architectures, config.dtype = [MPNetForMaskedLM.__name__], "float32"
+    config.save_pretrained(folder)
+    write_weights(model.weights, folder, torch.float32)
+    if model.tokenizer is not None:
+        model.tokenizer.save(folder, model_max_length=config.max_position_embeddings - 2)

@@ -1,0 +1,55 @@
+"""Attention with a bias that lies in memory whole: the plain formulation, and PyTorch's own kernels.
+
+The bias carries both the relative positions and the visibility. It is built once a step and shared by all layers, since
+they share one table.
+
+Shapes: B rows of a batch, H heads, R rows of the network, K keys, D width of a head.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import MPNetConfig
+
+from mpnet_ds.models.mpnet.relative_position import pair_buckets
+from mpnet_ds.models.mpnet.visibility import Layout
+
+
+class EagerAttention:
+    """Two matrix products and a softmax, on any device: what the other back-ends are compared with."""
+
+    name = "eager"
+
+    def check(self, device: torch.device, config: MPNetConfig) -> None:
+        """See ``attention.Backend``; nothing is refused."""
+
+    def prepare(self, table: nn.Embedding, layout: Layout) -> tuple[Tensor]:
+        """See ``attention.Backend``; the bias [B, H, R, K]."""
+        return (attention_bias(table, layout),)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float, first_row: int, bias: Tensor) -> Tensor:
+        """See ``attention.Backend``."""
+        scores = torch.matmul(query / math.sqrt(query.shape[-1]), key.transpose(-1, -2)) + bias[:, :, first_row:]
+        return torch.matmul(F.dropout(torch.softmax(scores, dim=-1), dropout), value)
+
+
+class SdpaAttention(EagerAttention):
+    """``torch.nn.functional.scaled_dot_product_attention``; slow on a processor, where the bias needs a gradient."""
+
+    name = "sdpa"
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float, first_row: int, bias: Tensor) -> Tensor:
+        """See ``attention.Backend``."""
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias[:, :, first_row:], dropout_p=dropout)
+
+
+def attention_bias(table: nn.Embedding, layout: Layout) -> Tensor:
+    """What is added to the scores: [B, H, R, K] in the table's dtype, its smallest number where a key is not visible.
+
+    The smallest finite number rather than minus infinity: a row of padding that sees nothing stays finite.
+    """
+    buckets = pair_buckets(layout.row_places, layout.key_places, layout.num_tokens)
+    bias = table(buckets).permute(0, 3, 1, 2)
+    return bias.masked_fill(~layout.visible[:, None], torch.finfo(bias.dtype).min)

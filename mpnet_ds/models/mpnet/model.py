@@ -1,0 +1,337 @@
+"""MPNet with two streams, in natural order: tokens stay where they are, and one pass per layer serves both streams.
+
+A layer's rows are the content rows (n tokens and, for ``mpnet``, p mask rows) followed by p query rows; keys and values
+come from the content rows only. All weights are shared by the streams. The last layer computes the query rows alone,
+since nobody reads its content rows.
+
+Parameters have the names of ``transformers.MPNetForMaskedLM``, so that export and import are copies; ``encode`` computes
+what ``transformers.MPNetModel`` does.
+
+Shape legend: B rows of a batch, n tokens, p predicted slots, R rows of the network, K keys, H heads, d width, V vocabulary.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import MPNetConfig
+from transformers.utils import ModelOutput
+
+from mpnet_ds.errors import UserError
+from mpnet_ds.models.attention.backend import Backend, check_backend, choose_backend
+from mpnet_ds.models.layers.cross_entropy import linear_cross_entropy
+from mpnet_ds.models.layers.dropout import Dropout
+from mpnet_ds.models.mpnet.relative_position import NUM_BUCKETS
+from mpnet_ds.models.mpnet.visibility import Layout, plain_layout, two_stream_layout
+from mpnet_ds.objectives import get_objective
+from mpnet_ds.tokenizer import PAD_ID
+
+FIRST_POSITION = PAD_ID + 1  # row of the position table of the first token
+
+
+@dataclass
+class PretrainingOutput(ModelOutput):
+    """What one forward pass tells."""
+
+    loss: Tensor | None = None
+    """Mean cross-entropy over used slots, nats, fp32, scalar."""
+    logits: Tensor | None = None
+    """[B, p, V]; rows of unused slots mean nothing. None if they were not asked for."""
+    num_targets: Tensor | None = None
+    """Used slots, int64 scalar."""
+    num_correct: Tensor | None = None
+    """Used slots whose highest logit is the true token's, int64 scalar."""
+
+
+class Embeddings(nn.Module):
+    """Token plus position, normalised; the table of positions has two rows more than there are positions."""
+
+    def __init__(self, config: MPNetConfig):
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=PAD_ID)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size, padding_idx=PAD_ID)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = Dropout(config.hidden_dropout_prob)
+
+    def forward(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """[B, R, d] from ids [B, R] and positions in the text [B, R], counted from 0."""
+        embedded = self.word_embeddings(ids) + self.position_embeddings(positions + FIRST_POSITION)
+        return self.dropout(self.LayerNorm(embedded))
+
+
+class SelfAttention(nn.Module):
+    """Rows attend to the content rows; one set of weights for both streams."""
+
+    def __init__(self, config: MPNetConfig):
+        super().__init__()
+        self.num_heads, self.dropout = config.num_attention_heads, config.attention_probs_dropout_prob
+        self.q, self.k, self.v, self.o = (nn.Linear(config.hidden_size, config.hidden_size) for _ in range(4))
+
+    def forward(self, rows: Tensor, content: Tensor, backend: Backend, first_row: int, *prepared: Tensor) -> Tensor:
+        """[B, rows, d] from rows [B, rows, d], of the layout's from ``first_row`` on, and content [B, K, d]."""
+        query, key, value = (self._split(x) for x in (self.q(rows), self.k(content), self.v(content)))
+        dropout = self.dropout if self.training else 0.0
+        attended = backend.attend(query, key, value, dropout, first_row, *prepared)
+        return self.o(attended.transpose(1, 2).flatten(2))
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, H, rows, D)
+
+
+class Attention(nn.Module):
+    """Attention with its residual connection and LayerNorm."""
+
+    def __init__(self, config: MPNetConfig):
+        super().__init__()
+        self.attn = SelfAttention(config)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = Dropout(config.hidden_dropout_prob)
+
+    def forward(self, rows: Tensor, *context) -> Tensor:
+        """[B, rows, d]; arguments as in ``SelfAttention.forward``."""
+        return self.LayerNorm(rows + self.dropout(self.attn(rows, *context)))
+
+
+class Dense(nn.Module):
+    """A linear map under the name ``dense``, as ``transformers`` nests it."""
+
+    def __init__(self, size_in: int, size_out: int):
+        super().__init__()
+        self.dense = nn.Linear(size_in, size_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., size_out] from x [..., size_in]."""
+        return self.dense(x)
+
+
+class Output(Dense):
+    """The way back from the inner width, with residual connection and LayerNorm."""
+
+    def __init__(self, config: MPNetConfig):
+        super().__init__(config.intermediate_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = Dropout(config.hidden_dropout_prob)
+
+    def forward(self, inner: Tensor, residual: Tensor) -> Tensor:
+        """[B, R, d] from inner [B, R, intermediate_size] and residual [B, R, d]."""
+        return self.LayerNorm(residual + self.dropout(self.dense(inner)))
+
+
+class Layer(nn.Module):
+    """One post-LN block."""
+
+    def __init__(self, config: MPNetConfig):
+        super().__init__()
+        self.attention = Attention(config)
+        self.intermediate = Dense(config.hidden_size, config.intermediate_size)
+        self.output = Output(config)
+
+    def forward(self, hidden: Tensor, backend: Backend, num_content: int, first_row: int, *prepared: Tensor) -> Tensor:
+        """New values of the rows from ``first_row`` on.
+
+        Args:
+            hidden: [B, R, d], the content rows first.
+            backend: computes attention.
+            num_content: K, rows that are keys and values.
+            first_row: 0, or the first query row.
+            prepared: by the back-end, for this batch.
+        """
+        rows = hidden[:, first_row:]
+        rows = self.attention(rows, hidden[:, :num_content], backend, first_row, *prepared)
+        return self.output(F.gelu(self.intermediate(rows)), rows)
+
+
+class Encoder(nn.Module):
+    """All layers, and the table of relative positions that they share."""
+
+    def __init__(self, config: MPNetConfig):
+        super().__init__()
+        self.layer = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.relative_attention_bias = nn.Embedding(NUM_BUCKETS, config.num_attention_heads)
+
+
+class MPNet(nn.Module):
+    """Embeddings and encoder: what ``transformers.MPNetModel`` holds, but for its pooler."""
+
+    def __init__(self, config: MPNetConfig):
+        super().__init__()
+        self.embeddings = Embeddings(config)
+        self.encoder = Encoder(config)
+
+
+class Decoder(nn.Linear):
+    """The token table as a map to the vocabulary."""
+
+    def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits [..., V] from hidden [..., d]; with labels int64 [...], ``linear_cross_entropy`` instead of them."""
+        if labels is None:
+            return super().forward(hidden)
+        return linear_cross_entropy(hidden.flatten(0, -2), self.weight, self.bias, labels.flatten())
+
+
+class LMHead(nn.Module):
+    """``LN(gelu(W x))`` times the token table, plus a bias."""
+
+    def __init__(self, config: MPNetConfig, token_table: nn.Parameter):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.decoder = Decoder(config.hidden_size, config.vocab_size, device="meta")  # tied below: no memory of its own
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.decoder.weight, self.decoder.bias = token_table, self.bias
+
+    def forward(
+        self, hidden: Tensor, labels: Tensor | None = None, return_logits: bool = True
+    ) -> Tensor | tuple[Tensor, Tensor, Tensor | None]:
+        """Logits [..., V] of hidden [..., d].
+
+        With labels int64 [...]: ``linear_cross_entropy``'s sum and count, and the logits (None if they are not wanted).
+        """
+        hidden = self.layer_norm(F.gelu(self.dense(hidden)))
+        if labels is None:
+            return self.decoder(hidden)
+        return *self.decoder(hidden, labels), self.decoder(hidden) if return_logits else None
+
+
+class MPNetForPretraining(nn.Module):
+    """The encoder with its head and one of the pre-training objectives.
+
+    Args:
+        config: 514 positions and eps 1e-5 are those of the published model; ``MPNetConfig()`` says otherwise.
+        objective: ``mpnet``, ``plm`` or ``mlm`` (see ``mpnet_ds.objectives``).
+        attention: ``auto``, or a back-end by name (see ``attention.py``).
+    Raises:
+        UserError: a configuration that ``transformers`` could not represent after export, or unknown names.
+    """
+
+    def __init__(self, config: MPNetConfig, objective: str = "mpnet", attention: str = "auto"):
+        super().__init__()
+        check_config(config)
+        self.config, self.objective = config, get_objective(objective)
+        self.attention = check_backend(attention)
+        self.mpnet = MPNet(config)
+        self.lm_head = LMHead(config, self.mpnet.embeddings.word_embeddings.weight)
+        self.checkpoint_function: Callable | None = None
+        """``f(layer, *arguments)`` that runs a layer without keeping its activations; None keeps them."""
+        self.apply(self._initialise)
+        self.register_load_state_dict_pre_hook(_fill_tied_weights)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        predicted_positions: Tensor,
+        predicted_inputs: Tensor,
+        attention_mask: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        return_logits: bool = True,
+    ) -> PretrainingOutput:
+        """Loss and logits of one batch.
+
+        Args:
+            input_ids: int64 [B, n], the true tokens in order.
+            predicted_positions: int64 [B, p], ``z_1 … z_p``; -1 in unused slots.
+            predicted_inputs: int64 [B, p], what stands in each slot's place.
+            attention_mask: bool [B, n], False on padding; all True by default.
+            document_ids: int64 [B, n], 0, 1, 2 … along each row: attention and positions do not leave a document. By
+                default a row is one text.
+            return_logits: False leaves them out: the loss needs no memory for them (see cross_entropy.py).
+        """
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids, dtype=torch.bool)
+        attention_mask = attention_mask.bool()
+        slots = predicted_positions.clamp(min=0)
+        if self.objective.has_query_stream:
+            hidden = self._two_streams(input_ids, predicted_positions, predicted_inputs, attention_mask, document_ids)
+        else:
+            hidden = self._one_stream(input_ids, predicted_positions, predicted_inputs, attention_mask, document_ids)
+        labels = torch.where(predicted_positions >= 0, input_ids.gather(1, slots), -1)
+        total, num_correct, logits = self.lm_head(hidden, labels, return_logits)
+        num_targets = (labels >= 0).sum()
+        return PretrainingOutput(total / num_targets.clamp(min=1), logits, num_targets, num_correct)
+
+    def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None, document_ids: Tensor | None = None) -> Tensor:
+        """Last hidden state [B, n, d] of the plain encoder: what ``transformers.MPNetModel`` gives after export.
+
+        Padding must be on the right.
+        """
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids, dtype=torch.bool)
+        layout = plain_layout(attention_mask.bool(), document_ids)
+        return self._run_layers(self.mpnet.embeddings(input_ids, layout.row_positions), layout)
+
+    def _two_streams(self, input_ids, predicted_positions, predicted_inputs, attention_mask, document_ids) -> Tensor:
+        """Query rows after the last layer, [B, p, d]."""
+        has_mask_rows = self.objective.has_mask_rows
+        layout = two_stream_layout(predicted_positions, attention_mask, has_mask_rows, document_ids)
+        ids = torch.cat([input_ids, *([predicted_inputs] * (2 if has_mask_rows else 1))], dim=1)
+        hidden = self.mpnet.embeddings(ids, layout.row_positions)
+        return self._run_layers(hidden, layout, first_row_of_last_layer=layout.key_places.shape[1])
+
+    def _one_stream(self, input_ids, predicted_positions, predicted_inputs, attention_mask, document_ids) -> Tensor:
+        """Rows at the predicted positions after the last layer, [B, p, d]."""
+        # Unused slots write into one extra column, which is cut off.
+        target = torch.where(predicted_positions >= 0, predicted_positions, input_ids.shape[1])
+        corrupted = F.pad(input_ids, (0, 1)).scatter(1, target, predicted_inputs)[:, :-1]
+        hidden = self.encode(corrupted, attention_mask, document_ids)
+        return hidden.gather(1, predicted_positions.clamp(min=0)[:, :, None].expand(-1, -1, hidden.shape[2]))
+
+    def _run_layers(self, hidden: Tensor, layout: Layout, first_row_of_last_layer: int = 0) -> Tensor:
+        backend = choose_backend(self.attention, hidden.device)
+        prepared = backend.prepare(self.mpnet.encoder.relative_attention_bias, layout)
+        num_content = layout.key_places.shape[1]
+        layers = self.mpnet.encoder.layer
+        for number, layer in enumerate(layers, 1):
+            first_row = first_row_of_last_layer if number == len(layers) else 0
+            if self.checkpoint_function is not None and torch.is_grad_enabled():
+                hidden = self.checkpoint_function(layer, hidden, backend, num_content, first_row, *prepared)
+            else:
+                hidden = layer(hidden, backend, num_content, first_row, *prepared)
+        return hidden
+
+    @torch.no_grad()
+    def _initialise(self, module: nn.Module) -> None:
+        """N(0, initializer_range) for every matrix, zero biases and padding rows."""
+        if module is self.lm_head.decoder:
+            return  # its weight is the token table
+        if isinstance(module, nn.Linear | nn.Embedding):
+            module.weight.normal_(0.0, self.config.initializer_range)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            module.bias.zero_()
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            module.weight[module.padding_idx].zero_()
+
+
+def check_config(config: MPNetConfig) -> None:
+    """Raises ``UserError`` for what ``transformers`` could not represent after export, or what cannot be built."""
+    if config.relative_attention_num_buckets != NUM_BUCKETS:
+        found = config.relative_attention_num_buckets
+        raise UserError(f"relative_attention_num_buckets is {found}; transformers computes MPNet with {NUM_BUCKETS} always.")
+    if config.hidden_act != "gelu":
+        raise UserError(f"hidden_act is '{config.hidden_act}'; MPNet's head is always (erf) 'gelu', use it throughout.")
+    if config.hidden_size % config.num_attention_heads:
+        heads = config.num_attention_heads
+        raise UserError(f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads {heads}.")
+
+
+def _fill_tied_weights(module: MPNetForPretraining, state_dict: dict, prefix: str, *_) -> None:
+    """Lets ``load_state_dict`` take files that leave the tied copies out, as safetensors files do."""
+    for copy, source in TIED_WEIGHTS.items():
+        if prefix + source in state_dict:
+            state_dict.setdefault(prefix + copy, state_dict[prefix + source])
+
+
+TIED_WEIGHTS = {
+    "lm_head.decoder.weight": "mpnet.embeddings.word_embeddings.weight",
+    "lm_head.decoder.bias": "lm_head.bias",
+}
+"""Names under which a parameter appears a second time in a state dict, as in ``transformers``."""
+VOCABULARY_TABLES = tuple(TIED_WEIGHTS.values())
+"""Weights with one row for each piece of the vocabulary."""
+MODEL_KEYS = (
+    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
+    "hidden_dropout_prob", "attention_probs_dropout_prob", "max_position_embeddings", "initializer_range", "layer_norm_eps",
+    "relative_attention_num_buckets", "pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings",
+)  # fmt: skip
+"""What of a config.json says which model it is, rather than of a head, a file or a version."""

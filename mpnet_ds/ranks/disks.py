@@ -1,0 +1,187 @@
+"""Which ranks see the same checkpoints: a shared file system is one disk, hosts with local ones have a disk each.
+
+Found out at start by writing: the first rank of each host makes the output folder and puts a token file into it; each
+rank looks which tokens it sees. Ranks that see a token of each other share a disk, whatever it is called, also where two
+hosts of three share one. The lowest rank of a disk is its *keeper*: it does there what rank 0 does on a shared disk.
+The tokens, and folders that were made for them, are removed again.
+
+Tokens are asked for by name. A name that nobody has asked for before is in no cache of a network file system, which a
+folder's list may be, for half a minute. Seeing a token proves a shared disk, not seeing it proves little: so ranks look
+several times before disks count as local.
+"""
+
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from mpnet_ds.checkpoint.elsewhere import gather_command
+from mpnet_ds.errors import UserError
+from mpnet_ds.ranks.process_group import Ranks
+
+TOKEN = ".mpnet_ds.token-"
+"""How the names of token files begin."""
+LOOKS, PAUSE = 5, 0.75
+"""How often a rank looks for the tokens of others, and the seconds between."""
+
+
+class Disks:
+    """The disks under an output folder.
+
+    Args:
+        keepers: of each rank, the lowest rank that shares its disk; None: all share one.
+    """
+
+    def __init__(self, ranks: Ranks, keepers: list[int] | None = None):
+        self.ranks = ranks
+        self._keeper_of = keepers or [0] * ranks.world_size
+        self.keepers = sorted(set(self._keeper_of))
+
+    @property
+    def is_one(self) -> bool:
+        """Whether all ranks share a disk."""
+        return len(self.keepers) == 1
+
+    @property
+    def is_keeper(self) -> bool:
+        """Whether this rank writes what its disk needs once."""
+        return self._keeper_of[self.ranks.rank] == self.ranks.rank
+
+    @property
+    def number(self) -> int:
+        """Of this rank's disk, from 0 on: its place in what ``on_each`` returns."""
+        return self.keepers.index(self._keeper_of[self.ranks.rank])
+
+    @property
+    def here_and_elsewhere(self) -> tuple[list[int], list[int]]:
+        """The ranks of this disk, and all others."""
+        keeper, ranks = self._keeper_of[self.ranks.rank], range(self.ranks.world_size)
+        here = [rank for rank in ranks if self._keeper_of[rank] == keeper]
+        return here, [rank for rank in ranks if self._keeper_of[rank] != keeper]
+
+    @property
+    def names(self) -> list[str]:
+        """Of each disk: the hosts that share it."""
+        hosts: dict[int, dict[str, None]] = {keeper: {} for keeper in self.keepers}
+        for rank, keeper in enumerate(self._keeper_of):
+            hosts[keeper][self.ranks.hosts[rank]] = None
+        return [" + ".join(hosts[keeper]) for keeper in self.keepers]
+
+    def at_host(self, text: str) -> str:
+        """``text`` with the name of this rank's host before it, where there are several disks."""
+        return text if self.is_one else f"{self.ranks.host}: {text}"
+
+    def on_each(self, function: Callable[[], Any]) -> list:
+        """What ``function`` returns on the keeper of each disk, on every rank, which must all call this.
+
+        An exception of any keeper is raised on every rank; those that are ``UserError`` together, with their hosts.
+        """
+        if self.is_one:
+            return [self.ranks.on_main(function)]
+        gathered = self.ranks.gather(_attempt(function) if self.is_keeper else None)
+        outcomes = [gathered[keeper] for keeper in self.keepers]
+        failed = {number: outcome for number, outcome in enumerate(outcomes) if isinstance(outcome, Exception)}
+        for error in failed.values():
+            if not isinstance(error, UserError):
+                raise error
+        if failed:
+            raise UserError(
+                *[f"{self.names[number]}: {text}" for number, error in failed.items() for text in error.findings]
+            )
+        return outcomes
+
+    def describe(self) -> list[str]:
+        """What a run says of them at start; nothing of a single one."""
+        if self.is_one:
+            return []
+        where = f"Checkpoints lie on {len(self.keepers)} disks that are not shared: of {_enumerate(self.names)}"
+        return [f"{where}. Go on with these hosts in this order; to use the model, gather the checkpoint on one disk."]
+
+    def gather_commands(self, folder: Path) -> list[str]:
+        """What brings the files of all disks together, to be called on rank 0's host."""
+        hosts = [self.ranks.hosts[keeper] for keeper in self.keepers[1:]]
+        return [gather_command(host, folder.absolute(), folder.absolute()) for host in hosts]
+
+
+def find_disks(output: Path, ranks: Ranks) -> Disks:
+    """Writes tokens and looks for them; every rank must call it.
+
+    Raises ``UserError`` on all ranks, naming the hosts, where the output folder cannot be made or written.
+    """
+    writers = [rank for rank, local_rank in enumerate(ranks.gather(ranks.local_rank)) if local_rank == 0]
+    if len(writers) < 2:
+        return Disks(ranks)
+    name = ranks.on_main(lambda: TOKEN + uuid.uuid4().hex)
+    tokens = {rank: output / f"{name}-{rank}" for rank in writers}
+    outcomes = ranks.gather(_write(tokens[ranks.rank]) if ranks.rank in tokens else ("", []))
+    failures = [f"{ranks.hosts[rank]}: {reason}" for rank, (reason, _) in enumerate(outcomes) if reason]
+    keepers = list(range(ranks.world_size)) if failures else _look(tokens, ranks)
+    disks = Disks(ranks, keepers)
+    ranks.barrier()  # all have looked
+    if ranks.rank in tokens:
+        with suppress(OSError):
+            tokens[ranks.rank].unlink()
+    ranks.barrier()
+    if disks.is_keeper:
+        _remove_empty([folder for rank in disks.here_and_elsewhere[0] for folder in outcomes[rank][1]])
+    ranks.barrier()
+    if failures:
+        raise UserError(*failures)
+    return disks
+
+
+def _write(token: Path) -> tuple[str, list[Path]]:
+    """Puts a token in place; returns why not where it cannot, and the folders that were made for it."""
+    made: list[Path] = []
+    try:
+        for folder in (*reversed(token.parent.parents), token.parent):
+            if not folder.is_dir():
+                with suppress(FileExistsError):  # another host was faster
+                    folder.mkdir()
+                    made.append(folder)
+        token.touch()
+    except OSError as error:
+        return f"cannot write to {token.parent}: {error.strerror}. Choose another --output_dir.", made
+    return "", made
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in sorted(folders, key=lambda folder: -len(folder.parts)):
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def _look(tokens: dict[int, Path], ranks: Ranks) -> list[int]:
+    """Of each rank, the lowest rank that shares its disk."""
+    for look in range(LOOKS):
+        lowest = next((rank for rank, token in sorted(tokens.items()) if token.exists()), ranks.rank)
+        seen = ranks.gather(lowest)
+        if not any(seen):
+            break
+        time.sleep(PAUSE if look < LOOKS - 1 else 0)
+    return follow(seen)
+
+
+def follow(seen: list[int]) -> list[int]:
+    """Of each rank the keeper of its disk, from the lowest rank whose token each one sees.
+
+    A rank that sees a later token than the rank that wrote that one does (a slow cache) is on that one's disk all the same.
+    """
+    keepers = list(range(len(seen)))
+    for rank, lowest in enumerate(seen):
+        keepers[rank] = keepers[lowest] if lowest < rank else rank
+    return keepers
+
+
+def _enumerate(names: list[str], most: int = 8) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return "; ".join(names[:most]) + more
+
+
+def _attempt(function: Callable[[], Any]):
+    try:
+        return function()
+    except Exception as error:  # whatever it is: the other ranks wait for an answer
+        return error

@@ -1,0 +1,88 @@
+"""What a run says of itself before it trains: the lines at its start, and the longer report of ``--dry_run``."""
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from mpnet_ds.config.deepspeed_config import EngineConfig
+from mpnet_ds.config.execution import Execution
+from mpnet_ds.config.recipe import Recipe
+from mpnet_ds.models.mpnet.sizes import parameter_count
+from mpnet_ds.preflight.inspection import Capacity, show_bytes
+from mpnet_ds.preflight.memory_estimate import MemoryEstimate
+
+NO_EVALUATION = "No evaluation: not all of the data has a holdout. Name one with --eval_data, or build with --holdout."
+
+
+def describe_run(
+    recipe: Recipe, config: EngineConfig, execution: Execution, data, eval_data, model_config, start, disks
+) -> list[str]:
+    """Lines for a person: what is trained, on what, in which batches, where."""
+    batch, optimization, ranks = config.batch, recipe.optimization, disks.ranks
+    parameters, pieces = parameter_count(model_config), data.tokenizer.vocab_size
+    sizes = f"{batch.micro_batch_size} × {batch.accumulation_steps} accumulated × {ranks.world_size} rank(s)"
+    epochs = optimization.max_steps * batch.global_batch_size / len(data)
+    lines = [
+        f"Recipe {recipe.name}, objective {recipe.objective}: {parameters:,} parameters, {pieces:,} pieces",
+        f"Data {data.describe()}",
+        f"Evaluation on {eval_data.describe()}" if eval_data is not None else NO_EVALUATION,
+        f"ZeRO {config.zero_stage} in {config.precision} on {ranks.device.type}, updates by "
+        f"{config.engine['optimizer']['type']}, attention by {execution.attention}",
+        f"{batch.global_batch_size} rows an update = {sizes}",
+        f"{optimization.max_steps:,} updates = {_show_count(epochs)} epochs of the data",
+    ]
+    lines += execution.describe(start.step)
+    if len(set(ranks.hosts)) > 1:
+        lines.append(describe_hosts(ranks.hosts))
+    lines += [f"warning: {path.name} is damaged and set aside: {reason}" for path, reason in start.damaged]
+    if start.checkpoint is not None:
+        lines.append(f"Continuing from {start.checkpoint} at update {start.step}")
+    if start.conversion:
+        lines.append(f"The checkpoint is converted: {start.conversion}")
+    return [*lines, f"Output {start.output}", *disks.describe()]
+
+
+def describe_hosts(hosts: Sequence[str]) -> str:
+    """How many ranks each host has, and through which network interface this one's processors talk to the others."""
+    counts = Counter(hosts)
+    named = ", ".join(f"{host} ({count})" for host, count in list(counts.items())[:16])
+    more = f", … {len(counts)} in all" if len(counts) > 16 else ""
+    return f"Hosts (ranks): {named}{more}, through {os.environ.get('GLOO_SOCKET_IFNAME', 'an interface that gloo chooses')}"
+
+
+def describe_memory(memory: MemoryEstimate, capacity: Capacity) -> list[str]:
+    """A table of the estimate, one line a kind, against what there is."""
+    rows = [
+        ("parameters", memory.parameters),
+        ("gradients", memory.gradients),
+        ("optimizer states", memory.optimizer_states),
+        ("activations", memory.activations),
+    ]
+    where = "of this machine's memory" if capacity.is_same else "on the device"
+    lines = [f"  {name:18}{show_bytes(size):>12}" for name, size in rows]
+    lines.append(f"  {'sum':18}{show_bytes(memory.total):>12}, {show_bytes(capacity.device)} {where}")
+    if memory.host:
+        text = f"{show_bytes(memory.host):>12}, {show_bytes(capacity.host)} of the host's memory"
+        lines.append(f"  {'offloaded':18}{text}")
+    return ["Memory of each rank, as estimated:", *lines]
+
+
+def describe_disk(output: Path, checkpoint: int, at_once: int) -> str:
+    """What checkpoints will take, against what is free."""
+    parent = next(path for path in (output, *output.absolute().parents) if path.is_dir())
+    free = show_bytes(shutil.disk_usage(parent).free)
+    total = show_bytes(at_once * checkpoint)
+    return f"Checkpoints of about {show_bytes(checkpoint)}, {at_once} at once = {total}; {free} are free in {parent}"
+
+
+def describe_configuration(config: EngineConfig) -> str:
+    """DeepSpeed's configuration with nothing left to fill in, as JSON."""
+    return "DeepSpeed's configuration, resolved:\n" + json.dumps(config.engine | config.monitors, indent=2)
+
+
+def _show_count(number: float) -> str:
+    """``0.03``, ``1.5``, ``12``: two digits, or all before the point."""
+    return f"{number:.2g}" if number < 10 else f"{number:,.0f}"

@@ -1,0 +1,312 @@
+"""The output folder of a run: whose run is in it, and where a run goes on.
+
+    OUT/run.json        all resolved settings and versions, written before the first update
+    OUT/metrics.jsonl   see metrics.py
+    OUT/tensorboard/    events
+    OUT/tokenizer/      a copy of the dataset's tokenizer
+    OUT/checkpoints/    see checkpoint/store.py
+
+    OUT/inspection/     state of a run that gave up
+    OUT/hang/           stacks of ranks that hung
+
+Two runs are *the same* when model, objective, data, masking, seed and global batch size agree: then one can continue the
+other. Length, learning rate, the optimizer's settings and intervals may differ, and so may the ZeRO stage, the precision
+and the number of ranks: the checkpoint is converted.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from mpnet_ds.checkpoint.store import CheckpointStore, find_checkpoint, read_info, read_save, verify
+from mpnet_ds.config.recipe import DataRecipe, ModelRecipe, Recipe
+from mpnet_ds.errors import UserError
+from mpnet_ds.files import LOCK, TEMPORARY, locked, write_atomically
+from mpnet_ds.ranks.disks import TOKEN, Disks
+from mpnet_ds.zero.torch_file import TensorFile
+
+FILE_NAME = "run.json"
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins."""
+
+    output: Path
+    checkpoint: Path | None
+    """Whole and verified; None at the beginning."""
+    identity: dict
+    """Of this run, see ``identity``."""
+    conversion: str = ""
+    """What was otherwise when the checkpoint was saved (ranks, ZeRO stage, precision, optimizer), in words; empty if
+    nothing was."""
+    damaged: tuple[tuple[Path, str], ...] = ()
+    """Newer checkpoints that cannot be used, and why."""
+    found: tuple[tuple[str, ...], ...] = ()
+    """Names of the checkpoints in ``output`` when this was decided, of each disk, usable or not."""
+
+    @property
+    def step(self) -> int:
+        """Updates that are done already."""
+        return read_info(self.checkpoint).step if self.checkpoint else 0
+
+
+def identity(recipe: Recipe, tokenizer_fingerprint: str, data_checksum: str | list) -> dict:
+    """What must agree for a run to be continued. ``data_checksum`` is a dataset's or a mixture's."""
+    return {
+        "objective": recipe.objective,
+        "model": asdict(recipe.model),
+        "data": asdict(recipe.data),
+        "seed": recipe.run.seed,
+        "global_batch_size": recipe.optimization.global_batch_size,
+        "dataset": data_checksum,
+        "tokenizer": tokenizer_fingerprint,
+    }
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What may differ between a checkpoint and the run that goes on from it."""
+
+    world_size: int
+    zero_stage: int
+    precision: str
+    layout: dict = field(default_factory=dict)
+    """See ``engine.layout``."""
+
+
+def decide_start(output: Path, resume: str, run_identity: dict, setting: Setting, disks: Disks) -> Start:
+    """What ``--output_dir`` and ``--resume`` mean together; raises ``UserError`` rather than touch another run.
+
+    Every rank must call it; all get the same answer. Looks at the folder on each disk.
+
+    Args:
+        resume: ``auto`` continues the run in ``output`` if there is one; ``never`` refuses it; else the path of a
+            checkpoint, or of a run, to go on from. A run that began with this very path is continued.
+    """
+    began_so = all(disks.on_each(lambda: _check_folder(output, resume, run_identity)))
+    found = list_checkpoints(output, disks)
+    if any(found) and not all(found):
+        raise UserError(_describe_lack(output, found, disks))
+    damaged: list[tuple[Path, str]] = []
+    if resume in ("auto", "never") or (began_so and any(found)):
+        checkpoint = _newest_usable(output, found, damaged, disks)
+    else:
+        checkpoint = _named_checkpoint(resume, output, disks)
+    own = json.loads(json.dumps(run_identity))
+    if checkpoint is None:
+        return Start(output, None, own, found=found)
+    conversion, *_ = disks.on_each(lambda: _conversion(checkpoint, run_identity, setting))
+    return Start(output, checkpoint, own, conversion, tuple(damaged), found)
+
+
+def list_checkpoints(output: Path, disks: Disks) -> tuple[tuple[str, ...], ...]:
+    """Names of the checkpoints in ``output`` on each disk, oldest first, usable or not; every rank must call it.
+
+    ``latest`` moves when all disks have a manifest: what is newer and not on all disks is what a kill during a save left.
+    """
+    store = CheckpointStore(output)
+    lists = disks.on_each(lambda: ([path.name for path in store.all()], store.latest))
+    everywhere = set.intersection(*(set(names) for names, _ in lists))
+    last = max(latest for _, latest in lists)
+    return tuple(tuple(name for name in names if name in everywhere or name <= last) for names, _ in lists)
+
+
+def _check_folder(output: Path, resume: str, run_identity: dict) -> bool:
+    """Raises ``UserError`` if this run may not be in ``output``; whether a run is in it that began with this ``resume``."""
+    record = _read_record(output)
+    if record is not None:
+        if resume == "never":
+            raise UserError(f"{output} holds a run: choose another --output_dir, or --resume auto to continue it.")
+        difference = _first_difference(record.get("identity", {}), run_identity)
+        if difference:
+            raise UserError(f"{output} holds another run ({difference}): choose another --output_dir.")
+    elif output.exists() and not output.is_dir():
+        raise UserError(f"{output} is a file: choose another --output_dir.")
+    elif _holds_something(output):
+        raise UserError(f"{output} is not empty and holds no run ({FILE_NAME} is missing): choose another --output_dir.")
+    return record is not None and record.get("arguments", {}).get("resume") == resume
+
+
+def _describe_lack(output: Path, found: tuple[tuple[str, ...], ...], disks: Disks) -> str:
+    """Where some disks have checkpoints and others have none: probably not the hosts that saved them."""
+    pairs = list(zip(disks.names, found, strict=True))
+    without = "; ".join(name for name, checkpoints in pairs if not checkpoints)
+    having = "; ".join(f"{name} ({checkpoints[-1]})" for name, checkpoints in pairs if checkpoints)
+    return (
+        f"{output} has no checkpoints on {without}, but on {having}: they lie on local disks. Start on the hosts that saved "
+        "them, in the same order, or copy the folders of all hosts to one that all share."
+    )
+
+
+def _named_checkpoint(resume: str, output: Path, disks: Disks) -> Path:
+    """What ``--resume DIR`` means, verified; raises ``UserError`` if it is unusable, or older than what ``output`` has."""
+
+    def find() -> tuple[Path, str]:
+        checkpoint, newest = find_checkpoint(resume), CheckpointStore(output).newest()
+        if newest is not None and read_info(newest).step > read_info(checkpoint).step:
+            raise UserError(
+                f"{output} has gone on to update {read_info(newest).step} since {checkpoint}: choose another --output_dir, "
+                "or remove the later checkpoints first."
+            )
+        _check_usable(checkpoint)
+        return checkpoint, read_save(checkpoint)
+
+    places = disks.on_each(find)
+    if len(set(places)) > 1:
+        names = "; ".join(f"{checkpoint} on {name}" for (checkpoint, _), name in zip(places, disks.names, strict=True))
+        raise UserError(f"--resume {resume} is not of one save on all disks ({names}): name a checkpoint that all have.")
+    return places[0][0]
+
+
+def _newest_usable(output: Path, found: tuple, damaged: list[tuple[Path, str]], disks: Disks) -> Path | None:
+    """The newest checkpoint that is whole on all disks; adds those that are not to ``damaged``. None if there are none."""
+    store = CheckpointStore(output)
+    for name in sorted(set().union(*found), reverse=True):
+        checkpoint = store.root / name
+        problem = _find_problem(checkpoint, disks)
+        if not problem:
+            return checkpoint
+        damaged.append((checkpoint, problem))
+    if damaged:
+        raise UserError(
+            f"every checkpoint in {store.root} is damaged; the newest: {damaged[0][1]} "
+            "To start anew take another --output_dir."
+        )
+    return None
+
+
+def _find_problem(checkpoint: Path, disks: Disks) -> str:
+    """Why a checkpoint cannot be used, on some disk or on all together; empty if it can."""
+
+    def examine() -> tuple[str, str]:
+        try:
+            _check_usable(checkpoint)
+            return "", read_save(checkpoint)
+        except UserError as error:
+            return disks.at_host(str(error)), ""
+
+    outcomes = disks.on_each(examine)
+    problems = [problem for problem, _ in outcomes if problem]
+    if not problems and len({save for _, save in outcomes}) > 1:
+        return f"{checkpoint.name} is not of one save on {'; '.join(disks.names)}."
+    return problems[0] if problems else ""
+
+
+def _check_usable(checkpoint: Path) -> None:
+    """Raises ``UserError`` if a file is missing or damaged, or holds what DeepSpeed, which unpickles anything, would run."""
+    verify(checkpoint)
+    for shard in checkpoint.glob("*.pt"):
+        TensorFile(shard)
+
+
+def free_output(name: str, run_identity: dict, max_steps: int, may_continue: bool = True) -> Path:
+    """``runs/NAME``, or ``runs/NAME-2`` and so on: the first that is free or, if allowed, holds this very run unfinished."""
+    number = 1
+    while True:
+        output = Path("runs") / (name if number == 1 else f"{name}-{number}")
+        number += 1
+        record = _read_record(output)
+        if record is None:
+            if not _holds_something(output):
+                return output
+            continue
+        newest = CheckpointStore(output).newest()
+        unfinished = newest is None or read_info(newest).step < max_steps
+        if may_continue and unfinished and not _first_difference(record.get("identity", {}), run_identity):
+            return output
+
+
+@contextmanager
+def held(output: Path) -> Iterator[None]:
+    """Makes the folder and keeps it for this process; raises ``UserError`` if it cannot, or another run is in it now."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {output}: {error.strerror}. Choose another --output_dir.") from error
+    with locked(output / LOCK, f"{output} is in use by another run"):
+        yield
+
+
+def prepare(start: Start, record: dict, tokenizer_folder: Path) -> None:
+    """Writes ``run.json`` and the tokenizer's copy, and moves damaged checkpoints out of the way."""
+    # First what tells whose folder it is: after a kill at any point from here on, the same command goes on.
+    write_atomically(start.output / FILE_NAME, json.dumps(record, indent=2) + "\n")
+    shutil.copytree(tokenizer_folder, start.output / "tokenizer", dirs_exist_ok=True)
+    for checkpoint, _ in start.damaged:
+        if checkpoint.exists():  # on another disk it may be missing
+            CheckpointStore(start.output).set_aside(checkpoint)
+
+
+def _holds_something(output: Path) -> bool:
+    """Whether there is more than what a kill during the first write leaves."""
+    ours = (FILE_NAME + TEMPORARY, LOCK)
+    return output.exists() and any(path.name not in ours and not path.name.startswith(TOKEN) for path in output.iterdir())
+
+
+def _read_record(output: Path) -> dict | None:
+    path = output / FILE_NAME
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): choose another --output_dir.") from error
+
+
+def _first_difference(before: dict, now: dict) -> str:
+    """Between two identities: what differs, in words, or nothing. ``before`` may be of an older version of the program."""
+    return _difference(_with_newer_options(before), json.loads(json.dumps(now)))  # tuples become lists, as in the file
+
+
+def _with_newer_options(before: dict) -> dict:
+    """The identity with those options of data and model that did not exist when it was saved, as they would have been."""
+    if not {"data", "model"} <= before.keys():
+        return before
+    data, default = before["data"], asdict(DataRecipe())
+    masking = default["masking"] | data.get("masking", {})
+    model = {"layer_norm_eps": ModelRecipe().layer_norm_eps} | before["model"]
+    return before | {"data": default | data | {"masking": masking}, "model": model}
+
+
+def _difference(before: dict, now: dict) -> str:
+    for key in now:
+        if before.get(key) != now[key]:
+            if isinstance(now[key], dict) and isinstance(before.get(key), dict):
+                inner = _difference(before[key], now[key])
+                if inner:
+                    return f"{key}.{inner}"
+                continue
+            if isinstance(now[key], list):
+                return f"{key}: the datasets, or their shares, are others than then"
+            return f"{key} was {_short(before.get(key))}, is now {_short(now[key])}"
+    return ""
+
+
+def _short(value) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 24 else text[:16] + '…"'
+
+
+def _conversion(checkpoint: Path, run_identity: dict, now: Setting) -> str:
+    """What was otherwise when the checkpoint was saved; raises ``UserError`` if it is of another run."""
+    info = read_info(checkpoint)
+    difference = _first_difference(info.identity, run_identity)
+    if difference:
+        raise UserError(f"{checkpoint} is of another run ({difference}): take its settings, or another checkpoint.")
+    pairs = [(f"ZeRO {info.zero_stage}", f"ZeRO {now.zero_stage}"), (info.precision, now.precision)]
+    keys = ["optimizer"] if "optimizer" in info.layout else []
+    if now.zero_stage or info.zero_stage:  # at ZeRO 0 every rank has everything
+        pairs.append((f"{info.world_size} rank(s)", f"{now.world_size} rank(s)"))
+        keys = dict.fromkeys([*info.layout, *now.layout])
+    pairs += [(f"{key} {info.layout.get(key, 'unset')}", f"{key} {now.layout.get(key, 'unset')}") for key in keys]
+    conversion = ", ".join(f"{before} → {now}" for before, now in pairs if before != now)
+    if conversion and "muon" in (info.layout.get("optimizer"), now.layout.get("optimizer")):
+        raise UserError(
+            f"{checkpoint} cannot be converted ({conversion}), as Muon's states are its own: go on as it was saved, or "
+            "export it (tools/convert_to_hf.py) and start a new run from its weights (--init_from)."
+        )
+    return conversion

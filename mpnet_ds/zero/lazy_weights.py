@@ -1,0 +1,40 @@
+"""The weights of a checkpoint, whatever its format, before they are read."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mpnet_ds.zero.torch_file import StoredTensor, TensorFile
+
+
+@dataclass(frozen=True)
+class StoredWeights:
+    """Names, shapes and places of all weights and buffers; nothing of them is in memory."""
+
+    tensors: dict[str, StoredTensor]
+    """Each once, in the order in which they lie in the files."""
+    tied: dict[str, str]
+    """Second name → first name of parameters that appear under two names."""
+    files: list[TensorFile]
+
+    def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, tensor) one after another, floating-point numbers as fp32. Each is in memory of its own.
+
+        Raises ``UserError`` at the end if a file turns out to be damaged.
+        """
+        for name, stored in self.tensors.items():
+            tensor = stored.read()
+            yield name, tensor.to(torch.float32) if tensor.is_floating_point() else tensor
+        self.check()
+
+    def check(self) -> None:
+        """Holds all that was read against the files' checksums; raises ``UserError`` if a file is damaged."""
+        for file in self.files:
+            file.check()
+
+    def load(self) -> dict[str, Tensor]:
+        """All in memory; a tied parameter under each of its names, as one tensor."""
+        weights = dict(self.named_tensors())
+        return weights | {name: weights[source] for name, source in self.tied.items() if source in weights}

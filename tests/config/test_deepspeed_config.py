@@ -1,0 +1,181 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mpnet_ds.config.deepspeed_config import check_accepted, load_deepspeed_config, resolve
+from mpnet_ds.config.recipe import OptimizationRecipe
+from mpnet_ds.errors import UserError
+from tests.runs import ROOT
+
+CPU, GPU = {"fp32", "bf16"}, {"fp32", "bf16", "fast-bf16", "fp16"}
+ZERO2 = ROOT / "ds_configs" / "zero2.json"
+
+
+def resolved(world_size=1, supported=CPU, exact=False, changes=None, **optimization):
+    raw = load_deepspeed_config(ZERO2) | (changes or {})
+    return resolve(raw, OptimizationRecipe(**optimization), world_size, supported, "zero2.json", exact)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "ds_configs").glob("*.json")), ids=lambda path: path.stem)
+def test_every_shipped_configuration_resolves_on_a_gpu_and_deepspeed_takes_it(path):
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    config = resolve(load_deepspeed_config(path), OptimizationRecipe(), 1, GPU, path.name)
+    assert "auto" not in json.dumps(config.engine)
+    assert not any(key.startswith("_") for key in config.engine)
+    accepted = DeepSpeedConfig(config.engine)
+    assert accepted.zero_optimization_stage == config.zero_stage
+
+
+def test_auto_takes_the_recipes_values():
+    engine = resolved(learning_rate=3e-4, betas=(0.8, 0.9), eps=1e-7, weight_decay=0.02, gradient_clipping=2.0).engine
+    parameters = engine["optimizer"]["params"]
+    found = [parameters["lr"], parameters["betas"], parameters["eps"], parameters["weight_decay"]]
+    assert found == [3e-4, [0.8, 0.9], 1e-7, 0.02]
+    assert engine["gradient_clipping"] == 2.0
+
+
+@pytest.mark.parametrize(
+    ("supported", "wanted", "expected"),
+    [(CPU, "auto", "fp32"), (GPU, "auto", "bf16"), (CPU, "bf16", "bf16"), (GPU, "fp32", "fp32"), ({"fp32"}, "auto", "fp32")],
+)
+def test_precision_follows_the_device_unless_the_recipe_says_more(supported, wanted, expected):
+    config = resolved(supported=supported, precision=wanted)
+    assert config.precision == expected
+    assert config.engine["bf16"]["enabled"] is (expected == "bf16")
+
+
+def test_precision_that_the_device_lacks_is_refused():
+    with pytest.raises(UserError, match="fp16 is enabled, but this device does not support it"):
+        resolved(changes={"fp16": {"enabled": True}, "bf16": {"enabled": False}})
+    with pytest.raises(UserError, match="both enabled"):
+        resolved(supported=GPU, changes={"fp16": {"enabled": True}, "bf16": {"enabled": True}})
+
+
+@given(st.integers(1, 4096), st.integers(1, 256), st.integers(1, 64))
+def test_batch_sizes_multiply_to_the_global_batch_or_are_refused(total, micro, ranks):
+    if total % ranks:
+        with pytest.raises(UserError, match="not a multiple"):
+            resolved(ranks, global_batch_size=total, micro_batch_size=micro)
+    else:
+        batch = resolved(ranks, global_batch_size=total, micro_batch_size=micro).batch
+        assert batch.micro_batch_size * batch.accumulation_steps * ranks == batch.global_batch_size == total
+        assert batch.micro_batch_size <= micro
+
+
+@given(st.integers(1, 512), st.integers(1, 64), st.integers(1, 8))
+def test_a_micro_batch_that_was_asked_for_is_never_changed(total, micro, ranks):
+    if total % (micro * ranks):
+        with pytest.raises(UserError, match="not a multiple"):
+            resolved(ranks, exact=True, global_batch_size=total, micro_batch_size=micro)
+    else:
+        assert resolved(ranks, exact=True, global_batch_size=total, micro_batch_size=micro).batch.micro_batch_size == micro
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_batch_size": 512}, "train_batch_size is 512, the recipe or command line says 256"),
+        ({"gradient_accumulation_steps": 3}, r"gradient_accumulation_steps is 3, but 256 rows / .* = 8"),
+        ({"optimizer": {"type": "AdamW", "params": {"lr": 0.1}}}, r"optimizer\.params\.lr is 0\.1"),
+        (
+            {"zero_optimization": {"stage": 2, "reduce_bucket_size": "auto"}},
+            r"zero_optimization\.reduce_bucket_size' is \"auto\"",
+        ),
+    ],
+)
+def test_contradictions_name_both_sides(changes, message):
+    with pytest.raises(UserError, match=message):
+        resolved(changes=changes)
+
+
+def test_micro_batch_in_the_json_counts():
+    assert resolved(changes={"train_micro_batch_size_per_gpu": 16}).batch.accumulation_steps == 16
+    with pytest.raises(UserError, match="train_micro_batch_size_per_gpu is 16"):
+        resolved(changes={"train_micro_batch_size_per_gpu": 16}, exact=True, micro_batch_size=8)
+
+
+def test_the_schedule_belongs_to_the_recipe(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"scheduler": {"type": "WarmupLR"}}))
+    with pytest.raises(UserError, match="remove 'scheduler'"):
+        load_deepspeed_config(path)
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "is not JSON"), ("[]", "must hold a JSON object")])
+def test_files_that_are_no_configuration(tmp_path, text, message):
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_deepspeed_config(path)
+
+
+def test_a_common_adamw_section_does_not_compile():
+    parameters = resolved(changes={"optimizer": {"type": "AdamW", "params": {"lr": "auto"}}}).engine["optimizer"]["params"]
+    assert parameters["torch_adam"] is True
+    assert parameters["fused"] is True
+
+
+@pytest.mark.parametrize("key", ["offload_optimizer", "cpu_offload"])
+def test_an_offloaded_optimizer_does_not_compile_either(key):
+    zero = {"stage": 2, key: {"device": "cpu"} if key == "offload_optimizer" else True}
+    config = resolved(changes={"zero_optimization": zero, "optimizer": {"type": "AdamW"}})
+    assert config.engine["optimizer"]["params"]["torch_adam"] is True
+    assert config.offload("offload_optimizer") == "cpu"
+    assert config.offload("offload_param") == "none"
+
+
+def test_deepspeeds_own_adam_is_not_given_what_only_torchs_takes():
+    own = resolved(changes={"optimizer": {"type": "AdamW", "params": {"torch_adam": False}}}).engine["optimizer"]["params"]
+    assert "fused" not in own
+    foreach = resolved(changes={"optimizer": {"type": "AdamW", "params": {"foreach": True}}}).engine["optimizer"]["params"]
+    assert "fused" not in foreach
+    assert "eps" not in resolved(changes={"optimizer": {"type": "Lion"}}).engine["optimizer"]["params"]
+
+
+def test_gradients_that_are_not_finite_are_looked_for_in_bf16_unless_the_file_says_otherwise():
+    assert resolved(supported=GPU).engine["bf16"]["check_grad_overflow"] is True
+    chosen = {"bf16": {"enabled": "auto", "check_grad_overflow": False}}
+    assert resolved(supported=GPU, changes=chosen).engine["bf16"]["check_grad_overflow"] is False
+
+
+def test_all_contradictions_are_found_at_once():
+    changes = {"gradient_clipping": 3.0, "fp16": {"enabled": True}, "optimizer": {"params": {"eps": 1.0, "weight_decay": 7}}}
+    with pytest.raises(UserError) as caught:
+        resolved(changes=changes, exact=True, micro_batch_size=3)
+    places = ["fp16", "micro_batch_size 3", "gradient_clipping is 3.0", "params.eps is 1.0", "weight_decay is 7"]
+    assert len(caught.value.findings) == len(places)
+    for place in places:
+        assert place in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("total", "micro", "ranks", "advice"),
+    [
+        (256, 24, 1, "take 240 or 264, or micro_batch_size 16 or 32."),
+        (256, 24, 8, "take 192 or 384, or micro_batch_size 16 or 32."),
+        (4, 8, 1, "take 8, or micro_batch_size 4."),
+        (10, 4, 3, "take 12, or another number of ranks."),
+    ],
+)
+def test_batch_sizes_that_do_not_divide_come_with_the_nearest_that_do(total, micro, ranks, advice):
+    with pytest.raises(UserError, match="not a multiple") as caught:
+        resolved(ranks, exact=True, global_batch_size=total, micro_batch_size=micro)
+    assert str(caught.value).endswith(advice)
+
+
+def test_deepspeeds_own_objections_name_their_places(tmp_path):
+    config = resolved(changes={"zero_optimization": {"stage": 7, "reduce_bucket_size": -1}, "csv_monitor": {"enabled": "x"}})
+    with pytest.raises(UserError) as caught:
+        check_accepted(config, "x.json")
+    objections = sorted(caught.value.findings)
+    assert [text.removeprefix("x.json: DeepSpeed does not accept it: ").split(":")[0] for text in objections] == [
+        "csv_monitor.enabled", "zero_optimization.reduce_bucket_size", "zero_optimization.stage"
+    ]  # fmt: skip
+
+
+def test_precision_of_the_recipe_and_of_the_json_must_agree():
+    with pytest.raises(UserError, match=r"enables bf16, the recipe's optimization\.precision is fp32"):
+        resolved(supported=GPU, changes={"bf16": {"enabled": True}}, precision="fp32")

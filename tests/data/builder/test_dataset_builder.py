@@ -1,0 +1,346 @@
+import gzip
+import hashlib
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import xxhash
+
+from mpnet_ds.data import BuildOptions, PretrainingDataset, ReadOptions, build_dataset
+from mpnet_ds.data.builder.learn_tokenizer import train_tokenizer_on
+from mpnet_ds.data.builder.shard_builder import holdout_fraction_of
+from mpnet_ds.data.storage.manifest import DatasetManifest
+from mpnet_ds.errors import UserError
+from mpnet_ds.files import fast_checksum
+from mpnet_ds.tokenizer import PretrainingTokenizer
+from tests.runs import ROOT
+from tests.test_tokenizer import byte_level_backend
+
+HOLDOUT = 0.1
+
+
+@pytest.fixture
+def build(tokenizer_folder, tmp_path):
+    """A function (*inputs, **options): builds a dataset and returns its folder."""
+
+    def build_next(*inputs, name="dataset", reading=None, workers=1, **options):
+        what = ([str(path) for path in inputs], tokenizer_folder, tmp_path / name, BuildOptions(workers=workers, **options))
+        build_dataset(*what, reading, show_progress=False)
+        return tmp_path / name
+
+    return build_next
+
+
+@pytest.fixture
+def documents_of(read_shard):
+    """A function (folder): tokens of each document, in order."""
+
+    def read(folder):
+        shards = sorted(Path(folder).glob("shard-*.bin"))
+        return [
+            tuple(token for ids in document for token in ids)
+            for shard in shards
+            for document in read_shard(shard.with_suffix("")).documents
+        ]
+
+    return read
+
+
+def write_text(path, documents):
+    path.write_text("\n\n".join(documents), encoding="utf-8")
+    return path
+
+
+def expected_fraction(text):
+    return int(hashlib.sha256(text.encode()).hexdigest()[:16], 16) / 2**64
+
+
+def test_every_document_is_stored_with_its_sequences_and_one_end(build, corpus_files, tokenizer, read_shard):
+    (shard,) = (read_shard(path.with_suffix("")) for path in build(corpus_files.txt).glob("*.bin"))
+    assert len(shard.documents) == len(corpus_files.documents)
+    for document, text in zip(shard.documents, corpus_files.documents, strict=True):
+        *first, last = tokenizer.encode(text.split("\n"))
+        assert document == [*(ids.tolist() for ids in first), [*last.tolist(), 2]]
+
+
+def test_both_kinds_of_file_give_the_same_bytes(build, corpus_files):
+    from_text, from_json = build(corpus_files.txt, name="txt"), build(corpus_files.jsonl, name="jsonl")
+    for name in ("shard-00000.bin", "shard-00000.idx"):
+        assert (from_text / name).read_bytes() == (from_json / name).read_bytes()
+
+
+def files_of(folder):
+    """The bytes of each file, but for the command in the manifest."""
+    found = {}
+    for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+        found[str(path.relative_to(folder))] = path.read_bytes()
+        if path.name == "dataset.json":
+            found[str(path.relative_to(folder))] = json.loads(path.read_text()) | {"command": ""}
+    return found
+
+
+@pytest.mark.parametrize("workers", [2, 5])
+def test_any_number_of_processes_builds_the_same_bytes(build, corpus_files, workers):
+    options = {"holdout": 0.1, "shard_bytes": 10_000}
+    alone = build(corpus_files.txt, corpus_files.jsonl, name="alone", **options)
+    together = build(corpus_files.txt, corpus_files.jsonl, name="together", workers=workers, **options)
+    assert len(DatasetManifest.load(alone).shards) > 10
+    assert files_of(together) == files_of(alone)
+
+
+def test_a_single_large_file_is_divided_among_the_processes(build, corpus_files):
+    folder = build(corpus_files.txt, workers=2, shard_bytes=Path(corpus_files.txt).stat().st_size // 4 + 1)
+    shards = DatasetManifest.load(folder).shards
+    assert len(shards) == 4
+    assert max(shard.tokens for shard in shards) < 1.5 * min(shard.tokens for shard in shards)
+
+
+def test_sequences_may_be_lines_or_documents_over_the_same_ids(build, corpus_files, read_shard):
+    lines, documents = (build(corpus_files.txt, name=name, sentences=name) for name in ("line", "document"))
+    assert (lines / "shard-00000.bin").read_bytes() == (documents / "shard-00000.bin").read_bytes()
+    whole = read_shard(documents / "shard-00000")
+    assert [len(document) for document in whole.documents] == [1] * len(corpus_files.documents)
+    assert len(read_shard(lines / "shard-00000").sequences) > len(whole.sequences)
+
+
+def test_the_manifest_counts_what_the_shards_hold(dataset_folder, read_shard):
+    for folder in (dataset_folder, dataset_folder / "holdout"):
+        content = json.loads((folder / "dataset.json").read_text())
+        shards = [read_shard(folder / entry["name"]) for entry in content["shards"]]
+        assert content["documents"] == sum(len(shard.documents) for shard in shards)
+        assert content["sequences"] == sum(len(shard.sequences) for shard in shards)
+        assert content["tokens"] == sum(len(shard.tokens) for shard in shards)
+        assert content["documents"] == sum(shard.tokens.count(2) for shard in shards)
+
+
+def test_the_manifest_holds_the_checksums_that_other_programs_compute(dataset_folder):
+    for folder in (dataset_folder, dataset_folder / "holdout"):
+        for entry in json.loads((folder / "dataset.json").read_text())["shards"]:
+            for suffix, record in entry["files"].items():
+                content = (folder / f"{entry['name']}.{suffix}").read_bytes()
+                assert record["bytes"] == len(content)
+                assert record["sha256"] == hashlib.sha256(content).hexdigest()
+                assert record["xxh3_64"] == xxhash.xxh3_64_hexdigest(content)
+
+
+def test_the_manifest_records_how_the_dataset_was_made(dataset_folder, corpus_files, tokenizer):
+    manifest = DatasetManifest.load(dataset_folder)
+    assert manifest.options["holdout"] == 0.1
+    assert [source["path"] for source in manifest.sources] == [corpus_files.txt]
+    assert (manifest.vocab_size, manifest.dtype) == (999, "uint16")
+    assert manifest.special_ids == {"bos": 0, "pad": 1, "eos": 2, "mask": tokenizer.mask_id}
+
+
+def test_the_copied_tokenizer_is_the_one_that_was_used(dataset_folder, tokenizer):
+    for folder in (dataset_folder, dataset_folder / "holdout"):
+        copied = PretrainingTokenizer.load(folder / "tokenizer")
+        assert copied.fingerprint == DatasetManifest.load(folder).tokenizer_fingerprint == tokenizer.fingerprint
+
+
+def test_shards_hold_the_documents_in_order(build, corpus_files, documents_of, read_shard):
+    whole, parts = build(corpus_files.txt), build(corpus_files.txt, name="parts", shard_bytes=10_000)
+    manifest = DatasetManifest.load(parts)
+    assert [shard.name for shard in manifest.shards] == [f"shard-{i:05d}" for i in range(len(manifest.shards))]
+    assert len(manifest.shards) > 5
+    assert documents_of(parts) == documents_of(whole)
+    tokens = [token for shard in manifest.shards for token in read_shard(parts / shard.name).tokens]
+    assert tokens == read_shard(whole / "shard-00000").tokens
+
+
+def test_a_large_vocabulary_is_stored_in_four_bytes(save_word_tokenizer, tmp_path, read_shard):
+    save_word_tokenizer(tmp_path / "tokenizer", 70_000)
+    write_text(tmp_path / "text.txt", ["w0 w69999"])
+    build_dataset([str(tmp_path / "text.txt")], tmp_path / "tokenizer", tmp_path / "dataset", show_progress=False)
+    shard = read_shard(tmp_path / "dataset" / "shard-00000")
+    assert (shard.code, shard.tokens) == (4, [5, 70_004, 2])
+
+
+def test_a_document_without_any_token_is_left_out(build, tmp_path, documents_of):
+    folder = build(write_text(tmp_path / "text.txt", ["one", "\x01\x02", "two\n\x01"]))
+    assert len(documents_of(folder)) == DatasetManifest.load(folder).documents == 2
+
+
+def test_holdout_is_decided_by_the_hash_of_the_text(dataset_folder, corpus_files, tokenizer, documents_of):
+    sides = {True: [], False: []}
+    for text in corpus_files.documents:
+        ids = [token for part in tokenizer.encode(text.split("\n")) for token in part.tolist()]
+        sides[expected_fraction(text) < HOLDOUT].append((*ids, 2))
+    assert documents_of(dataset_folder) == sides[False]
+    assert documents_of(dataset_folder / "holdout") == sides[True]
+    assert not set(sides[True]) & set(sides[False])
+
+
+def test_holdout_shares_are_near_the_wish():
+    fractions = [holdout_fraction_of(f"document {i}") for i in range(10_000)]
+    for share in (0.01, 0.1, 0.5):
+        held_out = sum(fraction < share for fraction in fractions)
+        assert abs(held_out - 10_000 * share) < 5 * (10_000 * share * (1 - share)) ** 0.5
+
+
+def test_no_document_changes_sides_when_the_corpus_is_reordered_or_grows(
+    build, dataset_folder, corpus_files, tmp_path, documents_of
+):
+    changed = [f"A new document with number {i}." for i in range(100)] + corpus_files.documents[::-1]
+    rebuilt = build(write_text(tmp_path / "changed.txt", changed), holdout=HOLDOUT)
+    for side in ("", "holdout"):
+        before, after = Counter(documents_of(dataset_folder / side)), Counter(documents_of(rebuilt / side))
+        assert before <= after
+        assert after.total() > before.total()
+
+
+def test_a_larger_holdout_keeps_what_was_held_out(build, dataset_folder, corpus_files, documents_of):
+    larger = build(corpus_files.txt, holdout=0.3)
+    assert set(documents_of(dataset_folder / "holdout")) < set(documents_of(larger / "holdout"))
+
+
+def test_without_holdout_there_is_no_second_dataset(build, corpus_files):
+    folder = build(corpus_files.txt)
+    assert not (folder / "holdout").exists()
+    assert PretrainingDataset(folder, 64).holdout_folder is None
+
+
+def test_a_full_output_is_refused_and_left_alone(build, corpus_files, tmp_path):
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "mine.txt").write_text("precious")
+    with pytest.raises(UserError, match="dataset exists and is not empty"):
+        build(corpus_files.txt)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["dataset", "mine.txt"]
+    assert (tmp_path / "dataset" / "mine.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"fine\n\nal\xe4s\n", r"a\.txt: byte 8 \(line 3\): not UTF-8"),
+        ("a.jsonl", b'{"text": "fine"}\n{"body": "lost"}\n', r"a\.jsonl: byte 17 \(line 2\): no text in field 'text'"),
+        ("a.jsonl", b'{"text": "fine"}\n{"text": "cut\n', r"a\.jsonl: byte 17 \(line 2\): not JSON"),
+        ("a.txt", b"\n \n", r"no document for training in .*a\.txt"),
+        ("a.txt", b"", r"no document for training in .*a\.txt"),
+    ],
+)
+def test_a_failing_build_names_the_place_and_leaves_nothing(build, corpus_files, tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    inputs = [tmp_path / name] if not content.strip() else [corpus_files.txt, tmp_path / name]
+    with pytest.raises(UserError, match=message):
+        build(*inputs, holdout=0.0)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("holdout", [-0.1, 1.0, float("nan")])
+def test_an_impossible_holdout_is_refused(build, corpus_files, holdout):
+    with pytest.raises(UserError, match="--holdout"):
+        build(corpus_files.txt, holdout=holdout)
+
+
+def test_a_holdout_that_leaves_a_side_empty_is_refused(build, tmp_path):
+    path = write_text(tmp_path / "one.txt", ["a single document"])
+    fraction = holdout_fraction_of("a single document")
+    with pytest.raises(UserError, match="left no document for evaluation"):
+        build(path, holdout=fraction / 2)
+    with pytest.raises(UserError, match="no document for training"):
+        build(path, holdout=(1 + fraction) / 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["one.txt"]
+
+
+def test_a_missing_tokenizer_is_named_before_anything_is_written(corpus_files, tmp_path):
+    with pytest.raises(UserError, match=r"no tokenizer at .*nowhere"):
+        build_dataset([corpus_files.txt], tmp_path / "nowhere", tmp_path / "dataset", show_progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tokenizer_is_not_written_over_another(corpus_files, tokenizer_folder):
+    before = (tokenizer_folder / "tokenizer.json").read_bytes()
+    with pytest.raises(UserError, match="exists and is not empty"):
+        train_tokenizer_on([corpus_files.txt], 200, tokenizer_folder)
+    assert (tokenizer_folder / "tokenizer.json").read_bytes() == before
+
+
+def test_faulty_and_empty_documents_are_counted_in_the_manifest(build, tmp_path, documents_of):
+    (tmp_path / "a.txt").write_bytes(b"one\n\ntw\xff\n\n\x01\n\nthree\n")
+    folder = build(tmp_path / "a.txt", reading=ReadOptions(on_error="skip"))
+    left_out = json.loads((folder / "dataset.json").read_text())["left_out"]
+    assert (left_out["faulty_documents"], left_out["empty_documents"]) == (1, 1)
+    assert "a.txt: byte 7" in left_out["first_fault"]
+    assert len(documents_of(folder)) == 2
+
+
+def test_a_finished_dataset_is_taken_as_it_is_by_the_same_command_and_refused_by_another(build, corpus_files):
+    folder = build(corpus_files.txt)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert build(corpus_files.txt) == folder
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    with pytest.raises(UserError, match=r"holds another dataset \(--holdout was 0.0, is now 0.2\)"):
+        build(corpus_files.txt, holdout=0.2)
+
+
+def test_nothing_but_the_dataset_is_left_after_a_build(build, corpus_files, tmp_path):
+    folder = build(corpus_files.txt, shard_bytes=50_000, holdout=0.1)
+    assert [path.name for path in tmp_path.iterdir()] == ["dataset"]
+    suffixes = {path.suffix for path in folder.rglob("*") if path.parent.name != "tokenizer" and path.is_file()}
+    assert suffixes == {".bin", ".idx", ".json"}
+    assert [path.name for path in folder.rglob("*.json") if path.parent.name != "tokenizer"] == ["dataset.json"] * 2
+
+
+def test_standard_input_is_a_source(build, corpus_files, tokenizer_folder, tmp_path):
+    tool = [sys.executable, ROOT / "tools/build_dataset.py", "--input", "-", "--stdin_format", "jsonl"]
+    arguments = [*tool, "--tokenizer", tokenizer_folder, "--output", tmp_path / "piped"]
+    with open(corpus_files.jsonl, "rb") as file:
+        subprocess.run(list(map(str, arguments)), stdin=file, check=True, capture_output=True)
+    by_name = build(corpus_files.jsonl)
+    for name in ("shard-00000.bin", "shard-00000.idx"):
+        assert (tmp_path / "piped" / name).read_bytes() == (by_name / name).read_bytes()
+    assert not list((tmp_path / "piped").glob("standard-input*"))
+    (source,) = DatasetManifest.load(tmp_path / "piped").sources
+    assert (source["path"], source["version"]) == ("standard input", fast_checksum(Path(corpus_files.jsonl)))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_set_of_the_datasets_library_is_built_by_several_processes(
+    corpus_files, tokenizer_folder, tmp_path, monkeypatch, streaming, documents_of, build
+):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "files").mkdir()
+    lines = Path(corpus_files.jsonl).read_text().splitlines(keepends=True)
+    for number in range(4):
+        (tmp_path / "files" / f"{number}.jsonl").write_text("".join(lines[number * 50 : (number + 1) * 50]))
+    what = ([], tokenizer_folder, tmp_path / "from_set", BuildOptions(shard_bytes=20_000, workers=2))
+    reading = ReadOptions(dataset=str(tmp_path / "files"), streaming=streaming)
+    built = build_dataset(*what, reading, show_progress=False)
+    assert len(built.shards) > 1
+    assert documents_of(tmp_path / "from_set") == documents_of(build(tmp_path / "files"))
+
+
+def test_memory_does_not_grow_with_a_shard(tmp_path, tokenizer_folder):
+    """Twenty times the text in one indivisible file takes as much memory as the text once."""
+    peaks = []
+    for times in (1, 20):
+        path = tmp_path / f"{times}.txt.gz"
+        lines = "".join(f"line {i} of a text {i * i}\n" + "\n" * (i % 10 == 0) for i in range(40_000))
+        path.write_bytes(gzip.compress(lines.encode()) * times)
+        command = [sys.executable, "-c", BUILD_AND_REPORT, path, tokenizer_folder, tmp_path / str(times)]
+        done = subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True)
+        sequences, peak = map(int, done.stdout.split())
+        assert sequences == 40_000 * times
+        peaks.append(peak)
+    assert peaks[1] < 1.15 * peaks[0]
+
+
+BUILD_AND_REPORT = """
+import resource, sys
+from mpnet_ds.data import BuildOptions, build_dataset
+built = build_dataset([sys.argv[1]], sys.argv[2], sys.argv[3], BuildOptions(workers=1), show_progress=False)
+print(built.sequences, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_lines_are_refused_where_they_would_get_other_ids_than_in_their_document(corpus_files, tmp_path, capsys):
+    backend = byte_level_backend()
+    PretrainingTokenizer(backend, "bytes").save(tmp_path / "tokenizer")
+    what = ([corpus_files.txt], tmp_path / "tokenizer", tmp_path / "dataset")
+    with pytest.raises(UserError, match="Add --sentences document"):
+        build_dataset(*what, show_progress=False)
+    build_dataset(*what, BuildOptions(sentences="document", workers=1))
+    assert "BPE is encoded by the tokenizers library" in capsys.readouterr().err

@@ -1,0 +1,59 @@
+"""What --dry_run says, against what the build then comes to."""
+
+import shutil
+from dataclasses import replace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mpnet_ds.data import BuildOptions, build_dataset
+from mpnet_ds.data.builder.estimate import estimate
+from mpnet_ds.data.builder.plan import Part
+from mpnet_ds.errors import UserError
+from tests.data.builder.test_wordpiece_memo import real_text
+
+
+def test_a_small_corpus_is_counted_exactly_and_nothing_is_written(corpus_files, tokenizer_folder, tmp_path):
+    what = ([corpus_files.txt], tokenizer_folder, tmp_path / "dataset")
+    expected = estimate(*what)
+    assert not list(tmp_path.iterdir())
+    built = build_dataset(*what, show_progress=False)
+    assert (expected.documents, expected.sequences, expected.tokens) == (built.documents, built.sequences, built.tokens)
+    assert expected.disk_bytes == sum(file.bytes for shard in built.shards for file in shard.files.values())
+    assert expected.free_bytes == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.05)
+    assert f"{built.tokens:,}" in str(expected)
+    assert "about" not in str(expected).split("time")[0]
+
+
+def test_a_larger_corpus_is_estimated_from_a_part_of_it(tokenizer_folder, tmp_path):
+    (tmp_path / "text.txt").write_text("\n".join(real_text(20 << 20)), encoding="utf-8", errors="ignore")
+    what = ([str(tmp_path / "text.txt")], tokenizer_folder, tmp_path / "dataset", BuildOptions(shard_bytes=4 << 20))
+    expected = estimate(*what)
+    assert expected.sampled_share < 0.6
+    built = build_dataset(*what, show_progress=False)
+    assert len(built.shards) == expected.shards
+    for name in ("documents", "sequences", "tokens"):
+        assert getattr(expected, name) == pytest.approx(getattr(built, name), rel=0.2)
+    half = estimate(*what[:3], replace(what[3], part=Part(1, 2)))
+    assert half.tokens == pytest.approx(expected.tokens / 2, rel=0.2)
+
+
+def test_a_disk_that_is_too_small_and_a_slow_tokenizer_are_said(corpus_files, tokenizer_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 5, 5))
+    assert "NOT ENOUGH" in str(estimate([corpus_files.txt], tokenizer_folder, tmp_path / "dataset"))
+
+
+def test_standard_input_cannot_be_looked_at(tokenizer_folder, tmp_path):
+    with pytest.raises(UserError, match="standard input"):
+        estimate(["-"], tokenizer_folder, tmp_path / "dataset")
+
+
+def test_parquet_and_parts_are_counted_in_their_own_units(tokenizer_folder, tmp_path):
+    pq.write_table(pa.table({"text": ["the same text " * 50] * 4000}), tmp_path / "a.parquet", row_group_size=500)
+    what = ([str(tmp_path / "a.parquet")], tokenizer_folder, tmp_path / "dataset")
+    assert estimate(*what).documents == 4000
+    (tmp_path / "a.txt").write_text("a document\n\n" * 4000)
+    half = estimate([str(tmp_path / "a.txt")], *what[1:], BuildOptions(shard_bytes=6000, part=Part(1, 2)))
+    assert half.documents == pytest.approx(2000, rel=0.05)
+    assert not half.is_exact

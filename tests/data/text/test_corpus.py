@@ -1,0 +1,491 @@
+"""Which documents each kind of source holds, and what happens where it cannot be read."""
+
+import gzip
+import itertools
+import json
+import os
+import subprocess
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mpnet_ds.data import ReadOptions
+from mpnet_ds.data.text import builtin_sample
+from mpnet_ds.data.text import corpus as corpus_module
+from mpnet_ds.data.text.corpus import Corpus, Faults, Source, last_unit, read
+from mpnet_ds.errors import UserError
+
+
+def documents(*inputs, **reading):
+    blocks = Corpus([str(name) for name in inputs], ReadOptions(**reading)).blocks()
+    return [document for block in blocks for document in block.documents]
+
+
+def write_csv(path, text='name,text\na,"one\n\ntwo, three"\nb,\nc,"say ""four"""\n'):
+    path.write_text(text, newline="")
+    return path
+
+
+def test_blank_lines_separate_the_documents_of_a_text_file(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"\n\none\ntwo \r\n \t\r\n\n  three\nfour")
+    assert documents(path) == [["one", "two"], ["three", "four"]]
+
+
+def test_each_line_of_a_text_file_may_be_a_document(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"\none\n  two \r\n\n\nthree")
+    assert documents(path, txt_documents="line") == [["one"], ["two"], ["three"]]
+
+
+def test_each_line_of_json_lines_is_a_document(tmp_path):
+    path = tmp_path / "a.jsonl"
+    lines = [{"text": "one\n\n  two\r\nthree"}, {"text": " \n "}, {"text": None}, {"text": "four", "id": 7}]
+    path.write_text("\n\n".join(json.dumps(line) for line in lines))
+    assert [document for document in documents(path) if document] == [["one", "two", "three"], ["four"]]
+
+
+def test_a_quoted_field_of_csv_may_hold_lines_and_commas(tmp_path):
+    assert documents(write_csv(tmp_path / "a.csv")) == [["one", "two, three"], [], ['say "four"']]
+
+
+def test_tabs_separate_the_columns_of_tsv(tmp_path):
+    assert documents(write_csv(tmp_path / "a.tsv", "id\ttext\n1\tone, two\n")) == [["one, two"]]
+
+
+def test_parquet_gives_a_document_a_row_over_all_row_groups(tmp_path):
+    texts = [f"document {i}\nsecond line" for i in range(10)] + [None]
+    pq.write_table(pa.table({"id": range(11), "text": texts}), tmp_path / "a.parquet", row_group_size=3)
+    assert documents(tmp_path / "a.parquet") == [[f"document {i}", "second line"] for i in range(10)]
+
+
+@pytest.fixture
+def saved_set(tmp_path):
+    data = datasets.Dataset.from_dict({"text": [f"row {i}\nmore" for i in range(30)], "n": range(30)})
+    data.save_to_disk(tmp_path / "set")
+    return str(tmp_path / "set")
+
+
+def test_a_saved_set_of_the_datasets_library_is_a_source(saved_set):
+    assert documents(dataset=saved_set) == [[f"row {i}", "more"] for i in range(30)]
+
+
+def test_a_folder_that_the_datasets_library_knows_can_be_loaded_or_streamed(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "files").mkdir()
+    for name in ("a", "b"):
+        lines = (json.dumps({"text": f"{name}{i}"}) + "\n" for i in range(5))
+        (tmp_path / "files" / f"{name}.jsonl").write_text("".join(lines))
+    expected = [[f"{name}{i}"] for name in "ab" for i in range(5)]
+    assert documents(dataset=str(tmp_path / "files"), streaming=True) == expected
+    assert documents(dataset=str(tmp_path / "files")) == expected
+
+
+def test_a_set_that_is_not_there_or_lacks_the_column_is_named(saved_set):
+    with pytest.raises(UserError, match="--dataset /nowhere/at/all"):
+        documents(dataset="/nowhere/at/all")
+    with pytest.raises(UserError, match=r"no column 'txt'\. Did you mean 'text'"):
+        documents(dataset=saved_set, text_field="txt")
+
+
+def test_the_text_may_stand_in_another_field(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "no", "body": "yes"}')
+    write_csv(tmp_path / "a.csv", "text,body\nno,yes\n")
+    assert documents(tmp_path / "a.jsonl", tmp_path / "a.csv", text_field="body") == [["yes"], ["yes"]]
+
+
+def compress(path, suffix):
+    packed = path.with_name(path.name + suffix)
+    if suffix == ".gz":
+        packed.write_bytes(gzip.compress(path.read_bytes()))
+    else:
+        with pa.CompressedOutputStream(pa.OSFile(str(packed), "wb"), "zstd") as file:
+            file.write(path.read_bytes())
+    path.unlink()
+    return packed
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_compressed_files_hold_the_same_documents(tmp_path, suffix):
+    (tmp_path / "a.txt").write_text("one\ntwo\n\nthree")
+    (tmp_path / "b.jsonl").write_text('{"text": "four"}\n')
+    write_csv(tmp_path / "c.csv")
+    pq.write_table(pa.table({"text": ["five", "six"]}), tmp_path / "d.parquet")
+    plain = documents(tmp_path)
+    for path in list(tmp_path.iterdir()):
+        compress(path, suffix)
+    assert documents(tmp_path) == plain
+    assert len(plain) == 8
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_several_compressed_streams_in_one_file_are_read_to_the_end(tmp_path, suffix):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text(f"{name} one\n\n{name} two\n\n")
+    parts = [compress(tmp_path / f"{name}.txt", suffix).read_bytes() for name in ("a", "b")]
+    (tmp_path / f"both.txt{suffix}").write_bytes(b"".join(parts))
+    assert documents(tmp_path / f"both.txt{suffix}") == [["a one"], ["a two"], ["b one"], ["b two"]]
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv", "a.parquet"])
+def test_a_compressed_file_that_is_cut_short_is_named(tmp_path, suffix, name):
+    texts = [os.urandom(300).hex() for _ in range(50)]
+    path = tmp_path / name
+    if name == "a.parquet":
+        pq.write_table(pa.table({"text": texts}), path)
+    else:
+        lines = [json.dumps({"text": text}) for text in texts] if name == "a.jsonl" else ["text", *texts]
+        path.write_text("\n".join(lines))
+    packed = compress(path, suffix)
+    packed.write_bytes(packed.read_bytes()[:-2000])
+    with pytest.raises(UserError, match=rf"{name}\{suffix} is .*[Ff]etch it again"):
+        documents(packed)
+
+
+def test_what_can_be_read_of_a_damaged_file_is_kept_if_asked_for(tmp_path):
+    texts = [os.urandom(300).hex() for _ in range(50)]
+    (tmp_path / "a.txt").write_text("\n\n".join(texts))
+    packed = compress(tmp_path / "a.txt", ".gz")
+    packed.write_bytes(packed.read_bytes()[:-2000])
+    found = documents(packed, on_error="skip")
+    assert 10 < len(found) < 50
+    assert found[:-1] == [[text] for text in texts[: len(found) - 1]]
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone")
+    (tmp_path / "b.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "two"}')
+    (tmp_path / "c.csv").write_bytes(b"\xef\xbb\xbftext\nthree\n")
+    assert documents(tmp_path) == [["one"], ["two"], ["three"]]
+
+
+def test_files_of_a_folder_come_sorted_and_inputs_as_given(tmp_path):
+    for name in ("b/2.txt", "b/1.jsonl", "a/3.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(json.dumps({"text": name}) if name.endswith("l") else name)
+    (tmp_path / "b" / "notes.md").write_text("not text")
+    assert documents(tmp_path) == [["a/3.txt"], ["b/1.jsonl"], ["b/2.txt"]]
+    assert documents(tmp_path / "b", tmp_path / "a" / "3.txt") == [["b/1.jsonl"], ["b/2.txt"], ["a/3.txt"]]
+    assert documents(tmp_path / "*" / "*.txt") == documents(tmp_path / "**" / "*.txt") == [["a/3.txt"], ["b/2.txt"]]
+
+
+def test_sources_record_path_size_and_time(tmp_path):
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "b.txt").write_text("three")
+    corpus = Corpus([str(tmp_path)])
+    found = [(source.path, source.num_bytes, source.modified) for source in corpus.sources]
+    assert found == [(str(path), path.stat().st_size, path.stat().st_mtime) for path in sorted(tmp_path.iterdir())]
+    assert corpus.num_bytes == 8
+
+
+def test_the_bytes_of_the_blocks_add_up_to_the_file(corpus_files, tmp_path):
+    (tmp_path / "copy.txt").write_text(corpus_files.documents[0] * 50)
+    packed = compress(tmp_path / "copy.txt", ".gz")
+    for path in (corpus_files.txt, corpus_files.jsonl, str(packed)):
+        corpus = Corpus([path])
+        assert sum(block.num_bytes for block in corpus.blocks()) == corpus.num_bytes
+
+
+def test_the_sample_is_english_prose_of_about_two_megabytes_beginning_with_the_first_file():
+    found = documents("builtin-sample")
+    assert found == builtin_sample.documents()
+    assert 1e6 < sum(len(line) for document in found for line in document) < 1e7
+    assert sum(" the " in "\n".join(document) for document in found) > 1000
+    assert all(line and "\n" not in line for document in found for line in document)
+    assert found[0][0] == "Record of phased-in incompatible language changes."  # of __future__.py
+
+
+def test_the_beginning_of_the_sample_is_as_long_as_wanted():
+    beginning = builtin_sample.beginning(5_000)
+    every = [sequence for document in builtin_sample.documents() for sequence in document]
+    assert beginning == every[: len(beginning)]
+    assert 5_000 <= sum(map(len, beginning)) < 50_000
+
+
+def test_a_file_that_is_called_like_the_sample_is_read_as_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "builtin-sample.txt").write_text("my own text")
+    assert documents("builtin-sample.txt") == [["my own text"]]
+
+
+def test_unusual_line_breaks_split_all_kinds_of_file_alike(tmp_path):
+    text = "one\x0ctwo\u2028three\x85four\x1dfive\rsix"
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    (tmp_path / "b.jsonl").write_text(json.dumps({"text": text}))
+    write_csv(tmp_path / "c.csv", f'text\n"{text}"\n')
+    assert documents(tmp_path / "a.txt") == documents(tmp_path / "b.jsonl") == documents(tmp_path / "c.csv")
+
+
+@pytest.mark.parametrize("name", ["nowhere.txt", "nowhere", "a.doc", "a.parquet", "empty_folder", "no*match"])
+def test_an_input_that_cannot_be_read_is_named_at_once(tmp_path, name):
+    (tmp_path / "a.doc").write_text("x")
+    (tmp_path / "a.parquet").write_text("x")
+    (tmp_path / "empty_folder").mkdir()
+    with pytest.raises(UserError, match=name.replace("*", r"\*")):
+        Corpus([str(tmp_path / name)])
+
+
+def test_no_input_is_refused():
+    with pytest.raises(UserError, match="no input"):
+        Corpus([])
+
+
+def test_a_source_that_changes_while_it_is_read_is_noticed(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("one\n\ntwo")
+    corpus = Corpus([str(path)])
+    path.write_text("one\n\nthree")
+    with pytest.raises(UserError, match=r"a\.txt was changed"):
+        list(corpus.blocks())
+
+
+# Parts of a file.
+
+
+def parts_of(path, cuts, **reading):
+    options = ReadOptions(**reading)
+    (source,) = Corpus([str(path)], options).sources
+    edges = sorted({0, *(min(cut, source.num_bytes) for cut in cuts), last_unit(source)})
+    return [
+        [document for block in read(source, a, b, options, Faults()) for document in block.documents]
+        for a, b in itertools.pairwise(edges)
+    ]
+
+
+lines = st.sampled_from(["a", "b c", "", " \t", "\u3000", "longer line of text", "é", "\r", "\x1c"])
+
+
+@given(
+    st.lists(lines, max_size=30), st.lists(st.integers(0, 300), max_size=6), st.booleans(), st.sampled_from(["txt", "line"])
+)
+def test_parts_hold_each_document_once_wherever_a_file_is_cut(tmp_path_factory, content, cuts, ends, kind):
+    path = tmp_path_factory.mktemp("parts") / "a.txt"
+    path.write_bytes(("\n".join(content) + "\n" * ends).encode())
+    reading = {"txt_documents": "line"} if kind == "line" else {}
+    whole = documents(path, **reading)
+    assert [document for part in parts_of(path, cuts, **reading) for document in part] == whole
+
+
+@given(st.lists(st.text(max_size=20), max_size=20), st.lists(st.integers(0, 600), max_size=6))
+def test_parts_of_json_lines_hold_each_line_once(tmp_path_factory, texts, cuts):
+    path = tmp_path_factory.mktemp("parts") / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": text.encode("utf-8", "replace").decode()}) + "\n" for text in texts))
+    assert [document for part in parts_of(path, cuts) for document in part] == documents(path)
+
+
+def test_a_part_begins_where_its_bytes_do_not_at_the_files_begin(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("one\n\ntwo\n\nthree\n\nfour\n")
+    assert parts_of(path, [6]) == [[["one"], ["two"]], [["three"], ["four"]]]
+
+
+# What cannot be read.
+
+
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        (b"\xffabc", r"byte 0 \(line 1\)"),
+        (b"one\n\ntwo\nth\xe9ree\n", r"byte 11 \(line 4\)"),
+        (b"\xef\xbb\xbfab\xff\n", r"byte 5 \(line 1\)"),
+        (b"\xef\xbb\xbfab\ncd\xff\n", r"byte 8 \(line 2\)"),
+    ],
+)
+def test_bytes_that_are_not_utf8_are_found_by_offset_and_line(tmp_path, content, place):
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(UserError, match=rf"a\.txt: {place}: not UTF-8 .*--on_error"):
+        documents(tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv"])
+def test_documents_with_such_bytes_are_left_out_or_repaired_on_request(tmp_path, name):
+    texts = [b"one", b"tw\xf6 tw\xff", b"three"]
+    joined = {
+        "a.txt": b"\n\n".join(texts),
+        "a.jsonl": b"\n".join(b'{"text": "%s"}' % text for text in texts),
+        "a.csv": b"text\n" + b"\n".join(texts),
+    }[name]
+    (tmp_path / name).write_bytes(joined)
+    assert documents(tmp_path / name, on_error="skip") == [["one"], ["three"]]
+    assert documents(tmp_path / name, on_error="replace") == [["one"], ["tw\ufffd tw\ufffd"], ["three"]]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": "cut', "not JSON"),
+        ('{"body": "x", "id": 3}', r"no text in field 'text' \(found: body, id\)"),
+        ('{"text": 7}', "field 'text' is no text but 7"),
+        ('["text"]', "a JSON list, not an object"),
+    ],
+)
+def test_a_bad_line_of_json_is_named_with_its_place_or_left_out(tmp_path, line, message):
+    path = tmp_path / "a.jsonl"
+    path.write_text(f'{{"text": "fine"}}\n\n{line}\n{{"text": "fine too"}}\n')
+    for on_error in ("stop", "replace"):  # there is nothing to replace it by
+        with pytest.raises(UserError, match=rf"a\.jsonl: byte 18 \(line 3\): {message}|a\.jsonl: byte 18: {message}"):
+            documents(path, on_error=on_error)
+    assert documents(path, on_error="skip") == [["fine"], ["fine too"]]
+
+
+def test_half_a_surrogate_pair_is_not_text(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "fine \\ud83d\\ude00"}\n{"text": "half \\ud83d"}\n')
+    with pytest.raises(UserError, match=r"a\.jsonl: byte 0 .*half a surrogate pair"):
+        documents(path)
+    assert documents(path, on_error="skip") == [["fine 😀"]]
+    assert documents(path, on_error="replace")[1][0].startswith("half \ufffd")
+
+
+def test_a_nul_in_json_does_not_cost_a_document_its_place_beside_a_surrogate_pair(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a\\u0000b"}\n{"text": "\\ud83d\\ude00"}\n')
+    assert documents(path) == [["a\0b"], ["😀"]]
+
+
+def test_a_row_of_csv_without_the_column_is_named_or_left_out(tmp_path):
+    path = write_csv(tmp_path / "a.csv", "id,text\n1,one\n2\n3,three\n")
+    with pytest.raises(UserError, match=r"a\.csv: byte 0 .*1 of 2 columns \(it ends in line 3\)"):
+        documents(path)
+    assert documents(path, on_error="skip") == [["one"], ["three"]]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
+def test_a_missing_column_is_named_with_its_neighbour(tmp_path, name):
+    write_csv(tmp_path / "a.csv", "id,texts\n1,one\n")
+    pq.write_table(pa.table({"texts": ["x"]}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=rf"{name}: no column 'text'.*'texts'"):
+        documents(tmp_path / name)
+
+
+def test_a_column_of_numbers_is_no_text(tmp_path):
+    pq.write_table(pa.table({"text": [1, 2]}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="column 'text' holds int64, not text"):
+        documents(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize(("name", "cure"), [("a.txt", "--txt_documents line"), ("a.jsonl", "break it up")])
+def test_a_line_of_a_gigabyte_is_refused_in_little_memory(tmp_path, name, cure):
+    with open(tmp_path / name, "wb") as file:  # a sparse file: no line end anywhere
+        file.write(b'{"text": "one document"}\n' if name == "a.jsonl" else b"one document\n\n")
+        file.truncate(1 << 30)
+    with pytest.raises(UserError, match=rf"{name}: byte \d+ .*more than 64 MiB.*{cure}"):
+        documents(tmp_path / name)
+    limited = f"import resource; resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30)); import sys; {PROGRAM}"
+    done = subprocess.run([os.sys.executable, "-c", limited, tmp_path / name], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "[['one document']]\n", done.stderr
+
+
+PROGRAM = """
+from mpnet_ds.data import ReadOptions
+from mpnet_ds.data.text.corpus import Corpus
+print([d for b in Corpus([sys.argv[1]], ReadOptions(on_error="skip")).blocks() for d in b.documents])
+"""
+
+
+def test_a_text_file_without_blank_lines_is_refused_when_it_becomes_too_long_a_document(tmp_path, monkeypatch):
+    monkeypatch.setattr("mpnet_ds.data.text.files.LONGEST_DOCUMENT", 1000)
+    monkeypatch.setattr("mpnet_ds.data.text.files.STRETCH_BYTES", 100)
+    (tmp_path / "a.txt").write_text("first\n\n" + "a line of text\n" * 100 + "\nlast\n")
+    with pytest.raises(UserError, match=r"a\.txt: byte 0 .*if each line is one, add --txt_documents line"):
+        documents(tmp_path / "a.txt")
+    assert documents(tmp_path / "a.txt", on_error="skip") == [["first"], ["last"]]
+
+
+def test_options_that_do_not_exist_are_refused():
+    for name in ("on_error", "txt_documents", "stdin_format"):
+        with pytest.raises(UserError, match=f"--{name} nonsense"):
+            ReadOptions(**{name: "nonsense"})
+
+
+def test_a_source_of_a_kind_is_told_from_its_ending():
+    assert Source("a", "txt", 1).is_divisible
+    assert not Source("a", "txt", 1, compression="gz").is_divisible
+    assert corpus_module.NAMED_KINDS[".json"] == "jsonl"
+
+
+def test_a_document_that_lost_a_line_is_left_out_as_a_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr("mpnet_ds.data.text.files.LONGEST_DOCUMENT", 1000)
+    monkeypatch.setattr("mpnet_ds.data.text.files.STRETCH_BYTES", 100)
+    (tmp_path / "a.txt").write_text("first\n\nhead\n" + "long " * 400 + "\ntail\n\nlast\n")
+    assert documents(tmp_path / "a.txt", on_error="skip") == [["first"], ["last"]]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le"])
+def test_utf16_is_not_taken_for_text(tmp_path, encoding):
+    (tmp_path / "a.txt").write_bytes("one\n\ntwo".encode(encoding))
+    with pytest.raises(UserError, match=r"a\.txt: byte \d .*(not UTF-8|is it UTF-16)"):
+        documents(tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize("text", ['id,text\n1,"no end\n2,two\n', "id,text\n1,one, and more\n", "id,text\n1\n"])
+def test_csv_that_does_not_add_up_is_a_fault(tmp_path, text):
+    path = write_csv(tmp_path / "a.csv", text)
+    with pytest.raises(UserError, match=r"a\.csv: byte"):
+        documents(path)
+
+
+def test_csv_with_bare_carriage_returns_is_named(tmp_path):
+    with pytest.raises(UserError, match="line ends CR alone"):
+        documents(write_csv(tmp_path / "a.csv", "id,text\r1,one\r"))
+
+
+def test_a_text_of_parquet_that_is_no_utf8_is_left_out_or_repaired(tmp_path):
+    column = pa.array([b"one", b"tw\xff", b"three"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"a\.parquet, from row 0: a text is not UTF-8"):
+        documents(tmp_path / "a.parquet")
+    assert documents(tmp_path / "a.parquet", on_error="skip") == [["one"], ["three"]]
+    assert documents(tmp_path / "a.parquet", on_error="replace") == [["one"], ["tw\ufffd"], ["three"]]
+
+
+def test_a_file_is_not_taken_twice_under_two_names(tmp_path):
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "link.txt").symlink_to(tmp_path / "a.txt")
+    for again in (tmp_path / "a.txt", tmp_path / "link.txt", tmp_path):
+        with pytest.raises(UserError, match="named twice"):
+            Corpus([str(tmp_path / "a.txt"), str(again)])
+
+
+def test_linked_folders_are_entered_once(tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "a.txt").write_text("one")
+    (tmp_path / "near").mkdir()
+    (tmp_path / "near" / "linked").symlink_to(tmp_path / "far")
+    (tmp_path / "near" / "loop").symlink_to(tmp_path / "near")
+    assert documents(tmp_path / "near") == [["one"]]
+
+
+def test_a_saved_set_can_be_streamed(saved_set):
+    assert documents(dataset=saved_set, streaming=True) == [[f"row {i}", "more"] for i in range(30)]
+
+
+@pytest.mark.parametrize("bad", ["b\xff", "b\\ud800"])
+def test_the_first_fault_names_its_file(tmp_path, bad):
+    (tmp_path / "good.jsonl").write_text('{"text": "fine"}\n')
+    (tmp_path / "bad.jsonl").write_bytes(f'{{"text": "{bad}"}}\n'.encode("latin-1"))
+    faults = Faults("skip")
+    corpus = Corpus([str(tmp_path)], ReadOptions(on_error="skip"))
+    assert [document for block in corpus.blocks(faults) for document in block.documents] == [["fine"]]
+    assert faults.skipped == 1
+    assert f"{tmp_path / 'bad.jsonl'}: " in faults.first
+
+
+def test_a_source_that_is_written_anew_with_the_same_size_is_noticed(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("one")
+    corpus = Corpus([str(path)])
+    os.utime(path, (1, 1))
+    with pytest.raises(UserError, match=r"a\.txt was changed"):
+        list(corpus.blocks())
+
+
+def test_bad_bytes_are_found_in_a_document_that_reaches_far_beyond_them(tmp_path, monkeypatch):
+    monkeypatch.setattr("mpnet_ds.data.text.files.STRETCH_BYTES", 50)
+    (tmp_path / "a.txt").write_bytes(b"fine\n\nbad \xff\n" + b"a line of the same document\n" * 20 + b"\nfine too\n")
+    assert documents(tmp_path / "a.txt", on_error="skip") == [["fine"], ["fine too"]]

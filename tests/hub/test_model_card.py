@@ -1,0 +1,109 @@
+"""The model card says what is known, and nothing else; its code runs."""
+
+import json
+import re
+import shutil
+
+import pytest
+from huggingface_hub import ModelCard
+
+from mpnet_ds.hub.export import export_huggingface
+from mpnet_ds.hub.model_card import PLACE
+
+
+def rows_of(folder) -> dict[str, str]:
+    text = (folder / "README.md").read_text()
+    return dict(re.findall(r"^\| ([^|]+) \| ([^|]*) \|$", text, re.MULTILINE))
+
+
+def test_front_matter_is_what_the_hub_reads(exported, encoder_folder):
+    card = ModelCard.load(exported / "README.md").data.to_dict()
+    assert card == {"library_name": "transformers", "pipeline_tag": "fill-mask", "tags": ["mpnet", "mpnet_ds"]}
+    assert ModelCard.load(encoder_folder / "README.md").data.tags[-1] == "sentence-transformers"
+
+
+def test_card_tells_of_the_run_and_its_data(trained, encoder_folder, dataset_folder):
+    run, rows = trained(), rows_of(encoder_folder)
+    assert rows["updates"] == "8"
+    assert rows["rows of text"] == "64 of up to 32 tokens"
+    assert rows["tokens"] == "2,048"
+    assert rows["training loss"] == f"{run.losses[-1]:.4f} nats a predicted token (update 8)"
+    assert rows["loss on held-out text"] == f"{run.eval_losses[-1]:.4f} nats a predicted token (update 8)"
+    assert rows["predicted"] == "15% of the tokens, whole words: 80% masked, 10% left as they are, 10% random"
+    assert rows["parameters"] == "52,391"
+    assert "transformers 5" in rows["made with"]
+    manifest, text = json.loads((dataset_folder / "dataset.json").read_text()), (encoder_folder / "README.md").read_text()
+    assert f"{manifest['documents']:,} documents, {manifest['tokens']:,} tokens, from `sample.txt`" in text
+    assert str(dataset_folder.parent) not in text
+    assert all(value.strip() for value in rows.values())
+
+
+def test_a_checkpoint_without_its_run_says_what_its_manifest_knows(trained, tmp_path):
+    run = shutil.copytree(trained().folder / "checkpoints", tmp_path / "checkpoints")
+    export_huggingface(run, tmp_path / "model")
+    rows, text = rows_of(tmp_path / "model"), (tmp_path / "model" / "README.md").read_text()
+    assert rows["tokens"] == "2,048"
+    assert "loss on held-out text" in rows
+    assert not {"training loss", "made with", "highest learning rate"} & rows.keys()
+    assert "checksum of the dataset" in text
+    assert "None" not in text
+    assert "documents" not in text
+
+
+def test_an_older_checkpoint_tells_the_losses_of_its_own_update(trained, tmp_path):
+    export_huggingface(trained().folder / "checkpoints" / "step-00000006", tmp_path / "model")
+    rows = rows_of(tmp_path / "model")
+    assert rows["training loss"].endswith("(update 6)")
+    assert rows["loss on held-out text"].endswith("(update 4)")
+
+
+def test_run_json_of_another_run_is_not_believed(trained, tmp_path):
+    run = shutil.copytree(trained().folder, tmp_path / "run")
+    record = json.loads((run / "run.json").read_text())
+    record["identity"]["seed"] = 1
+    (run / "run.json").write_text(json.dumps(record))
+    export_huggingface(run, tmp_path / "model")
+    assert "training loss" not in rows_of(tmp_path / "model")
+
+
+def test_sources_of_a_mixture_are_named_without_their_folders(trained, tmp_path):
+    run = shutil.copytree(trained().folder, tmp_path / "run")
+    record = json.loads((run / "run.json").read_text())
+    files = [f"/home/someone/corpus/part-{i}.txt" for i in range(20)]
+    count = {"documents": 5_000, "sequences": 9_000, "tokens": 70_000}
+    record["data"]["training"] = [
+        {"folder": "a", "share": 0.7, "sources": files, "num_sources": 64} | count,
+        {"folder": "b", "share": 0.3, "sources": ["owner/texts"], "num_sources": 1} | count,
+    ]
+    (run / "run.json").write_text(json.dumps(record))
+    export_huggingface(run, tmp_path / "model")
+    text = (tmp_path / "model" / "README.md").read_text()
+    assert "* 70.00% of the rows: 5,000 documents, 70,000 tokens, from `part-0.txt`, " in text
+    assert "`part-9.txt`, 54 more\n" in text
+    assert "* 30.00% of the rows: 5,000 documents, 70,000 tokens, from `owner/texts`\n" in text
+    assert "someone" not in text
+
+
+def test_a_model_of_which_little_is_known_has_no_empty_rows(saved, tmp_path):
+    export_huggingface(saved / "padded", tmp_path / "model")
+    rows, text = rows_of(tmp_path / "model"), (tmp_path / "model" / "README.md").read_text()
+    assert all(value.strip() for value in rows.values())
+    assert "None" not in text
+    assert "Not known" in text
+
+
+@pytest.mark.parametrize("kind", ["exported", "encoder_folder"])
+def test_code_in_the_card_runs_as_written(kind, request, capsys):
+    if kind == "encoder_folder":
+        pytest.importorskip("sentence_transformers")
+    folder = request.getfixturevalue(kind)
+    blocks = re.findall(r"^```python\n(.*?)^```", (folder / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 3
+    found = {}
+    for block in blocks:
+        assert PLACE in block
+        names: dict = {}
+        exec(block.replace(PLACE, str(folder)), names)
+        found |= names
+    assert len(capsys.readouterr().out.splitlines()) == 5
+    assert found["hidden"].shape[::2] == found["embeddings"].shape == (2, 32)

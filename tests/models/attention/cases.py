@@ -1,0 +1,104 @@
+"""Layouts and random inputs on which attention back-ends are compared, and the comparison."""
+
+import copy
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from mpnet_ds.models.attention.backend import choose_backend
+from mpnet_ds.models.mpnet.visibility import Layout, plain_layout, two_stream_layout
+
+
+@dataclass
+class Case:
+    """One call of a back-end, with the gradient that comes back to it."""
+
+    layout: Layout
+    table: nn.Embedding
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    grad_out: Tensor
+    first_row: int
+    meaningful: Tensor
+    """bool [B, R]: rows that see something and are not those of unused slots."""
+
+    def in_fp32(self) -> "Case":
+        """The same numbers, as far as they were rounded, in fp32 on a processor: for a reference."""
+        table = copy.deepcopy(self.table).float().cpu()
+        tensors = {name: getattr(self, name).float().cpu() for name in ("query", "key", "value", "grad_out")}
+        layout = replace(self.layout, **{name: x.cpu() for name, x in vars(self.layout).items() if isinstance(x, Tensor)})
+        return replace(self, layout=layout, table=table, meaningful=self.meaningful.cpu(), **tensors)
+
+    def run(self, attention: str, dropout: float = 0.0) -> dict[str, Tensor]:
+        """Output and gradients by a back-end; rows that mean nothing are 0 in the output."""
+        backend = choose_backend(attention, self.query.device)
+        inputs = [x.clone().requires_grad_() for x in (self.query, self.key, self.value)]
+        self.table.weight.grad = None
+        out = backend.attend(*inputs, dropout, self.first_row, *backend.prepare(self.table, self.layout))
+        out.backward(self.grad_out)
+        names = ("query", "key", "value", "table")
+        gradients = zip(names, (*(x.grad for x in inputs), self.table.weight.grad), strict=True)
+        return {"out": out.detach() * self.meaningful[:, None, :, None], **dict(gradients)}
+
+
+def make_case(
+    objective: str,
+    batch: int = 2,
+    tokens: int = 70,
+    slots: int = 20,
+    heads: int = 2,
+    width: int = 16,
+    padding: int = 0,
+    unused: int = 0,
+    documents: bool = False,
+    last_layer: bool = False,
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Case:
+    """Random weights, slots, queries, keys, values and gradients; views as the model hands them over.
+
+    Args:
+        padding: tokens of the last row that are padding.
+        unused: slots of the last row that are unused.
+        documents: whether each row is three documents that do not see each other.
+        last_layer: query rows alone.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.ones(batch, tokens, dtype=torch.bool)
+    mask[-1, tokens - padding :] = False
+    positions = torch.stack([torch.randperm(tokens - padding, generator=generator)[:slots] for _ in range(batch)])
+    positions[-1, slots - unused :] = -1
+    ids = (torch.arange(tokens) * 3 // tokens).expand(batch, -1) if documents else None
+    mask, positions, ids = (x if x is None else x.to(device) for x in (mask, positions, ids))
+    layout = plain_layout(mask, ids) if objective == "mlm" else two_stream_layout(positions, mask, objective == "mpnet", ids)
+    num_rows, num_keys = layout.row_places.shape[1], layout.key_places.shape[1]
+    first_row = num_keys if last_layer else 0
+    of_slots = [positions >= 0] * ((num_rows - tokens) // slots if slots else 0)
+    used = torch.cat([torch.ones_like(mask), *of_slots], dim=1)[:, first_row:]
+    meaningful = used & layout.visible.any(dim=2)[:, first_row:]
+
+    def random(rows: int) -> Tensor:
+        return torch.randn(batch, rows, heads, width, generator=generator).to(device, dtype).transpose(1, 2)
+
+    query, key, value, grad_out = (
+        random(num_rows - first_row),
+        random(num_keys),
+        random(num_keys),
+        random(num_rows - first_row),
+    )
+    table = nn.Embedding(32, heads)
+    table.weight.data.normal_(generator=generator)
+    grad_out = grad_out * meaningful[:, None, :, None]
+    return Case(layout, table.to(device, dtype), query, key, value, grad_out, first_row, meaningful)
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
+    """All of ``found`` to ``tolerance`` times the largest number of each (at least 1)."""
+    for name, tensor in found.items():
+        scale = max(1.0, expected[name].abs().max().item())
+        torch.testing.assert_close(
+            tensor.float(), expected[name].float(), atol=tolerance * scale, rtol=0, msg=lambda text, n=name: f"{n}: {text}"
+        )

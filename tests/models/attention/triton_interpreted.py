@@ -1,0 +1,219 @@
+"""The Triton kernels in Triton's interpreter. Pytest does not find this file by itself: test_triton_attention.py runs it.
+
+TRITON_INTERPRET=1 must be set before triton is imported. It cannot multiply matrices of bf16; fp16 stands for them.
+"""
+
+import os
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import library
+from torch.utils.checkpoint import checkpoint
+
+from mpnet_ds.errors import UserError
+from mpnet_ds.models.attention import triton
+from mpnet_ds.models.attention.backend import choose_backend
+from tests.models import test_parity
+from tests.models.attention.cases import assert_same, make_case
+
+CPU = torch.device("cpu")
+
+assert os.environ.get("TRITON_INTERPRET") == "1"
+
+LAYOUTS = {
+    "mpnet": {"objective": "mpnet", "padding": 5, "unused": 3},
+    "mpnet, last layer": {"objective": "mpnet", "padding": 5, "unused": 3, "last_layer": True},
+    "mpnet, documents": {"objective": "mpnet", "padding": 9, "unused": 1, "documents": True, "width": 24, "heads": 1},
+    "plm": {"objective": "plm", "padding": 5, "unused": 3, "heads": 1},
+    "plm, last layer, documents": {"objective": "plm", "documents": True, "last_layer": True},
+    "mlm": {"objective": "mlm", "padding": 5, "heads": 1},
+    "mlm, documents, a row of padding": {"objective": "mlm", "tokens": 33, "padding": 33, "slots": 0, "documents": True},
+}
+
+
+ALSO_LONG = ("mpnet, documents", "plm", "mlm")  # the others cover them in part, and an interpreter is slow
+
+
+@pytest.mark.parametrize(
+    "layout", [pytest.param(name, marks=pytest.mark.long) if name in ALSO_LONG else name for name in LAYOUTS]
+)
+def test_output_and_gradients_are_those_of_eager(layout):
+    case = make_case(**LAYOUTS[layout])
+    assert_same(case.run("triton"), case.run("eager"), 1e-5)
+
+
+def test_fp16_stays_near_eager_in_fp32():
+    case = make_case("mpnet", padding=5, unused=3, tokens=80, slots=20, heads=1, dtype=torch.float16)
+    found = case.run("triton")
+    assert found["out"].dtype == found["query"].dtype == found["table"].dtype == torch.float16
+    assert_same(found, case.in_fp32().run("eager"), 2e-3)
+
+
+@settings(max_examples=5)
+@given(data=st.data())
+def test_any_shape(data):
+    tokens = data.draw(st.integers(2, 40))
+    padding = data.draw(st.integers(0, tokens - 2))
+    slots = data.draw(st.integers(1, tokens - padding))
+    case = make_case(
+        data.draw(st.sampled_from(["mpnet", "plm", "mlm"])),
+        batch=data.draw(st.integers(1, 2)),
+        tokens=tokens,
+        slots=slots,
+        heads=1,
+        width=data.draw(st.sampled_from([1, 8, 12, 33])),
+        padding=padding,
+        unused=data.draw(st.integers(0, slots)),
+        documents=data.draw(st.booleans()),
+        seed=data.draw(st.integers(0, 99)),
+    )
+    assert_same(case.run("triton"), case.run("eager"), 1e-5)
+
+
+def test_rows_that_see_nothing_are_zero_and_have_no_gradients():
+    case = make_case("mpnet", tokens=20, slots=6, padding=0, unused=2)
+    case.layout.row_levels[0, 3] = -1
+    backend = choose_backend("triton", CPU)
+    inputs = [x.clone().requires_grad_() for x in (case.query, case.key, case.value)]
+    out = backend.attend(*inputs, 0.0, 0, *backend.prepare(case.table, case.layout))
+    blind = torch.zeros(2, 32, dtype=torch.bool)
+    blind[0, 3], blind[1, [24, 25, 30, 31]] = True, True
+    assert (out.transpose(1, 2)[blind] == 0).all()
+    assert (out.transpose(1, 2)[~blind] != 0).all()
+    torch.autograd.backward(out, torch.randn_like(out) * blind[:, None, :, None])
+    assert all((x.grad == 0).all() for x in (*inputs, case.table.weight))
+
+
+@pytest.mark.parametrize("case", ["plm", *(pytest.param(name, marks=pytest.mark.long) for name in ("mlm", "ngram3"))])
+def test_logits_are_the_originals(case):
+    with torch.no_grad():
+        logits = test_parity.run(test_parity.model_of(test_parity.CASES[case], "triton"), case).logits
+    torch.testing.assert_close(logits, test_parity.tensor(f"{case}/logits"), atol=test_parity.TOLERANCE, rtol=0)
+
+
+def test_gradients_are_the_originals():
+    model = test_parity.model_of("mpnet", "triton")
+    out = test_parity.run(model, "mpnet")
+    (out.loss * out.num_targets).backward()
+    gradients = {f"mpnet/grad/{name}": parameter.grad for name, parameter in model.named_parameters()}
+    compared = set(gradients) & set(test_parity.NUMBERS.files)
+    assert len(compared) == len([name for name in test_parity.NUMBERS.files if name.startswith("mpnet/grad/")]) > 0
+    for name in compared:
+        torch.testing.assert_close(gradients[name], test_parity.tensor(name), atol=test_parity.TOLERANCE, rtol=0, msg=name)
+
+
+def dropout_mask(case, dropout: float, seed: int) -> torch.Tensor:
+    """bool [B, H, R, K] that the kernel uses after ``torch.manual_seed(seed)``, shown by values of one key each."""
+    backend = choose_backend("triton", CPU)
+    prepared = backend.prepare(case.table, case.layout)
+    num_keys, width = case.key.shape[2:]
+    weights = []
+    for start in range(0, num_keys, width):
+        values = torch.zeros_like(case.value)
+        for d in range(min(width, num_keys - start)):
+            values[:, :, start + d, d] = 1.0
+        torch.manual_seed(seed)
+        weights.append(backend.attend(case.query, case.key, values, dropout, case.first_row, *prepared))
+    return torch.cat(weights, dim=3)[..., :num_keys].detach() > 0
+
+
+@pytest.fixture
+def kernel_dropout(monkeypatch):
+    """A function (mask, dropout): lets eager leave out what the mask says."""
+
+    def use(mask, dropout):
+        monkeypatch.setattr(torch.nn.functional, "dropout", lambda x, p: x * mask / (1 - dropout) if p else x)
+
+    return use
+
+
+@pytest.mark.parametrize("last_layer", [False, True])
+def test_dropout_leaves_out_the_same_elements_forward_and_backward(last_layer, kernel_dropout):
+    case = make_case("mpnet", tokens=40, slots=7, unused=1, last_layer=last_layer, heads=2)
+    mask = dropout_mask(case, 0.25, seed=7)
+    visible = case.layout.visible[:, None, case.first_row :] & case.meaningful[:, None, :, None]
+    dropped = 1 - mask[visible.expand_as(mask)].double().mean().item()
+    assert abs(dropped - 0.25) < 0.03
+    torch.manual_seed(7)
+    found = case.run("triton", dropout=0.25)
+    kernel_dropout(mask, 0.25)
+    assert_same(found, case.run("eager", dropout=0.25), 1e-5)
+
+
+def test_dropout_follows_the_seed_and_the_products_of_the_numbers_drawn():
+    case = make_case("plm", tokens=40, slots=5, heads=2)
+    mask = dropout_mask(case, 0.4, seed=1)
+    assert torch.equal(mask, dropout_mask(case, 0.4, seed=1))
+    assert not torch.equal(mask, dropout_mask(case, 0.4, seed=2))
+    torch.manual_seed(1)
+    of_rows = triton.odd_numbers((2, 2, 45), CPU)
+    of_columns = triton.odd_numbers((64,), CPU)
+    kept = of_rows[..., None] * of_columns[:40] >= round(0.4 * 2**32) - 2**31
+    visible = (case.layout.visible[:, None]).expand_as(kept)
+    assert torch.equal(mask, kept & visible)
+
+
+def test_a_layer_computed_again_draws_the_same():
+    case = make_case("mpnet", tokens=20, slots=4, heads=1)
+    backend = choose_backend("triton", CPU)
+    gradients = []
+    for again in (False, True):
+        query = case.query.clone().requires_grad_()
+        prepared = backend.prepare(case.table, case.layout)
+        case.table.weight.grad = None
+        torch.manual_seed(3)
+        arguments = (query, case.key, case.value, 0.5, 0, *prepared)
+        out = checkpoint(backend.attend, *arguments, use_reentrant=False) if again else backend.attend(*arguments)
+        out.backward(case.grad_out)
+        gradients.append((query.grad, case.table.weight.grad))
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_a_compiled_layer_is_one_graph():
+    case = make_case("mpnet", tokens=20, slots=4, heads=1)
+    backend = choose_backend("triton", CPU)
+    prepared = backend.prepare(case.table, case.layout)
+
+    def attend(query):
+        return backend.attend(query, case.key, case.value, 0.0, 0, *prepared).transpose(1, 2).flatten(2)
+
+    gradients = []
+    for function in (attend, torch.compile(attend, fullgraph=True, backend="aot_eager")):
+        query = case.query.clone().requires_grad_()
+        function(query).sum().backward(retain_graph=True)
+        gradients.append(query.grad)
+    torch.testing.assert_close(*gradients, atol=1e-6, rtol=0)
+
+
+def test_the_operator_keeps_what_it_promises_to_torch():
+    case = make_case("mpnet", batch=1, tokens=9, slots=2, heads=1)
+    prepared = [x.detach() for x in choose_backend("triton", CPU).prepare(case.table, case.layout)]
+    prepared[0].requires_grad_()
+    inputs = [x.clone().requires_grad_() for x in (case.query, case.key, case.value)]
+    nothing = torch.empty(0, dtype=torch.int32)
+    library.opcheck(triton.attention, (*inputs, *prepared, nothing, nothing, 0, 0))
+
+
+def test_the_output_is_flattened_without_a_copy():
+    case = make_case("mlm", tokens=9, slots=0)
+    out = choose_backend("triton", CPU).attend(
+        case.query, case.key, case.value, 0.0, 0, *choose_backend("triton", CPU).prepare(case.table, case.layout)
+    )
+    assert out.transpose(1, 2).is_contiguous()
+
+
+def test_a_frozen_table_has_no_gradient():
+    case = make_case("mlm", tokens=9, slots=0)
+    case.table.weight.requires_grad_(False)
+    found = case.run("triton")
+    assert found.pop("table") is None
+    expected = case.run("eager")
+    assert_same(found, expected, 1e-5)
+
+
+def test_heads_that_are_too_wide_are_refused():
+    case = make_case("mlm", tokens=4, slots=0, width=129)
+    with pytest.raises(UserError, match=r"129 wide.*'sdpa'"):
+        case.run("triton")

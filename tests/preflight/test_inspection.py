@@ -1,0 +1,319 @@
+"""What is found before a model is built, and how the findings of many ranks become one message."""
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from mpnet_ds.config.deepspeed_config import examine, name_deprecated, resolve
+from mpnet_ds.config.recipe import OptimizationRecipe, load_recipe
+from mpnet_ds.data import BuildOptions, build_dataset
+from mpnet_ds.errors import UserError
+from mpnet_ds.preflight import inspection
+from mpnet_ds.preflight.inspection import (
+    Capacity,
+    Finding,
+    Inspection,
+    check_build_locks,
+    check_disk,
+    check_memory,
+    check_slots,
+    check_values,
+    checkpoints_at_once,
+    compare,
+    compiled_ops,
+    conclude,
+    differ,
+    facts_of_files,
+    flatten,
+    named_hostfile,
+)
+from mpnet_ds.preflight.memory_estimate import GIB, Workload
+from mpnet_ds.ranks.launchers import Placement
+from mpnet_ds.training.pretrain import open_data
+from tests.runs import RECIPE, ROOT, command, free_port, pretrain
+
+BASE = load_recipe("mpnet-base")
+
+
+def test_one_finding_is_one_line_and_several_are_a_numbered_list():
+    with pytest.raises(UserError) as caught:
+        conclude([Inspection(findings=[Finding("a is wrong.")])])
+    assert str(caught.value) == "a is wrong."
+    with pytest.raises(UserError) as caught:
+        conclude([Inspection(findings=[Finding("a is wrong."), Finding("a hint", is_fatal=False), Finding("b too.")])])
+    assert str(caught.value) == "2 things must be changed first:\n  1. a is wrong.\n  2. b too."
+
+
+def test_what_all_ranks_found_is_said_once_and_what_one_found_names_it():
+    everywhere, there = Finding("fp16 is not supported."), Finding("no dataset folder data.")
+    ranks = [Inspection(rank, f"node-{rank}", [everywhere]) for rank in range(3)]
+    ranks[2].add([there, there])
+    with pytest.raises(UserError) as caught:
+        conclude(ranks)
+    assert caught.value.findings == ("fp16 is not supported.", "rank 2 (node-2): no dataset folder data.")
+
+
+def test_warnings_do_not_stop_a_run():
+    assert conclude([Inspection(findings=[Finding("beware", is_fatal=False)])] * 2) == ["beware"]
+    assert conclude([Inspection(), Inspection(1)]) == []
+
+
+def test_ranks_that_differ_are_named_with_their_hosts_and_what_most_have():
+    ranks = [Inspection(rank, f"node-{rank // 2}", facts={"torch": "2.13.0"}) for rank in range(4)]
+    ranks[3].facts = {"torch": "2.11.0"}
+    with pytest.raises(UserError) as caught:
+        conclude(ranks)
+    usual, odd = '"2.13.0" on ranks 0, 1 (node-0), rank 2 (node-1)', '"2.11.0" on rank 3 (node-1)'
+    assert str(caught.value) == f"torch is {usual}, but {odd}: all ranks must have the same."
+
+
+def test_of_many_differences_the_first_are_named():
+    ranks = [Inspection(rank, facts={f"fact {i}": rank for i in range(20)}) for rank in range(2)]
+    with pytest.raises(UserError) as caught:
+        conclude(ranks)
+    assert [text.split(" is ")[0] for text in caught.value.findings[:8]] == [f"fact {i}" for i in range(8)]
+    assert caught.value.findings[8:] == ("and 12 more differences between the ranks.",)
+
+
+def test_the_files_are_named_in_which_two_copies_of_a_dataset_differ(dataset_folder, tmp_path):
+    copy = shutil.copytree(dataset_folder, tmp_path / "copy")
+    manifest = json.loads((copy / "dataset.json").read_text())
+    manifest["shards"][0]["files"]["idx"]["sha256"] = "0" * 64
+    (copy / "dataset.json").write_text(json.dumps(manifest))
+    recipe = load_recipe(RECIPE)
+    ranks = []
+    for rank, folder in enumerate((dataset_folder, copy)):
+        data, _ = open_data([str(folder)], None, recipe)
+        facts = facts_of_files([data])
+        renamed = {name.replace(str(folder), "data"): value for name, value in facts.items()}  # each host has its own
+        ranks.append(Inspection(rank, f"node-{rank}", facts=renamed | {"checksum": data.checksum}))
+    assert differ(ranks, "checksum")
+    assert not differ(ranks, "the number of files of data")
+    (file,) = (text for text in (finding.text for finding in compare(ranks)) if "sha256" in text)
+    assert file.startswith("the sha256 of data/shard-00000.idx is ")
+    assert '"0000' in file
+    assert "rank 1 (node-1)" in file
+
+
+@pytest.mark.parametrize("others", [0, 8])
+def test_more_ranks_than_a_host_has_cores_are_warned_of_or_refused(monkeypatch, others):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    ranks = [Placement(local_world_size=size, world_size=size + others) for size in (2, 3)]
+    assert check_slots(ranks[0]) == []
+    (finding,) = check_slots(ranks[1])
+    assert "has 2 processor cores, and no GPU, and is to run 3 ranks" in finding.text
+    assert finding.is_fatal == bool(others)
+
+
+def test_settings_are_compared_value_by_value():
+    facts = [flatten("recipe", {"run": {"seed": seed}, "data": {"seq_length": 64}}) for seed in (0, 1)]
+    assert facts[0] == {"recipe.run.seed": 0, "recipe.data.seq_length": 64}
+    with pytest.raises(UserError, match=r"^recipe\.run\.seed is 0 on rank 0 \(a\), but 1 on rank 1 \(a\)"):
+        conclude([Inspection(rank, "a", facts=own) for rank, own in enumerate(facts)])
+
+
+def test_a_fact_that_a_rank_could_not_learn_is_no_difference():
+    assert conclude([Inspection(facts={"the dataset's checksum": "ab"}), Inspection(1)]) == []
+
+
+def test_attempts_collect_what_is_wrong():
+    def fail():
+        raise UserError("one", "two")
+
+    def forbid():
+        raise PermissionError(13, "Permission denied", "secret.json")
+
+    inspection = Inspection()
+    assert inspection.attempt(fail) is None
+    assert inspection.attempt(forbid) is None
+    assert inspection.attempt(lambda: 7) == 7
+    assert [finding.text for finding in inspection.findings] == ["one", "two", "secret.json: permission denied."]
+    assert inspection.is_fatal
+
+
+@pytest.mark.parametrize(
+    ("command_line", "expected"),
+    [
+        (["python", "/opt/bin/deepspeed", "--hostfile", "hosts", "train.py", "--hostfile", "mine"], "hosts"),
+        (["python", "/opt/bin/deepspeed", "--num_gpus", "2", "-H", "hosts", "train.py"], "hosts"),
+        (["python", "-m", "deepspeed.launcher.runner", "--hostfile=hosts", "train.py"], "hosts"),
+        (["python", "/opt/bin/deepspeed", "train.py", "--hostfile", "mine"], None),
+        (["bash", "-c", "deepspeed --hostfile hosts train.py"], None),
+        ([], None),
+    ],
+)
+def test_a_named_hostfile_is_read_off_the_launchers_command(command_line, expected):
+    assert named_hostfile(command_line) == expected
+
+
+@pytest.mark.long  # tests/cluster does it with a host
+def test_a_hostfile_that_is_named_and_missing_stops_the_run(dataset_folder, tmp_path):
+    launcher = ["deepspeed", "--hostfile", "nowhere.txt", "--master_port", free_port()]
+    script = [ROOT / "launch" / "pretrain.py", "--deepspeed_config", ROOT / "ds_configs" / "zero2.json"]
+    arguments = ["--recipe", RECIPE, "--data", dataset_folder, "--output_dir", tmp_path / "run"]
+    done = command(*launcher, *script, *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "error: no hostfile nowhere.txt" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_everything_that_is_wrong_is_said_at_once(tmp_path):
+    config = tmp_path / "config.json"
+    content = {"zero_optimization": {"stage": 2, "offload_param": {"devicee": "cpu"}}, "gradient_clipp1ng": 1}
+    config.write_text(json.dumps(content))
+    arguments = ["--recipe", RECIPE, "--data", tmp_path / "nowhere", "--micro_batch_size", 3]
+    run = pretrain(tmp_path / "run", *arguments, config=str(config))
+    assert run.code == 2
+    assert "error: 4 things must be changed first:\n  1. " in run.err
+    for part in (
+        "zero_optimization.offload_param.devicee",
+        "gradient_clipp1ng",
+        "is not a multiple of",
+        "no dataset folder",
+    ):
+        assert part in run.err
+
+
+@pytest.mark.long  # as above
+def test_another_version_on_one_rank_stops_all_with_one_voice(dataset_folder, tmp_path):
+    """A stand-in for a second machine: rank 1 sees another version of numpy."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, importlib.metadata as metadata\n"
+        "true = metadata.version\n"
+        "if os.environ.get('RANK') == '1':\n"
+        "    metadata.version = lambda name: '99.0.0' if name == 'numpy' else true(name)\n"
+    )
+    launcher = ["env", f"PYTHONPATH={tmp_path}:{ROOT}", "deepspeed", "--num_accelerators", 2, "--master_port", free_port()]
+    script = [ROOT / "launch" / "pretrain.py", "--deepspeed_config", ROOT / "ds_configs" / "zero2.json"]
+    done = command(*launcher, *script, "--recipe", RECIPE, "--data", dataset_folder, "--output_dir", tmp_path / "run")
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("error: ") == 1, done.stderr
+    assert "error: numpy is " in done.stderr
+    assert '"99.0.0" on rank 1' in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluation_data_of_less_than_a_row_is_named_as_such(dataset_folder, tokenizer_folder, tmp_path):
+    (tmp_path / "short.txt").write_text("a few words")
+    options = BuildOptions()
+    build_dataset([str(tmp_path / "short.txt")], tokenizer_folder, tmp_path / "short", options, show_progress=False)
+    with pytest.raises(UserError, match=r"^evaluation data: .* less than one row of 32"):
+        open_data([str(dataset_folder)], [str(tmp_path / "short")], load_recipe(str(RECIPE)))
+
+
+def test_values_that_make_no_sense_together():
+    def findings(**changes):
+        run = {"seed": changes.pop("seed", 0)}
+        return check_values(replace(BASE, optimization=replace(BASE.optimization, **changes), run=replace(BASE.run, **run)))
+
+    assert findings() == []
+    assert [finding.is_fatal for finding in findings(warmup_steps=10, max_steps=10)] == [False]
+    assert [finding.is_fatal for finding in findings(seed=-1)] == [True]
+    assert [finding.is_fatal for finding in findings(seed=2**63)] == [True]
+    assert findings(seed=2**63 - 1) == []
+
+
+def test_checkpoints_must_fit_on_the_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(inspection.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000 if path == tmp_path else 0))
+    output = tmp_path / "runs" / "new"
+    assert check_disk(output, checkpoint=250, wanted=4) == []
+    assert [finding.is_fatal for finding in check_disk(output, checkpoint=300, wanted=4)] == [False]
+    assert [finding.is_fatal for finding in check_disk(output, checkpoint=600, wanted=4)] == [True]
+    assert "4 checkpoints of 0.6 KiB" in check_disk(output, checkpoint=600, wanted=4)[0].text
+    assert check_disk(output, checkpoint=900, wanted=1) == []
+
+
+def test_old_checkpoints_of_the_run_count_as_room(tmp_path, monkeypatch):
+    monkeypatch.setattr(inspection.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    (tmp_path / "checkpoints" / "step-1").mkdir(parents=True)
+    assert check_disk(tmp_path, checkpoint=600, wanted=3) != []
+    (tmp_path / "checkpoints" / "step-1" / "weights.pt").write_bytes(bytes(800))
+    assert check_disk(tmp_path, checkpoint=600, wanted=3) == []
+
+
+def test_checkpoints_at_once_are_the_newest_the_best_and_one_in_the_making():
+    assert checkpoints_at_once(BASE) == BASE.run.keep + 2
+    short = replace(BASE, optimization=replace(BASE.optimization, max_steps=BASE.run.save_interval))
+    assert checkpoints_at_once(short) == 1
+
+
+@pytest.mark.parametrize(("ops", "is_fatal"), [({"fused_adam"}, True), ({"cpu_adam"}, False), (set(), False)])
+def test_locks_of_killed_builds_are_named(tmp_path, monkeypatch, ops, is_fatal):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    lock = tmp_path / "py311_cpu" / "fused_adam" / "lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    now = lock.stat().st_mtime
+    assert check_build_locks(ops, now + 60) == []
+    (finding,) = check_build_locks(ops, now + 3600)
+    assert finding.is_fatal is is_fatal
+    assert f"rm {lock}" in finding.text
+    lock.unlink()
+    assert check_build_locks(ops, now + 3600) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({}, set()),
+        ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}, set()),
+        ({"zero_optimization": {"stage": 2, "cpu_offload": True}}, set()),
+        ({"optimizer": {"type": "AdamW", "params": {"torch_adam": False}}}, {"fused_adam"}),
+        (
+            {
+                "optimizer": {"type": "Adam", "params": {"torch_adam": False}},
+                "zero_optimization": {"stage": 2, "cpu_offload": True},
+            },
+            {"cpu_adam"},
+        ),
+        ({"optimizer": {"type": "Lion"}}, {"fused_lion"}),
+        ({"optimizer": {"type": "Lamb"}}, {"fused_lamb"}),
+        ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": "/x"}}}, {"async_io"}),
+    ],
+)
+def test_what_a_configuration_would_compile(content, expected):
+    sound, findings = examine(content, "x.json")
+    assert findings == []
+    assert compiled_ops(resolve(sound, OptimizationRecipe(), 1, {"fp32"}, "x.json")) == expected
+
+
+def test_deprecated_keys_are_named_with_what_came_after_them():
+    (text,) = name_deprecated({"zero_optimization": {"stage": 2, "cpu_offload": True}}, "x.json")
+    assert text == "x.json: zero_optimization.cpu_offload is deprecated in DeepSpeed: use offload_optimizer instead."
+
+
+def work(rows: int, **options) -> Workload:
+    return Workload(BASE.model_config(30_527), "mpnet", 512, 77, rows, "bf16", **options)
+
+
+def test_memory_that_suffices_is_not_mentioned():
+    assert check_memory(work(32), Capacity(24 * GIB, 64 * GIB, is_same=False)) == []
+
+
+def test_activations_that_do_not_fit_are_a_warning_with_the_micro_batch_that_would():
+    (finding,) = check_memory(work(32), Capacity(8 * GIB, 64 * GIB, is_same=False))
+    assert not finding.is_fatal
+    assert "try --micro_batch_size 16 or activation checkpointing" in finding.text
+    assert check_memory(work(16), Capacity(8 * GIB, 64 * GIB, is_same=False)) == []
+
+
+def test_states_that_do_not_fit_are_fatal_with_cures_that_fit_the_case():
+    small = Capacity(GIB, 64 * GIB, is_same=False)
+    (finding,) = check_memory(work(1, zero_stage=1, world_size=4), small)
+    assert finding.is_fatal
+    assert "a ZeRO stage above 1" in finding.text
+    assert "offload_optimizer" in finding.text
+    (alone,) = check_memory(work(1), small)
+    assert "a ZeRO stage above" not in alone.text
+
+
+def test_a_host_that_is_too_small_for_what_is_offloaded():
+    there = work(1, zero_stage=2, optimizer_on_host=True, reduce_bucket_size=0)
+    (finding,) = check_memory(there, Capacity(24 * GIB, GIB, is_same=False))
+    assert finding.is_fatal
+    assert finding.text.startswith("What is offloaded takes about 1.6")

@@ -1,0 +1,130 @@
+"""Rank, world size and address from the variables that each launcher sets; they were read off real ones."""
+
+import base64
+import json
+
+import pytest
+
+from mpnet_ds.errors import UserError
+from mpnet_ds.ranks.launchers import (
+    Placement,
+    find_placement,
+    find_task,
+    first_host,
+    hosts_of_command,
+    name_ranks,
+    tasks_per_node,
+)
+
+ADDRESS = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29501"}
+DEEPSPEED = ADDRESS | {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_SIZE": "2"}
+TORCHRUN = ADDRESS | {
+    "RANK": "3",
+    "LOCAL_RANK": "1",
+    "WORLD_SIZE": "4",
+    "LOCAL_WORLD_SIZE": "2",
+    "TORCHELASTIC_RUN_ID": "none",
+}
+PYTORCHJOB = ADDRESS | {"RANK": "3", "WORLD_SIZE": "4"}
+MPIRUN = {
+    "OMPI_COMM_WORLD_RANK": "3",
+    "OMPI_COMM_WORLD_SIZE": "4",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+}
+MPIEXEC = {"PMI_RANK": "3", "PMI_SIZE": "4", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}
+SRUN = {
+    "SLURM_JOB_ID": "41",
+    "SLURM_STEP_ID": "2",
+    "SLURM_NTASKS": "4",
+    "SLURM_PROCID": "3",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_LOCALID": "1",
+    "SLURM_NODEID": "1",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
+    "SLURM_STEP_NODELIST": "gpu[08-09]",
+}
+DAEMONS = {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0", "SLURM_NODEID": "1"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, Placement()),
+        (DEEPSPEED, Placement("deepspeed", 3, 1, 4, 2, "10.0.0.1", 29501)),
+        (TORCHRUN, Placement("torchrun", 3, 1, 4, 2, "10.0.0.1", 29501)),
+        (PYTORCHJOB, Placement("deepspeed", 3, 0, 4, 1, "10.0.0.1", 29501)),
+        (MPIRUN | ADDRESS, Placement("mpirun", 3, 1, 4, 2, "10.0.0.1", 29501)),
+        (MPIRUN | {"OMPI_COMM_WORLD_LOCAL_SIZE": "4"}, Placement("mpirun", 3, 1, 4, 4, "127.0.0.1", 29500)),
+        (MPIEXEC | ADDRESS, Placement("mpiexec", 3, 1, 4, 2, "10.0.0.1", 29501)),
+        (SRUN, Placement("srun", 3, 1, 4, 2, "gpu08", 20043)),
+        (SRUN | ADDRESS, Placement("srun", 3, 1, 4, 2, "10.0.0.1", 29501)),
+        (SRUN | TORCHRUN, Placement("torchrun", 3, 1, 4, 2, "10.0.0.1", 29501)),
+        (DAEMONS | MPIRUN | ADDRESS, Placement("mpirun", 3, 1, 4, 2, "10.0.0.1", 29501)),
+        (SRUN | {"SLURM_STEP_NUM_TASKS": "1"}, Placement()),
+    ],
+)
+def test_each_launcher_is_understood(environment, expected):
+    assert find_placement(environment) == expected
+    assert expected.has_other_hosts == (expected.local_world_size < expected.world_size)
+
+
+@pytest.mark.parametrize("environment", [DEEPSPEED, MPIRUN | ADDRESS, SRUN])
+def test_torch_and_deepspeed_read_the_same(environment):
+    placement = find_placement(environment)
+    again = find_placement(environment | placement.environment())
+    assert again.environment() == placement.environment()
+    assert (again.rank, again.local_rank, again.local_world_size) == (3, 1, 2)
+
+
+def test_a_process_that_is_alone_chooses_no_port_before_it_listens():
+    assert find_placement({}).environment()["MASTER_PORT"] == "0"
+    assert find_placement(find_placement({}).environment()).port == 0
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        (MPIRUN, "set MASTER_ADDR"),
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, "start it with srun"),
+        (DEEPSPEED | {"RANK": "first"}, "RANK is 'first'"),
+        (SRUN | {"SLURM_STEP_TASKS_PER_NODE": "two"}, "SLURM_STEP_TASKS_PER_NODE is 'two'"),
+        (SRUN | {"SLURM_STEP_NODELIST": ""}, "set MASTER_ADDR"),
+    ],
+)
+def test_variables_that_do_not_suffice_are_named(environment, words):
+    with pytest.raises(UserError, match=words):
+        find_placement(environment)
+
+
+def test_daemons_of_mpirun_in_a_slurm_job_are_not_taken_for_ranks():
+    assert find_task(DAEMONS | MPIRUN).rank == 3
+    assert find_task(DAEMONS).rank == 1
+
+
+def test_slurms_short_forms_are_written_out():
+    assert tasks_per_node("2(x3),1") == [2, 2, 2, 1]
+    assert tasks_per_node("8") == [8]
+    assert first_host("gpu[03-07,12]-ib,login") == "gpu03-ib"
+    assert first_host("rack[1-2]n[10,12-14]") == "rack1n10"
+    assert first_host("login,gpu[1-2]") == "login"
+
+
+def test_hosts_are_read_off_the_command_of_deepspeeds_launcher():
+    info = base64.urlsafe_b64encode(json.dumps({"a": [0, 1], "b": [0]}).encode()).decode()
+    assert hosts_of_command(["python", "-m", "deepspeed.launcher.launch", f"--world_info={info}", "x.py"]) == ["a", "a", "b"]
+    assert hosts_of_command(["bash"]) == []
+
+
+@pytest.mark.parametrize(
+    ("ranks", "hosts", "text"),
+    [
+        ([5, 2, 3], {2: "b", 3: "b", 5: "c"}, "ranks 2, 3 (b), rank 5 (c)"),
+        ([1], [], "rank 1"),
+        (range(8), ["a"] * 8, "8 ranks from 0 on (a)"),
+        (range(9), [f"n{i}" for i in range(9)], None),
+    ],
+)
+def test_ranks_are_named_by_host(ranks, hosts, text):
+    named = name_ranks(ranks, hosts)
+    assert named == text if text else named.endswith("rank 5 (n5) and those of 3 more hosts")

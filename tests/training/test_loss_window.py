@@ -1,0 +1,99 @@
+"""Losses and gradients that are not finite, and losses that jump, in real processes."""
+
+import math
+
+import pytest
+import torch
+
+from mpnet_ds.checkpoint.store import verify
+from mpnet_ds.training.loss_window import LossWindow
+from tests.runs import pretrain, recipe_with
+from tests.training.faulty_runs import FAULTY, events, saved_steps, train
+
+
+def test_the_window_has_the_mean_over_slots_since_it_was_closed_last():
+    window = LossWindow()
+    window.add(1, torch.tensor([30.0, 2.0]), 10)
+    window.add(2, torch.tensor([10.0, 4.0]), 30)
+    assert window.close() == (1.0, 0.15, [])
+    window.add(3, torch.tensor([8.0, 1.0]), 4)
+    assert window.arrived() == []
+    assert window.close() == (2.0, 0.25, [])
+    assert math.isnan(window.close()[0])
+
+
+def test_a_spike_is_a_loss_above_a_multiple_of_the_mean_once_that_has_settled():
+    window = LossWindow(spike_factor=2.0)
+    window.add(1, torch.tensor([900.0, 0.0]), 10)  # before anything is known
+    for step in range(2, 40):
+        window.add(step, torch.tensor([30.0, 0.0]), 10)
+    assert window.arrived() == []
+    window.add(40, torch.tensor([170.0, 0.0]), 10)
+    (spike,) = window.arrived()
+    assert (spike.step, spike.loss) == (40, 17.0)
+    assert spike.running_mean == pytest.approx((90 + 38 * 3) / 39)
+    assert LossWindow(spike_factor=0.0).close()[2] == []
+
+
+@pytest.mark.parametrize(
+    ("config", "ranks"),
+    [
+        ("zero0", 2),
+        ("bf16", 0),
+        *(pytest.param(config, ranks, marks=pytest.mark.long) for config, ranks in (("zero2", 0), ("zero3", 2))),
+    ],
+)
+def test_an_update_without_finite_loss_is_skipped_and_reported(trained, dataset_folder, tmp_path, config, ranks):
+    arguments = ["--micro_batch_size", 4]
+    run = train(tmp_path / "run", dataset_folder, *arguments, fault="nan_on_one_rank@4", ranks=ranks, config=config)
+    assert run.code == 0, run.err
+    (event,) = events(run, "skipped")
+    # the fault is in the last rank's first rows: with one rank the first four of the update, with two the other four
+    assert event["samples"] == [[28, 31] if ranks else [24, 27]]
+    assert (event["step"], event["what"], event["skipped_updates"]) == (4, "loss", 1)
+    assert f"update 4 skipped, 1 in a row: the loss is not finite (samples {28 if ranks else 24} to" in run.err
+    reference = trained(config, max(ranks, 1)).losses
+    assert run.losses[:3] == pytest.approx(reference[:3], abs=0.01 if config == "bf16" else 1e-5)
+    assert run.losses[3] == pytest.approx(reference[4], abs=0.2)  # update 5, from the weights of update 3
+    assert run.losses[3] != pytest.approx(reference[4], abs=1e-4)
+    assert len(run.losses) == 7
+    assert "NaN" not in (run.folder / "metrics.jsonl").read_text()
+
+
+def test_a_run_that_makes_no_progress_gives_up_and_leaves_its_state(dataset_folder, tmp_path):
+    recipe = recipe_with(tmp_path, run={"max_skipped": 3})
+    flags = ["--recipe", recipe, "--data", dataset_folder]
+    run = pretrain(tmp_path / "run", *flags, script=[FAULTY, "nan_from@4"])
+    assert run.code == 1
+    assert "error: stopped at update 6: the last 3 updates had no finite loss or gradient" in run.err
+    assert saved_steps(run.folder) == [2, 4]
+    inspected = tmp_path / "run" / "inspection"
+    verify(inspected / "checkpoints" / "step-00000006")
+    assert (inspected / "batch-rank-00000.npz").exists()
+    again = pretrain(tmp_path / "run", *flags)
+    assert again.code == 0, again.err
+    assert "at update 4" in again.out
+
+
+def test_a_jump_of_the_loss_is_reported(dataset_folder, tmp_path):
+    run = train(tmp_path / "run", dataset_folder, "--max_steps", 24, "--log_interval", 8, fault="spike@22")
+    assert run.code == 0, run.err
+    (event,) = events(run, "loss_spike")
+    assert event["step"] == 22
+    assert event["loss"] > 2 * event["running_mean"] > 10
+    assert event["samples"] == [168, 175]
+    assert "update 22: loss" in run.err
+
+
+@pytest.mark.parametrize("config", ["zero0", pytest.param("zero2", marks=pytest.mark.long), "zero3", "bf16"])
+def test_no_update_waits_for_the_device_but_to_check_the_gradient(dataset_folder, tmp_path, config):
+    flags = ["--micro_batch_size", 4, "--log_interval", 8, "--max_steps", 3]
+    run = train(tmp_path / "run", dataset_folder, *flags, fault="waits@2", config=config)
+    assert run.code == 0, run.err
+    assert "one update was watched" in run.out
+    own = [line for line in run.out.splitlines() if line.startswith("mpnet_ds waits")]
+    if config == "zero0":  # in fp32 DeepSpeed checks nothing
+        assert own == ["mpnet_ds waits in _step"]
+    else:
+        assert "deepspeed waits in is_invalid_grad_norm" in run.out  # the watch sees such things
+        assert own == []

@@ -24,8 +24,8 @@ from step_configuration import Configuration, add_data_arguments, opened_data, p
 from timed_step import MeasurementFailed, measure_elsewhere
 
 from mpnet_ds.command_line import Parser, run
-from mpnet_ds.data.builder.plan import available_cores
 from mpnet_ds.errors import UserError
+from mpnet_ds.machine import available_cores
 from mpnet_ds.quiet import quiet_libraries
 
 TITLES = {"seq_length": "tokens", "layers": "layers", "micro_batch_size": "rows", "ranks": "ranks"}

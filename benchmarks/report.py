@@ -48,7 +48,7 @@ def write_results(path: Path | None, rows: list[dict], **more) -> None:
 
 def environment() -> dict:
     """When, how, with what and where this program is running."""
-    from mpnet_ds.data.builder.plan import available_cores
+    from mpnet_ds.machine import available_cores
 
     return {
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

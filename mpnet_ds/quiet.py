@@ -9,11 +9,11 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-import torch
-
 
 def quiet_libraries() -> None:
     """Leaves DeepSpeed's and TensorBoard's real warnings, and tells DeepSpeed where there is no accelerator."""
+    import torch  # here: who only wants stderr_without need not wait for it
+
     if not torch.accelerator.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -2,7 +2,8 @@
 
 import os
 
-from mpnet_ds.command_line import Parser, add_reading_arguments, reading_of, run, size
+from mpnet_ds.command_line import Parser, run, size
+from mpnet_ds.data.text.arguments import add_reading_arguments, reading_of
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """Trains a WordPiece tokenizer: python tools/train_tokenizer.py --input corpus/ --vocab_size 30527 --output my-tokenizer"""
 
-from mpnet_ds.command_line import Parser, add_reading_arguments, reading_of, run
+from mpnet_ds.command_line import Parser, run
+from mpnet_ds.data.text.arguments import add_reading_arguments, reading_of
 
 
 def main() -> None:

@@ -11,9 +11,9 @@ A record is size, checksums and, for what a rank wrote, the rank. Files that eve
 
 from collections.abc import Iterator
 from pathlib import Path
-from shlex import quote
 
 from mpnet_ds.errors import UserError
+from mpnet_ds.ranks.disks import gather_command
 
 
 def elsewhere_of(number: int, disks: list[dict]) -> list[dict]:
@@ -60,11 +60,6 @@ def check_rank(folder: Path, elsewhere: list[dict], rank: int) -> None:
             f"{folder}: {missing[0]}, from which rank {rank} goes on, lies on a local disk of {disk['host']}. Start on the "
             f"hosts that saved it, in the same order, or copy it: {_command(disk, folder)}"
         )
-
-
-def gather_command(host: str, source: Path | str, target: Path | str) -> str:
-    """What copies a folder from a host, and leaves alone what is here already."""
-    return f"rsync -a --ignore-existing {quote(f'{host}:{source}/')} {quote(f'{target}/')}"
 
 
 def _command(disk: dict, folder: Path) -> str:

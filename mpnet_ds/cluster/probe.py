@@ -98,7 +98,7 @@ def _git(folder: Path, *words: str) -> str:
 
 def usable_cores() -> int:
     """Processor cores that this process may use, a limit of its control group (a container's) included."""
-    from mpnet_ds.data.builder.plan import available_cores
+    from mpnet_ds.machine import available_cores
 
     return limited_cores(available_cores(), Path("/sys/fs/cgroup"))
 

@@ -381,3 +381,10 @@ def _find_leftover_auto(section, place: str, origin: str, findings: list[str]) -
         if value == "auto" and not where.startswith(DEEPSPEEDS_OWN_AUTO):
             findings.append(f"{origin}: '{where}' is \"auto\", but nothing else sets it: give a value, or leave it out.")
         _find_leftover_auto(value, where, origin, findings)
+
+
+def layout(engine: dict) -> dict:
+    """What decides, besides ZeRO stage, precision and ranks, how shards are laid out; ``engine`` is DeepSpeed's JSON."""
+    zero = engine.get("zero_optimization", {})
+    keys = ("round_robin_gradients", "sub_group_size", "parameter_alignment")
+    return {"optimizer": engine["optimizer"]["type"].lower()} | {key: zero[key] for key in keys if key in zero}

@@ -5,13 +5,18 @@ the masks may be others.
 """
 
 import argparse
+import os
+import shutil
+import sys
+import sysconfig
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
+from mpnet_ds.errors import UserError
 from mpnet_ds.findings import Finding
 from mpnet_ds.models.attention.backend import AUTO, BACKENDS, check_backend, choose_backend
-from mpnet_ds.training.compilation import check_compiler
 
 
 @dataclass(frozen=True)
@@ -74,3 +79,26 @@ def add_execution_arguments(parser: argparse.ArgumentParser) -> None:
 def execution_of(arguments: argparse.Namespace) -> Execution:
     """What the command line chooses; ``UserError`` for names that do not exist."""
     return Execution(**{name: getattr(arguments, name) for name in Execution.__dataclass_fields__})
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raises ``UserError`` where torch.compile lacks something that it would find out in the first update only."""
+    if device.type == "cuda":
+        from torch.utils._triton import has_triton
+
+        if not has_triton():
+            raise UserError(
+                "--compile needs Triton on a GPU, and it is not installed or does not serve this one: leave it out."
+            )
+        names = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
+    else:
+        names = [os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")]
+    missing = []
+    if not any(shutil.which(name) for name in names):
+        missing.append(f"a compiler ({' or '.join(names)})")
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    if not header.is_file():
+        missing.append(f"Python's headers ({header})")
+    if missing:
+        cure = "install them (Debian, Ubuntu: apt install g++ python3-dev), or leave --compile out"
+        raise UserError(f"--compile needs {' and '.join(missing)}, not found here: {cure}.")

@@ -3,7 +3,7 @@
 from mpnet_ds.data.builder.dataset_builder import build_dataset
 from mpnet_ds.data.builder.plan import BuildOptions
 from mpnet_ds.data.samples.dataset import PretrainingDataset
-from mpnet_ds.data.text.corpus import ReadOptions
+from mpnet_ds.data.text.source import ReadOptions
 from mpnet_ds.objectives.masking import MaskingConfig
 
 __all__ = ["BuildOptions", "MaskingConfig", "PretrainingDataset", "ReadOptions", "build_dataset"]

@@ -11,12 +11,12 @@ from pathlib import Path
 from transformers import MPNetConfig
 
 from mpnet_ds.checkpoint.store import CheckpointInfo, read_info
+from mpnet_ds.metrics_file import FILE_NAME as METRICS
+from mpnet_ds.metrics_file import read_metrics
 from mpnet_ds.models.mpnet.sizes import parameter_count
 from mpnet_ds.objectives import get_objective
 from mpnet_ds.objectives.masking import MaskingConfig
 from mpnet_ds.tokenizer import PretrainingTokenizer
-from mpnet_ds.training.metrics import FILE_NAME as METRICS
-from mpnet_ds.training.metrics import read_metrics
 
 PLACE = "THIS_FOLDER"
 """Stands in the card's code for the folder's path or its name on the hub."""

@@ -28,9 +28,8 @@ from transformers import MPNetConfig
 
 from mpnet_ds.models.layers.cross_entropy import LOGITS_AT_ONCE
 from mpnet_ds.models.mpnet.sizes import hidden_matrix_numbers, parameter_count
-from mpnet_ds.objectives import get_objective
+from mpnet_ds.models.mpnet.streams import streams_of
 
-GIB = 2**30
 BUCKET, MAX_LIVE = int(5e8), int(1e9)  # DeepSpeed's defaults, numbers
 
 
@@ -176,7 +175,7 @@ def saved_bytes(work: Workload) -> int:
 
 def _rows_and_keys(work: Workload) -> tuple[int, int, int]:
     """R, K, and the rows that the last layer computes."""
-    kind = get_objective(work.objective)
+    kind = streams_of(work.objective)
     keys = work.seq_length + (work.num_predicted if kind.has_mask_rows else 0)
     query = work.num_predicted if kind.has_query_stream else 0
     return keys + query, keys, query or keys

@@ -15,9 +15,9 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
-from mpnet_ds.checkpoint.elsewhere import gather_command
 from mpnet_ds.errors import UserError
 from mpnet_ds.ranks.process_group import Ranks
 
@@ -185,3 +185,8 @@ def _attempt(function: Callable[[], Any]):
         return function()
     except Exception as error:  # whatever it is: the other ranks wait for an answer
         return error
+
+
+def gather_command(host: str, source: Path | str, target: Path | str) -> str:
+    """What copies a folder from a host, and leaves alone what is here already."""
+    return f"rsync -a --ignore-existing {quote(f'{host}:{source}/')} {quote(f'{target}/')}"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mpnet_ds.errors import UserError, did_you_mean
-from mpnet_ds.training.metrics import FILE_NAME, read_metrics
+from mpnet_ds.metrics_file import FILE_NAME, read_metrics
 
 AXES = {"updates": "step", "samples": "consumed_samples"}
 """What may stand on the horizontal axis, and the number of a line that says it."""

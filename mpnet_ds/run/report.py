@@ -10,8 +10,8 @@ from pathlib import Path
 from mpnet_ds.config.deepspeed_config import EngineConfig
 from mpnet_ds.config.execution import Execution
 from mpnet_ds.config.recipe import Recipe
+from mpnet_ds.machine import Capacity, show_bytes
 from mpnet_ds.models.mpnet.sizes import parameter_count
-from mpnet_ds.preflight.inspection import Capacity, show_bytes
 from mpnet_ds.preflight.memory_estimate import MemoryEstimate
 
 NO_EVALUATION = "No evaluation: not all of the data has a holdout. Name one with --eval_data, or build with --holdout."

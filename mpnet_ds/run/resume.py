@@ -4,12 +4,11 @@ from argparse import Namespace
 from pathlib import Path
 
 from mpnet_ds.checkpoint.store import check_at_hand
-from mpnet_ds.config.deepspeed_config import EngineConfig
+from mpnet_ds.config.deepspeed_config import EngineConfig, layout
 from mpnet_ds.config.recipe import Recipe
-from mpnet_ds.preflight.inspection import Finding, Inspection
+from mpnet_ds.preflight.inspection import Finding, Inspection, agree
 from mpnet_ds.ranks.disks import Disks, find_disks
 from mpnet_ds.run.run_folder import Setting, Start, decide_start, free_output, identity, list_checkpoints
-from mpnet_ds.training.engine import layout
 
 
 def find_destination(
@@ -37,7 +36,7 @@ def decide_again(arguments: Namespace, config: EngineConfig, start: Start, disks
         return start
     inspection = Inspection(disks.ranks.rank)
     start = _decide_start(arguments, config, start.output, start.identity, disks, inspection)
-    inspection.agree(inspection, disks.ranks)
+    agree(inspection, disks.ranks)
     return start
 
 

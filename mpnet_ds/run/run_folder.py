@@ -26,9 +26,8 @@ from mpnet_ds.config.recipe import DataRecipe, ModelRecipe, Recipe
 from mpnet_ds.errors import UserError
 from mpnet_ds.files import LOCK, TEMPORARY, locked, write_atomically
 from mpnet_ds.ranks.disks import TOKEN, Disks
+from mpnet_ds.run_record import FILE_NAME, read_record
 from mpnet_ds.zero.torch_file import TensorFile
-
-FILE_NAME = "run.json"
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,7 @@ def list_checkpoints(output: Path, disks: Disks) -> tuple[tuple[str, ...], ...]:
 
 def _check_folder(output: Path, resume: str, run_identity: dict) -> bool:
     """Raises ``UserError`` if this run may not be in ``output``; whether a run is in it that began with this ``resume``."""
-    record = _read_record(output)
+    record = read_record(output)
     if record is not None:
         if resume == "never":
             raise UserError(f"{output} holds a run: choose another --output_dir, or --resume auto to continue it.")
@@ -209,7 +208,7 @@ def free_output(name: str, run_identity: dict, max_steps: int, may_continue: boo
     while True:
         output = Path("runs") / (name if number == 1 else f"{name}-{number}")
         number += 1
-        record = _read_record(output)
+        record = read_record(output)
         if record is None:
             if not _holds_something(output):
                 return output
@@ -245,16 +244,6 @@ def _holds_something(output: Path) -> bool:
     """Whether there is more than what a kill during the first write leaves."""
     ours = (FILE_NAME + TEMPORARY, LOCK)
     return output.exists() and any(path.name not in ours and not path.name.startswith(TOKEN) for path in output.iterdir())
-
-
-def _read_record(output: Path) -> dict | None:
-    path = output / FILE_NAME
-    if not path.is_file():
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): choose another --output_dir.") from error
 
 
 def _first_difference(before: dict, now: dict) -> str:

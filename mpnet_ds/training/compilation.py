@@ -8,15 +8,8 @@ What is compiled is a layer's ``forward``, within the hooks that ZeRO 3 puts aro
 the modules inside would cut the graph at each of them, so at ZeRO 3 a layer becomes a leaf: it gathers its weights together.
 """
 
-import os
-import shutil
-import sys
-import sysconfig
-from pathlib import Path
-
 import torch
 
-from mpnet_ds.errors import UserError
 from mpnet_ds.models import MPNetForPretraining
 
 
@@ -33,26 +26,3 @@ def compile_layers(model: MPNetForPretraining, zero_stage: int) -> None:
         set_z3_leaf_modules(model, [type(layers[0])])
     for layer in layers:
         layer.forward = torch.compile(layer.forward, dynamic=False)
-
-
-def check_compiler(device: torch.device) -> None:
-    """Raises ``UserError`` where torch.compile lacks something that it would find out in the first update only."""
-    if device.type == "cuda":
-        from torch.utils._triton import has_triton
-
-        if not has_triton():
-            raise UserError(
-                "--compile needs Triton on a GPU, and it is not installed or does not serve this one: leave it out."
-            )
-        names = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
-    else:
-        names = [os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")]
-    missing = []
-    if not any(shutil.which(name) for name in names):
-        missing.append(f"a compiler ({' or '.join(names)})")
-    header = Path(sysconfig.get_path("include"), "Python.h")
-    if not header.is_file():
-        missing.append(f"Python's headers ({header})")
-    if missing:
-        cure = "install them (Debian, Ubuntu: apt install g++ python3-dev), or leave --compile out"
-        raise UserError(f"--compile needs {' and '.join(missing)}, not found here: {cure}.")

@@ -125,13 +125,6 @@ class Engine:
         return float(getattr(self.deepspeed.optimizer, "cur_scale", 1.0))
 
 
-def layout(engine: dict) -> dict:
-    """What decides, besides ZeRO stage, precision and ranks, how shards are laid out; ``engine`` is DeepSpeed's JSON."""
-    zero = engine.get("zero_optimization", {})
-    keys = ("round_robin_gradients", "sub_group_size", "parameter_alignment")
-    return {"optimizer": engine["optimizer"]["type"].lower()} | {key: zero[key] for key in keys if key in zero}
-
-
 @torch.no_grad()
 def _undo_first_update(optimizer) -> None:
     """DeepSpeed's 16-bit optimizer of ZeRO 0 makes one update with gradients of zero, to have its memory from the start.

@@ -28,11 +28,11 @@ from transformers import MPNetConfig
 
 from mpnet_ds.config.recipe import Recipe
 from mpnet_ds.files import write_atomically
+from mpnet_ds.machine import GIB
+from mpnet_ds.metrics_file import FILE_NAME, read_metrics
 from mpnet_ds.models.mpnet.sizes import flops_per_row
 from mpnet_ds.progress import show_duration
 from mpnet_ds.ranks.process_group import Ranks
-
-FILE_NAME = "metrics.jsonl"
 
 PEAK_TFLOPS = {
     "B200": 2250,
@@ -56,8 +56,6 @@ PEAK_TFLOPS = {
 }
 """Dense 16-bit matrix rate, summed in fp32, by whole words of the device's name (regular expressions), from the vendors'
 datasheets; the first match counts."""
-
-GIB = 2**30
 
 
 class MetricsWriter:
@@ -108,19 +106,6 @@ class MetricsWriter:
                     board.summary_writer.close()
                 except OSError as error:
                     self._complain(error)
-
-
-def read_metrics(path: Path) -> list[dict]:
-    """The lines of a ``metrics.jsonl``, without those that a kill or a full disk cut short; none of a missing file."""
-    lines = []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(line, dict) and "step" in line:
-            lines.append(line)
-    return lines
 
 
 class Throughput:

@@ -29,12 +29,26 @@ from mpnet_ds.data.samples.mixture import MixtureDataset, open_datasets, parse_w
 from mpnet_ds.errors import UserError
 from mpnet_ds.hub.read_folder import check_start, load_pretrained_weights
 from mpnet_ds.lasting_output import outlive_readers
+from mpnet_ds.machine import capacity_of
+from mpnet_ds.metrics_file import FILE_NAME as METRICS
+from mpnet_ds.metrics_file import read_metrics
 from mpnet_ds.models.attention.backend import choose_backend
 from mpnet_ds.models.mpnet.model import check_config
 from mpnet_ds.models.mpnet.sizes import parameter_count
 from mpnet_ds.objectives import get_objective
-from mpnet_ds.preflight import inspection
-from mpnet_ds.preflight.inspection import Finding, Inspection
+from mpnet_ds.preflight.checks import (
+    check_build_locks,
+    check_disk,
+    check_hostfile,
+    check_memory,
+    check_slots,
+    check_values,
+    checkpoints_at_once,
+    compiled_ops,
+    memory_of,
+    workload_of,
+)
+from mpnet_ds.preflight.inspection import DATA, EVAL_DATA, Finding, Inspection, agree, conclude, flatten
 from mpnet_ds.preflight.memory_estimate import Workload, checkpoint_bytes
 from mpnet_ds.quiet import quiet_libraries
 from mpnet_ds.ranks import process_group
@@ -49,8 +63,6 @@ from mpnet_ds.run.run_folder import (
     held,
     prepare,
 )
-from mpnet_ds.training.metrics import FILE_NAME as METRICS
-from mpnet_ds.training.metrics import read_metrics
 from mpnet_ds.training.trainer import Outcome, Trainer
 
 YEAR = 365 * 24 * 3600.0  # seconds
@@ -125,8 +137,8 @@ def pretrain(arguments: argparse.Namespace) -> int:
     placement = process_group.place()
     inspection = Inspection(placement.rank)
     inspection.facts |= _versions()
-    inspection.add(inspection.check_hostfile())
-    inspection.add(inspection.check_slots(placement))
+    inspection.add(check_hostfile())
+    inspection.add(check_slots(placement))
     recipe = inspection.attempt(lambda: recipe_of(arguments))
     execution = inspection.attempt(lambda: execution_of(arguments))
     if execution is not None and recipe is not None:
@@ -134,14 +146,14 @@ def pretrain(arguments: argparse.Namespace) -> int:
     config = _resolve_config(arguments, recipe, placement.world_size, inspection)
     data, eval_data = _open_given_data(arguments, recipe, inspection)
     if inspection.is_fatal and placement.world_size == 1:
-        inspection.conclude([inspection])
+        conclude([inspection])
     ranks = process_group.start(arguments.join_timeout)
     execution = execution and inspection.attempt(lambda: execution.on(ranks.device))
     try:
         if recipe is not None:
             process_group.wait_for_each_other(2 * recipe.run.hang_timeout or YEAR)
         if not arguments.data:
-            inspection.agree(inspection, ranks)  # nothing is built for a run that cannot start
+            agree(inspection, ranks)  # nothing is built for a run that cannot start
             folder = ranks.on_main(demo.prepare_sample)
             data, eval_data = open_data([str(folder)], None, recipe)
             ranks.say(demo.DEMO_TEXT.format(recipe=recipe.name))
@@ -179,7 +191,7 @@ def _open_given_data(arguments, recipe: Recipe | None, inspection: Inspection) -
         inspection.add([Finding(text)])
     if recipe is None:
         return None, None
-    values = inspection.check_values(recipe)
+    values = check_values(recipe)
     inspection.add(values)
     if not arguments.data or any(finding.is_fatal for finding in values):
         return None, None
@@ -240,7 +252,7 @@ def _run(
     start, disks = None, Disks(ranks)
     is_ready = recipe is not None and config is not None and data is not None
     if execution is not None:
-        inspection.facts |= inspection.flatten("the command line", asdict(execution))
+        inspection.facts |= flatten("the command line", asdict(execution))
     if is_ready:
         _inspect_run(arguments, recipe, config, execution, data, eval_data, ranks, inspection)
     if all(ranks.gather(is_ready)):
@@ -249,7 +261,7 @@ def _run(
             inspection.add(execution.check_steps(recipe.optimization.max_steps, start.step))
         if start is not None and disks.is_keeper:
             _inspect_disk(recipe, config, data, start, disks, inspection)
-    warnings = inspection.agree(inspection, ranks, [*_datasets(data), *_datasets(eval_data)])
+    warnings = agree(inspection, ranks, [*_datasets(data), *_datasets(eval_data)])
     model_config = recipe.model_config(data.tokenizer.vocab_size)
     warnings = [f"warning: {text}" for text in warnings]
     if arguments.dry_run:
@@ -286,33 +298,31 @@ def _inspect_run(
         inspection.attempt(lambda: choose_backend(execution.attention, ranks.device).check(ranks.device, model_config))
     if arguments.init_from:
         inspection.attempt(lambda: check_start(arguments.init_from, model_config, data.tokenizer))
-    inspection.facts |= {inspection.DATA: data.checksum, "the tokenizer's checksum": data.tokenizer.fingerprint}
+    inspection.facts |= {DATA: data.checksum, "the tokenizer's checksum": data.tokenizer.fingerprint}
     if eval_data:
-        inspection.facts[inspection.EVAL_DATA] = eval_data.checksum
-    inspection.facts |= inspection.flatten("recipe", asdict(recipe)) | inspection.flatten(
-        "DeepSpeed's configuration", config.engine
-    )
-    inspection.add(inspection.check_build_locks(inspection.compiled_ops(config)))
+        inspection.facts[EVAL_DATA] = eval_data.checksum
+    inspection.facts |= flatten("recipe", asdict(recipe)) | flatten("DeepSpeed's configuration", config.engine)
+    inspection.add(check_build_locks(compiled_ops(config)))
     work = _workload(recipe, config, model_config, ranks)
-    inspection.add(inspection.check_memory(work, inspection.capacity_of(ranks.device)))
+    inspection.add(check_memory(work, capacity_of(ranks.device)))
 
 
 def _inspect_disk(recipe: Recipe, config: EngineConfig, data, start: Start, disks: Disks, inspection: Inspection) -> None:
     """Whether this disk has room for its part of the checkpoints."""
     work = _workload(recipe, config, recipe.model_config(data.tokenizer.vocab_size), disks.ranks)
     size = checkpoint_bytes(work, len(disks.here_and_elsewhere[0]))
-    inspection.add(inspection.check_disk(start.output, size, inspection.checkpoints_at_once(recipe)))
+    inspection.add(check_disk(start.output, size, checkpoints_at_once(recipe)))
 
 
 def _describe_needs(recipe: Recipe, config: EngineConfig, model_config, start: Start, ranks) -> list[str]:
     work = _workload(recipe, config, model_config, ranks)
-    capacity = inspection.capacity_of(ranks.device)
-    disk = describe_disk(start.output, checkpoint_bytes(work), inspection.checkpoints_at_once(recipe))
-    return [*describe_memory(inspection.memory_of(work, capacity), capacity), disk]
+    capacity = capacity_of(ranks.device)
+    disk = describe_disk(start.output, checkpoint_bytes(work), checkpoints_at_once(recipe))
+    return [*describe_memory(memory_of(work, capacity), capacity), disk]
 
 
 def _workload(recipe: Recipe, config: EngineConfig, model_config, ranks) -> Workload:
-    return inspection.workload_of(recipe, config, model_config, ranks.world_size, ranks.device.type != "cpu")
+    return workload_of(recipe, config, model_config, ranks.world_size, ranks.device.type != "cpu")
 
 
 def _train(arguments, recipe, config, execution: Execution, model_config, data, eval_data, start: Start, disks: Disks):

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from mpnet_ds.checkpoint.store import CheckpointInfo, CheckpointStore, SaveFailed, read_info
-from mpnet_ds.config.deepspeed_config import EngineConfig
+from mpnet_ds.config.deepspeed_config import EngineConfig, layout
 from mpnet_ds.config.execution import Execution
 from mpnet_ds.config.recipe import Recipe
 from mpnet_ds.counter_rng import make_key
@@ -35,7 +35,7 @@ from mpnet_ds.ranks.disks import Disks
 from mpnet_ds.ranks.stop_requests import Agreement, Control, Request
 from mpnet_ds.ranks.watchdog import Watchdog
 from mpnet_ds.run.run_folder import Start
-from mpnet_ds.training.engine import Engine, layout
+from mpnet_ds.training.engine import Engine
 from mpnet_ds.training.garbage import collected_by_hand
 from mpnet_ds.training.loss_window import LossWindow, Spike
 from mpnet_ds.training.metrics import MetricsWriter, Throughput, describe

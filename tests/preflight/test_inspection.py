@@ -12,26 +12,20 @@ from mpnet_ds.config.deepspeed_config import examine, name_deprecated, resolve
 from mpnet_ds.config.recipe import OptimizationRecipe, load_recipe
 from mpnet_ds.data import BuildOptions, build_dataset
 from mpnet_ds.errors import UserError
-from mpnet_ds.preflight import inspection
-from mpnet_ds.preflight.inspection import (
-    Capacity,
-    Finding,
-    Inspection,
+from mpnet_ds.machine import GIB, Capacity
+from mpnet_ds.preflight import checks
+from mpnet_ds.preflight.checks import (
     check_build_locks,
     check_disk,
     check_memory,
     check_slots,
     check_values,
     checkpoints_at_once,
-    compare,
     compiled_ops,
-    conclude,
-    differ,
-    facts_of_files,
-    flatten,
     named_hostfile,
 )
-from mpnet_ds.preflight.memory_estimate import GIB, Workload
+from mpnet_ds.preflight.inspection import Finding, Inspection, compare, conclude, differ, facts_of_files, flatten
+from mpnet_ds.preflight.memory_estimate import Workload
 from mpnet_ds.ranks.launchers import Placement
 from mpnet_ds.training.pretrain import open_data
 from tests.runs import RECIPE, ROOT, command, free_port, pretrain
@@ -219,7 +213,7 @@ def test_values_that_make_no_sense_together():
 
 
 def test_checkpoints_must_fit_on_the_disk(tmp_path, monkeypatch):
-    monkeypatch.setattr(inspection.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000 if path == tmp_path else 0))
+    monkeypatch.setattr(checks.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000 if path == tmp_path else 0))
     output = tmp_path / "runs" / "new"
     assert check_disk(output, checkpoint=250, wanted=4) == []
     assert [finding.is_fatal for finding in check_disk(output, checkpoint=300, wanted=4)] == [False]
@@ -229,7 +223,7 @@ def test_checkpoints_must_fit_on_the_disk(tmp_path, monkeypatch):
 
 
 def test_old_checkpoints_of_the_run_count_as_room(tmp_path, monkeypatch):
-    monkeypatch.setattr(inspection.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    monkeypatch.setattr(checks.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     (tmp_path / "checkpoints" / "step-1").mkdir(parents=True)
     assert check_disk(tmp_path, checkpoint=600, wanted=3) != []
     (tmp_path / "checkpoints" / "step-1" / "weights.pt").write_bytes(bytes(800))

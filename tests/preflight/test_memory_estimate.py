@@ -8,9 +8,10 @@ from torch.utils.checkpoint import checkpoint
 from transformers import MPNetConfig
 
 from mpnet_ds.config.recipe import load_recipe
+from mpnet_ds.machine import GIB
 from mpnet_ds.models import MPNetForPretraining
 from mpnet_ds.models.mpnet.sizes import parameter_count
-from mpnet_ds.preflight.memory_estimate import GIB, Workload, checkpoint_bytes, estimate, saved_bytes
+from mpnet_ds.preflight.memory_estimate import Workload, checkpoint_bytes, estimate, saved_bytes
 from tests.runs import RECIPE
 
 N = 109_518_527  # parameters of MPNet-base

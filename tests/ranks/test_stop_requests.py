@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from mpnet_ds.checkpoint.store import verify
-from mpnet_ds.preflight.inspection import check_hostfile
+from mpnet_ds.preflight.checks import check_hostfile
 from mpnet_ds.ranks import stop_requests as control_module
 from mpnet_ds.ranks.process_group import ancestors
 from mpnet_ds.ranks.stop_requests import Agreement, Control, Request

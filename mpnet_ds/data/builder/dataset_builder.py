@@ -24,7 +24,8 @@ from mpnet_ds.data.builder.plan import BuildOptions, cut, difference, settings_o
 from mpnet_ds.data.builder.shard_builder import TRAINING, Job, PieceRecord, record_path
 from mpnet_ds.data.builder.workers import build_shards
 from mpnet_ds.data.storage.manifest import FILE_NAME, HOLDOUT, TOKENIZER, DatasetManifest
-from mpnet_ds.data.text.corpus import STANDARD_INPUT, Corpus, ReadOptions, check_unchanged, last_unit
+from mpnet_ds.data.text.corpus import Corpus, check_unchanged, last_unit
+from mpnet_ds.data.text.source import STANDARD_INPUT, ReadOptions
 from mpnet_ds.data.text.standard_input import STORED, with_standard_input
 from mpnet_ds.errors import UserError
 from mpnet_ds.files import (
@@ -39,6 +40,7 @@ from mpnet_ds.files import (
     write_atomically,
 )
 from mpnet_ds.interrupts import interrupted_once
+from mpnet_ds.machine import existing_folder
 from mpnet_ds.progress import Progress
 from mpnet_ds.tokenizer import PretrainingTokenizer
 
@@ -141,11 +143,6 @@ def _say_how_to_go_on(folder: Path, error: BaseException) -> None:
         error.args = (f"{count} finished shards are kept, the same command goes on with the others.",)
     elif isinstance(error, UserError) and count and "--on_error" in str(error):
         error.args = (f"{error} ({count} finished shards are kept: the same command goes on, also with --on_error.)",)
-
-
-def existing_folder(path: Path) -> Path:
-    """The path, or the nearest folder above it that is there."""
-    return next(parent for parent in (path, *path.parents) if parent.exists())
 
 
 def _finished_already(output: Path, folder: Path, settings: dict) -> DatasetManifest | None:

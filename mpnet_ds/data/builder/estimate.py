@@ -5,12 +5,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from mpnet_ds.data.builder.dataset_builder import existing_folder
 from mpnet_ds.data.builder.plan import BuildOptions, cut
 from mpnet_ds.data.builder.shard_builder import Job, ShardBuilder
 from mpnet_ds.data.storage.token_file import index_bytes
-from mpnet_ds.data.text.corpus import STANDARD_INPUT, Corpus, Faults, ReadOptions
+from mpnet_ds.data.text.corpus import Corpus
+from mpnet_ds.data.text.source import STANDARD_INPUT, Faults, ReadOptions
 from mpnet_ds.errors import UserError
+from mpnet_ds.machine import existing_folder
 from mpnet_ds.progress import Progress, show_duration
 
 SAMPLED_STRETCHES = 64

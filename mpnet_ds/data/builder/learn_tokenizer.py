@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 
-from mpnet_ds.data.text.corpus import Corpus, Faults, ReadOptions
+from mpnet_ds.data.text.corpus import Corpus
+from mpnet_ds.data.text.source import Faults, ReadOptions
 from mpnet_ds.data.text.standard_input import with_standard_input
 from mpnet_ds.files import new_folder
 from mpnet_ds.progress import Progress

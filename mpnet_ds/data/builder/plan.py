@@ -12,15 +12,16 @@ Where several machines build, each takes a run of consecutive pieces.
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 
 from mpnet_ds.data.text import standard_input
-from mpnet_ds.data.text.corpus import Corpus, Source, last_unit
+from mpnet_ds.data.text.corpus import Corpus, last_unit
+from mpnet_ds.data.text.source import Source
 from mpnet_ds.errors import UserError
+from mpnet_ds.machine import available_cores
 from mpnet_ds.ranks.launchers import find_task
 
 USUAL_SHARDS = 64
@@ -217,8 +218,3 @@ def difference(before: dict, now: dict) -> str:
 def _describe(source: dict) -> str:
     time = datetime.fromtimestamp(source["modified"]).isoformat(" ", "microseconds") if source["modified"] else ""
     return " ".join(filter(None, (f"{source['num_bytes']:,} bytes", time, source["version"][:12])))
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -17,7 +17,8 @@ from mpnet_ds.data.builder.plan import BuildOptions, Piece
 from mpnet_ds.data.builder.wordpiece_memo import TextEncoder
 from mpnet_ds.data.storage.manifest import HOLDOUT, ShardRecord, shard_record
 from mpnet_ds.data.storage.token_file import TokenFileWriter
-from mpnet_ds.data.text.corpus import Block, Faults, ReadOptions, Source, read
+from mpnet_ds.data.text.corpus import read
+from mpnet_ds.data.text.source import Block, Faults, ReadOptions, Source
 from mpnet_ds.files import sync_folder, write_atomically
 from mpnet_ds.tokenizer import EOS_ID, PretrainingTokenizer
 

@@ -22,10 +22,10 @@ from queue import Queue
 import numpy as np
 import xxhash
 
-from mpnet_ds.data.builder.plan import available_cores
 from mpnet_ds.data.storage.manifest import FILE_NAME, HOLDOUT, MIB, TOKENIZER, DatasetManifest, FileRecord, ShardRecord
 from mpnet_ds.data.storage.token_file import HEADER, TokenFile
 from mpnet_ds.errors import UserError
+from mpnet_ds.machine import available_cores
 from mpnet_ds.progress import Progress
 from mpnet_ds.tokenizer import EOS_ID, PretrainingTokenizer
 

@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
-from mpnet_ds.data.text.corpus import LONGEST_DOCUMENT, Block, Faults, ReadOptions, Source, split_lines
+from mpnet_ds.data.text.source import LONGEST_DOCUMENT, Block, Faults, ReadOptions, Source, split_lines
 from mpnet_ds.errors import UserError, did_you_mean
 
 STRETCH_BYTES = 1 << 22

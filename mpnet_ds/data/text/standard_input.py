@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from mpnet_ds.data.text.corpus import STANDARD_INPUT, Source
+from mpnet_ds.data.text.source import STANDARD_INPUT, Source
 from mpnet_ds.errors import UserError
 from mpnet_ds.files import BLOCK, fast_checksum
 

@@ -14,8 +14,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mpnet_ds.data.text.corpus import LONGEST_DOCUMENT, Block, Faults, ReadOptions, Source, split_lines
 from mpnet_ds.data.text.files import decompressed
+from mpnet_ds.data.text.source import LONGEST_DOCUMENT, Block, Faults, ReadOptions, Source, split_lines
 from mpnet_ds.errors import UserError, did_you_mean
 
 ROWS_AT_ONCE = 1024

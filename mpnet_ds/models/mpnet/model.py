@@ -24,8 +24,8 @@ from mpnet_ds.models.attention.backend import Backend, check_backend, choose_bac
 from mpnet_ds.models.layers.cross_entropy import linear_cross_entropy
 from mpnet_ds.models.layers.dropout import Dropout
 from mpnet_ds.models.mpnet.relative_position import NUM_BUCKETS
+from mpnet_ds.models.mpnet.streams import streams_of
 from mpnet_ds.models.mpnet.visibility import Layout, plain_layout, two_stream_layout
-from mpnet_ds.objectives import get_objective
 from mpnet_ds.tokenizer import PAD_ID
 
 FIRST_POSITION = PAD_ID + 1  # row of the position table of the first token
@@ -209,7 +209,7 @@ class MPNetForPretraining(nn.Module):
     def __init__(self, config: MPNetConfig, objective: str = "mpnet", attention: str = "auto"):
         super().__init__()
         check_config(config)
-        self.config, self.objective = config, get_objective(objective)
+        self.config, self.objective = config, streams_of(objective)
         self.attention = check_backend(attention)
         self.mpnet = MPNet(config)
         self.lm_head = LMHead(config, self.mpnet.embeddings.word_embeddings.weight)

@@ -7,7 +7,7 @@ rows meet the vocabulary. Softmax, LayerNorm, gelu and embeddings are left out, 
 
 from transformers import MPNetConfig
 
-from mpnet_ds.objectives import get_objective
+from mpnet_ds.models.mpnet.streams import streams_of
 
 
 def parameter_count(config: MPNetConfig) -> int:
@@ -41,7 +41,7 @@ def flops_per_row(config: MPNetConfig, seq_length: int, num_predicted: int, obje
     ``mpnet``: c = n + p, q = p, and the last layer has l = p rows; ``plm``: c = n, q = l = p; ``mlm``: c = l = n, q = 0.
     The 3 stands for forward and twice as much in backward; layers that are computed again in backward count once.
     """
-    kind = get_objective(objective)
+    kind = streams_of(objective)
     content = seq_length + (num_predicted if kind.has_mask_rows else 0)
     query = num_predicted if kind.has_query_stream else 0
     last_layer_rows = query or content

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpnet_ds.data.builder.plan import Part, cut, difference, parse_part, part_of_environment
-from mpnet_ds.data.text.corpus import Source, last_unit
+from mpnet_ds.data.text.corpus import last_unit
+from mpnet_ds.data.text.source import Source
 from mpnet_ds.errors import UserError
 
 sources = st.builds(

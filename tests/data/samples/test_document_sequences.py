@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from mpnet_ds.config.recipe import DataRecipe
 from mpnet_ds.data import MaskingConfig, PretrainingDataset, build_dataset
+from mpnet_ds.data.samples import document_sequences
 from mpnet_ds.data.samples.dataset import document_ids
 from mpnet_ds.data.samples.document_sequences import UnitRows
 from mpnet_ds.data.storage.token_file import TokenFile, TokenFileWriter

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from mpnet_ds.data import ReadOptions
 from mpnet_ds.data.text import builtin_sample
 from mpnet_ds.data.text import corpus as corpus_module
-from mpnet_ds.data.text.corpus import Corpus, Faults, Source, last_unit, read
+from mpnet_ds.data.text.corpus import Corpus, last_unit, read
+from mpnet_ds.data.text.source import Faults, Source
 from mpnet_ds.errors import UserError
 
 

@@ -48,7 +48,7 @@ def main() -> None:
 
 def measure(recipe: Recipe, precision: str, rows: int, pairs: int) -> dict:
     """Median seconds of a step of both, and the median of their ratios, pair by pair."""
-    config, batch = recipe.model_config(VOCAB_SIZE), random_batch(recipe, rows)
+    config, batch = recipe.model.config(VOCAB_SIZE), random_batch(recipe, rows)
     models = [make(config).to(PRECISIONS[precision]) for make in (StraightforwardMPNet, MPNetForPretraining)]
     models[1].load_state_dict(models[0].state_dict())
     optimizers = [torch.optim.AdamW(parameter_groups(model, 0.01), lr=1e-5, fused=True) for model in models]
@@ -57,7 +57,7 @@ def measure(recipe: Recipe, precision: str, rows: int, pairs: int) -> dict:
         return models[0](**batch)
 
     def own_loss() -> torch.Tensor:
-        return models[1](**batch, return_logits=False).loss
+        return models[1](**batch).loss
 
     sides = list(zip((straightforward_loss, own_loss), optimizers, strict=True))
     seconds = [[step(*side) for side in sides] for _ in range(pairs + 1)][1:]

@@ -93,7 +93,7 @@ def backends_of(device: torch.device, configuration: Configuration) -> dict[str,
     """Attention back-ends that such a model can be trained with on the device, and what each needs changed for it."""
     found = {}
     for name, change in product(ALL_BACKENDS, ({}, WITHOUT_DROPOUT)):
-        sizes = replace(configuration, **change).sized_recipe().model_config(VOCAB_SIZE)
+        sizes = replace(configuration, **change).sized_recipe().model.config(VOCAB_SIZE)
         with suppress(UserError):  # it cannot be; or not with dropout, and then perhaps without
             choose_backend(name, device).check(device, sizes)
             found.setdefault(name, change)

@@ -27,9 +27,10 @@ from functools import cache
 
 import torch
 
-from mpnet_ds.config.recipe import ModelRecipe, Recipe
+from mpnet_ds.objectives.model_section import ModelSection
+from mpnet_ds.config.recipe import Recipe
 from mpnet_ds.models import MPNetForPretraining
-from mpnet_ds.models.mpnet.sizes import flops_per_row
+from mpnet_ds.models.mpnet.sizes import flops_per_sequence
 from mpnet_ds.preflight.memory_estimate import Workload, checkpoint_bytes, estimate
 
 RANKS = (8, 64, 512, 4096)
@@ -58,9 +59,9 @@ class Model:
     def config(self):
         """As ``transformers`` has it."""
         heads = self.heads or self.width // 64
-        sizes = ModelRecipe(self.layers, self.width, heads, 4 * self.width, max_position_embeddings=self.positions)
+        sizes = ModelSection(self.layers, self.width, heads, 4 * self.width, max_position_embeddings=self.positions)
         seq = Recipe("", data=replace(Recipe("").data, seq_length=min(SEQ_LENGTH, self.positions - 2)), model=sizes)
-        return seq.model_config(self.vocabulary)
+        return seq.model.config(self.vocabulary)
 
 
 BASE, LARGE, BILLION = Model("base", 12, 768), Model("large", 24, 1024), Model("1.3 B", 24, 2048)
@@ -264,7 +265,7 @@ class Work:
     def seconds(self) -> float:
         """Of a micro batch, forward and backward."""
         predicted = int(Recipe("").data.masking.num_predicted(SEQ_LENGTH))
-        return self.rows * flops_per_row(self.model.config, SEQ_LENGTH, predicted) / (self.peak * self.mfu)
+        return self.rows * flops_per_sequence(self.model.config, SEQ_LENGTH, predicted) / (self.peak * self.mfu)
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ class Configuration:
     def check(self) -> None:
         """Raises ``UserError`` for what can be found wrong before anything is started."""
         check_backend(self.attention)
-        check_config(self.sized_recipe().model_config(VOCAB_SIZE))
+        check_config(self.sized_recipe().model.config(VOCAB_SIZE))
         load_deepspeed_config(self.deepspeed_config)
 
 

@@ -44,7 +44,7 @@ from mpnet_ds.config.recipe import Recipe
 from mpnet_ds.errors import UserError
 from mpnet_ds.models import MPNetForPretraining
 from mpnet_ds.models.attention.backend import choose_backend
-from mpnet_ds.models.mpnet.sizes import flops_per_row, parameter_count
+from mpnet_ds.models.mpnet.sizes import flops_per_sequence, parameter_count
 from mpnet_ds.ranks import process_group
 from mpnet_ds.ranks.process_group import Ranks
 from mpnet_ds.training.activation_checkpointing import SECTION, checkpointed_layers
@@ -144,7 +144,7 @@ def measure(configuration: Configuration, data_folder: str, steps: int, ranks: R
     config = configuration.engine_config(recipe, process_group.supported_precisions())
     data, _ = open_data([data_folder], None, recipe)
     torch.manual_seed(recipe.run.seed)
-    model = MPNetForPretraining(recipe.model_config(data.tokenizer.vocab_size), recipe.objective, configuration.attention)
+    model = MPNetForPretraining(recipe.model.config(data.tokenizer.vocab_size), recipe.objective, configuration.attention)
     engine = Engine(model, config, recipe.optimization.weight_decay, compiled=configuration.compiled)
     described = describe(configuration, recipe, config, model, ranks) | {"tokens_per_row": data.tokens_per_row}
     with closing(Steps(engine, data, recipe, config, ranks, total=2 + WARMUP_STEPS + 2 * steps)) as timed:
@@ -273,7 +273,7 @@ def describe(configuration: Configuration, recipe: Recipe, config: EngineConfig,
         "predicted": predicted,
         "parameters": parameter_count(sizes),
         # Of a rank's step, executed once: what is computed again in backward does not count.
-        "flops": rows * flops_per_row(sizes, seq_length, predicted, recipe.objective),
+        "flops": rows * flops_per_sequence(sizes, seq_length, predicted, recipe.objective),
         "peak_flops": peak_flops(device, config.precision),
         "ranks": ranks.world_size,
         "threads": torch.get_num_threads(),

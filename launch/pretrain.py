@@ -9,14 +9,17 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 def main() -> int:
-    from mpnet_ds.training.pretrain import add_arguments, pretrain
+    from mpnet_ds.config.arguments import add_arguments
 
     parser = Parser(
         "Pre-train a text encoder with DeepSpeed. Without --data it trains a demo on a built-in sample.",
         "deepspeed launch/pretrain.py --deepspeed_config ds_configs/zero2.json --data my-data --output_dir runs/first",
     )
     add_arguments(parser)
-    return pretrain(parser.parse_args())
+    arguments = parser.parse_args()
+    from mpnet_ds.training.pretrain import pretrain  # after parsing: --help need not wait for torch
+
+    return pretrain(arguments)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def main() -> None:
     given = parser.parse_intermixed_args()
     if (given.hf_dir is None) == (given.from_fairseq is None):
         parser.error("give one source and OUT: HF_DIR OUT, or --from_fairseq FILE OUT")
-    from mpnet_ds.config.recipe import ModelRecipe
+    from mpnet_ds.objectives.model_section import ModelSection
     from mpnet_ds.hub.import_model import make_start
 
     start = make_start(given.output, given.hf_dir, given.from_fairseq, given.tokenizer, given.resize_vocabulary)
@@ -35,7 +35,7 @@ def main() -> None:
         print(f"note: {note}")
     print(f"{given.output} loads with transformers, and what was kept is as it was, bit for bit; largest difference of a")
     print(f"hidden state {start.difference:.1e}. Its recipe needs this section:")
-    print(f'  "model": {json.dumps(asdict(ModelRecipe.of(start.config)))}')
+    print(f'  "model": {json.dumps(asdict(ModelSection.of(start.config)))}')
     print("Go on training it:")
     what = f"--data DATA --recipe RECIPE --init_from {given.output}"
     print(f"  deepspeed launch/pretrain.py --deepspeed_config ds_configs/zero2.json {what}")

@@ -47,7 +47,8 @@ class CheckpointInfo:
 
     step: int
     consumed_samples: int
-    objective: str
+    objective: dict
+    """The recipe's section, with ``name``."""
     zero_stage: int
     precision: str
     world_size: int

@@ -5,57 +5,35 @@ What it leaves out has the default below. Shipped recipes lie in ``mpnet_ds/reci
 """
 
 import json
-import types
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import asdict, field, fields, replace
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
 
-from transformers import MPNetConfig
+from pydantic import ConfigDict, InstanceOf
+from pydantic.dataclasses import dataclass
 
 from mpnet_ds.data.samples.dataset import check_sample_mode
 from mpnet_ds.errors import UserError, did_you_mean
-from mpnet_ds.objectives import get_objective
-from mpnet_ds.objectives.masking import MaskingConfig
-from mpnet_ds.tokenizer import BOS_ID, EOS_ID, PAD_ID
+from mpnet_ds.objectives import Objective, objective_of
+from mpnet_ds.objectives.model_section import ModelSection
+from mpnet_ds.objectives.mpnet import MPNet
+from mpnet_ds.validation import construct
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 DEMO_RECIPE = "mpnet-tiny"
 DEFAULT_RECIPE = "mpnet-base"
+SECTION = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 POSITIVE = {"learning_rate", "eps", "layer_norm_eps"}
 POSITIVE |= {"max_steps", "warmup_steps", "global_batch_size", "micro_batch_size"}
 POSITIVE |= {"log_interval", "eval_interval", "eval_samples", "save_interval", "keep", "max_skipped"}
 NOT_NEGATIVE = {"weight_decay", "gradient_clipping", "hang_timeout", "lost_timeout", "spike_factor"}
 
 
-@dataclass(frozen=True)
-class ModelRecipe:
-    """Sizes of the encoder; the vocabulary's comes from the data."""
-
-    @classmethod
-    def of(cls, config: MPNetConfig) -> "ModelRecipe":
-        """The section of a recipe for a model that there is."""
-        return cls(**{field.name: getattr(config, field.name) for field in fields(cls)})
-
-    num_hidden_layers: int = 12
-    hidden_size: int = 768
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    hidden_dropout_prob: float = 0.1
-    attention_probs_dropout_prob: float = 0.1
-    initializer_range: float = 0.02
-    max_position_embeddings: int = 514
-    """Rows of the position table: the longest row plus 2."""
-    layer_norm_eps: float = 1e-5
-    """That of the published models; a start of another one (--init_from) needs its own."""
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=SECTION)
 class DataRecipe:
     """How rows are made of a dataset; see ``PretrainingDataset``."""
 
     seq_length: int = 512
     """Tokens in a row, ``<s>`` included."""
-    masking: MaskingConfig = field(default_factory=MaskingConfig)
     sample_mode: str = "stream"
     """``stream``: full rows across documents. ``document``, ``line``: whole ones, longer ones cut, and padding."""
     packing: bool = True
@@ -67,7 +45,7 @@ class DataRecipe:
         check_sample_mode(self.sample_mode)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=SECTION)
 class OptimizationRecipe:
     """How fast, how long, with how many rows at once."""
 
@@ -89,7 +67,7 @@ class OptimizationRecipe:
     """``bf16`` or ``fp32``, where DeepSpeed's JSON says "auto". ``auto`` is bf16 on GPUs that compute in it, else fp32."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=SECTION)
 class RunRecipe:
     """When a run says, tries and saves something; intervals are in updates."""
 
@@ -112,20 +90,19 @@ class RunRecipe:
     """A loss above this multiple of its running mean is reported; 0 reports none."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=SECTION)
 class Recipe:
     """Everything that one run trains; DeepSpeed's JSON says how."""
 
     name: str
     description: str = ""
-    objective: str = "mpnet"
-    model: ModelRecipe = field(default_factory=ModelRecipe)
+    objective: InstanceOf[Objective] = field(default_factory=MPNet)
+    model: ModelSection = field(default_factory=ModelSection)
     data: DataRecipe = field(default_factory=DataRecipe)
     optimization: OptimizationRecipe = field(default_factory=OptimizationRecipe)
     run: RunRecipe = field(default_factory=RunRecipe)
 
     def __post_init__(self):
-        get_objective(self.objective)
         if self.data.seq_length + 2 > self.model.max_position_embeddings:
             longest = self.model.max_position_embeddings - 2
             cure = f"raise model.max_position_embeddings to {self.data.seq_length + 2}"
@@ -143,23 +120,9 @@ class Recipe:
                 if not getattr(section, name) >= 0:
                     raise UserError(f"{name} is {getattr(section, name)}; it must be at least 0.")
 
-    def model_config(self, vocab_size: int) -> MPNetConfig:
-        """The configuration as ``transformers`` knows it."""
-        return MPNetConfig(
-            vocab_size=vocab_size,
-            num_hidden_layers=self.model.num_hidden_layers,
-            hidden_size=self.model.hidden_size,
-            num_attention_heads=self.model.num_attention_heads,
-            intermediate_size=self.model.intermediate_size,
-            hidden_dropout_prob=self.model.hidden_dropout_prob,
-            attention_probs_dropout_prob=self.model.attention_probs_dropout_prob,
-            initializer_range=self.model.initializer_range,
-            max_position_embeddings=self.model.max_position_embeddings,
-            layer_norm_eps=self.model.layer_norm_eps,
-            bos_token_id=BOS_ID,
-            pad_token_id=PAD_ID,
-            eos_token_id=EOS_ID,
-        )
+    def as_json(self) -> dict:
+        """The recipe with nothing left out, as its file would say it."""
+        return asdict(self) | {"objective": self.objective.section()}
 
 
 def load_recipe(name_or_file: str) -> Recipe:
@@ -182,36 +145,8 @@ def load_recipe(name_or_file: str) -> Recipe:
 
 def recipe_from_dict(content: dict, origin: str) -> Recipe:
     """``origin`` names the source in errors; ``UserError`` for unknown keys and values of another type."""
-    return _construct(Recipe, content, origin, "")
-
-
-def _construct(cls: type, content: Any, origin: str, where: str):
-    """A dataclass from a JSON object; unknown keys and wrong types are named with their place."""
-    if not isinstance(content, dict):
-        raise UserError(f"{origin}: '{where}' must be an object, not {json.dumps(content)}.")
-    types_of = get_type_hints(cls)
-    known = {f.name for f in fields(cls)}
-    values = {}
-    for key, value in content.items():
-        place = f"{where}.{key}" if where else key
-        if key not in known:
-            raise UserError(f"{origin}: unknown key '{place}'. {did_you_mean(key, known)}")
-        values[key] = _convert(types_of[key], value, origin, place)
-    return cls(**values)
-
-
-def _convert(expected: Any, value: Any, origin: str, place: str):
-    if is_dataclass(expected):
-        return _construct(expected, value, origin, place)
-    if get_origin(expected) is tuple:
-        inner = get_args(expected)
-        if isinstance(value, list | tuple) and len(value) == len(inner):
-            return tuple(_convert(kind, item, origin, place) for kind, item in zip(inner, value, strict=True))
-    elif expected is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    elif isinstance(value, expected) and not (expected is int and isinstance(value, bool)):
-        return value
-    name = (
-        expected.__name__ if isinstance(expected, type) and not isinstance(expected, types.GenericAlias) else str(expected)
-    )
-    raise UserError(f"{origin}: '{place}' is {json.dumps(value)}; it must be of type {name}.")
+    content = dict(content)
+    if isinstance(data := content.get("data"), dict) and "masking" in data:
+        raise UserError(f"{origin}: masking belongs to the objective: write it as objective.masking, not data.masking.")
+    objective = objective_of(content.pop("objective", "mpnet"), origin)
+    return replace(construct(Recipe, content, origin), objective=objective)

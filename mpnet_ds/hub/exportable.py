@@ -12,7 +12,7 @@ from mpnet_ds.checkpoint.store import CheckpointInfo
 from mpnet_ds.errors import UserError
 from mpnet_ds.models import MPNetForPretraining
 from mpnet_ds.models.mpnet.model import MODEL_KEYS, TIED_WEIGHTS, check_config
-from mpnet_ds.objectives import get_objective
+from mpnet_ds.objectives import objective_of
 from mpnet_ds.tokenizer import BOS_ID, EOS_ID, PAD_ID
 from mpnet_ds.zero.torch_file import StoredTensor
 
@@ -58,7 +58,7 @@ def exportable_config(info: CheckpointInfo, origin: object) -> MPNetConfig:
     except StrictDataclassError as error:
         raise UserError(f"{origin}: {' '.join(str(error).split())}. The configuration is damaged.") from error
     check_config(config)
-    get_objective(info.objective)
+    objective_of(info.objective, str(origin))
     if info.seq_length + 2 > config.max_position_embeddings:
         found = f"max_position_embeddings is {config.max_position_embeddings}, too few for rows of {info.seq_length} tokens"
         raise UserError(f"{origin}: {found}; it should be 2 more than that at least. The configuration is damaged.")

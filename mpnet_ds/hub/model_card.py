@@ -5,7 +5,7 @@ in run.json and metrics.jsonl. What is not known is left out.
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import MPNetConfig
@@ -14,8 +14,6 @@ from mpnet_ds.checkpoint.store import CheckpointInfo, read_info
 from mpnet_ds.metrics_file import FILE_NAME as METRICS
 from mpnet_ds.metrics_file import read_metrics
 from mpnet_ds.models.mpnet.sizes import parameter_count
-from mpnet_ds.objectives import get_objective
-from mpnet_ds.objectives.masking import MaskingConfig
 from mpnet_ds.tokenizer import PretrainingTokenizer
 
 PLACE = "THIS_FOLDER"
@@ -88,14 +86,15 @@ def model_card(
 
 
 def _front_matter(info: CheckpointInfo, sentence_transformers: bool) -> str:
-    tags = ["mpnet", info.objective, "mpnet_ds"] if info.objective != "mpnet" else ["mpnet", "mpnet_ds"]
+    name = info.objective["name"]
+    tags = ["mpnet", name, "mpnet_ds"] if name != "mpnet" else ["mpnet", "mpnet_ds"]
     tags += ["sentence-transformers"] if sentence_transformers else []
     lines = "".join(f"- {tag}\n" for tag in tags)
     return f"---\nlibrary_name: transformers\npipeline_tag: fill-mask\ntags:\n{lines}---"
 
 
 def _training_rows(info: CheckpointInfo, run: RunRecord) -> list[Row]:
-    rows = [("objective", OBJECTIVES[get_objective(info.objective).name]), ("updates", f"{info.step:,}")]
+    rows = [("objective", OBJECTIVES[info.objective["name"]]), ("updates", f"{info.step:,}")]
     rows += [("rows of text", f"{info.consumed_samples:,} of up to {info.seq_length} tokens")]
     tokens = _tokens_per_row(info, run)
     if tokens:
@@ -113,11 +112,9 @@ def _training_rows(info: CheckpointInfo, run: RunRecord) -> list[Row]:
 
 
 def _masking_rows(info: CheckpointInfo) -> list[Row]:
-    values = info.identity.get("data", {}).get("masking")
-    if values is None:
+    masking = info.objective.get("masking")
+    if masking is None:
         return []
-    known = {name: value for name, value in values.items() if name in MaskingConfig.__dataclass_fields__}
-    masking = asdict(get_objective(info.objective).masking(MaskingConfig(**known)))
     unit = "whole words" if masking["whole_word"] else "tokens"
     if masking["max_ngram"] > 1:
         unit += f" in spans of up to {masking['max_ngram']}"

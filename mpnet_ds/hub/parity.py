@@ -84,7 +84,7 @@ def compare(source: str | Path, folder: str | Path) -> Comparison:
     trained = exportable_config(info, checkpoint)
     _compare_tokenizers(checkpoint, folder)
     batches = list(check_batches(folder, info.seq_length))
-    model = _training_model(checkpoint, trained, info.objective)
+    model = _training_model(checkpoint, trained, info.objective["name"])
     expected, rounding = _of_training(model, batches, written["dtype"], written["vocab_size"])
     del model
     hidden, logits = _differences(expected, _of_transformers(folder, batches))

@@ -254,11 +254,11 @@ def _check_vocabulary(folder: str | Path, tokenizer: PretrainingTokenizer) -> No
 
 def _check_model(shapes: dict[str, list[int]], theirs: MPNetConfig, own: MPNetConfig, origin: str) -> None:
     """Raises ``UserError`` unless the folder's weights are a whole model, and that of the run."""
-    from mpnet_ds.config.recipe import ModelRecipe
+    from mpnet_ds.objectives.model_section import ModelSection
 
     for name, expected in _own_shapes(own).items():
         if name in shapes and shapes[name] != expected:
-            cure = f"the recipe's section 'model' must be {json.dumps(asdict(ModelRecipe.of(theirs)))}"
+            cure = f"the recipe's section 'model' must be {json.dumps(asdict(ModelSection.of(theirs)))}"
             raise UserError(f"{origin}: {name} is {shapes[name]} there, {expected} here: {cure}.")
     check_shapes(shapes, theirs, origin)
     for name in ("num_hidden_layers", "layer_norm_eps"):

@@ -17,106 +17,74 @@ row's result does not depend on the other rows. No word and no span crosses a sp
 in one document.
 """
 
-from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
+from typing import Annotated
 
 import numpy as np
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
 
 from mpnet_ds.counter_rng import below, draw, unit_interval
 from mpnet_ds.errors import UserError
+from mpnet_ds.objectives.base import Vocabulary
 
 _WORD_ORDER, _SLOT_ORDER, _CORRUPTION, _REPLACEMENT, _SPAN_LENGTH = range(5)  # purposes: each has random numbers of its own
 MAX_SEQ_LENGTH = 1 << 16
 LONGEST_NGRAM = 16
+DEFAULTS = {"mask_probability": 0.8, "keep_probability": 0.1, "random_probability": 0.1}
 _POSITION, _CANDIDATE = np.uint64(MAX_SEQ_LENGTH - 1), np.uint64(1 << 63)  # bits of a sortable number
 _CONTINUES, _SPECIAL = 1, 2  # kinds of ids, as bits
 ROWS_AT_ONCE = 32  # of 512 tokens: what is computed on the way stays in a core's cache
 
 
-@dataclass(frozen=True)
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
 class MaskingConfig:
-    """How a row is corrupted. The three probabilities apply to each predicted slot and must sum to 1."""
+    """How sequences are corrupted.
 
-    predicted_fraction: float = 0.15
-    """Share of a row's tokens that are predicted: 77 of 512."""
-    mask_probability: float = 0.8
-    """A slot's input is ``<mask>``."""
-    keep_probability: float = 0.1
-    """A slot's input is the true token."""
-    random_probability: float = 0.1
-    """A slot's input is a random token that is not special."""
+    The three probabilities of a predicted token's input sum to 1. Those that are left out share what the given ones leave,
+    in the proportion of their defaults 0.8, 0.1, 0.1: ``mask_probability=1.0`` alone is valid.
+    """
+
+    predicted_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    """Share of a sequence's tokens that are predicted: 77 of 512."""
+    mask_probability: Probability | None = None
+    """A predicted token's input is ``<mask>``. Default 0.8."""
+    keep_probability: Probability | None = None
+    """A predicted token's input is the true token. Default 0.1."""
+    random_probability: Probability | None = None
+    """A predicted token's input is a random token that is not special. Default 0.1."""
     whole_word: bool = True
-    """Choose whole words; False chooses tokens one by one."""
+    """Choose whole words; false chooses tokens one by one."""
     predict_special_tokens: bool = False
-    """True lets ``<s>``, ``</s>`` and [UNK] be predicted too, as the original did."""
-
-    max_ngram: int = 1
+    """Let ``<s>``, ``</s>`` and [UNK] be predicted too, as the original did."""
+    max_ngram: Annotated[int, Field(ge=1, le=LONGEST_NGRAM)] = 1
     """Choose spans of 1 … max_ngram words, one of n words with a probability proportional to 1/n; 1 chooses words."""
 
     def __post_init__(self):
-        probabilities = ("mask_probability", "keep_probability", "random_probability")
-        for name in ("predicted_fraction", *probabilities):
-            self._check_type(name, int | float, "a number")
-        for name in ("whole_word", "predict_special_tokens"):
-            self._check_type(name, bool, "true or false")
-        self._check_type("max_ngram", int, "a whole number")
-        if not 0 < self.predicted_fraction < 1:
-            raise UserError(f"masking.predicted_fraction is {self.predicted_fraction}; it must lie between 0 and 1.")
-        values = [getattr(self, name) for name in probabilities]
-        if not (min(values) >= 0 and abs(sum(values) - 1) <= 1e-6):
-            shown = ", ".join(f"{name} {value}" for name, value in zip(probabilities, values, strict=True))
-            raise UserError(f"masking: {shown} must be at least 0 and sum to 1.")
-        if not 1 <= self.max_ngram <= LONGEST_NGRAM:
-            raise UserError(f"masking.max_ngram is {self.max_ngram}; it must lie between 1 and {LONGEST_NGRAM}.")
-
-    def _check_type(self, name: str, expected: type, what: str) -> None:
-        value = getattr(self, name)
-        if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
-            raise UserError(f"masking.{name} is {value!r}; it must be {what}.")
+        given = {name: getattr(self, name) for name in DEFAULTS if getattr(self, name) is not None}
+        open_share = sum(default for name, default in DEFAULTS.items() if name not in given)
+        rest = max(0.0, 1 - sum(given.values()))
+        for name, default in DEFAULTS.items():
+            if name not in given:
+                object.__setattr__(self, name, default if not given else rest * default / open_share)
+        values = {name: getattr(self, name) for name in DEFAULTS}
+        if abs(sum(values.values()) - 1) > 1e-6:
+            shown = ", ".join(f"{name} {value}" for name, value in values.items())
+            raise UserError(f"masking: {shown} must sum to 1.")
 
     def num_predicted(self, num_tokens):
-        """p of a row (or rows) of ``num_tokens`` real tokens; halves round to even, as the original's ``round`` does."""
+        """p of a sequence (or several) of ``num_tokens`` real tokens; halves round to even, as in the original."""
         return np.rint(self.predicted_fraction * np.asarray(num_tokens)).astype(np.int64)
-
-
-@dataclass(frozen=True)
-class MaskingVocabulary:
-    """What masking knows of a tokenizer."""
-
-    starts_word: np.ndarray
-    """bool [V]: False for a piece that continues a word."""
-    is_special: np.ndarray
-    """bool [V]: ids that are never drawn at random, and not predicted by default."""
-    mask_id: int
-
-    @property
-    def size(self) -> int:
-        """V."""
-        return len(self.starts_word)
-
-    @cached_property
-    def kinds(self) -> np.ndarray:
-        """uint8 [V]: both of the above in one table."""
-        return (~self.starts_word * _CONTINUES | self.is_special * _SPECIAL).astype(np.uint8)
-
-    @cached_property
-    def ordinary(self) -> np.ndarray:
-        """int64: all ids that are not special."""
-        return np.flatnonzero(~self.is_special)
-
-    @classmethod
-    def of(cls, tokenizer) -> "MaskingVocabulary":
-        """From a ``PretrainingTokenizer``."""
-        is_special = np.zeros(tokenizer.vocab_size, dtype=bool)
-        is_special[tokenizer.special_ids] = True
-        return cls(tokenizer.starts_word, is_special, tokenizer.mask_id)
 
 
 def mask_rows(
     input_ids: np.ndarray,
     attention_mask: np.ndarray,
     row_keys: np.ndarray,
-    vocabulary: MaskingVocabulary,
+    vocabulary: Vocabulary,
     config: MaskingConfig,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draws slots and their inputs for a batch.
@@ -173,7 +141,7 @@ def _choose(input_ids, attention_mask, row_keys, vocabulary, config) -> tuple[np
     """Steps 1 and 2: int64 [B, p], the chosen positions in any order, used slots first, and their number, int64 [B]."""
     num_rows, num_tokens = input_ids.shape
     width = int(config.num_predicted(num_tokens))
-    kinds = vocabulary.kinds.take(input_ids)
+    kinds = _kinds(vocabulary).take(input_ids)
     is_special = (kinds & _SPECIAL).astype(bool)
     barred = ~attention_mask if config.predict_special_tokens else ~attention_mask | is_special
     starts = _starts(kinds, is_special, row_keys, config)
@@ -197,6 +165,12 @@ def _choose(input_ids, attention_mask, row_keys, vocabulary, config) -> tuple[np
         if (wanted < width).any():
             tail = np.sort(tail, axis=1)[:, ::-1]
     return (tail & _POSITION).astype(np.int64), wanted
+
+
+@lru_cache(maxsize=8)
+def _kinds(vocabulary: Vocabulary) -> np.ndarray:
+    """uint8 [V]: whether a piece continues a word, and whether it is special, in one table."""
+    return (~vocabulary.starts_word * _CONTINUES | vocabulary.is_special * _SPECIAL).astype(np.uint8)
 
 
 def _starts(kinds: np.ndarray, is_special: np.ndarray, row_keys: np.ndarray, config: MaskingConfig) -> np.ndarray | None:

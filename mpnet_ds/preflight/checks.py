@@ -1,27 +1,34 @@
-"""What is checked before a model is built: each check is a function that returns findings."""
+"""What is checked before a model is built: a list of functions ``plan, ranks, disks → findings``."""
 
 import os
 import shutil
 import socket
 import time
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from mpnet_ds.config.deepspeed_config import EngineConfig
 from mpnet_ds.config.recipe import Recipe
+from mpnet_ds.errors import UserError
 from mpnet_ds.findings import Finding
-from mpnet_ds.machine import Capacity, available_cores, show_bytes
-from mpnet_ds.preflight.memory_estimate import MemoryEstimate, Workload, estimate
+from mpnet_ds.hub.read_folder import check_start
+from mpnet_ds.machine import Capacity, available_cores, capacity_of, show_bytes
+from mpnet_ds.models.attention.backend import choose_backend
+from mpnet_ds.preflight.inspection import Check
+from mpnet_ds.preflight.memory_estimate import MemoryEstimate, Workload, checkpoint_bytes, estimate
+from mpnet_ds.preflight.plan import RunPlan, sizes_of, workload_of
 from mpnet_ds.ranks import process_group
-from mpnet_ds.ranks.launchers import Placement
+from mpnet_ds.ranks.disks import Disks
+from mpnet_ds.ranks.process_group import Ranks
 
 LARGEST_SEED = 2**63 - 1
 STALE_AFTER = 300  # seconds in which a build that is still running writes something
 
 
-def check_values(recipe: Recipe) -> list[Finding]:
-    """Values of a recipe that are each allowed, but not together, or not by what computes with them."""
-    findings, seed, optimization = [], recipe.run.seed, recipe.optimization
+def check_values(plan: RunPlan, ranks: Ranks | None, disks: Disks | None) -> list[Finding]:
+    """Values of the recipe that are each allowed, but not together, or not by what computes with them."""
+    findings, seed, optimization = [], plan.recipe.run.seed, plan.recipe.optimization
     if not 0 <= seed <= LARGEST_SEED:
         findings.append(Finding(f"run.seed is {seed}; it must lie between 0 and 2^63 - 1."))
     if optimization.warmup_steps >= optimization.max_steps:
@@ -30,7 +37,7 @@ def check_values(recipe: Recipe) -> list[Finding]:
     return findings
 
 
-def check_hostfile() -> list[Finding]:
+def check_hostfile(plan: RunPlan, ranks: Ranks | None, disks: Disks | None) -> list[Finding]:
     """A hostfile that the ``deepspeed`` command was given and that is not there: it would train on one machine only."""
     import psutil
 
@@ -60,29 +67,64 @@ def named_hostfile(command: list[str]) -> str | None:
     return None
 
 
-def check_slots(placement: Placement) -> list[Finding]:
+def check_slots(plan: RunPlan, ranks: Ranks | None, disks: Disks | None) -> list[Finding]:
     """Whether this host has a device for each of its ranks; where there is no GPU, a processor core."""
     from deepspeed.accelerator import get_accelerator
 
     on_gpu = get_accelerator().device_name() != "cpu"
     found = get_accelerator().device_count() if on_gpu else available_cores()
-    ranks, host = placement.local_world_size, socket.gethostname()
-    if ranks <= found:
+    placement, host = process_group.place(), socket.gethostname()
+    if placement.local_world_size <= found:
         return []
     what = "GPUs that a rank can see" if on_gpu else "processor cores, and no GPU"
     cure = "correct its slots in the hostfile, or the number of tasks"
     if on_gpu and placement.launcher == "srun":
         cure += ", or let each task see all GPUs of its node with --gpu-bind=none"
-    text = f"{host} has {found} {what}, and is to run {ranks} ranks: {cure}."
+    text = f"{host} has {found} {what}, and is to run {placement.local_world_size} ranks: {cure}."
     return [Finding(text, is_fatal=on_gpu or placement.has_other_hosts)]
 
 
-def check_disk(output: Path, checkpoint: int, wanted: int) -> list[Finding]:
+def check_profiled_step(plan: RunPlan, ranks: Ranks | None, disks: Disks | None) -> list[Finding]:
+    """Whether there is such a step to profile."""
+    return plan.execution.check_steps(plan.recipe.optimization.max_steps)
+
+
+def check_profiled_step_is_ahead(plan: RunPlan, ranks: Ranks, disks: Disks) -> list[Finding]:
+    """Whether the step to profile is still to come."""
+    return plan.execution.check_steps(plan.recipe.optimization.max_steps, plan.start.step)
+
+
+def check_objective(plan: RunPlan, ranks: Ranks, disks: Disks | None) -> list[Finding]:
+    """What the objective cannot do with this model, tokenizer and data."""
+    return plan.recipe.objective.findings(plan.recipe.model, plan.data.tokenizer, plan.data)
+
+
+def check_attention(plan: RunPlan, ranks: Ranks, disks: Disks | None) -> list[Finding]:
+    """Whether the attention back-end can compute this model on this device."""
+    backend = choose_backend(plan.execution.attention, ranks.device)
+    return _found_by(lambda: backend.check(ranks.device, plan.recipe.model.config(plan.data.tokenizer.vocab_size)))
+
+
+def check_initial_weights(plan: RunPlan, ranks: Ranks, disks: Disks | None) -> list[Finding]:
+    """Whether the weights of ``--init_from`` fit the model and the tokenizer."""
+    config = plan.recipe.model.config(plan.data.tokenizer.vocab_size)
+    return _found_by(lambda: check_start(plan.init_from, config, plan.data.tokenizer))
+
+
+def check_disk(plan: RunPlan, ranks: Ranks, disks: Disks) -> list[Finding]:
+    """Whether the disk of the output folder has room for its part of the checkpoints, asked by one rank for each disk."""
+    if not disks.is_keeper:
+        return []
+    size = checkpoint_bytes(workload_of(plan, ranks.world_size, ranks.device), len(disks.here_and_elsewhere[0]))
+    return find_room(plan.start.output, size, checkpoints_at_once(plan.recipe))
+
+
+def find_room(output: Path, checkpoint: int, wanted: int) -> list[Finding]:
     """Whether checkpoints fit on the disk of ``output``.
 
     Args:
         checkpoint: bytes of one.
-        wanted: how many lie there at once at most. Two must fit: the newest, and the one that is being written.
+        wanted: how many are kept at once at most. Two must fit: the newest, and the one that is being written.
     """
     parent = next(path for path in (output, *output.absolute().parents) if path.is_dir())
     there = sum(path.stat().st_size for path in (output / "checkpoints").glob("step-*/**/*") if path.is_file())
@@ -101,7 +143,12 @@ def checkpoints_at_once(recipe: Recipe) -> int:
     return min(saves, recipe.run.keep + 2)
 
 
-def check_build_locks(ops: set[str], now: float | None = None) -> list[Finding]:
+def check_build_locks(plan: RunPlan, ranks: Ranks, disks: Disks | None) -> list[Finding]:
+    """Locks that killed builds of C++ extensions left, on which this run would wait."""
+    return find_build_locks(compiled_ops(plan.engine))
+
+
+def find_build_locks(ops: set[str], now: float | None = None) -> list[Finding]:
     """Locks that a killed build of a C++ extension left: the next build waits for ever on them.
 
     Args:
@@ -144,62 +191,51 @@ def compiled_ops(config: EngineConfig) -> set[str]:
     return ops
 
 
-def workload_of(recipe: Recipe, config: EngineConfig, model_config, world_size: int, on_gpu: bool) -> Workload:
-    """What a run's memory depends on."""
-    zero, seq_length = config.engine.get("zero_optimization", {}), recipe.data.seq_length
-    section = config.engine.get("activation_checkpointing")
-    layers = model_config.num_hidden_layers
-    checkpointed = 0 if section is None else min(layers, section.get("number_checkpoints") or layers)
-    sizes = {
-        name: int(zero[key])
-        for name, key in (
-            ("reduce_bucket_size", "reduce_bucket_size"),
-            ("max_live_parameters", "stage3_max_live_parameters"),
-        )
-        if key in zero
-    }
-    return Workload(
-        model_config,
-        recipe.objective,
-        seq_length,
-        int(recipe.data.masking.num_predicted(seq_length)),
-        config.batch.micro_batch_size,
-        config.precision,
-        config.zero_stage,
-        world_size,
-        parameters_on_host=config.offload("offload_param") != "none",
-        optimizer_on_host=config.offload("offload_optimizer") != "none",
-        checkpointed_layers=checkpointed,
-        checkpoints_on_host=bool(section and section.get("cpu_checkpointing")),
-        uses_muon=config.uses_muon,
-        on_gpu=on_gpu,
-        **sizes,
-    )
+def check_memory(plan: RunPlan, ranks: Ranks, disks: Disks | None) -> list[Finding]:
+    """Whether the estimate fits: states must, and with activations it should."""
+    capacity = capacity_of(ranks.device)
+
+    def fits(micro_batch_size: int) -> bool:
+        sizes = sizes_of(plan, ranks.device, micro_batch_size)
+        memory = memory_of(workload_of(plan, ranks.world_size, ranks.device, sizes), capacity)
+        return memory.total <= capacity.device
+
+    work, engine = workload_of(plan, ranks.world_size, ranks.device), plan.engine
+    memory = memory_of(work, capacity)
+    findings = find_memory_faults(work, memory, capacity)
+    if memory.states <= capacity.device < memory.total:
+        size = engine.batch.micro_batch_size
+        fitting = [smaller for smaller in range(1, size) if size % smaller == 0 and fits(smaller)]
+        cures = [f"--micro_batch_size {fitting[-1]}"] if fitting else []
+        if "activation_checkpointing" not in engine.engine:
+            cures.append("activation checkpointing (ds_configs/activation_checkpointing.json)")
+        what = f"this run takes about {show_bytes(memory.total)}, {show_bytes(memory.activations)} of it activations"
+        cure = "try " + " or ".join(cures or ["more ranks at a higher ZeRO stage"])
+        findings.append(Finding(f"{_describe(capacity)}, {what}: {cure}.", is_fatal=False))
+    return findings
 
 
 def memory_of(work: Workload, capacity: Capacity) -> MemoryEstimate:
-    """The estimate, with what is offloaded counted where it will lie."""
+    """The estimate, with what is offloaded counted where it will be."""
     memory = estimate(work)
     return memory.joined() if capacity.is_same else memory
 
 
-def check_memory(work: Workload, capacity: Capacity) -> list[Finding]:
-    """Whether the estimate fits: states must, and with activations it should."""
-    memory = memory_of(work, capacity)
-    device = "This machine's memory for each rank" if capacity.is_same else "The device's memory"
+def find_memory_faults(work: Workload, memory: MemoryEstimate, capacity: Capacity) -> list[Finding]:
+    """What cannot fit whatever the micro-batch."""
     findings = []
     if memory.states > capacity.device:
         what = f"Parameters, gradients and optimizer states take about {show_bytes(memory.states)} on each rank"
-        found = f"{device} is {show_bytes(capacity.device)}. {what}"
-        findings.append(Finding(f"{found}: {_cures_for_states(work, capacity)}."))
-    elif memory.total > capacity.device:
-        what = f"this run takes about {show_bytes(memory.total)}, {show_bytes(memory.activations)} of it activations"
-        found = f"{device} is {show_bytes(capacity.device)}, {what}"
-        findings.append(Finding(f"{found}: {_cures_for_activations(work, capacity)}.", is_fatal=False))
+        findings.append(Finding(f"{_describe(capacity)}. {what}: {_cures_for_states(work, capacity)}."))
     if memory.host > capacity.host:
         text = f"What is offloaded takes about {show_bytes(memory.host)} a rank, the host has {show_bytes(capacity.host)}"
         findings.append(Finding(f"{text}: use more machines, or offload less."))
     return findings
+
+
+def _describe(capacity: Capacity) -> str:
+    device = "This machine's memory for each rank" if capacity.is_same else "The device's memory"
+    return f"{device} is {show_bytes(capacity.device)}"
 
 
 def _cures_for_states(work: Workload, capacity: Capacity) -> str:
@@ -211,10 +247,26 @@ def _cures_for_states(work: Workload, capacity: Capacity) -> str:
     return "try " + ", ".join([*cures, "more ranks" if work.zero_stage else "ZeRO 2 with several ranks", "a smaller model"])
 
 
-def _cures_for_activations(work: Workload, capacity: Capacity) -> str:
-    smaller = [size for size in range(1, work.micro_batch_size) if work.micro_batch_size % size == 0]
-    fitting = [s for s in smaller if memory_of(replace(work, micro_batch_size=s), capacity).total <= capacity.device]
-    cures = [f"--micro_batch_size {fitting[-1]}"] if fitting else []
-    if not work.checkpointed_layers:
-        cures.append("activation checkpointing (ds_configs/activation_checkpointing.json)")
-    return "try " + " or ".join(cures or ["more ranks at a higher ZeRO stage"])
+def _found_by(check: Callable[[], Any]) -> list[Finding]:
+    """Findings of a function that raises ``UserError``."""
+    try:
+        check()
+    except UserError as error:
+        return [Finding(text) for text in error.findings]
+    return []
+
+
+CHECKS = (
+    Check(check_hostfile),
+    Check(check_slots),
+    Check(check_values, ("recipe",)),
+    Check(check_profiled_step, ("recipe", "execution")),
+    Check(check_objective, ("recipe", "data", "ranks")),
+    Check(check_attention, ("recipe", "data", "execution", "ranks")),
+    Check(check_initial_weights, ("recipe", "data", "init_from", "ranks")),
+    Check(check_build_locks, ("engine", "data", "ranks")),
+    Check(check_memory, ("engine", "data", "sizes", "ranks")),
+    Check(check_profiled_step_is_ahead, ("recipe", "execution", "start", "ranks")),
+    Check(check_disk, ("sizes", "start", "ranks", "disks")),
+)
+"""In the order of what they find; each runs once, as soon as what it needs is known."""

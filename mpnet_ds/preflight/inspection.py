@@ -1,10 +1,10 @@
 """What is checked before a model is built, on every rank, with all findings said at once.
 
 Each rank makes an ``Inspection``: it gathers findings, of which some are fatal, and facts, in which all ranks must agree.
-Then the ranks gather all inspections, and ``conclude`` joins them: every rank raises the same ``UserError`` with
+Then the ranks gather all inspections, and ``raise_if_fatal`` joins them: every rank raises the same ``UserError`` with
 everything that must be changed, or goes on with the same warnings.
 
-Checks are functions that return findings; what they look at outside of their arguments is said in their names.
+What is checked is in checks.py.
 """
 
 import json
@@ -12,17 +12,29 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from mpnet_ds.data.samples.dataset import PretrainingDataset
 from mpnet_ds.errors import UserError
 from mpnet_ds.findings import Finding, disagreement
+from mpnet_ds.preflight.plan import RunPlan
 from mpnet_ds.ranks import process_group
+from mpnet_ds.ranks.disks import Disks
 from mpnet_ds.ranks.launchers import name_ranks
+from mpnet_ds.ranks.process_group import Ranks
 
 DATA, EVAL_DATA = "the dataset's checksum", "the evaluation data's checksum"
 """Names of facts."""
 MOST_DIFFERENCES = 8  # that are named
+
+
+class Check(NamedTuple):
+    """A check and what it looks at."""
+
+    function: Callable[[RunPlan, Ranks, Disks], list[Finding]]
+    needs: tuple[str, ...] = ()
+    """Fields of the plan, ``ranks`` and ``disks`` that must be known before it can run."""
 
 
 @dataclass
@@ -34,6 +46,8 @@ class Inspection:
     findings: list[Finding] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     """Name → value that can be written as JSON; all ranks that know it must have the same."""
+    checked: list[str] = field(default_factory=list, repr=False)
+    """Names of checks that have run."""
 
     def attempt(self, function: Callable[[], Any]):
         """What ``function`` returns; None where it raises a ``UserError``, whose texts become findings."""
@@ -49,13 +63,28 @@ class Inspection:
         """Takes what a check returned."""
         self.findings += findings
 
+    def run(self, checks: Iterable[Check], plan: RunPlan, ranks: Ranks | None = None, disks: Disks | None = None) -> None:
+        """Runs those checks whose needs are known by now, each once.
+
+        Args:
+            ranks, disks: None as long as they are not known.
+        """
+        known = {name for name, value in (*vars(plan).items(), ("ranks", ranks), ("disks", disks)) if value is not None}
+        for check in checks:
+            name = check.function.__name__
+            if name not in self.checked and known.issuperset(check.needs):
+                self.checked.append(name)
+                self.add(self.attempt(partial(check.function, plan, ranks, disks)) or [])
+
     @property
     def is_fatal(self) -> bool:
         """Whether this rank cannot go on."""
         return any(finding.is_fatal for finding in self.findings)
 
 
-def agree(inspection: Inspection, ranks: process_group.Ranks, datasets: Sequence[PretrainingDataset] = ()) -> list[str]:
+def gather_findings(
+    inspection: Inspection, ranks: process_group.Ranks, datasets: Sequence[PretrainingDataset] = ()
+) -> list[str]:
     """All ranks' warnings; ``UserError`` where any rank cannot go on. Every rank must call it.
 
     Args:
@@ -66,7 +95,7 @@ def agree(inspection: Inspection, ranks: process_group.Ranks, datasets: Sequence
         inspection.facts |= facts_of_files(datasets)  # to name the files
         inspections = ranks.gather(inspection)
     try:
-        return conclude(inspections)
+        return raise_if_fatal(inspections)
     except UserError:
         if ranks.is_main:
             raise
@@ -75,7 +104,7 @@ def agree(inspection: Inspection, ranks: process_group.Ranks, datasets: Sequence
         raise SystemExit(2) from None
 
 
-def conclude(inspections: list[Inspection]) -> list[str]:
+def raise_if_fatal(inspections: list[Inspection]) -> list[str]:
     """Warnings of all ranks; raises one ``UserError`` with everything that is fatal.
 
     What all ranks found is said once; what some found, with these ranks and their hosts.
@@ -84,7 +113,7 @@ def conclude(inspections: list[Inspection]) -> list[str]:
     for inspection in inspections:
         for finding in dict.fromkeys(inspection.findings):
             found.setdefault(finding, []).append(inspection)
-    for finding in compare(inspections):
+    for finding in disagreements(inspections):
         found[finding] = inspections
     texts = {
         finding: finding.text if len(who) == len(inspections) else f"{_name_ranks(who)}: {finding.text}"
@@ -96,7 +125,7 @@ def conclude(inspections: list[Inspection]) -> list[str]:
     return list(texts.values())
 
 
-def compare(inspections: list[Inspection]) -> list[Finding]:
+def disagreements(inspections: list[Inspection]) -> list[Finding]:
     """A finding for each fact in which the ranks that know it differ: what most have, and who has something else."""
     findings = []
     names = dict.fromkeys(name for inspection in inspections for name in inspection.facts)

@@ -15,7 +15,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
@@ -67,8 +67,8 @@ class Agreement:
     """What holds on all ranks."""
 
     request: Request
-    num_targets: int
-    """Predicted slots of the update on all ranks."""
+    num_targets: list[int]
+    """Targets of each term of the loss in this step, on all ranks."""
 
 
 class Control:
@@ -97,26 +97,26 @@ class Control:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
-    def agree(self, num_targets: int = 0) -> Agreement:
+    def agree(self, num_targets: Sequence[int] = ()) -> Agreement:
         """Adds up what the ranks were asked; every rank must call it, at the same point."""
         return self.begin(num_targets)()
 
-    def begin(self, num_targets: int = 0) -> Callable[[], Agreement]:
+    def begin(self, num_targets: Sequence[int] = ()) -> Callable[[], Agreement]:
         """Begins to add up what the ranks have been asked by now; what it returns waits for the sum.
 
         Every rank must begin the same agreements in the same order. What is asked later on is for the next one.
         """
         asked = max(self._look(), self._asked)  # the look may ask
-        counts = torch.zeros(1 + len(Request), dtype=torch.int64)
-        counts[0] = num_targets
-        counts[1 + asked] = 1
+        counts = torch.zeros(len(Request) + len(num_targets), dtype=torch.int64)
+        counts[asked] = 1
+        counts[len(Request) :] = torch.tensor(num_targets, dtype=torch.int64)
         work = self._group and torch.distributed.all_reduce(counts, group=self._group, async_op=True)
 
         def finish() -> Agreement:
             if work is not None:
                 work.wait()
-            total, *asked_by = counts.tolist()
-            return Agreement(max(request for request in Request if asked_by[request]), total)
+            totals = counts.tolist()
+            return Agreement(max(request for request in Request if totals[request]), totals[len(Request) :])
 
         return finish
 

@@ -8,41 +8,47 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mpnet_ds.config.deepspeed_config import EngineConfig
-from mpnet_ds.config.execution import Execution
-from mpnet_ds.config.recipe import Recipe
-from mpnet_ds.machine import Capacity, show_bytes
-from mpnet_ds.models.mpnet.sizes import parameter_count
-from mpnet_ds.preflight.memory_estimate import MemoryEstimate
+from mpnet_ds.machine import Capacity, capacity_of, show_bytes
+from mpnet_ds.preflight.checks import checkpoints_at_once, memory_of
+from mpnet_ds.preflight.memory_estimate import MemoryEstimate, checkpoint_bytes
+from mpnet_ds.preflight.plan import RunPlan, workload_of
+from mpnet_ds.ranks.disks import Disks
+from mpnet_ds.ranks.process_group import Ranks
 
 NO_EVALUATION = "No evaluation: not all of the data has a holdout. Name one with --eval_data, or build with --holdout."
 
 
-def describe_run(
-    recipe: Recipe, config: EngineConfig, execution: Execution, data, eval_data, model_config, start, disks
-) -> list[str]:
+def describe_run(plan: RunPlan, disks: Disks) -> list[str]:
     """Lines for a person: what is trained, on what, in which batches, where."""
-    batch, optimization, ranks = config.batch, recipe.optimization, disks.ranks
-    parameters, pieces = parameter_count(model_config), data.tokenizer.vocab_size
+    recipe, engine, start, ranks = plan.recipe, plan.engine, plan.start, disks.ranks
+    batch, max_steps, pieces = engine.batch, recipe.optimization.max_steps, plan.data.tokenizer.vocab_size
     sizes = f"{batch.micro_batch_size} × {batch.accumulation_steps} accumulated × {ranks.world_size} rank(s)"
-    epochs = optimization.max_steps * batch.global_batch_size / len(data)
+    epochs = max_steps * batch.global_batch_size / len(plan.data)
     lines = [
-        f"Recipe {recipe.name}, objective {recipe.objective}: {parameters:,} parameters, {pieces:,} pieces",
-        f"Data {data.describe()}",
-        f"Evaluation on {eval_data.describe()}" if eval_data is not None else NO_EVALUATION,
-        f"ZeRO {config.zero_stage} in {config.precision} on {ranks.device.type}, updates by "
-        f"{config.engine['optimizer']['type']}, attention by {execution.attention}",
-        f"{batch.global_batch_size} rows an update = {sizes}",
-        f"{optimization.max_steps:,} updates = {_show_count(epochs)} epochs of the data",
+        f"Recipe {recipe.name}, objective {recipe.objective.name}: {plan.sizes.parameters:,} parameters, {pieces:,} pieces",
+        f"Data {plan.data.describe()}",
+        f"Evaluation on {plan.eval_data.describe()}" if plan.eval_data is not None else NO_EVALUATION,
+        f"ZeRO {engine.zero_stage} in {engine.precision} on {ranks.device.type}, optimizer "
+        f"{engine.engine['optimizer']['type']}, attention by {plan.execution.attention}",
+        f"{batch.global_batch_size} sequences a step = {sizes}",
+        f"{max_steps:,} steps = {_show_count(epochs)} epochs of the data",
     ]
-    lines += execution.describe(start.step)
+    lines += plan.execution.describe(start.step)
     if len(set(ranks.hosts)) > 1:
         lines.append(describe_hosts(ranks.hosts))
     lines += [f"warning: {path.name} is damaged and set aside: {reason}" for path, reason in start.damaged]
     if start.checkpoint is not None:
-        lines.append(f"Continuing from {start.checkpoint} at update {start.step}")
+        lines.append(f"Resuming from {start.checkpoint} at step {start.step}")
     if start.conversion:
         lines.append(f"The checkpoint is converted: {start.conversion}")
     return [*lines, f"Output {start.output}", *disks.describe()]
+
+
+def describe_needs(plan: RunPlan, ranks: Ranks) -> list[str]:
+    """What the run takes of memory and disk, as estimated, against what there is."""
+    work, capacity = workload_of(plan, ranks.world_size, ranks.device), capacity_of(ranks.device)
+    disk = describe_disk(plan.start.output, checkpoint_bytes(work), checkpoints_at_once(plan.recipe))
+    return [*describe_memory(memory_of(work, capacity), capacity), disk]
 
 
 def describe_hosts(hosts: Sequence[str]) -> str:

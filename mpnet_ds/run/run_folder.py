@@ -22,41 +22,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from mpnet_ds.checkpoint.store import CheckpointStore, find_checkpoint, read_info, read_save, verify
-from mpnet_ds.config.recipe import DataRecipe, ModelRecipe, Recipe
+from mpnet_ds.config.recipe import Recipe
 from mpnet_ds.errors import UserError
 from mpnet_ds.files import LOCK, TEMPORARY, locked, write_atomically
+from mpnet_ds.preflight.plan import StartingPoint
 from mpnet_ds.ranks.disks import TOKEN, Disks
 from mpnet_ds.run_record import FILE_NAME, read_record
 from mpnet_ds.zero.torch_file import TensorFile
 
 
-@dataclass(frozen=True)
-class Start:
-    """Where a run begins."""
-
-    output: Path
-    checkpoint: Path | None
-    """Whole and verified; None at the beginning."""
-    identity: dict
-    """Of this run, see ``identity``."""
-    conversion: str = ""
-    """What was otherwise when the checkpoint was saved (ranks, ZeRO stage, precision, optimizer), in words; empty if
-    nothing was."""
-    damaged: tuple[tuple[Path, str], ...] = ()
-    """Newer checkpoints that cannot be used, and why."""
-    found: tuple[tuple[str, ...], ...] = ()
-    """Names of the checkpoints in ``output`` when this was decided, of each disk, usable or not."""
-
-    @property
-    def step(self) -> int:
-        """Updates that are done already."""
-        return read_info(self.checkpoint).step if self.checkpoint else 0
-
-
 def identity(recipe: Recipe, tokenizer_fingerprint: str, data_checksum: str | list) -> dict:
     """What must agree for a run to be continued. ``data_checksum`` is a dataset's or a mixture's."""
     return {
-        "objective": recipe.objective,
+        "objective": recipe.objective.section(),
         "model": asdict(recipe.model),
         "data": asdict(recipe.data),
         "seed": recipe.run.seed,
@@ -77,7 +55,7 @@ class Setting:
     """See ``engine.layout``."""
 
 
-def decide_start(output: Path, resume: str, run_identity: dict, setting: Setting, disks: Disks) -> Start:
+def decide_start(output: Path, resume: str, run_identity: dict, setting: Setting, disks: Disks) -> StartingPoint:
     """What ``--output_dir`` and ``--resume`` mean together; raises ``UserError`` rather than touch another run.
 
     Every rank must call it; all get the same answer. Looks at the folder on each disk.
@@ -97,9 +75,9 @@ def decide_start(output: Path, resume: str, run_identity: dict, setting: Setting
         checkpoint = _named_checkpoint(resume, output, disks)
     own = json.loads(json.dumps(run_identity))
     if checkpoint is None:
-        return Start(output, None, own, found=found)
+        return StartingPoint(output, None, own, found=found)
     conversion, *_ = disks.on_each(lambda: _conversion(checkpoint, run_identity, setting))
-    return Start(output, checkpoint, own, conversion, tuple(damaged), found)
+    return StartingPoint(output, checkpoint, own, conversion, tuple(damaged), found)
 
 
 def list_checkpoints(output: Path, disks: Disks) -> tuple[tuple[str, ...], ...]:
@@ -230,7 +208,7 @@ def held(output: Path) -> Iterator[None]:
         yield
 
 
-def prepare(start: Start, record: dict, tokenizer_folder: Path) -> None:
+def prepare(start: StartingPoint, record: dict, tokenizer_folder: Path) -> None:
     """Writes ``run.json`` and the tokenizer's copy, and moves damaged checkpoints out of the way."""
     # First what tells whose folder it is: after a kill at any point from here on, the same command goes on.
     write_atomically(start.output / FILE_NAME, json.dumps(record, indent=2) + "\n")
@@ -247,18 +225,8 @@ def _holds_something(output: Path) -> bool:
 
 
 def _first_difference(before: dict, now: dict) -> str:
-    """Between two identities: what differs, in words, or nothing. ``before`` may be of an older version of the program."""
-    return _difference(_with_newer_options(before), json.loads(json.dumps(now)))  # tuples become lists, as in the file
-
-
-def _with_newer_options(before: dict) -> dict:
-    """The identity with those options of data and model that did not exist when it was saved, as they would have been."""
-    if not {"data", "model"} <= before.keys():
-        return before
-    data, default = before["data"], asdict(DataRecipe())
-    masking = default["masking"] | data.get("masking", {})
-    model = {"layer_norm_eps": ModelRecipe().layer_norm_eps} | before["model"]
-    return before | {"data": default | data | {"masking": masking}, "model": model}
+    """Between two identities: what differs, in words, or nothing."""
+    return _difference(before, json.loads(json.dumps(now)))  # tuples become lists, as in the file
 
 
 def _difference(before: dict, now: dict) -> str:

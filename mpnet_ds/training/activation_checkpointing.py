@@ -11,10 +11,12 @@ it is meant here: that many inputs are kept.
 """
 
 from collections.abc import Callable
+from functools import partial
 
+import torch
 from torch import Tensor, nn
 
-from mpnet_ds.models.attention.backend import Backend
+from mpnet_ds.models.module import PretrainingModule
 
 SECTION = "activation_checkpointing"
 
@@ -33,37 +35,50 @@ def checkpointed_layers(num_layers: int, number_checkpoints: int | None) -> list
     return [i * num_layers // count for i in range(count)]
 
 
-def layer_runner(layers: nn.ModuleList, engine: dict) -> Callable | None:
-    """``f(layer, *arguments)``, which runs a layer and keeps its activations or not; None keeps them everywhere.
+def checkpoint_layers(module: PretrainingModule, engine: dict) -> None:
+    """Let chosen layers recompute their activations in backward instead of keeping them.
+
+    The first argument of a layer is its hidden states, whose value is kept; other tensors are shared by all layers.
 
     Args:
-        layers: the encoder's.
-        engine: DeepSpeed's JSON, resolved; DeepSpeed's functions are configured with it.
+        engine: DeepSpeed's JSON, resolved; nothing changes without the section. DeepSpeed's functions are configured with it.
     """
     if SECTION not in engine:
-        return None
+        return
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 
-    # On a processor a layer's input lies there already; DeepSpeed would take it for its own copy and empty it.
+    # On a CPU a layer's input is in host memory already; DeepSpeed would take it for its own copy and empty it.
     in_host_memory = get_accelerator().device_name() == "cpu"
     deepspeed.checkpointing.configure(
         mpu_=None, deepspeed_config=engine, checkpoint_in_cpu=False if in_host_memory else None
     )
-    chosen = {layers[i] for i in checkpointed_layers(len(layers), engine[SECTION].get("number_checkpoints"))}
+    layers = module.layers()
+    for number in checkpointed_layers(len(layers), engine[SECTION].get("number_checkpoints")):
+        wrap_call(layers[number], _recomputing)
 
-    def run(
-        layer: nn.Module, hidden: Tensor, backend: Backend, num_content: int, first_row: int, *prepared: Tensor
-    ) -> Tensor:
-        def compute(hidden: Tensor, *prepared: Tensor) -> Tensor:
-            return layer(hidden, backend, num_content, first_row, *prepared)
 
-        if layer not in chosen:
-            return compute(hidden, *prepared)
-        for tensor in prepared:
-            # DeepSpeed empties the tensors that it puts aside. All layers share these: the next needs them as they are.
-            tensor.no_checkpointing = True
-        # It also loses count of arguments that are no tensors, where it partitions.
-        return deepspeed.checkpointing.checkpoint(compute, hidden, *prepared)
+def _recomputing(call: Callable, hidden: Tensor, *arguments, **options):
+    """What a layer's ``call`` returns, without keeping its activations."""
+    import deepspeed
 
-    return run
+    if not torch.is_grad_enabled():
+        return call(hidden, *arguments, **options)
+    # DeepSpeed loses count of arguments that are no tensors, where it partitions: they stay outside.
+    places = [place for place, argument in enumerate(arguments) if isinstance(argument, Tensor)]
+    for place in places:
+        # DeepSpeed empties the tensors that it puts aside. All layers share these: the next needs them as they are.
+        arguments[place].no_checkpointing = True
+
+    def compute(hidden: Tensor, *tensors: Tensor):
+        values = list(arguments)
+        for place, tensor in zip(places, tensors, strict=True):
+            values[place] = tensor
+        return call(hidden, *values, **options)
+
+    return deepspeed.checkpointing.checkpoint(compute, hidden, *(arguments[place] for place in places))
+
+
+def wrap_call(module: nn.Module, around: Callable) -> None:
+    """Let ``around(call, *arguments)`` stand for calls of a module, hooks of the module included."""
+    module._compiled_call_impl = partial(around, module._call_impl)

@@ -15,13 +15,16 @@ from torch import Tensor, nn
 
 from mpnet_ds.config.deepspeed_config import EngineConfig
 from mpnet_ds.errors import UserError
-from mpnet_ds.models import MPNetForPretraining
+from mpnet_ds.models.module import PretrainingModule, Scores
 from mpnet_ds.ranks.disks import Disks
-from mpnet_ds.training.activation_checkpointing import layer_runner
+from mpnet_ds.training.activation_checkpointing import checkpoint_layers
 from mpnet_ds.training.compilation import compile_layers
 from mpnet_ds.training.muon import make_muon
 from mpnet_ds.zero.checkpoint_reader import ZeroCheckpoint
 from mpnet_ds.zero.load_converted import load_optimizer
+
+SCALE = "learning_rate_scale"
+"""Key of an optimizer group: factor on the schedule's learning rate."""
 
 
 class Engine:
@@ -40,7 +43,7 @@ class Engine:
 
     def __init__(
         self,
-        model: MPNetForPretraining,
+        module: PretrainingModule,
         config: EngineConfig,
         weight_decay: float,
         disks: Disks | None = None,
@@ -48,7 +51,7 @@ class Engine:
     ):
         from mpnet_ds.checkpoint.shard_files import ShardFiles, save_on_each_disk
 
-        self.deepspeed = build_engine(model, config, weight_decay, compiled)
+        self.deepspeed = build_engine(module, config, weight_decay, compiled)
         self.deepspeed.checkpoint_engine = ShardFiles()
         # It would copy a script of DeepSpeed beside the checkpoints, and stop all ranks if the disk is full.
         self.deepspeed._copy_recovery_script = lambda folder: None
@@ -81,10 +84,10 @@ class Engine:
         for group, before in zip(self.deepspeed.optimizer.param_groups, settings, strict=True):
             group.update({name: value for name, value in before.items() if name != "params"})
 
-    def forward(self, batch: dict[str, Tensor]):
-        """The model's output for one micro batch, without logits."""
+    def forward(self, batch: dict[str, Tensor]) -> Scores:
+        """The module's scores of one micro-batch."""
         with self.span("forward"):
-            return self.deepspeed(**batch, return_logits=False)
+            return self.deepspeed(**batch)
 
     def backward(self, loss: Tensor) -> None:
         """Adds a micro batch's gradients; the one that completes the global batch updates the weights.
@@ -110,9 +113,9 @@ class Engine:
             self.applied = self.deepspeed.was_step_applied()
 
     def set_learning_rate(self, rate: float) -> None:
-        """For all groups of parameters."""
+        """Set the rate of the next step, for each parameter group times its scale."""
         for group in self.deepspeed.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get(SCALE, 1.0)
 
     @property
     def learning_rate(self) -> float:
@@ -137,18 +140,18 @@ def _undo_first_update(optimizer) -> None:
             master.copy_(weight)
 
 
-def build_engine(model: MPNetForPretraining, config: EngineConfig, weight_decay: float, compiled: bool = False):
+def build_engine(module: PretrainingModule, config: EngineConfig, weight_decay: float, compiled: bool = False):
     """DeepSpeed's own engine around ``model``, with activation checkpointing where the JSON has that section."""
     import deepspeed
 
     if compiled:
-        compile_layers(model, config.zero_stage)
-    model.checkpoint_function = layer_runner(model.mpnet.encoder.layer, config.engine)
-    groups, engine_config, optimizer = parameter_groups(model, weight_decay), dict(config.engine), None
+        compile_layers(module, config.zero_stage)
+    checkpoint_layers(module, config.engine)
+    groups, engine_config, optimizer = parameter_groups(module, weight_decay), dict(config.engine), None
     if config.uses_muon:
-        optimizer = partial(make_muon, model, engine_config.pop("optimizer")["params"])
+        optimizer = partial(make_muon, module, engine_config.pop("optimizer")["params"])
     _import_zero_without_compiler()
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, model_parameters=groups, config=engine_config)
+    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, model_parameters=groups, config=engine_config)
     return engine
 
 
@@ -169,10 +172,15 @@ def _import_zero_without_compiler() -> None:
             os.environ[switch] = before
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Two groups: matrices with weight decay, biases and LayerNorm without."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+def parameter_groups(module: PretrainingModule, weight_decay: float) -> list[dict]:
+    """Two optimizer groups for each of the module's: matrices with weight decay, biases and LayerNorm without."""
+    groups = [
+        {
+            "params": [p for p in group.parameters if (p.ndim >= 2) is has_decay],
+            "weight_decay": decay,
+            SCALE: group.learning_rate_scale,
+        }
+        for group in module.groups()
+        for has_decay, decay in ((True, weight_decay), (False, 0.0))
     ]
+    return [group for group in groups if group["params"]]

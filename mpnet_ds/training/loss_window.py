@@ -1,64 +1,89 @@
-"""Follows the losses of a run: mean over a log interval, updates that were left out, sudden jumps.
+"""Losses of a run: means over a log interval, and sudden jumps.
 
-Sums of an update travel to the host's memory without anybody waiting for them: a GPU copies them when it gets there, and
-they are looked at when they have arrived, at the latest when a line is logged.
+Totals of a step travel to host memory without anybody waiting for them: a GPU copies them when it gets there, and they are
+looked at when they have arrived, at the latest when a line is logged.
 """
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from mpnet_ds.models.module import Scores
+from mpnet_ds.objectives import Objective
+
 MEMORY = 100
-"""Updates over which the running mean of the loss reaches back."""
+"""Steps over which the running mean of the loss reaches back."""
 SETTLED = 20
-"""Updates before the running mean means anything."""
+"""Steps before the running mean means anything."""
 
 
 @dataclass(frozen=True)
 class Spike:
-    """An update whose loss jumped."""
+    """A step whose loss jumped."""
 
     step: int
     loss: float
     running_mean: float
 
 
+def totals_of(scores: Sequence[Scores]) -> Tensor:
+    """float64 [numbers]: losses and hits of each term, then the module's counts, summed over micro-batches."""
+    parts = [[one.sums.detach(), one.correct, *(one.counts or {}).values()] for one in scores]
+    return torch.stack([torch.cat([part.double().flatten() for part in one]) for one in parts]).sum(0)
+
+
 class LossWindow:
-    """Mean loss and accuracy since the last ``close``, and spikes on the way.
+    """Means of the losses since the last ``close``, and spikes on the way.
 
     Args:
+        objective: names the terms, weights them and makes metrics of counts.
         spike_factor: a loss above this multiple of the running mean is a spike; 0: there are none.
     """
 
-    def __init__(self, spike_factor: float = 0.0):
-        self.spike_factor = spike_factor
+    def __init__(self, objective: Objective, spike_factor: float = 0.0):
+        self.objective, self.spike_factor = objective, spike_factor
         self._arriving: deque = deque()
-        self._sums = [0.0, 0, 0]
+        self._shapes: dict[str, tuple] = {}
         self._mean, self._seen = 0.0, 0
         self._found: list[Spike] = []
+        self._begin()
+
+    def _begin(self) -> None:
+        self._totals: list[float] = []
+        self._targets = [0] * len(self.objective.terms)
 
     def state(self) -> dict:
         """What ``restore`` needs, as JSON. Waits for the device; the next ``arrived`` has the spikes."""
         self._found += self._drain()
-        return {"sums": self._sums, "mean": self._mean, "seen": self._seen}
+        return {"totals": self._totals, "targets": self._targets, "mean": self._mean, "seen": self._seen}
 
     def restore(self, state: dict) -> None:
-        """Goes on from a ``state``."""
-        self._sums, self._mean, self._seen = list(state["sums"]), state["mean"], state["seen"]
+        """Continues from a ``state``."""
+        self._totals, self._targets = list(state["totals"]), list(state["targets"])
+        self._mean, self._seen = state["mean"], state["seen"]
 
-    def add(self, step: int, sums: Tensor, num_targets: int) -> None:
-        """``sums``: loss (nats) and correct predictions over all slots of all ranks, [2]; does not wait for them."""
+    def add(self, step: int, totals: Tensor, num_targets: list[int], counts: dict[str, Tensor] | None = None) -> None:
+        """Take in a step, without waiting for the device.
+
+        Args:
+            totals: of all ranks, see ``totals_of``.
+            num_targets: of each term, on all ranks.
+            counts: of any micro-batch: names and shapes of what follows the terms in ``totals``.
+        """
+        self._shapes = {name: tuple(tensor.shape) for name, tensor in (counts or {}).items()}
         arrived = None
-        if sums.is_cuda:
-            host = torch.empty(2, dtype=sums.dtype, pin_memory=True)
-            host.copy_(sums, non_blocking=True)
+        if totals.is_cuda:
+            host = torch.empty(totals.shape, dtype=totals.dtype, pin_memory=True)
+            host.copy_(totals, non_blocking=True)
             arrived = torch.cuda.Event()
             arrived.record()
-            sums = host
-        self._arriving.append((step, sums, num_targets, arrived))
+            totals = host
+        self._arriving.append((step, totals, num_targets, arrived))
 
     def arrived(self) -> list[Spike]:
         """Takes in what is there; returns the spikes among it."""
@@ -67,27 +92,50 @@ class LossWindow:
             spikes += self._take(*self._arriving.popleft()[:3])
         return spikes
 
-    def close(self) -> tuple[float, float, list[Spike]]:
-        """Mean loss (nats; NaN if nothing was predicted), accuracy, the last spikes; begins anew. Waits for the device."""
+    def close(self) -> tuple[dict[str, float], list[Spike]]:
+        """Metrics of the window and the last spikes; begins anew. Waits for the device.
+
+        ``loss`` (nats) is the weighted sum of the terms' means, NaN if nothing was predicted; ``accuracy`` is the first
+        term's. ``loss/TERM`` and ``accuracy/TERM`` are each term's own, left out where it had no targets.
+        """
         spikes, self._found = self._found + self._drain(), []
-        total, correct, targets = self._sums
-        self._sums = [0.0, 0, 0]
-        return (total / targets, correct / targets, spikes) if targets else (math.nan, math.nan, spikes)
+        totals, targets = self._totals or [math.nan] * 2 * len(self._targets), self._targets
+        metrics = self._means(totals, targets)
+        counts, first = {}, 2 * len(targets)
+        for name, shape in self._shapes.items():
+            size = math.prod(shape)
+            counts[name] = np.array(totals[first : first + size]).reshape(shape)
+            first += size
+        self._begin()
+        return metrics | self.objective.metrics(counts), spikes
+
+    def _means(self, totals: list[float], targets: list[int]) -> dict[str, float]:
+        metrics = {"loss": self._loss(totals, targets), "accuracy": math.nan}
+        for number, (term, count) in enumerate(zip(self.objective.terms, targets, strict=True)):
+            if count:
+                metrics[f"loss/{term.name}"] = totals[number] / count
+                metrics[f"accuracy/{term.name}"] = totals[len(targets) + number] / count
+        metrics["accuracy"] = metrics.get(f"accuracy/{self.objective.terms[0].name}", math.nan)
+        return metrics
+
+    def _loss(self, totals: list[float], targets: list[int]) -> float:
+        terms = zip(self.objective.terms, totals, targets, strict=False)
+        return sum(term.weight * total / count for term, total, count in terms if count) if any(targets) else math.nan
 
     def _drain(self) -> list[Spike]:
         spikes = []
         while self._arriving:
-            step, sums, num_targets, arrived = self._arriving.popleft()
+            step, totals, num_targets, arrived = self._arriving.popleft()
             if arrived is not None:
                 arrived.synchronize()
-            spikes += self._take(step, sums, num_targets)
+            spikes += self._take(step, totals, num_targets)
         return spikes
 
-    def _take(self, step: int, sums: Tensor, num_targets: int) -> list[Spike]:
-        total, correct = sums.tolist()
-        for place, value in enumerate((total, correct, num_targets)):
-            self._sums[place] += value
-        loss = total / max(num_targets, 1)
+    def _take(self, step: int, totals: Tensor, num_targets: list[int]) -> list[Spike]:
+        values = totals.tolist()
+        self._totals = [before + value for before, value in zip(self._totals or [0.0] * len(values), values, strict=True)]
+        self._targets = [before + count for before, count in zip(self._targets, num_targets, strict=True)]
+        loss = self._loss(values, num_targets) if any(num_targets) else 0.0
         is_spike = self.spike_factor and self._seen >= SETTLED and loss > self.spike_factor * self._mean
         spikes = [Spike(step, loss, self._mean)] if is_spike else []
         self._seen += 1

@@ -24,13 +24,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from transformers import MPNetConfig
 
-from mpnet_ds.config.recipe import Recipe
 from mpnet_ds.files import write_atomically
 from mpnet_ds.machine import GIB
 from mpnet_ds.metrics_file import FILE_NAME, read_metrics
-from mpnet_ds.models.mpnet.sizes import flops_per_row
 from mpnet_ds.progress import show_duration
 from mpnet_ds.ranks.process_group import Ranks
 
@@ -114,31 +111,29 @@ class Throughput:
     Padding is no token, but work for the device: it counts in ``mfu`` only.
 
     Args:
-        model_config: sizes of the model.
-        tokens_per_row: mean number of tokens in a row that are no padding.
+        flops_per_sequence: of forward and backward.
+        global_batch_size: sequences of a step.
+        tokens_per_sequence: mean number of tokens in a sequence that are no padding.
         precision: that of the engine, ``fp32``, ``bf16`` or ``fp16``.
         clock: seconds.
     """
 
     def __init__(
         self,
-        recipe: Recipe,
-        model_config: MPNetConfig,
-        tokens_per_row: float,
+        flops_per_sequence: float,
+        global_batch_size: int,
+        tokens_per_sequence: float,
         ranks: Ranks,
         precision: str,
         clock: Callable[[], float] = time.perf_counter,
     ):
-        rows, n = recipe.optimization.global_batch_size, recipe.data.seq_length
-        slots = int(recipe.data.masking.num_predicted(n))
-        self.tokens = rows * tokens_per_row
-        self.predicted = rows * slots * tokens_per_row / n
-        self.flops = rows * flops_per_row(model_config, n, slots, recipe.objective)
+        self.tokens = global_batch_size * tokens_per_sequence
+        self.flops = global_batch_size * flops_per_sequence
         peak = peak_flops(ranks.device, precision)
         self.peak = peak * ranks.world_size if peak else None
         self.device, self._clock = ranks.device, clock
         self._seconds_of_first: float | None = None
-        self.updates_per_second = 1.0
+        self.steps_per_second = 1.0
         """As of the last ``measure``."""
         self.restart(step=0)
 
@@ -147,6 +142,8 @@ class Throughput:
         self._step, self._time = step, self._clock()
         self.waited = 0.0
         """Seconds for data since then, to be added to by the caller."""
+        self.predicted = 0
+        """Targets of the first term since then, likewise."""
 
     def leave_out_first(self, step: int) -> float:
         """Measures from here on: update number ``step``, the first of a session, is in no rate. Returns its seconds."""
@@ -160,11 +157,11 @@ class Throughput:
         Rates are NaN where no update but the first was made; the first is told in ``first_step_seconds``, once.
         """
         seconds, done = max(self._clock() - self._time, 1e-9), step - self._step
-        self.updates_per_second = done / seconds
-        rate = self.updates_per_second if done else math.nan
+        self.steps_per_second = done / seconds
+        rate = self.steps_per_second if done else math.nan
         measured = {
             "tokens_per_second": rate * self.tokens,
-            "predicted_tokens_per_second": rate * self.predicted,
+            "predicted_tokens_per_second": self.predicted / seconds if done else math.nan,
             "data_wait": self.waited / seconds,
             "memory": peak_memory(self.device),
         }

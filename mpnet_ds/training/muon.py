@@ -13,9 +13,8 @@ gradients. Whole matrices are there at ZeRO 0 only: other stages cut them.
 from collections.abc import Callable
 
 import torch
-from torch import nn
 
-from mpnet_ds.models import MPNetForPretraining
+from mpnet_ds.models.module import PretrainingModule
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -46,13 +45,13 @@ class MuonAdamW(torch.optim.Optimizer):
         return loss
 
 
-def make_muon(model: MPNetForPretraining, values: dict, groups: list[dict]) -> MuonAdamW:
-    """The optimizer for groups of a model's parameters; what of each is a hidden matrix becomes a group of its own.
+def make_muon(module: PretrainingModule, values: dict, groups: list[dict]) -> MuonAdamW:
+    """The optimizer for groups of a module's parameters; what of each is a hidden matrix becomes a group of its own.
 
     Args:
         values: ``optimizer.params`` of DeepSpeed's JSON, resolved.
     """
-    hidden = {id(matrix) for matrix in hidden_matrices(model)}
+    hidden = {id(matrix) for matrix in module.hidden_matrices()}
     divided = [
         group | {"params": [p for p in group["params"] if (id(p) in hidden) is use_muon], "use_muon": use_muon}
         for use_muon in (False, True)
@@ -60,10 +59,3 @@ def make_muon(model: MPNetForPretraining, values: dict, groups: list[dict]) -> M
     ]
     divided = [group for group in divided if group["params"]]
     return MuonAdamW(divided, values["lr"], values["momentum"], values["betas"], values["eps"])
-
-
-def hidden_matrices(model: MPNetForPretraining) -> list[nn.Parameter]:
-    """What Muon updates: the weights of all linear maps but the one that is tied to the token table, each [out, in]."""
-    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    maps = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
-    return [weight for weight in maps if weight.requires_grad and id(weight) not in tables]

@@ -1,10 +1,18 @@
-"""Draws items ahead in a thread, so that the device need not wait for them, and measures how long it does."""
+"""Batches on their way to the device: drawn and packed ahead in a thread, unpacked where they are used.
+
+Whole numbers travel as int32, half as wide as modules take them, from memory that a GPU fetches by itself, and nobody waits
+for them.
+"""
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
 
 DEPTH = 2  # items that are drawn or being drawn while one is in use
 
@@ -29,3 +37,21 @@ def prefetched(draw: Callable[[int], Item], first: int, last: int, depth: int = 
             yield item, waited
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def pack(batch: dict[str, np.ndarray], device: torch.device, omitted_if_true: Sequence[str] = ()) -> dict[str, Tensor]:
+    """Tensors in host memory of what an objective draws: int64 as int32, other types as they are.
+
+    Args:
+        omitted_if_true: boolean arrays that stay behind where all is True.
+    """
+    needed = {name: array for name, array in batch.items() if name not in omitted_if_true or not array.all()}
+    arrays = {name: array.astype(np.int32) if array.dtype == np.int64 else array for name, array in needed.items()}
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return {name: tensor.pin_memory() for name, tensor in tensors.items()} if device.type == "cuda" else tensors
+
+
+def unpack(packed: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """A module's arguments, on the device."""
+    moved = {name: tensor.to(device, non_blocking=True) for name, tensor in packed.items()}
+    return {name: tensor.long() if tensor.dtype == torch.int32 else tensor for name, tensor in moved.items()}

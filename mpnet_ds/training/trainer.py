@@ -1,14 +1,14 @@
 """The training loop around a DeepSpeed engine.
 
-One update takes the next ``global_batch_size`` samples of the endless order. Accumulation step ``a`` of rank ``r`` takes
-rows ``(a * ranks + r) * micro`` and following of them, so that the samples of an update, and their order, are the same
-at any number of ranks. The loss is the mean over all predicted slots of the whole global batch, also where rows have
-unequal numbers of them. All randomness of an update follows from (seed, update, rank).
+One step takes the next ``global_batch_size`` samples of the endless order. Accumulation step ``a`` of rank ``r`` takes
+sequences ``(a * ranks + r) * micro`` and following of them, so that the samples of a step, and their order, are the same at
+any number of ranks. Each term of the loss is the mean over all its targets in the global batch, also where sequences have
+unequal numbers of them. All randomness of a step follows from (seed, step, rank).
 
-Before each update the ranks have agreed on whether to go on (control.py); they begin to as soon as the last forward pass of
-the update before is on its way. An update whose loss or gradient is not finite changes nothing; its samples are consumed
-all the same. The code here waits for the device only after a session's first update, to log, to evaluate and to save;
-DeepSpeed's optimizers (in fp32 at ZeRO 0 engine.py) do so once in an update, to check that the gradient is finite.
+Before each step the ranks have agreed on whether to continue (stop_requests.py); they begin to as soon as the last forward
+pass of the step before is on its way. A step whose loss or gradient is not finite changes nothing; its samples are consumed
+all the same. The code here waits for the device only after a session's first step, to log, to evaluate and to save;
+DeepSpeed's optimizers (in fp32 at ZeRO 0 engine.py) do so once in a step, to check that the gradient is finite.
 """
 
 import math
@@ -17,37 +17,33 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mpnet_ds.checkpoint.store import CheckpointInfo, CheckpointStore, SaveFailed, read_info
-from mpnet_ds.config.deepspeed_config import EngineConfig, layout
-from mpnet_ds.config.execution import Execution
-from mpnet_ds.config.recipe import Recipe
+from mpnet_ds.config.deepspeed_config import layout
 from mpnet_ds.counter_rng import make_key
-from mpnet_ds.data.samples.dataset import PretrainingDataset
-from mpnet_ds.data.samples.mixture import MixtureDataset
-from mpnet_ds.models import MPNetForPretraining
+from mpnet_ds.models.module import PretrainingModule, Scores
+from mpnet_ds.preflight.plan import RunPlan
 from mpnet_ds.progress import Progress
 from mpnet_ds.ranks.disks import Disks
 from mpnet_ds.ranks.stop_requests import Agreement, Control, Request
 from mpnet_ds.ranks.watchdog import Watchdog
-from mpnet_ds.run.run_folder import Start
 from mpnet_ds.training.engine import Engine
 from mpnet_ds.training.garbage import collected_by_hand
-from mpnet_ds.training.loss_window import LossWindow, Spike
+from mpnet_ds.training.loss_window import LossWindow, Spike, totals_of
 from mpnet_ds.training.metrics import MetricsWriter, Throughput, describe
-from mpnet_ds.training.prefetch import prefetched
+from mpnet_ds.training.prefetch import pack, prefetched, unpack
 from mpnet_ds.training.profile import Profiler
 from mpnet_ds.training.schedule import learning_rate
-from mpnet_ds.training.transfer import pack, unpack
 from mpnet_ds.zero.checkpoint_reader import ZeroCheckpoint
 from mpnet_ds.zero.load_converted import load_weights
 
 INSPECTION = "inspection"
-"""Folder of the output where a run that gives up leaves its state."""
+"""Folder of the output where a run that gave up leaves its state."""
 
 
 @dataclass
@@ -56,41 +52,39 @@ class Outcome:
 
     step: int
     request: Request = Request.NOTHING
-    """What made it end before the last update, if anything did."""
+    """What made it end before the last step, if anything did."""
     failure: str = ""
     """Why it gave up, in words."""
     is_saved: bool = True
-    """Whether the last update is in a checkpoint."""
+    """Whether the last step is in a checkpoint."""
 
 
 class TrainingFailed(Exception):
     """Training makes no progress any more; raised on all ranks."""
 
 
+class Drawn(NamedTuple):
+    """A step's batches on this rank, in host memory."""
+
+    batches: list[dict[str, Tensor]]
+    num_targets: list[int]
+    """Targets of each term on this rank."""
+    seconds_waited: float
+    agree: Callable[[], Agreement]
+    """Waits for what all ranks say of this step."""
+
+
 class Trainer:
     """One run: ``Trainer(…).train()``. Every rank builds one, inside its watchdog's ``with`` block."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        config: EngineConfig,
-        execution: Execution,
-        model: MPNetForPretraining,
-        data: PretrainingDataset | MixtureDataset,
-        eval_data: PretrainingDataset | MixtureDataset | None,
-        start: Start,
-        disks: Disks,
-        watchdog: Watchdog,
-    ):
-        ranks = disks.ranks
-        self.recipe, self.config, self.execution = recipe, config, execution
-        self.ranks, self.disks, self.start = ranks, disks, start
-        self.data, self.eval_data, self.watchdog = data, eval_data, watchdog
-        self.model_config = model.config
+    def __init__(self, plan: RunPlan, module: PretrainingModule, disks: Disks, watchdog: Watchdog):
+        recipe, config, start, ranks = plan.recipe, plan.engine, plan.start, disks.ranks
+        self.plan, self.recipe, self.config, self.objective = plan, recipe, config, recipe.objective
+        self.ranks, self.disks, self.start, self.watchdog = ranks, disks, start, watchdog
         self.store = CheckpointStore(start.output, recipe.run.keep)
         if start.conversion:
-            load_weights(model, ZeroCheckpoint(start.checkpoint))
-        self.engine = Engine(model, config, recipe.optimization.weight_decay, disks, execution.compile)
+            load_weights(module, ZeroCheckpoint(start.checkpoint))
+        self.engine = Engine(module, config, recipe.optimization.weight_decay, disks, plan.execution.compile)
         if start.checkpoint is not None:
             self.engine.load(start.checkpoint, convert=bool(start.conversion))
         self.step = self._saved_step = start.step
@@ -100,15 +94,16 @@ class Trainer:
         self._progress = Progress(
             "Training", recipe.optimization.max_steps, "step", self.step, enabled=ranks.is_main, plain_lines=False
         )
-        self.profiler = Profiler(start.output, execution.profile, ranks.rank, ranks.device, self._progress.write)
+        self.profiler = Profiler(start.output, plan.execution.profile, ranks.rank, ranks.device, self._progress.write)
         self.engine.span = self.profiler.span
-        self._window = LossWindow(recipe.run.spike_factor)
-        self._evaluated: tuple[int, float] | None = None  # update and loss
+        self._window = LossWindow(self.objective, recipe.run.spike_factor)
+        self._evaluated: tuple[int, float] | None = None  # step and loss
         self._skipped = self._skipped_in_a_row = 0
         self._loss_scale = self.engine.loss_scale
         if start.checkpoint is not None:
             self._remember(read_info(start.checkpoint))
-        self._throughput = Throughput(recipe, self.model_config, data.tokens_per_row, ranks, config.precision)
+        batch, tokens = config.batch.global_batch_size, plan.data.tokens_per_row
+        self._throughput = Throughput(plan.sizes.flops_per_sequence, batch, tokens, ranks, config.precision)
 
     def _remember(self, info: CheckpointInfo) -> None:
         """What had been seen of the losses when the checkpoint was saved."""
@@ -120,11 +115,11 @@ class Trainer:
 
     @property
     def consumed_samples(self) -> int:
-        """Rows since the first update: the whole state of the data."""
+        """Sequences since the first step: the whole state of the data."""
         return self.step * self.config.batch.global_batch_size
 
     def train(self) -> Outcome:
-        """Trains to the recipe's last update, or until it is asked to stop; evaluates and saves on the way and then."""
+        """Trains to the recipe's last step, or until it is asked to stop; evaluates and saves on the way and then."""
         with self._progress, self.control, closing(self.profiler), collected_by_hand() as self._collect:
             outcome = self._train()
         self.metrics.close()
@@ -135,147 +130,171 @@ class Trainer:
             self._evaluate()  # at the beginning, or where a run was stopped before it had done so
         self._throughput.restart(self.step)
         try:
-            request = self._run_updates()
+            request = self._train_steps()
         except TrainingFailed as failure:
             return Outcome(self.step, failure=str(failure), is_saved=False)
         is_saved = self._saved_step == self.step or self._save()
         self.control.answered(request)
         return Outcome(self.step, request, is_saved=is_saved)
 
-    def _run_updates(self) -> Request:
-        """Returns what made it end: ``NOTHING`` after the last update."""
-        first, last = self.step + 1, self.recipe.optimization.max_steps
+    def _train_steps(self) -> Request:
+        """Trains to the last step; returns what made it end before, or ``NOTHING``."""
+        run, first, last = self.recipe.run, self.step + 1, self.recipe.optimization.max_steps
         with closing(prefetched(self._draw, first, last)) as self._draws:
             self.watchdog.beat("drawing data", first)
             self._look_ahead()
-            return self._run_drawn(first, last)
+            while self._next is not None:
+                # All ranks agree on what comes now: a stop, a save or the next step, and how many targets it has.
+                drawn = self._next
+                self.profiler.begin(self.step + 1)
+                self.watchdog.beat("agreeing", self.step + 1)
+                with self.profiler.span("agreement"):
+                    agreement = drawn.agree()
+                if agreement.request.stops:
+                    return agreement.request
+                if agreement.request == Request.SAVE:
+                    if self._saved_step < self.step:
+                        self._save()
+                    self.control.answered(agreement.request)
 
-    def _run_drawn(self, first: int, last: int) -> Request:
-        """Runs the updates whose batches have been, and are being, drawn."""
-        run = self.recipe.run
-        while self._next is not None:
-            batches, waited, agree = self._next
-            self.profiler.begin(self.step + 1)
-            self.watchdog.beat("agreeing", self.step + 1)
-            with self.profiler.span("agreement"):
-                agreement = agree()
-            if agreement.request.stops:
-                return agreement.request
-            if agreement.request == Request.SAVE:
-                if self._saved_step < self.step:
+                # The step itself.
+                self._throughput.waited += drawn.seconds_waited
+                self._throughput.predicted += agreement.num_targets[0]
+                self.step += 1
+                self.watchdog.beat("updating", self.step)
+                self.train_step(drawn.batches, agreement.num_targets)
+                self.profiler.done(self.step)
+                self._progress.update()
+                if self.step == first:
+                    self._finish_first()
+
+                # What is due after it.
+                is_last = self.step == last
+                if self.step % run.log_interval == 0 or is_last:
+                    self._log()
+                if self.step % run.eval_interval == 0 or is_last:
+                    request = self._evaluate()
+                    if request.stops and not is_last:
+                        return request
+                if self.step % run.save_interval == 0 and not is_last:
                     self._save()
-                self.control.answered(agreement.request)
-            self._throughput.waited += waited
-            self.step += 1
-            self.watchdog.beat("updating", self.step)
-            self._update(batches, agreement.num_targets)
-            self.profiler.done(self.step)
-            self._progress.update()
-            if self.step == first:
-                self._finish_first()
-            is_last = self.step == last
-            if self.step % run.log_interval == 0 or is_last:
-                self._log()
-            if self.step % run.eval_interval == 0 or is_last:
-                request = self._evaluate()
-                if request.stops and not is_last:
-                    return request
-            if self.step % run.save_interval == 0 and not is_last:
-                self._save()
         return Request.NOTHING
 
+    def train_step(self, batches: list[dict[str, Tensor]], num_targets: list[int]) -> None:
+        """One optimizer step.
+
+        Args:
+            batches: this rank's micro-batches, in host memory.
+            num_targets: of each term, in the global batch.
+        """
+        # The learning rate, and a seed for dropout that depends on nothing but the run, the step and the rank.
+        optimization, device = self.recipe.optimization, self.ranks.device
+        self.engine.set_learning_rate(
+            learning_rate(self.step, optimization.learning_rate, optimization.warmup_steps, optimization.max_steps)
+        )
+        _seed(int(make_key(self.recipe.run.seed, self.step, self.ranks.rank)) >> 1, device)
+
+        # The loss is a sum over terms of weight × mean over the term's targets in the global batch. DeepSpeed divides by the
+        # accumulation steps and averages over the ranks; the factor turns that into a sum again.
+        factor = self.ranks.world_size * len(batches)
+        weights = [factor * term.weight / max(n, 1) for term, n in zip(self.objective.terms, num_targets, strict=True)]
+        scales = torch.tensor(weights, dtype=torch.float32).to(device, non_blocking=True)
+
+        # Forward and backward of each micro-batch; the backward pass of the last one ends with the update of the weights.
+        scores, losses = [], []
+        for number, batch in enumerate(batches, 1):
+            out = self.engine.forward(unpack(batch, device))
+            if number == len(batches):
+                self._look_ahead()  # the agreement on the next step travels while backward is computed
+            loss = (out.sums * scales).sum()
+            self.engine.backward(loss)
+            scores.append(out)
+            losses.append(loss.detach())
+
+        # Totals of all ranks, for the log; what is not finite was skipped.
+        totals = self.ranks.sum(totals_of(scores))
+        if self.engine.applied:
+            self._skipped_in_a_row, self._loss_scale = 0, self.engine.loss_scale
+            self._window.add(self.step, totals, num_targets, scores[0].counts)
+            self._report_spikes(self._window.arrived())
+        else:
+            self._report_skipped(batches, losses, bool(torch.isfinite(totals[: len(num_targets)]).all()))
+
     def _look_ahead(self) -> None:
-        """Draws the next update's batches and begins to agree on it; None after the last."""
-        self._next: tuple[list[dict[str, Tensor]], float, Callable[[], Agreement]] | None = None
+        """Draws the next step's batches and begins to agree on it; None after the last."""
+        self._next: Drawn | None = None
         with self.profiler.span("data"):
             drawn = next(self._draws, None)
         if drawn is not None:
             (batches, num_targets), waited = drawn
-            self._next = batches, waited, self.control.begin(num_targets)
+            self._next = Drawn(batches, num_targets, waited, self.control.begin(num_targets))
 
     def _finish_first(self) -> None:
-        """The first update of a session, in which kernels are loaded and perhaps compiled, is timed apart."""
+        """The first step of a session, in which kernels are loaded and perhaps compiled, is timed apart."""
         if self.ranks.device.type == "cuda":
             torch.cuda.synchronize(self.ranks.device)
         seconds = self._throughput.leave_out_first(self.step)
-        if self.execution.compile:
-            self._progress.write(f"step {self.step}: the first update, in which layers are compiled, took {seconds:.1f} s")
+        if self.plan.execution.compile:
+            self._progress.write(f"step {self.step}: the first step, in which layers are compiled, took {seconds:.1f} s")
 
-    def _draw(self, step: int) -> tuple[list[dict[str, Tensor]], int]:
-        """This rank's micro batches of one update, packed, and how many slots they predict."""
-        size = self.config.batch.micro_batch_size
-        batches = [self.data.consecutive(first, size) for first in self._first_samples(step)]
-        num_targets = sum(int((batch["predicted_positions"] >= 0).sum()) for batch in batches)
-        return [pack(batch, self.ranks.device) for batch in batches], num_targets
+    def _draw(self, step: int) -> tuple[list[dict[str, Tensor]], list[int]]:
+        """This rank's micro-batches of a step, packed, and how many targets each term has in them."""
+        size, first_of_step = self.config.batch.micro_batch_size, (step - 1) * self.config.batch.global_batch_size
+        packed, targets = [], []
+        for first in self._first_samples(step):
+            batch = self.plan.data.consecutive(first, size)
+            targets.append(self.objective.num_targets(batch))
+            packed.append(self._pack(batch, first - first_of_step + np.arange(size), step))
+        return packed, [sum(counts) for counts in zip(*targets, strict=True)]
+
+    def _pack(self, batch: dict[str, np.ndarray], numbers: np.ndarray, step: int) -> dict[str, Tensor]:
+        """A batch on its way to the device, with the numbers of its sequences in the global batch and the step."""
+        numbered = batch | {"sequence_numbers": numbers, "step": np.array(step)}
+        return pack(numbered, self.ranks.device, self.objective.omitted_if_true)
 
     def _first_samples(self, step: int) -> list[int]:
-        """Number of the first sample of each of this rank's micro batches of one update."""
+        """Number of the first sample of each of this rank's micro-batches of a step."""
         batch, ranks = self.config.batch, self.ranks
         parts = range(batch.accumulation_steps)
         offsets = [(part * ranks.world_size + ranks.rank) * batch.micro_batch_size for part in parts]
         return [(step - 1) * batch.global_batch_size + offset for offset in offsets]
-
-    def _update(self, batches: list[dict[str, Tensor]], num_targets: int) -> None:
-        optimization = self.recipe.optimization
-        self.engine.set_learning_rate(
-            learning_rate(self.step, optimization.learning_rate, optimization.warmup_steps, optimization.max_steps)
-        )
-        _seed(int(make_key(self.recipe.run.seed, self.step, self.ranks.rank)) >> 1, self.ranks.device)
-        # DeepSpeed divides by the accumulation steps and averages over the ranks; this turns it into a sum again.
-        scale = self.ranks.world_size * len(batches) / max(num_targets, 1)
-        totals, correct = [], []
-        for number, batch in enumerate(batches, 1):
-            out = self.engine.forward(unpack(batch, self.ranks.device))
-            if number == len(batches):
-                self._look_ahead()  # the agreement travels while backward is computed
-            total = out.loss * out.num_targets
-            self.engine.backward(total * scale)
-            totals.append(total.detach().double())
-            correct.append(out.num_correct.double())
-        sums = self.ranks.sum(torch.stack([torch.stack(totals).sum(), torch.stack(correct).sum()]))
-        if self.engine.applied:
-            self._skipped_in_a_row, self._loss_scale = 0, self.engine.loss_scale
-            self._window.add(self.step, sums, num_targets)
-            self._report_spikes(self._window.arrived())
-        else:
-            self._report_skipped(batches, totals, float(sums[0]) / max(num_targets, 1))
 
     def _report_spikes(self, spikes: list[Spike]) -> None:
         for spike in spikes:
             samples = self._samples_of(spike.step)
             self._event(spike.step, "loss_spike", loss=spike.loss, running_mean=spike.running_mean, samples=samples)
             self._warn(
-                f"update {spike.step}: loss {spike.loss:.3f} is {spike.loss / spike.running_mean:.1f} times its running "
+                f"step {spike.step}: loss {spike.loss:.3f} is {spike.loss / spike.running_mean:.1f} times its running "
                 f"mean {spike.running_mean:.3f} (samples {samples[0]} to {samples[1]})"
             )
 
-    def _report_skipped(self, batches: list[dict[str, Tensor]], totals: list[Tensor], loss: float) -> None:
-        """An update that was left out; raises ``TrainingFailed`` after too many in a row."""
+    def _report_skipped(self, batches: list[dict[str, Tensor]], losses: list[Tensor], is_loss_finite: bool) -> None:
+        """A step that was skipped; raises ``TrainingFailed`` after too many in a row."""
         before, self._loss_scale = self._loss_scale, self.engine.loss_scale
-        if self._loss_scale < before and math.isfinite(loss):
+        if self._loss_scale < before and is_loss_finite:
             # The gradient was scaled beyond fp16's reach, as happens at the start: DeepSpeed has lowered the scale.
             self._event(self.step, "loss_scale_lowered", loss_scale=self._loss_scale)
             return
         self._skipped += 1
         self._skipped_in_a_row += 1
         size, first_samples = self.config.batch.micro_batch_size, self._first_samples(self.step)
-        not_finite = [first for first, total in zip(first_samples, totals, strict=True) if not torch.isfinite(total)]
+        not_finite = [first for first, loss in zip(first_samples, losses, strict=True) if not torch.isfinite(loss)]
         ranges = sorted([first, first + size - 1] for part in self.ranks.gather(not_finite) for first in part)
         what = "loss" if ranges else "gradient"
         samples = ranges or [self._samples_of(self.step)]
         row = self._skipped_in_a_row
         self._event(self.step, "skipped", what=what, samples=samples, in_a_row=row, skipped_updates=self._skipped)
         numbers = ", ".join(f"{first} to {last}" for first, last in samples)
-        self._warn(f"update {self.step} skipped, {row} in a row: the {what} is not finite (samples {numbers})")
+        self._warn(f"step {self.step} skipped, {row} in a row: the {what} is not finite (samples {numbers})")
         if row >= self.recipe.run.max_skipped:
             kept = self._save_for_inspection(batches)
             raise TrainingFailed(
-                f"the last {row} updates had no finite loss or gradient (run.max_skipped). {kept} A lower learning rate, or "
-                "a look at these samples, may help; the same command goes on from the newest checkpoint."
+                f"the last {row} steps had no finite loss or gradient (run.max_skipped). {kept} A lower learning rate, or "
+                "a look at these samples, may help; the same command resumes from the newest checkpoint."
             )
 
     def _samples_of(self, step: int) -> list[int]:
-        """First and last sample of an update."""
+        """First and last sample of a step."""
         rows = self.config.batch.global_batch_size
         return [(step - 1) * rows, step * rows - 1]
 
@@ -294,14 +313,13 @@ class Trainer:
 
     def _log(self) -> None:
         self._collect()  # meanwhile a GPU works on
-        loss, accuracy, spikes = self._window.close()
+        losses, spikes = self._window.close()
         self._report_spikes(spikes)
         norm = self.engine.grad_norm
         line = {
             "step": self.step,
             "consumed_samples": self.consumed_samples,
-            "loss": loss,
-            "accuracy": accuracy,
+            **losses,
             "learning_rate": self.engine.learning_rate,
             "grad_norm": None if norm is None else float(norm),
             **self._throughput.measure(self.step),
@@ -309,48 +327,48 @@ class Trainer:
         if self._skipped:
             line["skipped_updates"] = self._skipped
         self.metrics.write(line)
-        last, rate = self.recipe.optimization.max_steps, self._throughput.updates_per_second
-        self._progress.note(f"loss {loss:.3f}")
+        last, rate = self.recipe.optimization.max_steps, self._throughput.steps_per_second
+        self._progress.note(f"loss {losses['loss']:.3f}")
         self._progress.write(describe(line, last, (last - self.step) / rate if rate else math.inf))
 
     @torch.no_grad()
     def _evaluate(self) -> Request:
-        """Mean loss over the first rows of the evaluation data, drawn alike each time; given up if the run is to stop.
+        """Mean losses over the first sequences of the evaluation data, drawn alike each time; given up if asked to stop.
 
         Returns what was asked of the run on the way.
         """
-        request = Request.NOTHING
-        if self.eval_data is None:
+        request, data = Request.NOTHING, self.plan.eval_data
+        if data is None:
             return request
-        window = LossWindow()
+        window = LossWindow(self.objective)
         micro, world = self.config.batch.micro_batch_size, self.ranks.world_size
-        count = min(self.recipe.run.eval_samples, len(self.eval_data))
+        count = min(self.recipe.run.eval_samples, len(data))
         engine = self.engine.deepspeed
         engine.eval()
         for first in range(0, count, micro * world):
             numbers = first + self.ranks.rank * micro + np.arange(micro)
-            batch = self.eval_data.batch(numbers % len(self.eval_data))
-            batch["predicted_positions"][numbers >= count] = -1  # every rank runs the same number of batches
+            # Every rank runs the same number of batches: those behind the last have no targets.
+            batch = self.objective.without_targets(data.batch(numbers % len(data)), numbers >= count)
             self.watchdog.beat("evaluating", self.step)
-            agreement = self.control.agree(int((batch["predicted_positions"] >= 0).sum()))
+            agreement = self.control.agree(self.objective.num_targets(batch))
             request = agreement.request
             if request.stops:
                 break
-            out = self.engine.forward(unpack(pack(batch, self.ranks.device), self.ranks.device))
-            sums = torch.stack([(out.loss * out.num_targets).double(), out.num_correct.double()])
-            window.add(self.step, self.ranks.sum(sums), agreement.num_targets)
+            out: Scores = self.engine.forward(unpack(self._pack(batch, numbers, self.step), self.ranks.device))
+            window.add(self.step, self.ranks.sum(totals_of([out])), agreement.num_targets, out.counts)
         else:
-            self._report_evaluation(*window.close()[:2])
+            self._report_evaluation(window.close()[0])
         engine.train()
         self._collect()
         self._throughput.restart(self.step)
         return request
 
-    def _report_evaluation(self, loss: float, accuracy: float) -> None:
-        self._evaluated = (self.step, loss)
+    def _report_evaluation(self, losses: dict[str, float]) -> None:
+        self._evaluated = (self.step, losses["loss"])
         counters = {"step": self.step, "consumed_samples": self.consumed_samples}
-        self.metrics.write(counters | {"eval_loss": loss, "eval_accuracy": accuracy})
-        self._progress.write(f"step {self.step}: held-out loss {loss:.4f}  accuracy {accuracy:.3f}")
+        self.metrics.write(counters | {f"eval_{name}": value for name, value in losses.items()})
+        shown = f"validation loss {losses['loss']:.4f}  accuracy {losses['accuracy']:.3f}"
+        self._progress.write(f"step {self.step}: {shown}")
 
     def _save(self) -> bool:
         """Whether it could be saved; if not, training goes on, and the older checkpoints are as they were."""
@@ -360,7 +378,7 @@ class Trainer:
             self.store.save(self.engine.deepspeed, self._info(), self._tokenizer_folder, self.disks)
         except SaveFailed as failure:
             self._event(self.step, "save_failed", reason=str(failure))
-            self._warn(f"update {self.step}: THE CHECKPOINT WAS NOT SAVED ({failure}). Older ones are kept.")
+            self._warn(f"step {self.step}: THE CHECKPOINT WAS NOT SAVED ({failure}). Older ones are kept.")
             return False
         finally:
             self._throughput.restart(self.step)
@@ -372,11 +390,11 @@ class Trainer:
         return CheckpointInfo(
             step=self.step,
             consumed_samples=self.consumed_samples,
-            objective=self.recipe.objective,
+            objective=self.objective.section(),
             zero_stage=self.config.zero_stage,
             precision=self.config.precision,
             world_size=self.ranks.world_size,
-            model_config=self.model_config.to_diff_dict(),
+            model_config=self.recipe.model.config(self.plan.data.tokenizer.vocab_size).to_diff_dict(),
             seq_length=self.recipe.data.seq_length,
             identity=self.start.identity,
             eval_loss=self._evaluated[1] if was_evaluated and math.isfinite(self._evaluated[1]) else None,

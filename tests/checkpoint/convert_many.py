@@ -29,7 +29,7 @@ def main(checkpoint: Path, output: Path, kinds: list[str]) -> None:
         raw = load_deepspeed_config(ROOT / "ds_configs" / f"{name}.json")
         optimization = replace(recipe.optimization, precision=precision)
         config = resolve(raw, optimization, ranks.world_size, process_group.supported_precisions(), name)
-        model = MPNetForPretraining(recipe.model_config(vocab_size))
+        model = MPNetForPretraining(recipe.model.config(vocab_size))
         load_weights(model, ZeroCheckpoint(checkpoint))
         engine = Engine(model, config, optimization.weight_decay)
         engine.load(checkpoint, convert=True)

@@ -34,7 +34,7 @@ def main(output: Path, usual_tokenizer: Path, models: dict[str, dict]) -> None:
         optimization = load_recipe(str(RECIPE)).optimization
         raw = load_deepspeed_config(ROOT / "ds_configs" / f"{wanted.get('config', 'zero2')}.json")
         config = resolve(raw, optimization, ranks.world_size, process_group.supported_precisions(), name)
-        model = random_model(recipe.model_config(wanted.get("vocab_size", pieces)), wanted.get("weights", {}))
+        model = random_model(recipe.model.config(wanted.get("vocab_size", pieces)), wanted.get("weights", {}))
         engine = Engine(model, config, optimization.weight_decay)
         settings = model.config.to_diff_dict()
         stage, precision = config.zero_stage, config.precision

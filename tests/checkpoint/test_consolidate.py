@@ -39,7 +39,7 @@ def test_weights_are_bit_equal_to_deepspeeds_own_tool(trained, config, ranks):
 @pytest.mark.parametrize("config", ["zero0", "zero1", "zero2", "zero3"])
 def test_weights_fill_the_model_whatever_the_stage(trained, config):
     weights = load_consolidated(trained(config).folder)
-    model = MPNetForPretraining(load_recipe(str(RECIPE)).model_config(999))
+    model = MPNetForPretraining(load_recipe(str(RECIPE)).model.config(999))
     model.load_state_dict(weights, strict=True)
     reference = load_consolidated(trained("zero2").folder)
     for name, tensor in weights.items():

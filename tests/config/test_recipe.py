@@ -12,7 +12,7 @@ def test_every_shipped_recipe_loads_and_describes_itself(path):
     assert recipe.name == path.stem
     assert len(recipe.description) > 20
     assert recipe.optimization.warmup_steps < recipe.optimization.max_steps
-    assert recipe.model_config(30527).layer_norm_eps == 1e-5
+    assert recipe.model.config(30527).layer_norm_eps == 1e-5
 
 
 @pytest.mark.parametrize(

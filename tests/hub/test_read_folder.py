@@ -272,7 +272,7 @@ def test_existing_output_is_left_alone(tmp_path):
 
 @pytest.fixture
 def run_config():
-    return load_recipe(str(RECIPE)).model_config(999)
+    return load_recipe(str(RECIPE)).model.config(999)
 
 
 def test_init_from_takes_any_whole_model_in_safetensors(tmp_path, tokenizer, run_config):

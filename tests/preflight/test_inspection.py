@@ -282,7 +282,7 @@ def test_deprecated_keys_are_named_with_what_came_after_them():
 
 
 def work(rows: int, **options) -> Workload:
-    return Workload(BASE.model_config(30_527), "mpnet", 512, 77, rows, "bf16", **options)
+    return Workload(BASE.model.config(30_527), "mpnet", 512, 77, rows, "bf16", **options)
 
 
 def test_memory_that_suffices_is_not_mentioned():

@@ -42,7 +42,7 @@ def kept_by_autograd(work: Workload) -> int:
     ids = torch.randint(5, config.vocab_size - 1, (rows, length))
     positions = torch.stack([torch.randperm(length)[:slots] for _ in range(rows)])
     with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
-        model(ids, positions, torch.full((rows, slots), config.vocab_size - 1), return_logits=False)
+        model(ids, positions, torch.full((rows, slots), config.vocab_size - 1))
     return sum(storage.nbytes() for place, storage in storages.items() if place not in parameters)
 
 
@@ -74,7 +74,7 @@ def test_activations_are_what_autograd_keeps(config, is_checkpointed, precision,
 )
 def test_the_total_is_near_what_was_measured_on_a_gpu(zero_stage, precision, checkpointed, rows, measured):
     """benchmarks/results/mpnet-base_h200_2026-11-20.md, peak GiB with sdpa, when logits still lay in memory whole."""
-    config = load_recipe("mpnet-base").model_config(30_527)
+    config = load_recipe("mpnet-base").model.config(30_527)
     work = Workload(config, "mpnet", 512, 77, rows, precision, zero_stage, checkpointed_layers=checkpointed)
     assert estimate(work).total / GIB == pytest.approx(measured, rel=0.15)
 
@@ -92,7 +92,7 @@ def test_the_total_is_near_what_was_measured_on_a_gpu(zero_stage, precision, che
     ],
 )
 def test_states_are_divided_as_the_stage_says(stage, ranks, precision, parameters, gradients, states):
-    config = load_recipe("mpnet-base").model_config(30_527)
+    config = load_recipe("mpnet-base").model.config(30_527)
     work = Workload(config, "mpnet", 512, 77, 1, precision, stage, ranks, reduce_bucket_size=0, max_live_parameters=0)
     memory = estimate(work)
     found = [memory.parameters / N, memory.gradients / N, memory.optimizer_states / N]
@@ -100,7 +100,7 @@ def test_states_are_divided_as_the_stage_says(stage, ranks, precision, parameter
 
 
 def test_what_is_offloaded_lies_on_the_host():
-    config = load_recipe("mpnet-base").model_config(30_527)
+    config = load_recipe("mpnet-base").model.config(30_527)
     work = Workload(config, "mpnet", 512, 77, 1, "bf16", 3, 2, max_live_parameters=0, checkpointed_layers=12)
     here = estimate(work)
     there = estimate(replace(work, parameters_on_host=True, optimizer_on_host=True, checkpoints_on_host=True))
@@ -123,7 +123,7 @@ def test_a_checkpoint_is_as_large_as_it_was_said_to_be(trained, tokenizer, confi
     files = [path for path in run.newest_checkpoint.iterdir() if path.suffix == ".pt"]
     # A file of such a small model is also its names and layout: a model's 100 tensors, 250 bytes each, and zip entries.
     overhead = 40_000 * len(files)
-    model_config = load_recipe(str(RECIPE)).model_config(tokenizer.vocab_size)
+    model_config = load_recipe(str(RECIPE)).model.config(tokenizer.vocab_size)
     stage, precision = (2, "bf16") if config == "bf16" else (int(config[-1]), "fp32")
     said = checkpoint_bytes(Workload(model_config, "mpnet", 32, 4, 8, precision, stage, ranks))
     assert said == pytest.approx(sum(path.stat().st_size for path in files), rel=0.1, abs=overhead)

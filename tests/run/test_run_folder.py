@@ -4,7 +4,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mpnet_ds.config.recipe import DataRecipe, ModelRecipe, Recipe
+from mpnet_ds.config.recipe import DataRecipe, Recipe
+from mpnet_ds.objectives.model_section import ModelSection
 from mpnet_ds.errors import UserError
 from mpnet_ds.ranks.disks import Disks
 from mpnet_ds.ranks.process_group import Ranks
@@ -39,4 +40,4 @@ def test_but_not_with_other_options(tmp_path):
     with pytest.raises(UserError, match=r'data\.sample_mode was "stream", is now "line"'):
         start_of(tmp_path, replace(recipe, data=DataRecipe(sample_mode="line")))
     with pytest.raises(UserError, match=r"model\.layer_norm_eps was 1e-05, is now 1e-12"):
-        start_of(tmp_path, replace(recipe, model=ModelRecipe(layer_norm_eps=1e-12)))
+        start_of(tmp_path, replace(recipe, model=ModelSection(layer_norm_eps=1e-12)))

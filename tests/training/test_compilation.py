@@ -47,7 +47,7 @@ def test_a_run_is_compiled_on_the_way_and_goes_on_without(trained, dataset_folde
 @pytest.mark.long
 def test_layers_that_are_computed_again_draw_the_same_dropout():
     """Otherwise gradients would belong to other masks than the loss, and nobody would notice."""
-    config = load_recipe(str(RECIPE)).model_config(50)
+    config = load_recipe(str(RECIPE)).model.config(50)
     config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.3
     torch.manual_seed(0)
     model = MPNetForPretraining(config, "mlm")

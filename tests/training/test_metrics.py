@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mpnet_ds.config.recipe import load_recipe
-from mpnet_ds.models.mpnet.sizes import flops_per_row
+from mpnet_ds.models.mpnet.sizes import flops_per_sequence
 from mpnet_ds.progress import show_duration
 from mpnet_ds.training import metrics
 from mpnet_ds.training.metrics import MetricsWriter, Throughput, describe, peak_flops, peak_flops_of, peak_memory
@@ -111,7 +111,7 @@ def test_csv_files_lie_in_the_runs_folder_by_default(written):
 def throughput(recipe=None, tokens_per_row=512.0, world_size=1, precision="bf16", device="cpu", clock=None):
     recipe = recipe or load_recipe("mpnet-base")
     ranks = SimpleNamespace(device=torch.device(device), world_size=world_size)
-    return Throughput(recipe, recipe.model_config(30527), tokens_per_row, ranks, precision, clock)
+    return Throughput(recipe, recipe.model.config(30527), tokens_per_row, ranks, precision, clock)
 
 
 def test_rates_are_of_the_time_since_the_last_restart():
@@ -152,7 +152,7 @@ def test_padding_is_no_token_but_work(monkeypatch):
     padded = throughput(tokens_per_row=256.0, world_size=2, clock=lambda: next(times)).measure(step=1)
     assert padded["tokens_per_second"] == 256 * 256 / 2
     assert padded["predicted_tokens_per_second"] == 256 * 77 / 2 / 2
-    row = flops_per_row(load_recipe("mpnet-base").model_config(30527), 512, 77)
+    row = flops_per_sequence(load_recipe("mpnet-base").model.config(30527), 512, 77)
     assert padded["mfu"] == pytest.approx(256 * row / 2 / (2 * 1e15))
 
 

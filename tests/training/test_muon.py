@@ -25,7 +25,7 @@ DECAY = 0.3
 @pytest.fixture
 def models() -> list[MPNetForPretraining]:
     """Two of the same weights."""
-    config = load_recipe(str(RECIPE)).model_config(60)
+    config = load_recipe(str(RECIPE)).model.config(60)
     models = [MPNetForPretraining(config) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
     return models

@@ -37,7 +37,7 @@ def reference_run(
     plan, data = recipe.optimization, open_rows(recipe, folder)
     micro = micro or plan.global_batch_size
     torch.manual_seed(recipe.run.seed)
-    model = MPNetForPretraining(recipe.model_config(data.tokenizer.vocab_size))
+    model = MPNetForPretraining(recipe.model.config(data.tokenizer.vocab_size))
     matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in model.parameters() if parameter.ndim == 1]
     groups = [{"params": matrices, "weight_decay": plan.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
@@ -162,7 +162,7 @@ def test_training_with_every_ingredient_is_that_of_a_plain_loop(hard_run, datase
 
 def test_held_out_loss_is_that_of_the_checkpoint_without_dropout(hard_run, dataset_folder):
     recipe, run = hard_run
-    model = MPNetForPretraining(recipe.model_config(open_rows(recipe, dataset_folder).tokenizer.vocab_size))
+    model = MPNetForPretraining(recipe.model.config(open_rows(recipe, dataset_folder).tokenizer.vocab_size))
     model.load_state_dict(load_consolidated(run.folder))
     assert run.eval_losses[-1] == pytest.approx(held_out(model, recipe, dataset_folder, 11)["eval_loss"], abs=TOLERANCE)
 
@@ -170,7 +170,7 @@ def test_held_out_loss_is_that_of_the_checkpoint_without_dropout(hard_run, datas
 def test_dropout_falls_where_it_does_in_transformers(monkeypatch):
     """With PyTorch's draws the plain encoder draws the same masks in the same places as ``MPNetModel`` does in training."""
     monkeypatch.setattr(Dropout, "forward", torch.nn.Dropout.forward)  # our own draws: tests/model/test_dropout.py
-    config = load_recipe(str(RECIPE)).model_config(50)
+    config = load_recipe(str(RECIPE)).model.config(50)
     config.hidden_dropout_prob, config.attention_probs_dropout_prob = 0.3, 0.2
     ours = MPNetForPretraining(config, attention="eager").train()
     theirs = MPNetModel(config, add_pooling_layer=False).train()

@@ -1,9 +1,9 @@
-"""Samples of a dataset: rows of tokens, corrupted, as a pure function of (seed, epoch, index).
+"""Samples of a dataset: sequences of tokens, corrupted by an objective, as a pure function of (seed, epoch, index).
 
-    index ──order.py──► number of a row ──stream.py or units.py──► its ids ──masking.py──► the sample
+    index ──shuffle──► number of a sequence ──block_sequences or document_sequences──► its ids ──objective.draw──► sample
 
-The sample mode says what the rows are: full blocks of all documents end to end (``stream``), or whole documents or lines
-(``document``, ``line``). Opening maps the files; a batch reads its rows only.
+The sample mode says what the sequences are: full blocks of all documents end to end (``stream``), or whole documents or
+lines (``document``, ``line``). Opening maps the files; a batch reads its own sequences only.
 """
 
 from functools import lru_cache
@@ -18,13 +18,9 @@ from mpnet_ds.data.samples.shuffle import shuffled
 from mpnet_ds.data.storage.manifest import FILE_NAME, HOLDOUT, TOKENIZER, DatasetManifest, ShardRecord
 from mpnet_ds.data.storage.token_file import TokenFile
 from mpnet_ds.errors import UserError, did_you_mean
-from mpnet_ds.objectives.masking import (
-    MAX_SEQ_LENGTH,
-    MaskingConfig,
-    MaskingVocabulary,
-    drop_slots_without_context,
-    mask_rows,
-)
+from mpnet_ds.objectives.base import Objective, Sequences, Vocabulary
+from mpnet_ds.objectives.masking import MAX_SEQ_LENGTH, MaskingConfig
+from mpnet_ds.objectives.mpnet import MPNet
 from mpnet_ds.tokenizer import BOS_ID, EOS_ID, PretrainingTokenizer
 
 SAMPLE_MODES = ("stream", "document", "line")
@@ -44,13 +40,15 @@ class PretrainingDataset:
 
     Args:
         folder: written by ``build_dataset``.
-        seq_length: n, tokens in a row, ``<s>`` included.
-        masking: how rows are corrupted.
-        seed: of order, block starts and masking.
+        seq_length: n, tokens in a sequence, ``<s>`` included.
+        masking: how sequences are corrupted, for the objective ``mpnet``.
+        seed: of order, block starts and all that the objective draws.
         sample_mode: ``stream`` (full blocks across documents), ``document`` or ``line`` (whole ones, and padding); see
-            ``stream.py`` and ``units.py``.
-        packing: with ``document`` and ``line``, let several share a row while they fit.
+            ``block_sequences.py`` and ``document_sequences.py``.
+        packing: with ``document`` and ``line``, let several share a sequence while they fit.
         isolate_documents: batches tell which document a token belongs to, so that the model keeps them apart.
+        objective: draws the batches; by default ``mpnet`` with ``masking``.
+        number: of this dataset in a mixture.
     Raises:
         UserError: the folder is missing, unfinished or damaged, holds another tokenizer than it was built with, or has
             not enough tokens for one row.
@@ -65,6 +63,8 @@ class PretrainingDataset:
         sample_mode: str = "stream",
         packing: bool = True,
         isolate_documents: bool = False,
+        objective: Objective | None = None,
+        number: int = 0,
     ):
         check_sample_mode(sample_mode)
         self.folder = Path(folder)
@@ -75,14 +75,15 @@ class PretrainingDataset:
         if not 8 <= seq_length <= MAX_SEQ_LENGTH:
             raise UserError(f"data.seq_length is {seq_length}; it must lie between 8 and {MAX_SEQ_LENGTH}.")
         self.seq_length, self.seed = seq_length, seed
-        self.masking = masking or MaskingConfig()
-        self.vocabulary = MaskingVocabulary.of(self.tokenizer)
+        self.objective, self.number = objective or MPNet(masking or MaskingConfig()), number
+        self.vocabulary = Vocabulary.of(self.tokenizer)
+        length = self.objective.tokens_needed(seq_length, self.vocabulary)
         self.isolate_documents = isolate_documents
         shards = [self._open(shard) for shard in self.manifest.shards if shard.tokens]
         if sample_mode == "stream":
-            self.rows = StreamRows(shards, seq_length, self._seed_for(_START))
+            self.rows = StreamRows(shards, length, self._seed_for(_START))
         else:
-            self.rows = UnitRows(shards, seq_length, sample_mode, packing)
+            self.rows = UnitRows(shards, length, sample_mode, packing)
         self.num_samples = len(self.rows)
         if not self.num_samples:
             found = f"{folder} has {self.manifest.tokens} tokens, less than one row of {seq_length}"
@@ -136,37 +137,33 @@ class PretrainingDataset:
         return [(self.holdout_folder, None)] if self.holdout_folder else []
 
     def batch(self, indices, epoch=0) -> dict[str, np.ndarray]:
-        """The samples at ``indices`` of an epoch's shuffled order.
+        """The samples at ``indices`` of an epoch's shuffled order, as the objective draws them.
 
         Args:
             indices: int [B], each in 0 … N-1.
-            epoch: int, or int [B], one for each row.
+            epoch: int, or int [B], one for each sample.
         Returns:
-            ``input_ids`` int64 [B, n], ``predicted_positions`` int64 [B, p] (-1 where unused), ``predicted_inputs``
-            int64 [B, p], ``attention_mask`` bool [B, n]; with ``isolate_documents`` also ``document_ids`` int64 [B, n],
-            counted from 0 in each row.
+            Arrays [B, …]; see the objective's ``draw``.
         Raises:
             UserError: a shard holds what is no id, because it is damaged.
         """
+        return self.objective.draw(self.sequences(indices, epoch), self.vocabulary)
+
+    def sequences(self, indices, epoch=0) -> Sequences:
+        """The same samples before they are corrupted; arguments as in ``batch``."""
         indices, epochs = np.broadcast_arrays(np.atleast_1d(np.asarray(indices, dtype=np.int64)), np.asarray(epoch))
         numbers = self._row_numbers(indices, epochs)
-        input_ids, attention_mask = self.rows.read(numbers, epochs)
+        ids, real = self.rows.read(numbers, epochs)
         # One comparison finds negative numbers too.
-        if input_ids.size and input_ids.view(np.uint64).max() >= self.vocabulary.size:
+        if ids.size and ids.view(np.uint64).max() >= self.vocabulary.size:
             self._report_damage(numbers, epochs)
-        row_keys = make_key(self._masking_seed, epochs, indices)
-        positions, inputs = mask_rows(input_ids, attention_mask, row_keys, self.vocabulary, self.masking)
-        documents = {}
-        if self.isolate_documents:
-            documents["document_ids"] = ids = document_ids(input_ids)
-            positions, inputs = drop_slots_without_context(positions, inputs, ids, attention_mask)
-        return {
-            "input_ids": input_ids,
-            "predicted_positions": positions,
-            "predicted_inputs": inputs,
-            "attention_mask": attention_mask,
-            **documents,
-        }
+        return Sequences(
+            keys=make_key(self._masking_seed, epochs, indices),
+            ids=ids,
+            real=real,
+            documents=document_ids(ids) if self.isolate_documents else None,
+            dataset=np.full(len(ids), self.number),
+        )
 
     def consecutive(self, first: int, count: int) -> dict[str, np.ndarray]:
         """Samples number ``first`` … ``first + count - 1`` of an endless run over epochs: the training data."""

@@ -45,7 +45,9 @@ def open_datasets(
     if len(parts) == 1 and (parts[0][1] is None or parts[0][1] > 0):
         return PretrainingDataset(parts[0][0], seed=seed, **options)
     # Each has a seed of its own: otherwise their samples of the same number would be masked at the same places.
-    datasets = [PretrainingDataset(folder, seed=int(make_key(seed, i)), **options) for i, (folder, _) in enumerate(parts)]
+    datasets = [
+        PretrainingDataset(folder, seed=int(make_key(seed, i)), number=i, **options) for i, (folder, _) in enumerate(parts)
+    ]
     return MixtureDataset(datasets, [weight for _, weight in parts])
 
 
@@ -141,7 +143,7 @@ class MixtureDataset:
                 continue
             part = data.batch(own_numbers[rows] % len(data), own_numbers[rows] // len(data))
             for name, array in part.items():
-                batch.setdefault(name, np.empty((len(numbers), array.shape[1]), dtype=array.dtype))[rows] = array
+                batch.setdefault(name, np.empty((len(numbers), *array.shape[1:]), dtype=array.dtype))[rows] = array
         return batch
 
     def origin(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

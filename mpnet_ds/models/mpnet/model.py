@@ -10,19 +10,18 @@ what ``transformers.MPNetModel`` does.
 Shape legend: B rows of a batch, n tokens, p predicted slots, R rows of the network, K keys, H heads, d width, V vocabulary.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import MPNetConfig
-from transformers.utils import ModelOutput
 
 from mpnet_ds.errors import UserError
 from mpnet_ds.models.attention.backend import Backend, check_backend, choose_backend
 from mpnet_ds.models.layers.cross_entropy import linear_cross_entropy
 from mpnet_ds.models.layers.dropout import Dropout
+from mpnet_ds.models.module import Part, PretrainingModule, Scores
 from mpnet_ds.models.mpnet.relative_position import NUM_BUCKETS
 from mpnet_ds.models.mpnet.streams import streams_of
 from mpnet_ds.models.mpnet.visibility import Layout, plain_layout, two_stream_layout
@@ -32,17 +31,17 @@ FIRST_POSITION = PAD_ID + 1  # row of the position table of the first token
 
 
 @dataclass
-class PretrainingOutput(ModelOutput):
-    """What one forward pass tells."""
+class PretrainingOutput(Scores):
+    """Scores of the one term, and what a caller of the model by itself wants to see."""
 
     loss: Tensor | None = None
-    """Mean cross-entropy over used slots, nats, fp32, scalar."""
+    """Mean cross-entropy of the predicted tokens, nats, fp32, scalar."""
     logits: Tensor | None = None
-    """[B, p, V]; rows of unused slots mean nothing. None if they were not asked for."""
+    """[B, p, V]; those of unused slots mean nothing. None unless ``keep_logits``."""
     num_targets: Tensor | None = None
-    """Used slots, int64 scalar."""
+    """Predicted tokens, int64 scalar."""
     num_correct: Tensor | None = None
-    """Used slots whose highest logit is the true token's, int64 scalar."""
+    """Predicted tokens whose highest logit is the true token's, int64 scalar."""
 
 
 class Embeddings(nn.Module):
@@ -183,7 +182,7 @@ class LMHead(nn.Module):
         self.decoder.weight, self.decoder.bias = token_table, self.bias
 
     def forward(
-        self, hidden: Tensor, labels: Tensor | None = None, return_logits: bool = True
+        self, hidden: Tensor, labels: Tensor | None = None, keep_logits: bool = True
     ) -> Tensor | tuple[Tensor, Tensor, Tensor | None]:
         """Logits [..., V] of hidden [..., d].
 
@@ -192,29 +191,30 @@ class LMHead(nn.Module):
         hidden = self.layer_norm(F.gelu(self.dense(hidden)))
         if labels is None:
             return self.decoder(hidden)
-        return *self.decoder(hidden, labels), self.decoder(hidden) if return_logits else None
+        return *self.decoder(hidden, labels), self.decoder(hidden) if keep_logits else None
 
 
-class MPNetForPretraining(nn.Module):
+class MPNetForPretraining(PretrainingModule):
     """The encoder with its head and one of the pre-training objectives.
 
     Args:
         config: 514 positions and eps 1e-5 are those of the published model; ``MPNetConfig()`` says otherwise.
-        objective: ``mpnet``, ``plm`` or ``mlm`` (see ``mpnet_ds.objectives``).
-        attention: ``auto``, or a back-end by name (see ``attention.py``).
+        objective: ``mpnet``, ``plm`` or ``mlm`` (see ``streams.py``).
+        attention: ``auto``, or a back-end by name (see ``attention/backend.py``).
     Raises:
         UserError: a configuration that ``transformers`` could not represent after export, or unknown names.
     """
 
+    keep_logits = True
+    """Whether outputs hold logits; without them the loss needs no memory for them (see cross_entropy.py)."""
+
     def __init__(self, config: MPNetConfig, objective: str = "mpnet", attention: str = "auto"):
         super().__init__()
         check_config(config)
-        self.config, self.objective = config, streams_of(objective)
+        self.config, self.streams = config, streams_of(objective)
         self.attention = check_backend(attention)
         self.mpnet = MPNet(config)
         self.lm_head = LMHead(config, self.mpnet.embeddings.word_embeddings.weight)
-        self.checkpoint_function: Callable | None = None
-        """``f(layer, *arguments)`` that runs a layer without keeping its activations; None keeps them."""
         self.apply(self._initialise)
         self.register_load_state_dict_pre_hook(_fill_tied_weights)
 
@@ -225,31 +225,45 @@ class MPNetForPretraining(nn.Module):
         predicted_inputs: Tensor,
         attention_mask: Tensor | None = None,
         document_ids: Tensor | None = None,
-        return_logits: bool = True,
+        **_,
     ) -> PretrainingOutput:
-        """Loss and logits of one batch.
+        """Losses of one batch.
 
         Args:
             input_ids: int64 [B, n], the true tokens in order.
             predicted_positions: int64 [B, p], ``z_1 … z_p``; -1 in unused slots.
             predicted_inputs: int64 [B, p], what stands in each slot's place.
             attention_mask: bool [B, n], False on padding; all True by default.
-            document_ids: int64 [B, n], 0, 1, 2 … along each row: attention and positions do not leave a document. By
-                default a row is one text.
-            return_logits: False leaves them out: the loss needs no memory for them (see cross_entropy.py).
+            document_ids: int64 [B, n], 0, 1, 2 … along each sequence: attention and positions do not leave a document. By
+                default a sequence is one text.
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids, dtype=torch.bool)
         attention_mask = attention_mask.bool()
         slots = predicted_positions.clamp(min=0)
-        if self.objective.has_query_stream:
-            hidden = self._two_streams(input_ids, predicted_positions, predicted_inputs, attention_mask, document_ids)
-        else:
-            hidden = self._one_stream(input_ids, predicted_positions, predicted_inputs, attention_mask, document_ids)
+        run_streams = self._two_streams if self.streams.has_query_stream else self._one_stream
+        hidden = run_streams(input_ids, predicted_positions, predicted_inputs, attention_mask, document_ids)
         labels = torch.where(predicted_positions >= 0, input_ids.gather(1, slots), -1)
-        total, num_correct, logits = self.lm_head(hidden, labels, return_logits)
+        total, num_correct, logits = self.lm_head(hidden, labels, self.keep_logits)
         num_targets = (labels >= 0).sum()
-        return PretrainingOutput(total / num_targets.clamp(min=1), logits, num_targets, num_correct)
+        return PretrainingOutput(
+            sums=total[None],
+            correct=num_correct[None],
+            loss=total / num_targets.clamp(min=1),
+            logits=logits,
+            num_targets=num_targets,
+            num_correct=num_correct,
+        )
+
+    def parts(self) -> dict[str, Part]:
+        """One: ``MPNetForMaskedLM``, whose names the parameters have."""
+        from transformers import MPNetForMaskedLM  # here: a start of training need not wait for it
+
+        return {"": Part("", MPNetForMaskedLM, self.config)}
+
+    def layers(self) -> list[nn.Module]:
+        """The encoder's layers."""
+        return list(self.mpnet.encoder.layer)
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None, document_ids: Tensor | None = None) -> Tensor:
         """Last hidden state [B, n, d] of the plain encoder: what ``transformers.MPNetModel`` gives after export.
@@ -263,7 +277,7 @@ class MPNetForPretraining(nn.Module):
 
     def _two_streams(self, input_ids, predicted_positions, predicted_inputs, attention_mask, document_ids) -> Tensor:
         """Query rows after the last layer, [B, p, d]."""
-        has_mask_rows = self.objective.has_mask_rows
+        has_mask_rows = self.streams.has_mask_rows
         layout = two_stream_layout(predicted_positions, attention_mask, has_mask_rows, document_ids)
         ids = torch.cat([input_ids, *([predicted_inputs] * (2 if has_mask_rows else 1))], dim=1)
         hidden = self.mpnet.embeddings(ids, layout.row_positions)
@@ -284,10 +298,7 @@ class MPNetForPretraining(nn.Module):
         layers = self.mpnet.encoder.layer
         for number, layer in enumerate(layers, 1):
             first_row = first_row_of_last_layer if number == len(layers) else 0
-            if self.checkpoint_function is not None and torch.is_grad_enabled():
-                hidden = self.checkpoint_function(layer, hidden, backend, num_content, first_row, *prepared)
-            else:
-                hidden = layer(hidden, backend, num_content, first_row, *prepared)
+            hidden = layer(hidden, backend, num_content, first_row, *prepared)
         return hidden
 
     @torch.no_grad()
@@ -305,14 +316,22 @@ class MPNetForPretraining(nn.Module):
 
 def check_config(config: MPNetConfig) -> None:
     """Raises ``UserError`` for what ``transformers`` could not represent after export, or what cannot be built."""
+    if faults := find_faults(config):
+        raise UserError(*faults)
+
+
+def find_faults(config: MPNetConfig) -> list[str]:
+    """Settings of a configuration that ``check_config`` refuses, in words."""
+    faults = []
     if config.relative_attention_num_buckets != NUM_BUCKETS:
         found = config.relative_attention_num_buckets
-        raise UserError(f"relative_attention_num_buckets is {found}; transformers computes MPNet with {NUM_BUCKETS} always.")
+        faults.append(f"relative_attention_num_buckets is {found}; transformers computes MPNet with {NUM_BUCKETS} always.")
     if config.hidden_act != "gelu":
-        raise UserError(f"hidden_act is '{config.hidden_act}'; MPNet's head is always (erf) 'gelu', use it throughout.")
+        faults.append(f"hidden_act is '{config.hidden_act}'; MPNet's head is always (erf) 'gelu', use it throughout.")
     if config.hidden_size % config.num_attention_heads:
         heads = config.num_attention_heads
-        raise UserError(f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads {heads}.")
+        faults.append(f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads {heads}.")
+    return faults
 
 
 def _fill_tied_weights(module: MPNetForPretraining, state_dict: dict, prefix: str, *_) -> None:

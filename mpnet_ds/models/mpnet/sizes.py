@@ -1,4 +1,4 @@
-"""How large a model is and how much arithmetic a row costs, from shapes alone.
+"""How large a model is and how much arithmetic a sequence costs, from shapes alone.
 
 A matrix product of [a, b] by [b, c] counts 2 a b c floating-point operations. Backward costs twice the forward.
 Counted is what this implementation executes: the last layer computes its query rows only, and only the p predicted
@@ -7,6 +7,8 @@ rows meet the vocabulary. Softmax, LayerNorm, gelu and embeddings are left out, 
 
 from transformers import MPNetConfig
 
+from mpnet_ds.models.module import ComputeSetting, ModulePlan
+from mpnet_ds.models.mpnet.activations import Work, activation_bytes, host_bytes
 from mpnet_ds.models.mpnet.streams import streams_of
 
 
@@ -27,8 +29,8 @@ def hidden_matrix_numbers(config: MPNetConfig) -> int:
     return config.num_hidden_layers * (4 * d * d + 2 * d * inner) + d * d
 
 
-def flops_per_row(config: MPNetConfig, seq_length: int, num_predicted: int, objective: str = "mpnet") -> int:
-    """Operations of forward and backward for one row of ``seq_length`` tokens, p of them predicted.
+def flops_per_sequence(config: MPNetConfig, seq_length: int, num_predicted: int, objective: str = "mpnet") -> int:
+    """Operations of forward and backward for one sequence of ``seq_length`` tokens, p of them predicted.
 
     With n = ``seq_length``, L layers of width d and inner width f, a vocabulary of V, c content rows and q query rows:
 
@@ -57,3 +59,22 @@ def _layer_flops(config: MPNetConfig, rows: int, keys: int) -> int:
     attention = 2 * (2 * rows * keys * d)
     feed_forward = 2 * (2 * rows * d * config.intermediate_size)
     return projections + attention + feed_forward
+
+
+def plan_of(
+    config: MPNetConfig,
+    objective: str,
+    seq_length: int,
+    num_predicted: int,
+    micro_batch_size: int,
+    setting: ComputeSetting | None = None,
+) -> ModulePlan:
+    """All sizes of a model and of the micro-batches that it is trained on."""
+    work = Work(config, objective, seq_length, num_predicted, micro_batch_size, setting or ComputeSetting())
+    return ModulePlan(
+        parameters=parameter_count(config),
+        hidden_numbers=hidden_matrix_numbers(config),
+        flops_per_sequence=flops_per_sequence(config, seq_length, num_predicted, objective),
+        activation_bytes=activation_bytes(work),
+        host_bytes=host_bytes(work),
+    )

@@ -4,12 +4,12 @@ from transformers import MPNetConfig
 
 from mpnet_ds.config.recipe import load_recipe
 from mpnet_ds.models import MPNetForPretraining
-from mpnet_ds.models.mpnet.sizes import flops_per_row, parameter_count
+from mpnet_ds.models.mpnet.sizes import flops_per_sequence, parameter_count
 from tests.models.test_parity import model_of, tensor, tiny_config
 
 
 def test_base_has_the_published_number_of_parameters():
-    assert parameter_count(load_recipe("mpnet-base").model_config(30527)) == 109_518_527
+    assert parameter_count(load_recipe("mpnet-base").model.config(30527)) == 109_518_527
 
 
 def test_parameter_count_is_the_models():
@@ -26,9 +26,9 @@ def test_flops_are_exactly_the_matrix_products_that_torch_counts_forward_and_bac
     with FlopCounterMode(display=False) as counter:
         model(*batch).logits.sum().backward()  # the loss would make the same products where torch does not see them
     slots = batch[1].shape[1]
-    assert counter.get_total_flops() == rows * flops_per_row(model.config, num_tokens, slots, objective)
+    assert counter.get_total_flops() == rows * flops_per_sequence(model.config, num_tokens, slots, objective)
 
 
 def test_a_row_of_base_costs_what_the_readme_of_the_original_shapes_say():
     config = MPNetConfig(max_position_embeddings=514)
-    assert flops_per_row(config, 512, 77) == pytest.approx(363e9, rel=0.01)
+    assert flops_per_sequence(config, 512, 77) == pytest.approx(363e9, rel=0.01)

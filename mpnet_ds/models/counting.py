@@ -1,0 +1,54 @@
+"""Sizes of any module, counted by running it once on tensors without numbers: no memory is taken and nothing is computed.
+
+A forward and a backward pass run under ``FakeTensorMode``, which knows shapes only; ``FlopCounterMode`` counts matrix
+products and ``MemTracker`` what autograd keeps.
+"""
+
+import warnings
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.mem_tracker import MemTracker
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+from mpnet_ds.models.module import ComputeSetting, ModulePlan, PretrainingModule
+
+
+def count(
+    build: Callable[[], PretrainingModule], batch: dict[str, np.ndarray], setting: ComputeSetting | None = None
+) -> ModulePlan:
+    """Sizes of a module and of the micro-batches that it is trained on.
+
+    Args:
+        build: makes the module.
+        batch: a micro-batch, whose shapes and types count.
+    """
+    setting, micro_batch_size = setting or ComputeSetting(), len(batch["sequence_numbers"])
+    with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True):
+        warnings.simplefilter("ignore")
+        module = build()
+        module.to(torch.float32 if setting.bytes_per_number == 4 else torch.bfloat16)
+        for layer in module.layers()[: setting.checkpointed_layers]:
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+        tensors = {name: torch.empty(array.shape, dtype=_dtype(array)) for name, array in batch.items()}
+        memory, flops = MemTracker(), FlopCounterMode(display=False)
+        memory.track_external(module)
+        with memory, flops:
+            module(**tensors).sums.sum().backward()
+        peak = next(iter(memory.get_tracker_snapshot("peak").values()))
+        held = {str(kind).rpartition(".")[2]: size for kind, size in peak.items()}
+        states = sum(held.get(kind, 0) for kind in ("PARAM", "GRAD", "BUFFER"))
+        return ModulePlan(
+            parameters=sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad),
+            hidden_numbers=sum(matrix.numel() for matrix in module.hidden_matrices()),
+            flops_per_sequence=flops.get_total_flops() / micro_batch_size,
+            activation_bytes=held["Total"] - states,
+        )
+
+
+def _dtype(array: np.ndarray) -> torch.dtype:
+    return {"b": torch.bool, "f": torch.float32}.get(array.dtype.kind, torch.int64)

@@ -1,0 +1,178 @@
+"""What an objective is: how sequences are corrupted, what is predicted, and which module computes the losses.
+
+An objective is a frozen dataclass; its fields are the keys of the recipe's section ``objective``. It is the only place that
+knows what a batch holds: dataset, trainer, resume, preflight and export ask the objective, or the module that it builds.
+
+    dataset ── Sequences ──► draw() ── batch ──► module.forward(**batch) ── Scores ──► trainer
+
+``draw`` is NumPy only and a pure function of its sequences and their keys. This module imports no torch; ``build`` and
+``sizes`` import models inside, since everything that prepares data has no need of them.
+
+Shape legend: B sequences, m raw tokens of a sequence, V vocabulary.
+"""
+
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+import numpy as np
+
+from mpnet_ds.findings import Finding
+
+if TYPE_CHECKING:
+    from mpnet_ds.models.module import ComputeSetting, ModulePlan, PretrainingModule
+    from mpnet_ds.objectives.model_section import ModelSection
+    from mpnet_ds.tokenizer import PretrainingTokenizer
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """What the data hands over: B sequences before corruption."""
+
+    keys: np.ndarray
+    """uint64 [B]; all randomness of ``draw`` follows from them."""
+    ids: np.ndarray
+    """int64 [B, m]."""
+    real: np.ndarray
+    """bool [B, m], False on padding."""
+    documents: np.ndarray | None = None
+    """int64 [B, m], from 0 in each sequence, where documents are isolated."""
+    sentences: np.ndarray | None = None
+    """int64 [B, m], from 0 in each sequence (unit ``document``)."""
+    segments: tuple = ()
+    """(ids, real) of each segment. Unit ``pair``: first, second, one of another document; ``parallel``: each field."""
+    language: np.ndarray | None = None
+    """int64 [B], the language code of the manifest."""
+    dataset: np.ndarray | None = None
+    """int64 [B], which dataset of the mixture."""
+
+
+@dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """What an objective knows of a tokenizer."""
+
+    starts_word: np.ndarray
+    """bool [V]: False for a piece that continues a word."""
+    is_special: np.ndarray
+    """bool [V]: ids that are never drawn at random, and not predicted by default."""
+    mask_id: int
+    sentinels: tuple[int, ...] = ()
+    """Ids of the sentinels, in order of use."""
+    languages: tuple[int, ...] = ()
+    """Ids of the language tokens."""
+
+    @property
+    def size(self) -> int:
+        """V."""
+        return len(self.starts_word)
+
+    @cached_property
+    def ordinary(self) -> np.ndarray:
+        """int64: all ids that are not special."""
+        return np.flatnonzero(~self.is_special)
+
+    @classmethod
+    def of(cls, tokenizer: "PretrainingTokenizer") -> "Vocabulary":
+        """The vocabulary of a tokenizer."""
+        is_special = np.zeros(tokenizer.vocab_size, dtype=bool)
+        is_special[tokenizer.special_ids] = True
+        return cls(tokenizer.starts_word, is_special, tokenizer.mask_id)
+
+
+class Term(NamedTuple):
+    """One summand of the loss: ``weight × (sum of its losses / number of its targets in the global batch)``."""
+
+    name: str
+    targets: str
+    """Array of the batch in which True, or a number >= 0, marks a target. Clearing a target there (False, -1) takes it out
+    of loss and metrics and changes nothing else."""
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Base class of objectives, with defaults for what most do not need. Subclasses are frozen dataclasses too."""
+
+    name: ClassVar[str]
+    omitted_if_true: ClassVar[tuple[str, ...]] = ()
+    """Boolean arrays of the batch that the module can do without where all is True, such as a mask without padding."""
+
+    @property
+    def unit(self) -> str:
+        """What a sequence is made of: ``block``, ``document``, ``pair``, ``parallel`` or ``recurrent``."""
+        return "block"
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """The summands of the loss; one without targets in a step counts 0."""
+        raise NotImplementedError
+
+    def tokens_needed(self, seq_length: int, vocabulary: Vocabulary) -> int:
+        """Raw tokens m that ``draw`` takes for one sequence of ``seq_length`` tokens."""
+        return seq_length
+
+    def at(self, step: int) -> "Objective":
+        """The objective at a step, where its values change during training."""
+        return self
+
+    def draw(self, sequences: Sequences, vocabulary: Vocabulary) -> dict[str, np.ndarray]:
+        """The batch: arrays [B, …] with fixed shapes, vectorised, a pure function of its arguments."""
+        raise NotImplementedError
+
+    def findings(self, model: "ModelSection", tokenizer: "PretrainingTokenizer", data) -> list[Finding]:
+        """What cannot be, by name, before anything is built; ``data`` is the opened dataset."""
+        return []
+
+    def sizes(
+        self,
+        model: "ModelSection",
+        tokenizer: "PretrainingTokenizer",
+        seq_length: int,
+        micro_batch_size: int,
+        setting: "ComputeSetting | None" = None,
+    ) -> "ModulePlan":
+        """Parameters, FLOPs and activation bytes, counted by running the module once on tensors without numbers."""
+        from mpnet_ds.models.counting import count
+
+        vocabulary = Vocabulary.of(tokenizer)
+        shape = (micro_batch_size, self.tokens_needed(seq_length, vocabulary))
+        ids = np.full(shape, vocabulary.ordinary[0], dtype=np.int64)
+        keys = np.arange(micro_batch_size, dtype=np.uint64)
+        batch = self.draw(Sequences(keys=keys, ids=ids, real=np.ones(shape, dtype=bool)), vocabulary)
+        batch |= {"sequence_numbers": np.arange(micro_batch_size), "step": np.array(0)}
+        return count(lambda: self.build(model, tokenizer, seq_length), batch, setting)
+
+    def build(
+        self,
+        model: "ModelSection",
+        tokenizer: "PretrainingTokenizer",
+        seq_length: int,
+        attention: str = "auto",
+        parts: dict | None = None,
+    ) -> "PretrainingModule":
+        """The module that computes the losses of ``draw``'s batches; ``parts`` are those of a module to share."""
+        raise NotImplementedError
+
+    def metrics(self, counts: dict[str, np.ndarray]) -> dict[str, float]:
+        """Numbers for the log, from the sums of ``Scores.counts``."""
+        return {}
+
+    def section(self) -> dict:
+        """The recipe's section ``objective`` with nothing left out, as JSON."""
+        return {"name": self.name, **asdict(self)}
+
+    def num_targets(self, batch: dict[str, np.ndarray]) -> list[int]:
+        """Targets of each term in a batch."""
+        return [int(is_target(batch[term.targets]).sum()) for term in self.terms]
+
+    def without_targets(self, batch: dict[str, np.ndarray], sequences: np.ndarray) -> dict[str, np.ndarray]:
+        """The batch with the targets of some sequences cleared; ``sequences`` is bool [B]."""
+        cleared = {term.targets: batch[term.targets].copy() for term in self.terms}
+        for array in cleared.values():
+            array[sequences] = False if array.dtype == bool else -1
+        return batch | cleared
+
+
+def is_target(targets: np.ndarray) -> np.ndarray:
+    """bool: which entries of a term's array are targets."""
+    return targets if targets.dtype == bool else targets >= 0

@@ -1,0 +1,51 @@
+"""The recipe's section ``model``: which family, and its sizes. The vocabulary's size comes from the data."""
+
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from mpnet_ds.tokenizer import BOS_ID, EOS_ID, PAD_ID
+
+if TYPE_CHECKING:
+    from transformers import MPNetConfig
+
+Positive = Annotated[int, Field(gt=0)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
+class ModelSection:
+    """Sizes of the encoder."""
+
+    num_hidden_layers: Positive = 12
+    """Layers."""
+    hidden_size: Positive = 768
+    """Width of the hidden states."""
+    num_attention_heads: Positive = 12
+    """Attention heads of a layer; they divide hidden_size."""
+    intermediate_size: Positive = 3072
+    """Inner width of the feed-forward network."""
+    hidden_dropout_prob: Probability = 0.1
+    """Dropout of hidden states."""
+    attention_probs_dropout_prob: Probability = 0.1
+    """Dropout of attention probabilities."""
+    initializer_range: Annotated[float, Field(ge=0)] = 0.02
+    """Standard deviation of the initial weights."""
+    max_position_embeddings: Positive = 514
+    """Rows of the position table: the longest sequence plus 2."""
+    layer_norm_eps: Annotated[float, Field(gt=0)] = 1e-5
+    """That of the published models; a start of another one (--init_from) needs its own."""
+
+    @classmethod
+    def of(cls, config: "MPNetConfig") -> "ModelSection":
+        """The section that describes an existing model."""
+        return cls(**{field.name: getattr(config, field.name) for field in fields(cls)})
+
+    def config(self, vocab_size: int) -> "MPNetConfig":
+        """The configuration in transformers' form."""
+        from transformers import MPNetConfig
+
+        special = {"bos_token_id": BOS_ID, "pad_token_id": PAD_ID, "eos_token_id": EOS_ID}
+        return MPNetConfig(vocab_size=vocab_size, **special, **asdict(self))

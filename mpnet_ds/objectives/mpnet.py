@@ -1,0 +1,93 @@
+"""``mpnet``: masked and permuted language modelling (Song et al., 2020, arXiv 2004.09297) on the two-stream network."""
+
+from dataclasses import field
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+
+from mpnet_ds.findings import Finding
+from mpnet_ds.objectives.base import Objective, Sequences, Term, Vocabulary
+from mpnet_ds.objectives.masking import MaskingConfig, drop_slots_without_context, mask_rows
+
+if TYPE_CHECKING:
+    from mpnet_ds.models.module import ComputeSetting, ModulePlan
+    from mpnet_ds.models.mpnet.model import MPNetForPretraining
+    from mpnet_ds.objectives.model_section import ModelSection
+    from mpnet_ds.tokenizer import PretrainingTokenizer
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
+class MPNet(Objective):
+    """Predict masked tokens one after another, each from the context, the tokens predicted before it and all positions.
+
+    ``plm`` and ``mlm`` of the two-stream network draw and build alike: they are subclasses.
+    """
+
+    name: ClassVar[str] = "mpnet"
+    omitted_if_true: ClassVar[tuple[str, ...]] = ("attention_mask",)
+
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+    """Which tokens are predicted, and what stands in their place."""
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """One: the cross-entropy of the predicted tokens."""
+        return (Term(self.name, "predicted_positions"),)
+
+    def draw(self, sequences: Sequences, vocabulary: Vocabulary) -> dict[str, np.ndarray]:
+        """Draw what is predicted, with p tokens of a sequence without padding.
+
+        Returns:
+            ``input_ids`` int64 [B, n], the true tokens; ``predicted_positions`` int64 [B, p], -1 where unused;
+            ``predicted_inputs`` int64 [B, p]; ``attention_mask`` bool [B, n]; where documents are isolated also
+            ``document_ids`` int64 [B, n], from 0 in each sequence.
+        """
+        positions, inputs = mask_rows(sequences.ids, sequences.real, sequences.keys, vocabulary, self.masking)
+        documents = {}
+        if sequences.documents is not None:
+            documents["document_ids"] = sequences.documents
+            positions, inputs = drop_slots_without_context(positions, inputs, sequences.documents, sequences.real)
+        return {
+            "input_ids": sequences.ids,
+            "predicted_positions": positions,
+            "predicted_inputs": inputs,
+            "attention_mask": sequences.real,
+            **documents,
+        }
+
+    def findings(self, model: "ModelSection", tokenizer: "PretrainingTokenizer", data) -> list[Finding]:
+        """What transformers could not represent after export, or what cannot be built."""
+        from mpnet_ds.models.mpnet.model import find_faults
+
+        return [Finding(text) for text in find_faults(model.config(tokenizer.vocab_size))]
+
+    def sizes(
+        self,
+        model: "ModelSection",
+        tokenizer: "PretrainingTokenizer",
+        seq_length: int,
+        micro_batch_size: int,
+        setting: "ComputeSetting | None" = None,
+    ) -> "ModulePlan":
+        """Sizes by formulas, which are exact for parameters and FLOPs."""
+        from mpnet_ds.models.mpnet.sizes import plan_of
+
+        config, predicted = model.config(tokenizer.vocab_size), int(self.masking.num_predicted(seq_length))
+        return plan_of(config, self.name, seq_length, predicted, micro_batch_size, setting)
+
+    def build(
+        self,
+        model: "ModelSection",
+        tokenizer: "PretrainingTokenizer",
+        seq_length: int,
+        attention: str = "auto",
+        parts: dict | None = None,
+    ) -> "MPNetForPretraining":
+        """Build the two-stream model; its forward pass keeps no logits."""
+        from mpnet_ds.models.mpnet.model import MPNetForPretraining
+
+        module = MPNetForPretraining(model.config(tokenizer.vocab_size), self.name, attention)
+        module.keep_logits = False
+        return module

@@ -1,0 +1,23 @@
+"""``plm``: permuted language modelling, the ablation of MPNet without masked tokens in the context (XLNet's objective)."""
+
+from dataclasses import replace
+from typing import ClassVar
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+
+from mpnet_ds.objectives.mpnet import MPNet
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
+class PLM(MPNet):
+    """Predict tokens one after another without knowing the positions of those that are still to come.
+
+    Each prediction starts from ``<mask>``: whatever ``masking`` says of true and random tokens is set aside.
+    """
+
+    name: ClassVar[str] = "plm"
+
+    def __post_init__(self):
+        always = replace(self.masking, mask_probability=1.0, keep_probability=0.0, random_probability=0.0)
+        object.__setattr__(self, "masking", always)

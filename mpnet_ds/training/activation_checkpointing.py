@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from mpnet_ds.deepspeed_workarounds import keep_through_checkpointing
 from mpnet_ds.models.attention.backend import Backend
 
 SECTION = "activation_checkpointing"
@@ -60,9 +61,7 @@ def layer_runner(layers: nn.ModuleList, engine: dict) -> Callable | None:
 
         if layer not in chosen:
             return compute(hidden, *prepared)
-        for tensor in prepared:
-            # DeepSpeed empties the tensors that it puts aside. All layers share these: the next needs them as they are.
-            tensor.no_checkpointing = True
+        keep_through_checkpointing(*prepared)
         # It also loses count of arguments that are no tensors, where it partitions.
         return deepspeed.checkpointing.checkpoint(compute, hidden, *prepared)
 

@@ -18,7 +18,7 @@ def compile_layers(model: MPNetForPretraining, zero_stage: int) -> None:
 
     To be called before DeepSpeed's engine is built around the model.
     """
-    torch._dynamo.reset()  # what an earlier model of this process compiled would count against the limit of one function
+    torch.compiler.reset()  # what an earlier model of this process compiled would count against the limit of one function
     layers = model.mpnet.encoder.layer
     if zero_stage == 3:
         from deepspeed.utils import set_z3_leaf_modules

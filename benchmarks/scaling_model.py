@@ -27,10 +27,10 @@ from functools import cache
 
 import torch
 
-from mpnet_ds.objectives.model_section import ModelSection
 from mpnet_ds.config.recipe import Recipe
 from mpnet_ds.models import MPNetForPretraining
 from mpnet_ds.models.mpnet.sizes import flops_per_sequence
+from mpnet_ds.objectives.model_section import ModelSection
 from mpnet_ds.preflight.memory_estimate import Workload, checkpoint_bytes, estimate
 
 RANKS = (8, 64, 512, 4096)

@@ -34,6 +34,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
+from mpnet_ds.training.transfer import pack, unpack
 from report import ROOT
 from scaled_runs import free_port
 from step_configuration import Configuration
@@ -53,7 +54,6 @@ from mpnet_ds.training.metrics import peak_flops, peak_memory
 from mpnet_ds.training.prefetch import prefetched
 from mpnet_ds.training.pretrain import open_data
 from mpnet_ds.training.schedule import learning_rate
-from mpnet_ds.training.transfer import pack, unpack
 
 WARMUP_STEPS = 2
 PARTS = ("data", "forward", "backward", "optimizer")

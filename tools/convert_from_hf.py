@@ -27,8 +27,8 @@ def main() -> None:
     given = parser.parse_intermixed_args()
     if (given.hf_dir is None) == (given.from_fairseq is None):
         parser.error("give one source and OUT: HF_DIR OUT, or --from_fairseq FILE OUT")
-    from mpnet_ds.objectives.model_section import ModelSection
     from mpnet_ds.hub.import_model import make_start
+    from mpnet_ds.objectives.model_section import ModelSection
 
     start = make_start(given.output, given.hf_dir, given.from_fairseq, given.tokenizer, given.resize_vocabulary)
     for note in start.notes:

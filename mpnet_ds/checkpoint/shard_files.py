@@ -13,13 +13,14 @@ import torch
 import xxhash
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointCommitInfo, CheckpointEngine
 
+from mpnet_ds.deepspeed_workarounds import choose_writer_of_weights, share_names_of_tied_weights
 from mpnet_ds.errors import UserError
 from mpnet_ds.files import file_record
 from mpnet_ds.zero.torch_file import contents_checksum, load_shard
 
 
 class ShardFiles(CheckpointEngine):
-    """Stands in for DeepSpeed's own file access: ``engine.checkpoint_engine = ShardFiles()``.
+    """Stands in for DeepSpeed's own file access: ``replace_file_access(engine, ShardFiles())``.
 
     Attributes:
         written: path → {"bytes", "xxh3_64", "contents"} of the files that this rank wrote since ``create``.
@@ -76,16 +77,11 @@ class ShardFiles(CheckpointEngine):
 def save_on_each_disk(engine, disks) -> None:
     """Lets the keeper of each disk write the file that all ranks read (ZeRO 0 to 2); on a shared one that is rank 0.
 
-    DeepSpeed's own ``use_node_local_storage`` goes by the rank in the host, so two hosts with one disk would both write it.
-    And in what any rank but 0 writes, the names of tied weights are missing: with them the files are the same on all disks,
-    byte for byte, and whichever is kept when they are gathered is the right one.
+    The file is the same on all disks, byte for byte, so whichever is kept when they are gathered is the right one.
     """
-    engine._config.use_node_local_storage = False
-    if not engine.zero_optimization_partition_weights():  # at ZeRO 3 each rank has a file of its own
-        engine.save_non_zero_checkpoint = disks.is_keeper
+    choose_writer_of_weights(engine, disks.is_keeper)
     if not disks.is_one:
-        ties = disks.ranks.on_main(engine._get_shared_params)
-        engine._get_shared_params = lambda: ties
+        share_names_of_tied_weights(engine, disks.ranks.on_main)
 
 
 class _HashingFile:

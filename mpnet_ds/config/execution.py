@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from mpnet_ds.deepspeed_workarounds import has_triton
 from mpnet_ds.errors import UserError
 from mpnet_ds.findings import Finding
 from mpnet_ds.models.attention.backend import AUTO, BACKENDS, check_backend, choose_backend
@@ -84,8 +85,6 @@ def execution_of(arguments: argparse.Namespace) -> Execution:
 def check_compiler(device: torch.device) -> None:
     """Raises ``UserError`` where torch.compile lacks something that it would find out in the first update only."""
     if device.type == "cuda":
-        from torch.utils._triton import has_triton
-
         if not has_triton():
             raise UserError(
                 "--compile needs Triton on a GPU, and it is not installed or does not serve this one: leave it out."

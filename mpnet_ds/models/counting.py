@@ -1,6 +1,6 @@
 """Sizes of any module, counted by running it once on tensors without numbers: no memory is taken and nothing is computed.
 
-A forward and a backward pass run under ``FakeTensorMode``, which knows shapes only; ``FlopCounterMode`` counts matrix
+A forward and a backward pass run on tensors that have shapes only; ``FlopCounterMode`` counts matrix
 products and ``MemTracker`` what autograd keeps.
 """
 
@@ -10,11 +10,10 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
+from mpnet_ds.deepspeed_workarounds import memory_tracker, tensors_without_numbers
 from mpnet_ds.models.module import ComputeSetting, ModulePlan, PretrainingModule
 
 
@@ -28,14 +27,14 @@ def count(
         batch: a micro-batch, whose shapes and types count.
     """
     setting, micro_batch_size = setting or ComputeSetting(), len(batch["sequence_numbers"])
-    with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True):
+    with warnings.catch_warnings(), tensors_without_numbers():
         warnings.simplefilter("ignore")
         module = build()
         module.to(torch.float32 if setting.bytes_per_number == 4 else torch.bfloat16)
         for layer in module.layers()[: setting.checkpointed_layers]:
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
         tensors = {name: torch.empty(array.shape, dtype=_dtype(array)) for name, array in batch.items()}
-        memory, flops = MemTracker(), FlopCounterMode(display=False)
+        memory, flops = memory_tracker(), FlopCounterMode(display=False)
         memory.track_external(module)
         with memory, flops:
             module(**tensors).sums.sum().backward()

@@ -17,6 +17,7 @@ import psutil
 import torch
 import torch.distributed
 
+from mpnet_ds.deepspeed_workarounds import build_no_shared_memory_op, set_collective_timeout
 from mpnet_ds.errors import UserError
 from mpnet_ds.quiet import quiet_libraries
 from mpnet_ds.ranks import rendezvous
@@ -136,7 +137,7 @@ def start(join_timeout: float = JOIN_TIMEOUT) -> Ranks:
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    build_no_shared_memory_op()
     if placement.world_size > 1 and "GLOO_SOCKET_IFNAME" not in os.environ:
         # Left alone, gloo takes what the host's name stands for, which often is 127.0.1.1.
         os.environ["GLOO_SOCKET_IFNAME"] = find_interface(placement.address, placement.has_other_hosts).name
@@ -174,10 +175,7 @@ def wait_for_each_other(seconds: float) -> None:
 
     Whether a rank hangs is for the watchdog to say, which must come first.
     """
-    timeout = timedelta(seconds=seconds)
-    c10d = torch.distributed.distributed_c10d
-    c10d.default_pg_timeout = c10d.default_pg_nccl_timeout = timeout  # for groups that DeepSpeed makes later
-    c10d._set_pg_timeout(timeout)
+    set_collective_timeout(seconds)
 
 
 def leave_together(ranks: Ranks) -> None:

@@ -11,11 +11,11 @@ it is meant here: that many inputs are kept.
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from mpnet_ds.deepspeed_workarounds import keep_through_checkpointing, wrap_call
 from mpnet_ds.models.module import PretrainingModule
 
 SECTION = "activation_checkpointing"
@@ -41,7 +41,7 @@ def checkpoint_layers(module: PretrainingModule, engine: dict) -> None:
     The first argument of a layer is its hidden states, whose value is kept; other tensors are shared by all layers.
 
     Args:
-        engine: DeepSpeed's JSON, resolved; nothing changes without the section. DeepSpeed's functions are configured with it.
+        engine: DeepSpeed's JSON, resolved, which also configures DeepSpeed's functions; nothing changes without the section.
     """
     if SECTION not in engine:
         return
@@ -66,9 +66,7 @@ def _recomputing(call: Callable, hidden: Tensor, *arguments, **options):
         return call(hidden, *arguments, **options)
     # DeepSpeed loses count of arguments that are no tensors, where it partitions: they stay outside.
     places = [place for place, argument in enumerate(arguments) if isinstance(argument, Tensor)]
-    for place in places:
-        # DeepSpeed empties the tensors that it puts aside. All layers share these: the next needs them as they are.
-        arguments[place].no_checkpointing = True
+    keep_through_checkpointing(*(arguments[place] for place in places))
 
     def compute(hidden: Tensor, *tensors: Tensor):
         values = list(arguments)
@@ -77,8 +75,3 @@ def _recomputing(call: Callable, hidden: Tensor, *arguments, **options):
         return call(hidden, *values, **options)
 
     return deepspeed.checkpointing.checkpoint(compute, hidden, *(arguments[place] for place in places))
-
-
-def wrap_call(module: nn.Module, around: Callable) -> None:
-    """Let ``around(call, *arguments)`` stand for calls of a module, hooks of the module included."""
-    module._compiled_call_impl = partial(around, module._call_impl)

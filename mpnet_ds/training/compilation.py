@@ -18,7 +18,7 @@ def compile_layers(module: PretrainingModule, zero_stage: int) -> None:
 
     To be called before DeepSpeed's engine is built around the module.
     """
-    torch._dynamo.reset()  # what an earlier module of this process compiled would count against the limit of one function
+    torch.compiler.reset()  # what an earlier module of this process compiled would count against the limit of one function
     layers = module.layers()
     if zero_stage == 3:
         from deepspeed.utils import set_z3_leaf_modules

@@ -4,15 +4,15 @@ DeepSpeed's ZeRO and 16-bit optimizers leave an update out when the norm of the 
 nothing does: the plain optimizer would write NaN into every weight. ``Engine`` closes that gap.
 """
 
-import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from mpnet_ds import deepspeed_workarounds
 from mpnet_ds.config.deepspeed_config import EngineConfig
 from mpnet_ds.errors import UserError
 from mpnet_ds.models.module import PretrainingModule, Scores
@@ -52,20 +52,16 @@ class Engine:
         from mpnet_ds.checkpoint.shard_files import ShardFiles, save_on_each_disk
 
         self.deepspeed = build_engine(module, config, weight_decay, compiled)
-        self.deepspeed.checkpoint_engine = ShardFiles()
-        # It would copy a script of DeepSpeed beside the checkpoints, and stop all ranks if the disk is full.
-        self.deepspeed._copy_recovery_script = lambda folder: None
+        deepspeed_workarounds.replace_file_access(self.deepspeed, ShardFiles())
         if disks is not None:
             save_on_each_disk(self.deepspeed, disks)
-        if hasattr(self.deepspeed.optimizer, "fp32_groups"):
-            _undo_first_update(self.deepspeed.optimizer)
+        deepspeed_workarounds.undo_first_step(self.deepspeed.optimizer)
         self.applied = True
         self.span: Callable[[str], AbstractContextManager] = lambda name: nullcontext()
         self.grad_norm: Tensor | float | None = None
         self._is_plain = isinstance(self.deepspeed.optimizer, torch.optim.Optimizer)
         if self._is_plain:
-            update = self.deepspeed.optimizer.step
-            self.deepspeed.optimizer.step = lambda: update() if self.applied else None
+            deepspeed_workarounds.step_only_if(self.deepspeed.optimizer, lambda: self.applied)
 
     def load(self, checkpoint: Path, convert: bool) -> None:
         """Goes on from a checkpoint: weights, optimizer, counts. The recipe's betas and weight decay stay.
@@ -128,18 +124,6 @@ class Engine:
         return float(getattr(self.deepspeed.optimizer, "cur_scale", 1.0))
 
 
-@torch.no_grad()
-def _undo_first_update(optimizer) -> None:
-    """DeepSpeed's 16-bit optimizer of ZeRO 0 makes one update with gradients of zero, to have its memory from the start.
-
-    It counts as an update, and its weight decay changes the weights: training would differ from the other stages.
-    """
-    optimizer.optimizer.state.clear()
-    for weights, masters in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
-        for weight, master in zip(weights, masters, strict=True):
-            master.copy_(weight)
-
-
 def build_engine(module: PretrainingModule, config: EngineConfig, weight_decay: float, compiled: bool = False):
     """DeepSpeed's own engine around ``model``, with activation checkpointing where the JSON has that section."""
     import deepspeed
@@ -150,26 +134,9 @@ def build_engine(module: PretrainingModule, config: EngineConfig, weight_decay: 
     groups, engine_config, optimizer = parameter_groups(module, weight_decay), dict(config.engine), None
     if config.uses_muon:
         optimizer = partial(make_muon, module, engine_config.pop("optimizer")["params"])
-    _import_zero_without_compiler()
+    deepspeed_workarounds.import_zero_without_compiler()
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, model_parameters=groups, config=engine_config)
     return engine
-
-
-def _import_zero_without_compiler() -> None:
-    """DeepSpeed's ZeRO imports its own Muon, whose functions PyTorch is to compile, and with it all of inductor: seconds.
-
-    Nothing here calls that Muon. With PyTorch's switch off while it is imported, its functions stay as they are.
-    """
-    switch = "TORCHDYNAMO_DISABLE"
-    before = os.environ.get(switch)
-    os.environ[switch] = "1"
-    try:
-        with suppress(ImportError):  # a release of DeepSpeed that has it elsewhere
-            import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
-    finally:
-        os.environ.pop(switch)
-        if before is not None:
-            os.environ[switch] = before
 
 
 def parameter_groups(module: PretrainingModule, weight_decay: float) -> list[dict]:

@@ -22,18 +22,15 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import cache
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
 import xxhash
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
+from mpnet_ds.deepspeed_workarounds import loading_offsets, offset_in_file
 from mpnet_ds.errors import UserError
 from mpnet_ds.quiet import quiet_libraries
 
@@ -114,14 +111,14 @@ class TensorFile:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self._records = {record.begin: record for record in _records(self.path)}
-        with nullcontext() if _meta_knows_offsets() else FakeTensorMode():
+        with loading_offsets():
             self.content = _unpickle(self.path, _deepspeed_types(), "meta")
 
     def tensor(self, fake: Tensor) -> "StoredTensor":
         """One of the tensors in ``content``, to be read."""
         if not isinstance(fake, Tensor):
             raise UserError(f"{self.path} is damaged: a tensor was expected, found {type(fake).__name__}.")
-        storage, begin = fake.untyped_storage(), fake.untyped_storage()._checkpoint_offset
+        storage, begin = fake.untyped_storage(), offset_in_file(fake)
         last = (
             sum((size - 1) * stride for size, stride in zip(fake.shape, fake.stride(), strict=True)) if fake.numel() else -1
         )
@@ -263,14 +260,6 @@ def contents_checksum(path: Path) -> str:
     except zipfile.BadZipFile as error:
         raise UserError(f"{path} is damaged: {error}") from error
     return xxhash.xxh3_64_hexdigest(repr(records).encode())
-
-
-@cache
-def _meta_knows_offsets() -> bool:
-    """Newer releases of PyTorch do. In others only the fake mode has storages that do; it takes two seconds to start."""
-    torch.save(torch.zeros(1), file := BytesIO())
-    file.seek(0)
-    return torch.load(file, map_location="meta", weights_only=True).untyped_storage()._checkpoint_offset is not None
 
 
 def _records(path: Path) -> list[_Record]:

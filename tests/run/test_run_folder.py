@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from mpnet_ds.config.recipe import DataRecipe, Recipe
-from mpnet_ds.objectives.model_section import ModelSection
 from mpnet_ds.errors import UserError
+from mpnet_ds.objectives.model_section import ModelSection
 from mpnet_ds.ranks.disks import Disks
 from mpnet_ds.ranks.process_group import Ranks
 from mpnet_ds.run.run_folder import Setting, decide_start, identity

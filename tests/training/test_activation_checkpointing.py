@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from mpnet_ds.training.activation_checkpointing import checkpointed_layers, layer_runner
+from mpnet_ds.models.module import PretrainingModule
+from mpnet_ds.training.activation_checkpointing import checkpoint_layers, checkpointed_layers
 
 
 @pytest.mark.parametrize(
@@ -27,8 +28,7 @@ def test_layers_are_spread_evenly_and_the_last_goes_last(num_layers, number):
 
 @pytest.mark.parametrize(("section", "expected"), [({}, [0, 1, 2, 3]), ({"number_checkpoints": 2}, [0, 2])])
 def test_only_the_chosen_layers_go_through_deepspeed(monkeypatch, section, expected):
-    layers = nn.ModuleList(Shift(i) for i in range(4))
-    passed = []
+    module, passed = Shifts(4), []
 
     def checkpoint(function, hidden, bias):
         passed.append(int((function(hidden, bias) - hidden).item()))
@@ -36,16 +36,27 @@ def test_only_the_chosen_layers_go_through_deepspeed(monkeypatch, section, expec
 
     monkeypatch.setattr(deepspeed.checkpointing, "configure", lambda *_, **__: None)
     monkeypatch.setattr(deepspeed.checkpointing, "checkpoint", checkpoint)
-    run = layer_runner(layers, {"activation_checkpointing": section})
-    hidden = torch.zeros(1)
-    for layer in layers:
-        hidden = run(layer, hidden, None, 1, 0, torch.zeros(1))
+    checkpoint_layers(module, {"activation_checkpointing": section})
+    assert module(torch.zeros(1, requires_grad=True)).item() == 0 + 1 + 2 + 3
     assert passed == expected
-    assert hidden.item() == 0 + 1 + 2 + 3
 
 
-def test_without_the_section_all_activations_are_kept():
-    assert layer_runner(nn.ModuleList(), {"zero_optimization": {"stage": 2}}) is None
+def test_hooks_of_a_layer_run_again_in_backward():
+    """By them ZeRO 3 gathers the layer's weights."""
+    module, calls = Shifts(2), []
+    module.shifts[0].register_forward_pre_hook(lambda layer, arguments: calls.append(layer.number))
+    checkpoint_layers(module, {"activation_checkpointing": {}, "train_batch_size": 1})
+    module(torch.zeros(1, requires_grad=True)).backward()
+    assert calls == [0, 0]
+
+
+@pytest.mark.parametrize("engine", [{"zero_optimization": {"stage": 2}}, {"activation_checkpointing": {}}])
+def test_without_the_section_or_without_gradients_all_is_as_it_was(monkeypatch, engine):
+    module = Shifts(2)
+    monkeypatch.setattr(deepspeed.checkpointing, "checkpoint", None)
+    checkpoint_layers(module, engine)
+    with torch.set_grad_enabled("activation_checkpointing" not in engine):
+        assert module(torch.zeros(1)).item() == 1
 
 
 class Shift(nn.Module):
@@ -55,5 +66,22 @@ class Shift(nn.Module):
         super().__init__()
         self.number = number
 
-    def forward(self, hidden, backend, num_content, first_row, bias):
-        return hidden + self.number * num_content + first_row + bias
+    def forward(self, hidden, number_of_shifts, bias):
+        return hidden + self.number * number_of_shifts + bias
+
+
+class Shifts(PretrainingModule):
+    """Layers that share an argument that is no tensor and one that is."""
+
+    def __init__(self, count: int):
+        super().__init__()
+        self.shifts = nn.ModuleList(Shift(i) for i in range(count))
+
+    def forward(self, hidden, **_):
+        bias = torch.zeros(1)
+        for layer in self.shifts:
+            hidden = layer(hidden, 1, bias)
+        return hidden
+
+    def layers(self):
+        return list(self.shifts)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, library, nn
 from transformers import MPNetConfig
 
+from mpnet_ds.deepspeed_workarounds import softmax_backward_into
 from mpnet_ds.errors import UserError
 from mpnet_ds.models.layers.random_bits import RandomBits, draw_seed, rounded
 from mpnet_ds.models.mpnet.relative_position import NUM_BUCKETS, pair_buckets
@@ -159,7 +160,7 @@ def attention_backward(
         if dropout:
             of_kept = torch.ops.aten.threshold_backward(of_kept, kept, 0)
         plain = torch.abs(signed, out=kept) if dropout else kept
-        torch.ops.aten._softmax_backward_data.out(of_kept, plain, -1, plain.dtype, grad_input=of_scores)
+        softmax_backward_into(of_scores, of_kept, plain)
         torch.baddbmm(of_query[part], of_scores, key[part], beta=0, alpha=scale, out=of_query[part])
         torch.baddbmm(of_key[part], of_scores.mT, query[part], beta=0, alpha=scale, out=of_key[part])
     return tuple(x.unflatten(0, (batch, heads)) for x in (of_query, of_key, of_value, of_bias))

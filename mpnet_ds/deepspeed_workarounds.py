@@ -1,0 +1,225 @@
+"""Every place where the package overrides, or relies on, private parts of DeepSpeed and torch.
+
+Each function says what it works around, the version in which that was seen, and the test that tells when it can go: take
+the function's effect out, run that test with the new release, and if it passes, remove the function. No other file of the
+package may touch such parts; tests/test_deepspeed_workarounds.py holds that. The libraries are imported inside the
+functions, since this file is at the ground and those who need no torch import other files beside it.
+"""
+
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
+from datetime import timedelta
+from functools import cache, partial
+from io import BytesIO
+from typing import Any
+
+
+def replace_file_access(engine, files) -> None:
+    """Let an engine write and read its shards by ``files``, a ``CheckpointEngine``, and copy no script beside them.
+
+    Seen in DeepSpeed 0.19.8: a write that fails raises on one rank while the others wait for it in a barrier for ever, and
+    no setting names a checkpoint engine of the user's own. The script, zero_to_fp32.py, is copied without it, so a full disk
+    ends the run there.
+    Test: tests/training/test_faults.py::test_a_full_disk_leaves_the_checkpoints_that_are_there
+    """
+    engine.checkpoint_engine = files
+    engine._copy_recovery_script = lambda folder: None
+
+
+def choose_writer_of_weights(engine, writes: bool) -> None:
+    """Let this rank write, or not write, the file of weights that all ranks read (ZeRO 0 to 2).
+
+    Seen in DeepSpeed 0.19.8: by itself rank 0 writes it, or with ``use_node_local_storage`` the first rank of each host, so
+    that two hosts that share a disk both write the same file. At ZeRO 3 each rank has a file of its own.
+    Test: tests/cluster/test_local_disks.py::test_each_disk_has_its_own_shards_and_what_every_rank_reads
+    """
+    engine._config.use_node_local_storage = False
+    if not engine.zero_optimization_partition_weights():
+        engine.save_non_zero_checkpoint = writes
+
+
+def share_names_of_tied_weights(engine, on_main: Callable[[Callable[[], Any]], Any]) -> None:
+    """Write the names of tied weights into the files of all ranks.
+
+    Seen in DeepSpeed 0.19.8: in what any rank but 0 writes they are missing. With them the file of weights is the same on
+    all disks, byte for byte, and whichever is kept when they are gathered is the right one.
+    Test: tests/cluster/test_local_disks.py::test_each_disk_has_its_own_shards_and_what_every_rank_reads
+
+    Args:
+        on_main: calls a function on rank 0 and returns its result on all ranks; every rank must come here.
+    """
+    ties = on_main(engine._get_shared_params)
+    engine._get_shared_params = lambda: ties
+
+
+def undo_first_step(optimizer) -> None:
+    """Take back the step that DeepSpeed's 16-bit optimizer of ZeRO 0 makes when it is built; nothing for any other one.
+
+    Seen in DeepSpeed 0.19.8: it steps once with gradients of zero, to have its memory from the start. That counts as a step,
+    and its weight decay changes the weights: training would differ from the other ZeRO stages.
+    Test: tests/training/test_configurations.py::test_zero0_in_bf16_trains_like_the_other_stages_in_bf16
+    """
+    import torch
+
+    if not hasattr(optimizer, "fp32_groups"):
+        return
+    optimizer.optimizer.state.clear()
+    with torch.no_grad():
+        for weights, masters in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
+            for weight, master in zip(weights, masters, strict=True):
+                master.copy_(weight)
+
+
+def step_only_if(optimizer, is_wanted: Callable[[], bool]) -> None:
+    """Let an engine's plain torch optimizer leave a step out where ``is_wanted()`` is False.
+
+    Seen in DeepSpeed 0.19.8: ``engine.step`` leaves a step out for gradients that are not finite only where its own
+    optimizers wrap torch's. In fp32 at ZeRO 0 none does, and NaN would go into every weight.
+    Test: tests/training/test_loss_window.py::test_an_update_without_finite_loss_is_skipped_and_reported
+    """
+    step = optimizer.step
+    optimizer.step = lambda: step() if is_wanted() else None
+
+
+def import_zero_without_compiler() -> None:
+    """Import DeepSpeed's ZeRO without torch's compiler.
+
+    Seen in DeepSpeed 0.19.8 with torch 2.13.0: ZeRO imports DeepSpeed's Muon, whose functions are decorated with
+    ``torch.compile``, and the decorator imports all of inductor: seconds, for a Muon that nothing here calls. With torch's
+    switch off while it is imported, its functions stay as they are.
+    Test: tests/training/test_configurations.py::test_inductor_is_not_even_loaded
+    """
+    switch = "TORCHDYNAMO_DISABLE"
+    before = os.environ.get(switch)
+    os.environ[switch] = "1"
+    try:
+        with suppress(ImportError):  # a release of DeepSpeed that has it elsewhere
+            import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
+    finally:
+        os.environ.pop(switch)
+        if before is not None:
+            os.environ[switch] = before
+
+
+def build_no_shared_memory_op() -> None:
+    """Let ranks on CPUs communicate through gloo alone.
+
+    Seen in DeepSpeed 0.19.8: ``init_distributed`` on a CPU builds a C++ op for shared memory, which takes minutes, needs a
+    compiler and, where a build was killed, waits for ever on the lock file that it left.
+    Test: tests/training/test_configurations.py::test_nothing_is_compiled_with_offloading_either
+    """
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def set_collective_timeout(seconds: float) -> None:
+    """Set how long collectives wait for a slow rank, in the default process group and in those that are made later.
+
+    Seen in torch 2.13.0: the timeout of a group that exists is set by ``_set_pg_timeout`` alone, and DeepSpeed 0.19.8 makes
+    its groups without one, so they take the module's default.
+    Test: tests/test_deepspeed_workarounds.py::test_timeout_of_process_groups_is_set
+    """
+    from torch.distributed import distributed_c10d
+
+    timeout = timedelta(seconds=seconds)
+    distributed_c10d.default_pg_timeout = distributed_c10d.default_pg_nccl_timeout = timeout
+    distributed_c10d._set_pg_timeout(timeout)
+
+
+def keep_through_checkpointing(*tensors) -> None:
+    """Keep DeepSpeed's activation checkpointing from emptying tensors that several layers share.
+
+    Seen in DeepSpeed 0.19.8: with ``cpu_checkpointing`` or ``partition_activations`` it empties every float argument of a
+    layer once it has a copy of its own; the next layer needs the shared ones as they are.
+    Test: tests/test_deepspeed_workarounds.py::test_a_tensor_is_kept_through_checkpointing
+    """
+    for tensor in tensors:
+        tensor.no_checkpointing = True
+
+
+def wrap_call(module, around: Callable) -> None:
+    """Let ``around(call, *arguments)`` stand for the calls of a module, its hooks included.
+
+    Seen in torch 2.13.0: a module's ``forward`` can be replaced, but runs within the hooks by which ZeRO 3 gathers weights,
+    and what is recomputed in backward must gather them again; ``__call__`` belongs to the class. This attribute is how
+    ``Module.compile`` does the same.
+    Test: tests/training/test_activation_checkpointing.py::test_only_the_chosen_layers_go_through_deepspeed
+    """
+    module._compiled_call_impl = partial(around, module._call_impl)
+
+
+def tensors_without_numbers() -> AbstractContextManager:
+    """Within it tensors have shapes and types only: nothing is allocated or computed.
+
+    Seen in torch 2.13.0: ``FakeTensorMode`` has no public name.
+    Test: tests/models/test_counting.py::test_sizes_are_those_of_the_module
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def memory_tracker():
+    """A context manager that counts what tensors take at the worst moment, by kind.
+
+    Seen in torch 2.13.0: ``MemTracker`` has no public name.
+    Test: tests/models/test_counting.py::test_sizes_are_those_of_the_module
+    """
+    from torch.distributed._tools.mem_tracker import MemTracker
+
+    return MemTracker()
+
+
+def has_triton() -> bool:
+    """Whether torch.compile finds a Triton that works for this process's GPU.
+
+    Seen in torch 2.13.0: nothing public tells; without it the compiler says so in the first step only.
+    Test: tests/test_deepspeed_workarounds.py::test_torch_still_tells_whether_there_is_triton
+    """
+    from torch.utils._triton import has_triton
+
+    return has_triton()
+
+
+def softmax_backward_into(result, gradient, probabilities) -> None:
+    """Write the gradient of the scores of a softmax over the last dimension into ``result``, in place.
+
+    Seen in torch 2.13.0: the public ways take new memory for it, which this operator does not.
+    Test: tests/models/attention/test_cpu.py::test_output_and_gradients_are_those_of_eager
+    """
+    import torch
+
+    backward = torch.ops.aten._softmax_backward_data.out
+    backward(gradient, probabilities, -1, probabilities.dtype, grad_input=result)
+
+
+def loading_offsets() -> AbstractContextManager:
+    """Around ``torch.load(…, map_location="meta")``: storages then know where their bytes begin in the file.
+
+    Seen in torch 2.9.0: only ``FakeTensorMode``, which takes two seconds to start, gives storages the offset (torch's notes
+    on serialization describe it); in 2.13.0 those on "meta" have it without.
+    Test: tests/zero/test_torch_file.py::test_tensors_of_every_kind_are_read_to_the_bit
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return nullcontext() if _meta_knows_offsets() else FakeTensorMode()
+
+
+def offset_in_file(tensor) -> int | None:
+    """Where the storage of a tensor begins in the file that it was loaded from within ``loading_offsets``.
+
+    Seen in torch 2.13.0: nothing public tells.
+    Test: tests/zero/test_torch_file.py::test_tensors_of_every_kind_are_read_to_the_bit
+    """
+    return tensor.untyped_storage()._checkpoint_offset
+
+
+@cache
+def _meta_knows_offsets() -> bool:
+    import torch
+
+    torch.save(torch.zeros(1), file := BytesIO())
+    file.seek(0)
+    return offset_in_file(torch.load(file, map_location="meta", weights_only=True)) is not None

@@ -21,6 +21,7 @@ import json
 import os
 import re
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -35,7 +36,6 @@ from pathlib import Path
 
 import torch
 from report import ROOT
-from scaled_runs import free_port
 from step_configuration import Configuration
 
 from mpnet_ds.command_line import run
@@ -99,6 +99,13 @@ def _launcher(ranks: int) -> list[str]:
         return [sys.executable]
     place = ["--nproc-per-node", str(ranks), "--master-addr", "127.0.0.1", "--master-port", str(free_port())]
     return [sys.executable, str(ROOT / "launch" / "torchrun.py"), "--nnodes", "1", *place]
+
+
+def free_port() -> int:
+    """A port of this host that nothing listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def _call(command: list[str], configuration: Configuration, timeout: float | None) -> tuple[int, str]:

@@ -53,11 +53,11 @@ MODELS = BASE, LARGE, BILLION = Model("base", 12, 768, 64), Model("large", 24, 1
 
 
 @cache
-def tensors(model: Model) -> tuple[tuple[int, bool], ...]:
-    """Size of each parameter, and whether it is a matrix, in the module's order; tied parameters once."""
+def parameter_sizes(model: Model) -> list[int]:
+    """Numbers of each parameter, in the module's order; tied parameters once."""
     with torch.device("meta"):
         module = MPNetForPretraining(model.config, "mpnet")
-    return tuple((parameter.numel(), parameter.ndim >= 2) for parameter in module.parameters())
+    return [parameter.numel() for parameter in module.parameters()]
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def collectives(model: Model, engine: Engine, n: int) -> list[Collective]:
     """Collectives of one step; none for a single rank."""
     if n == 1:
         return []
-    e, sizes = engine.bytes_per_number, [size for size, _ in tensors(model)]
+    e, sizes = engine.bytes_per_number, parameter_sizes(model)
     times = engine.accumulation if engine.stage >= 2 else 1
     messages = times * buckets(sizes[::-1], engine.reduce_bucket)
     found = [Collective("agreement", "all_reduce", 1, 48), Collective("losses", "all_reduce", 1, 16)]
@@ -116,8 +116,7 @@ def collectives(model: Model, engine: Engine, n: int) -> list[Collective]:
     found.append(Collective("gradients", "all_reduce", messages, times * e * sum(sizes)))
     if engine.stage == 0:
         return [*found, Collective("norms", "all_reduce", 1, 4)] if e == 4 else found
-    groups = [sum(size for size, is_matrix in tensors(model) if is_matrix == kind) for kind in (True, False)]
-    found += [Collective("parameters", "all_gather", 2, e * padded(groups, 2 * n)), Collective("norms", "all_reduce", 2, 8)]
+    found += [Collective("parameters", "all_gather", 2, e * sum(sizes)), Collective("norms", "all_reduce", 2, 8)]
     return [*found, Collective("overflow", "all_reduce", 1, 1)] if e == 2 else found
 
 

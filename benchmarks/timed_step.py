@@ -1,18 +1,18 @@
-"""Measures training steps of one configuration, in processes of their own: what bench_step.py and bench_scaling.py start.
+"""Measure training steps of one configuration, in processes of their own: what bench_step.py and bench_scaling.py start.
 
     python benchmarks/timed_step.py ORDER RESULT        python launch/torchrun.py … benchmarks/timed_step.py ORDER RESULT
 
-A step is what training does between two updates: take the next batch from the prefetching thread, move it to the device,
-forward, backward, update, in the engine that training builds. (Without what training does besides: agreeing on whether to go
-on, logging, evaluation, checkpoints.) One after the other:
+A step is what training does for each micro-batch: take the next one from the prefetching thread, move it to the device,
+forward, backward, optimizer step, in the engine that training builds. (Without what training does besides: agreeing on
+whether to continue, logging, evaluation, checkpoints.) One after the other:
 
 1. the first step, with whatever is compiled or set up in it;
 2. two steps that are not looked at;
 3. ``steps`` steps as they run in training, the figure that counts: nothing waits for the device in between, and the marks
-   between steps are events in the GPU's stream (on a processor, the clock);
+   between steps are events in the GPU's stream (on a CPU, the clock);
 4. one step whose memory is looked at;
 5. ``steps`` steps cut in four, each cut waiting for the device: the wait for the batch and its way to the device (data),
-   forward, backward (with the sending of gradients that it overlaps with), and the update (with clipping and checks).
+   forward, backward (with the reduction of gradients that it overlaps), and the optimizer step (with clipping and checks).
 """
 
 import ctypes
@@ -209,7 +209,7 @@ class Steps:
         }
 
     def step(self) -> None:
-        """One update of one micro batch."""
+        """One step of one micro-batch."""
         self.number += 1
         batch, _ = next(self._batches)
         batch = unpack(batch, self.ranks.device)
@@ -261,7 +261,7 @@ def describe(configuration: Configuration, recipe: Recipe, config: EngineConfig,
     """The configuration with nothing left open, and its sizes."""
     seq_length, device, sizes = recipe.data.seq_length, ranks.device, model.config
     predicted, layers = int(recipe.data.masking.num_predicted(seq_length)), sizes.num_hidden_layers
-    section, rows = config.engine.get(SECTION), config.batch.micro_batch_size
+    section, sequences = config.engine.get(SECTION), config.batch.micro_batch_size
     again = 0 if section is None else len(checkpointed_layers(layers, section.get("number_checkpoints")))
     return asdict(configuration) | {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
@@ -271,7 +271,7 @@ def describe(configuration: Configuration, recipe: Recipe, config: EngineConfig,
         "zero_stage": config.zero_stage,
         "optimizer": config.engine["optimizer"]["type"],
         "checkpointed_layers": again,
-        "micro_batch_size": rows,
+        "micro_batch_size": sequences,
         "objective": recipe.objective,
         "layers": layers,
         "hidden_size": sizes.hidden_size,
@@ -280,7 +280,7 @@ def describe(configuration: Configuration, recipe: Recipe, config: EngineConfig,
         "predicted": predicted,
         "parameters": parameter_count(sizes),
         # Of a rank's step, executed once: what is computed again in backward does not count.
-        "flops": rows * flops_per_row(sizes, seq_length, predicted, recipe.objective),
+        "flops": sequences * flops_per_row(sizes, seq_length, predicted, recipe.objective),
         "peak_flops": peak_flops(device, config.precision),
         "ranks": ranks.world_size,
         "threads": torch.get_num_threads(),
@@ -303,7 +303,7 @@ def _mark(on_gpu: bool):
 
 
 def memory_now(device: torch.device) -> int | None:
-    """Bytes in use; the peak begins anew. None where the kernel does not let it begin anew."""
+    """Bytes in use; resets the peak. None where the kernel does not let it be reset."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

@@ -140,7 +140,7 @@ class SlowEngine:
 def test_the_table_shows_the_figures(steps):
     rows, printed, _ = steps
     lines = [line.split() for line in printed.splitlines() if line.startswith(("precision", "fp32"))]
-    assert lines[0][:6] == ["precision", "ZeRO", "attention", "rows", "ms", "×"]
+    assert lines[0][:6] == ["precision", "ZeRO", "attention", "sequences", "ms", "×"]
     assert [line[2] for line in lines[1:]] == ["eager", "sdpa"]
     assert [line[4] for line in lines[1:]] == [f"{row['step_seconds'] * 1e3:,.1f}" for row in rows]
     assert "median of 7 steps" in printed
@@ -166,7 +166,8 @@ def test_growth_is_told_from_arithmetic(monkeypatch, capsys):
         n = configuration.seq_length
         found = dict.fromkeys(bench_step.MEASURED, 1.0) | {"step_seconds": n**2 / 1e4, "step_bytes": n, "peak_bytes": None}
         found |= {"flops": flops_per_row(sizes, n, round(0.15 * n)), "peak_flops": None, "all_step_seconds": []}
-        found |= {"ranks": 1, "micro_batch_size": 1, "tokens_per_row": n, "skipped_steps": 0, "steps": 1, "threads": 1}
+        found |= {"ranks": 1, "micro_batch_size": 1, "seq_length": n, "tokens_per_row": n}
+        found |= {"skipped_steps": 0, "steps": 1, "threads": 1}
         return found | {
             "device": "cpu",
             "precision": "fp32",
@@ -176,7 +177,7 @@ def test_growth_is_told_from_arithmetic(monkeypatch, capsys):
             "layers": 2,
         }
 
-    monkeypatch.setattr(bench_scaling, "measure_elsewhere", fake)
+    monkeypatch.setattr(bench_step, "measure_elsewhere", fake)
     arguments = ["--seq_length", "128", "256", "--layers", "--micro_batch_size", "--ranks", "--vocab_size", "999"]
     assert in_process(bench_scaling.main, monkeypatch, arguments) == 0
     last = capsys.readouterr().out.splitlines()[-1].split()
@@ -353,7 +354,7 @@ def test_the_summary_takes_its_figures_from_the_rows(steps, scaling):
 
 
 def test_the_loader_writes_its_table_too(tmp_path):
-    small = ["--folder", tmp_path / "data", "--tokens", 100_000, "--batches", 2, "--repeats", 1, "--rows", 4]
+    small = ["--folder", tmp_path / "data", "--tokens", 100_000, "--batches", 2, "--repeats", 1, "--batch_size", 4]
     rows, printed, _ = benchmark("bench_loader", tmp_path, *small)
     assert all(row["way"] in printed and row["tokens_per_second"] > 0 for row in rows)
     stream, documents = bench_all.of_loader(rows)
@@ -403,7 +404,7 @@ def quick_gpu(steps, monkeypatch, tmp_path):
 
     monkeypatch.setattr(measure_gpu, "measure_elsewhere", fake)
     monkeypatch.setattr(measure_gpu, "time", Namespace(monotonic=lambda: now[0]))
-    arguments = ["--recipe", RECIPE, "--rows", 2, "--vocab_size", VOCABULARY, "--folder", tmp_path, "--no_tests"]
+    arguments = ["--recipe", RECIPE, "--micro_batch_size", 2, "--vocab_size", VOCABULARY, "--folder", tmp_path, "--no_tests"]
 
     def start(minutes: float) -> tuple[int, float]:
         now[0] = 0.0
@@ -428,7 +429,7 @@ def test_on_a_gpu_the_page_tells_what_was_measured_and_what_was_not(quick_gpu, t
     (page,) = tmp_path.glob("recipe_*.md")
     text = page.read_text()
     assert re.match(r"# Training steps of recipe on \S+, \d{4}-\d\d-\d\d\n", text)
-    assert "fp16, ZeRO 2, 2 rows: out of memory" in text
+    assert "fp16, ZeRO 2, 2 sequences: out of memory" in text
     assert "Left out" not in text
     assert "torch " in text
     assert "`pytest tests/model`): not run" in text
@@ -490,7 +491,7 @@ def test_a_dataset_that_is_not_there_is_said_in_a_line(tmp_path):
 
 @pytest.mark.long
 def test_a_gpus_page_is_made_on_processors_too(tmp_path):
-    words = ["--recipe", RECIPE, "--rows", 2, "--vocab_size", VOCABULARY, "--steps", 2, "--folder", tmp_path]
+    words = ["--recipe", RECIPE, "--micro_batch_size", 2, "--vocab_size", VOCABULARY, "--steps", 2, "--folder", tmp_path]
     done = command(sys.executable, "benchmarks/measure_gpu.py", *words, "--minutes", 1.5)
     assert done.returncode == 0, done.stderr
     (page,) = tmp_path.glob("*.md")

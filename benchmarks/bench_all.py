@@ -1,12 +1,12 @@
-"""Runs all benchmarks at small sizes, which two cores can do in some minutes: make bench, or python benchmarks/bench_all.py
+"""Run all benchmarks at small sizes, some minutes on two cores: make bench, or python benchmarks/bench_all.py
 
 Each is a program of its own, and gets ``--json FILE``; its figures come together in one table:
 
     benchmark   figure   unit   compared with   ratio   seconds
 
 The ratio is the figure divided by what it is compared with, from the same run. A benchmark that fails is named, and its
-error shown; the others go on, and the exit code is 1. ``--output FILE`` keeps all rows of all benchmarks, with versions,
-hardware, commit and date. Whatever they write lies in a temporary folder, which is gone in the end.
+error shown; the others continue, and the exit code is 1. ``--output FILE`` keeps all rows of all benchmarks, with versions,
+hardware, commit and date. Whatever they write goes to a temporary folder that is removed at the end.
 """
 
 import json
@@ -49,15 +49,15 @@ class Benchmark:
 
     name: str
     arguments: str
-    """``{work}`` stands for a folder that it may fill."""
+    """``{work}`` is replaced by a folder that it may fill."""
     summarise: Callable[[list[dict]], list[Line]]
     """From the rows of its JSON file."""
     program: str = ""
-    """Where it is not the name."""
+    """File name, if it is not ``name``."""
 
 
 def compare(rows: list[dict], figure: str, unit: str, what: str, against: str, factor: float = 1) -> list[Line]:
-    """The last row's figure, beside the first row's."""
+    """The last row's figure, compared with the first row's."""
     first, last = rows[0][figure], rows[-1][figure]
     return [Line(what, last * factor, unit, against, last / first)]
 
@@ -75,7 +75,12 @@ def of_checkpointing(rows: list[dict]) -> list[Line]:
 
 def of_scaling(rows: list[dict]) -> list[Line]:
     lines = []
-    for field, name in (("seq_length", "tokens"), ("layers", "layers"), ("micro_batch_size", "rows"), ("ranks", "ranks")):
+    for field, name in (
+        ("seq_length", "tokens"),
+        ("layers", "layers"),
+        ("micro_batch_size", "sequences"),
+        ("ranks", "ranks"),
+    ):
         if sweep := [row for row in rows if row["sweep"] == field]:
             arithmetic = f"{sweep[0]['value']} (arithmetic × {sweep[-1]['flops_ratio']:.2f})"
             lines += compare(sweep, "step_seconds", "ms", f"{sweep[-1]['value']} {name}", arithmetic, 1e3)
@@ -124,7 +129,7 @@ BENCHMARKS = (
         "--seq_length 128 512 --layers 2 4 --micro_batch_size 2 4 --ranks 1 2 --hidden_size 128 --vocab_size 4096 --steps 5",
         of_scaling,
     ),
-    Benchmark("bench_straightforward", "--rows 1 --pairs 3", of_straightforward),
+    Benchmark("bench_straightforward", "--micro_batch_size 1 --pairs 3", of_straightforward),
     Benchmark("bench_loader", "--folder {work} --tokens 20000000 --batches 20 --repeats 3", of_loader),
     Benchmark("bench_build", "--megabytes 8 --times 2 --repeats 1", of_build),
     Benchmark("bench_consolidate", "--parameters 60M --shards 2 --stages 2 --rounds 1", of_consolidation),
@@ -134,7 +139,7 @@ BENCHMARKS = (
 
 @dataclass
 class Outcome:
-    """What came of one benchmark."""
+    """Result of one benchmark."""
 
     benchmark: Benchmark
     seconds: float
@@ -156,7 +161,7 @@ def main() -> int:
 
 
 def run_all(benchmarks: list[Benchmark], output: Path | None) -> int:
-    """One after the other, with a line of progress each; the table; the exit code."""
+    """Run them one after the other, print the table, and return the exit code."""
     outcomes = []
     with tempfile.TemporaryDirectory(prefix="mpnet-bench-") as work:
         for number, benchmark in enumerate(benchmarks, 1):
@@ -178,7 +183,7 @@ def run_all(benchmarks: list[Benchmark], output: Path | None) -> int:
 
 
 def run_one(benchmark: Benchmark, work: Path) -> Outcome:
-    """A program in processes of its own, all of which have ended when this returns."""
+    """Run a program in processes of its own, all of which have ended when this returns."""
     result, temporary = work / f"{benchmark.name}.json", work / f"{benchmark.name}-files"
     temporary.mkdir()
     program = ROOT / "benchmarks" / f"{benchmark.program or benchmark.name}.py"
@@ -206,7 +211,7 @@ def run_one(benchmark: Benchmark, work: Path) -> Outcome:
 
 
 def end(child: subprocess.Popen) -> None:
-    """Ends the program and all that it started, if it is not done: first by asking, for the sake of launchers."""
+    """End the program and all that it started: SIGTERM first, so that launchers can end their ranks, then SIGKILL."""
     for how in (signal.SIGTERM, signal.SIGKILL):
         if child.poll() is not None:
             return
@@ -217,7 +222,7 @@ def end(child: subprocess.Popen) -> None:
 
 
 def table_lines(outcome: Outcome) -> list[list[str]]:
-    """Rows of the table: the time stands in the first."""
+    """Rows of the table; the first has the time."""
     name, seconds = outcome.benchmark.name, f"{outcome.seconds:.0f}"
     if outcome.error:
         return [[name, "FAILED", *[NO_FIGURE] * 3, seconds]]

@@ -1,4 +1,4 @@
-"""Times the dataset builder: python benchmarks/bench_build.py --input corpus/ --tokenizer my-tokenizer
+"""Time the dataset builder: python benchmarks/bench_build.py --input corpus/ --tokenizer my-tokenizer
 
 Three measurements, each in one process on one core, and in turns, so that a busy machine is busy for all:
 

@@ -1,4 +1,4 @@
-"""Compares DeepSpeed's zero_to_fp32 with tools/consolidate.py: python benchmarks/bench_consolidate.py --parameters 330M
+"""Compare DeepSpeed's zero_to_fp32 with tools/consolidate.py: python benchmarks/bench_consolidate.py --parameters 330M
 
 Both join the same shards (random_shards.py) into fp32 safetensors, each in a new process, in turn, the other one first in
 every second round. All files are read once before, so that both find them in the page cache. The median of the rounds
@@ -24,13 +24,14 @@ import tempfile
 import time
 from pathlib import Path
 
-from report import add_json_argument, write_results
+from report import add_json_argument, markdown_table, write_results
 
 from mpnet_ds.command_line import Parser, run
 
 TOOLS = ("deepspeed", "mpnet_ds")
 TINY = 2_000_000
 MIB = 2**20
+HEAD = ("model", "ZeRO", "shards", "tool", "seconds", "on disk", "process", "peak MiB", "above", "anonymous", "bit-equal")
 
 
 def main() -> int:
@@ -53,7 +54,7 @@ def main() -> int:
     for case in cases:
         with tempfile.TemporaryDirectory(dir=arguments.folder) as work:
             rows += compare(Path(work), *case, arguments.rounds)
-    print_table(rows)
+    print(f"\n{markdown_table(HEAD, [cells(row) for row in rows])}")
     write_results(arguments.json, rows)
     return 0 if all(row["bit_equal"] for row in rows) else 1
 
@@ -168,26 +169,12 @@ def is_same(*folders: Path) -> bool:
     return all(torch.equal(*(place[name].get_tensor(name).view(torch.int32) for place in places)) for name in places[0])
 
 
-def print_table(rows: list[dict]) -> None:
-    head = [
-        "model",
-        "ZeRO",
-        "shards",
-        "tool",
-        "seconds",
-        "on disk",
-        "process",
-        "peak MiB",
-        "above",
-        "anonymous",
-        "bit-equal",
-    ]
-    print(f"\n| {' | '.join(head)} |\n{'|---' * len(head)}|")
-    for row in rows:
-        case = f"{row['parameters'] / 1e6:.0f} M | {row['zero_stage']} | {row['shards']} | {row['tool']}"
-        times = " | ".join(f"{row[key]:.2f}" for key in ("seconds", "on_disk", "process"))
-        sizes = " | ".join(f"{row[key] / MIB:,.0f}" for key in ("peak", "above", "anonymous"))
-        print(f"| {case} | {times} | {sizes} | {'yes' if row['bit_equal'] else 'NO'} |")
+def cells(row: dict) -> list[str]:
+    """A line of the table."""
+    times = [f"{row[key]:.2f}" for key in ("seconds", "on_disk", "process")]
+    sizes = [f"{row[key] / MIB:,.0f}" for key in ("peak", "above", "anonymous")]
+    case = f"{row['parameters'] / 1e6:.0f} M", row["zero_stage"], row["shards"], row["tool"]
+    return [*case, *times, *sizes, "yes" if row["bit_equal"] else "NO"]
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Times the loader on random ids: python benchmarks/bench_loader.py --folder /tmp/bench-loader --tokens 1000000000
+"""Time the loader on random ids: python benchmarks/bench_loader.py --folder /tmp/bench-loader --tokens 1000000000
 
-Makes a dataset of that many ids in --folder (once: a second run finds it; see random_dataset.py). Prints for each way to
-make samples the seconds from opening to the first batch, and tokens/s of ``PretrainingDataset.batch``: reading, permutation,
-whole-word masking and corruption together, in one thread. Rates are per second of processor time (on an idle machine that is
-the clock's), medians over --repeats rounds in which the ways take turns.
+Makes a dataset of that many ids in --folder (once: a second run finds it; see random_dataset.py). Prints the seconds from
+opening to the first batch, and tokens/s of ``PretrainingDataset.batch``, for each way to make samples: reading, permutation,
+whole-word masking and corruption together, in one thread. Rates are per second of CPU time (on an idle machine the same as
+wall time), medians over --repeats rounds in which the ways take turns.
 
 --compare DIR times the mpnet_ds of another checkout too, in a process of its own in each round.
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
-from report import add_json_argument, write_results
+from report import add_json_argument, print_table, show, write_results
 
 from mpnet_ds.command_line import Parser, run
 from mpnet_ds.data import MaskingConfig, PretrainingDataset
@@ -45,7 +45,7 @@ def main() -> None:
         "--tokens", type=int, default=1_000_000_000, metavar="N", help="2 bytes of disk each, and a tenth more"
     )
     parser.add_argument("--seq_length", type=int, default=512, metavar="N")
-    parser.add_argument("--rows", type=int, default=32, metavar="N", help="rows of a batch")
+    parser.add_argument("--batch_size", type=int, default=32, metavar="N", help="sequences of a batch (32)")
     parser.add_argument("--batches", type=int, default=100, metavar="N", help="batches of one measurement")
     parser.add_argument("--repeats", type=int, default=5, metavar="N")
     parser.add_argument("--compare", metavar="DIR", help="another checkout, to be timed beside this one (stream only)")
@@ -55,7 +55,7 @@ def main() -> None:
     folder = Path(arguments.folder) / f"tokens-{arguments.tokens}"
     if arguments.stream_only:
         data = PretrainingDataset(folder, arguments.seq_length)
-        data.batch(np.arange(arguments.rows))
+        data.batch(np.arange(arguments.batch_size))
         print(rate_of(data, arguments))
         return
     if not folder.is_dir():
@@ -63,7 +63,8 @@ def main() -> None:
 
         make_dataset(folder, arguments.tokens, NUM_SHARDS)
     table = measure(folder, arguments)
-    show(table)
+    head = ("way", "s to the first batch", "tokens/s", "× plain", "padding")
+    print_table(head, [cells(row) for row in table])
     write_results(arguments.json, table)
 
 
@@ -74,7 +75,7 @@ def measure(folder: Path, arguments) -> list[dict]:
         begin = time.perf_counter()
         masking = MaskingConfig(**settings.get("masking", {}))
         opened[name] = PretrainingDataset(folder, arguments.seq_length, **settings | {"masking": masking})
-        opened[name].batch(np.arange(arguments.rows))
+        opened[name].batch(np.arange(arguments.batch_size))
         seconds[name] = time.perf_counter() - begin
     others = {"compared": []} if arguments.compare else {}
     for _ in range(arguments.repeats):
@@ -97,28 +98,26 @@ def measure(folder: Path, arguments) -> list[dict]:
 
 
 def rate_of(data: PretrainingDataset, arguments) -> float:
-    """Slots for tokens (padding counts) per second of this thread's processor time."""
+    """Tokens, padding included, per second of this thread's CPU time."""
     begin = time.thread_time()
     for number in range(arguments.batches):
-        data.consecutive(number * arguments.rows, arguments.rows)
-    return arguments.batches * arguments.rows * arguments.seq_length / (time.thread_time() - begin)
+        data.consecutive(number * arguments.batch_size, arguments.batch_size)
+    return arguments.batches * arguments.batch_size * arguments.seq_length / (time.thread_time() - begin)
 
 
 def rate_of_checkout(arguments) -> float:
     """The plain way's rate with the package of another checkout."""
     command = [sys.executable, __file__, "--stream_only"]
-    for name in ("folder", "tokens", "seq_length", "rows", "batches"):
+    for name in ("folder", "tokens", "seq_length", "batch_size", "batches"):
         command += [f"--{name}", str(getattr(arguments, name))]
     environment = os.environ | {"PYTHONPATH": arguments.compare}
     return float(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
 
 
-def show(table: list[dict]) -> None:
-    print(f"{'way':28} {'first batch':>12} {'tokens/s':>12} {'× plain':>8} {'padding':>8}")
-    for row in table:
-        first = f"{row['seconds_to_first_batch']:10.3f} s" if row["seconds_to_first_batch"] is not None else "–"
-        padding = f"{row['share_of_padding']:8.1%}" if row["share_of_padding"] is not None else "–"
-        print(f"{row['way']:28} {first:>12} {row['tokens_per_second']:12,.0f} {row['times_plain']:8.2f} {padding:>8}")
+def cells(row: dict) -> list[str]:
+    """A line of the table."""
+    rate = show(row["tokens_per_second"], ",.0f"), show(row["times_plain"])
+    return [row["way"], show(row["seconds_to_first_batch"], ".3f"), *rate, show(row["share_of_padding"], ".1%")]
 
 
 if __name__ == "__main__":

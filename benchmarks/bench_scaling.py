@@ -1,15 +1,16 @@
 """How time and memory of a training step grow, on this machine: python benchmarks/bench_scaling.py
 
-(``scaling.py`` is another thing: it computes what clusters would send and wait for.)
+(``scaling.py`` is something else: it computes what a run would cost on clusters.)
 
-Each sweep changes one size and leaves the others: tokens of a row (128 … 4,096), layers, rows of a micro batch, ranks (each
-with as many rows as one alone has). Beside the time of a step and its multiple of the first stands the multiple of the
-arithmetic, counted from shapes (models/mpnet/sizes.py; of one rank), and the first divided by the second: where that is
+Each sweep changes one size and keeps the others: tokens of a sequence (128 … 4,096), layers, sequences of a micro-batch, or
+ranks (each with the same micro-batch). The table has the time of a step as a multiple of the first, the same multiple of the
+arithmetic, counted from shapes (mpnet_ds/model/sizes.py; of one rank), and the first divided by the second: where that is
 above 1, time grows faster than arithmetic; below, slower, as it does where the smallest size is mostly overhead.
 
-    memory      of a step beyond what lies there between steps, and the most of all
+    step MiB    memory of a step beyond what is held between steps
+    peak MiB    the most since the process began
 
-The model is a small one on processors, and the recipe's on a GPU. Ranks share the cores of a machine without a GPU: all of
+The model is a small one on CPUs, and the recipe's on a GPU. Ranks share the cores of a machine without a GPU: all of
 that sweep have as many threads as the largest number of ranks leaves to each.
 """
 
@@ -18,17 +19,16 @@ from argparse import Namespace
 from dataclasses import dataclass, replace
 
 import torch
-from bench_step import MIB, derive, middle
+from bench_step import MIB, measure_all
 from report import add_json_argument, print_table, show, write_results
 from step_configuration import Configuration, add_data_arguments, opened_data, positive
-from timed_step import MeasurementFailed, measure_elsewhere
 
 from mpnet_ds.command_line import Parser, run
+from mpnet_ds.data.plan import available_cores
 from mpnet_ds.errors import UserError
-from mpnet_ds.machine import available_cores
 from mpnet_ds.quiet import quiet_libraries
 
-TITLES = {"seq_length": "tokens", "layers": "layers", "micro_batch_size": "rows", "ranks": "ranks"}
+TITLES = {"seq_length": "tokens", "layers": "layers", "micro_batch_size": "sequences", "ranks": "ranks"}
 """Field of a configuration that a sweep changes → heading."""
 SMALL = {"hidden_size": 128, "layers": 2, "micro_batch_size": 2, "seq_length": 128}
 """What is measured of mpnet-base where there is no GPU."""
@@ -118,19 +118,9 @@ def measure_sweeps(sweeps: list[Sweep], data: str, arguments: Namespace) -> tupl
     """A row for each value of each sweep, and a line for each that could not be measured."""
     rows, failures = [], []
     for sweep in sweeps:
-        found: dict[int, list[dict]] = {value: [] for value in sweep.values}
-        for _ in range(arguments.rounds):
-            for value, configuration in zip(sweep.values, sweep.configurations, strict=True):
-                try:
-                    found[value].append(measure_elsewhere(configuration, data, arguments.steps))
-                except MeasurementFailed as failure:
-                    print(failure.said, file=sys.stderr)
-                    failures.append(f"{TITLES[sweep.field]} {value}: {failure}")
-                    continue
-                seconds = found[value][-1]["step_seconds"]
-                print(f"{TITLES[sweep.field]} {value}: {seconds * 1e3:,.1f} ms", file=sys.stderr, flush=True)
-        measured = [{"sweep": sweep.field, "value": n} | derive(middle(each)) for n, each in found.items() if each]
-        rows += [row | growth(row, measured[0]) for row in measured]
+        measured, failed = measure_all(sweep.configurations, data, arguments.steps, arguments.rounds)
+        rows += [{"sweep": sweep.field, "value": row[sweep.field]} | row | growth(row, measured[0]) for row in measured]
+        failures += failed
     return rows, failures
 
 

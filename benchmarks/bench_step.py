@@ -1,16 +1,16 @@
-"""Times training steps: python benchmarks/bench_step.py --attention sdpa eager --micro_batch_size 32 64
+"""Time training steps: python benchmarks/bench_step.py --attention sdpa eager --micro_batch_size 32 64
 
 Every combination of what the command line lists (recipes, DeepSpeed files, back-ends, precisions, ZeRO stages, activation
-checkpointing, rows, sizes) is measured in a process of its own, on this machine's GPU or on its processors. The columns:
+checkpointing, micro-batches, sizes) is measured in a process of its own, on this machine's GPU or on its CPUs. The columns:
 
     ms          of a step as it runs in training, without waiting for the device: the median of --steps
-    tokens/s    of the rows, padding left out
+    tokens/s    padding left out
     MFU         operations a second as a share of the device's 16-bit peak (– where that is not known, or in fp32). Counted
                 from shapes is what is executed (models/mpnet/sizes.py); what checkpointing computes again counts once
     data … optimizer   ms of the parts of other steps, cut by waiting for the device: they add up to a little more
     first s     the first step, with whatever is compiled in it
     peak MiB    the most since the process began: of a GPU's memory in tensors, else of the process' resident memory
-    step MiB    the most that a step takes beyond what lies there between steps (weights, gradients, optimizer)
+    step MiB    the most that a step takes beyond what is held between steps (weights, gradients, optimizer)
     × first     ms, and step MiB, as multiples of the first line's
 
 ``timed_step.py`` says what a step is, and what is measured when. Batches come from a dataset by the way that training takes:
@@ -51,7 +51,7 @@ COLUMNS = {
     "attention": "attention",
     "attention_dropout": "its dropout",
     "compiled": "compiled",
-    "micro_batch_size": "rows",
+    "micro_batch_size": "sequences",
 }
 """What tells one configuration from another: field of a result → heading."""
 ALWAYS = ("precision", "zero_stage", "attention", "micro_batch_size")
@@ -133,7 +133,7 @@ IN_WORDS = {
     "attention_dropout": "dropout {} on its probabilities",
     "zero_stage": "ZeRO {}",
     "checkpointing": "checkpointing {}",
-    "micro_batch_size": "{} rows",
+    "micro_batch_size": "{} sequences",
     "layers": "{} layers",
     "hidden_size": "width {}",
     "seq_length": "{} tokens",
@@ -153,7 +153,7 @@ def print_rows(rows: list[dict]) -> None:
     lines = [[*(str(row[name]) for name in varied), *(cell(row, first) for cell in FIGURES.values())] for row in rows]
     print_table(head, lines)
     if any(row["skipped_steps"] for row in rows):
-        print("Some of the measured steps had gradients that are not finite, and did not update: see skipped_steps.")
+        print("Some of the measured steps had non-finite gradients and were skipped: see skipped_steps.")
 
 
 FIGURES: dict[str, Callable[[dict, dict], str]] = {

@@ -1,14 +1,14 @@
-"""Tests and measures everything on this machine's GPU, in limited time: python benchmarks/measure_gpu.py --minutes 9
+"""Test and measure everything on this machine's GPU, in limited time: python benchmarks/measure_gpu.py --minutes 9
 
 First the tests of the model (parity with the original's numbers, gradients), which run on a GPU too where there is one; then
-training steps, the most valuable first: every attention back-end that the device has, at the rows that fill it, with and
-without dropout on its probabilities (FlexAttention has none, and is measured without it throughout), other numbers of rows,
-``torch.compile``, fp16, ZeRO 0, Muon, activation checkpointing, and at last everything with everything. Nothing new is
-begun that would not be done in time. What fails (too little memory, a back-end that this device has not) is a line among
-the others.
+training steps, the most valuable first: every attention back-end that the device has, at a micro-batch that fills it, with
+and without dropout on its probabilities (FlexAttention has none, and is measured without it throughout), other
+micro-batches, ``torch.compile``, fp16, ZeRO 0, Muon, activation checkpointing, and at last everything with everything.
+Nothing is begun that would not be done in time. What fails (too little memory, a back-end that this device does not have) is
+a line among the others.
 
-Writes ``MODEL_HARDWARE_DATE.md`` and ``.json`` into benchmarks/results, anew after each measurement: whatever ends the
-program, what was measured until then is there. Without a GPU it does the same on processors, for a small ``--recipe``.
+Writes ``MODEL_HARDWARE_DATE.md`` and ``.json`` into benchmarks/results, again after each measurement: whatever ends the
+program, what was measured until then is kept. Without a GPU it does the same on CPUs, for a small ``--recipe``.
 """
 
 import re
@@ -62,9 +62,8 @@ def main() -> int:
     parser = Parser("Test and measure on a GPU, in limited time.", "python benchmarks/measure_gpu.py --minutes 9")
     parser.add_argument("--minutes", type=float, default=9.0, metavar="X", help="all in all (9)")
     parser.add_argument("--recipe", default="mpnet-base", metavar="NAME|FILE", help="mpnet-base")
-    parser.add_argument(
-        "--rows", type=positive, nargs="+", default=[32, 64, 128], metavar="N", help="of a batch (32 64 128)"
-    )
+    help = "sequences (32 64 128)"
+    parser.add_argument("--micro_batch_size", type=positive, nargs="+", default=[32, 64, 128], metavar="N", help=help)
     parser.add_argument("--steps", type=positive, default=10, metavar="N", help="steps of a median (10)")
     parser.add_argument("--vocab_size", type=positive, default=VOCAB_SIZE, metavar="N", help=f"of random ids ({VOCAB_SIZE})")
     parser.add_argument("--folder", type=Path, default=RESULTS, metavar="DIR", help="for the results (benchmarks/results)")
@@ -76,7 +75,7 @@ def main() -> int:
     deadline = time.monotonic() + 60 * arguments.minutes
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     backends = backends_of(device, Configuration(arguments.recipe))
-    plan = list(plan_of(arguments.recipe, arguments.rows, choose_backend(AUTO, device).name, backends))
+    plan = list(plan_of(arguments.recipe, arguments.micro_batch_size, choose_backend(AUTO, device).name, backends))
     for configuration in plan:
         configuration.check()
     found = Findings(arguments, left_out=[label(configuration) for configuration in plan])
@@ -101,7 +100,7 @@ def backends_of(device: torch.device, configuration: Configuration) -> dict[str,
 
 
 def plan_of(
-    recipe: str, rows: list[int], attention: str, backends: Mapping[str, dict] = ALL_BACKENDS
+    recipe: str, micro_batches: list[int], attention: str, backends: Mapping[str, dict] = ALL_BACKENDS
 ) -> Iterator[Configuration]:
     """Configurations, the most valuable first, none twice.
 
@@ -110,7 +109,7 @@ def plan_of(
         backends: from ``backends_of``.
     """
     seen = set()
-    for values in _wishes(rows, attention, list(backends)):
+    for values in _wishes(micro_batches, attention, list(backends)):
         configuration = Configuration(recipe=recipe, **backends.get(values["attention"], {}) | values)
         if configuration not in seen:
             seen.add(configuration)
@@ -122,9 +121,10 @@ def label(configuration: Configuration) -> str:
     return name_of(replace(configuration, recipe=Configuration.recipe))
 
 
-def _wishes(rows: list[int], attention: str, own: list[str]) -> Iterator[dict]:
-    usual = {"attention": attention, "precision": "bf16", "zero_stage": 2, "micro_batch_size": sorted(rows)[len(rows) // 2]}
-    others = [size for size in rows if size != usual["micro_batch_size"]]
+def _wishes(micro_batches: list[int], attention: str, own: list[str]) -> Iterator[dict]:
+    middle_one = sorted(micro_batches)[len(micro_batches) // 2]
+    usual = {"attention": attention, "precision": "bf16", "zero_stage": 2, "micro_batch_size": middle_one}
+    others = [size for size in micro_batches if size != usual["micro_batch_size"]]
     yield from (usual | {"attention": name} for name in own)
     yield from (usual | {"attention": name} | WITHOUT_DROPOUT for name in own)
     yield usual | {"compiled": True}
@@ -140,10 +140,8 @@ def _wishes(rows: list[int], attention: str, own: list[str]) -> Iterator[dict]:
     yield from (usual | {"checkpointing": "all", "attention": name} for name in own)
     yield from (usual | {"precision": "fp16", "attention": name} for name in own)
     yield from (usual | {"compiled": True, "micro_batch_size": size} for size in others)
-    yield from (usual | {"zero_stage": 0, "attention": name, "micro_batch_size": size} for size, name in product(rows, own))
-    yield from (
-        usual | {"precision": "fp16", "attention": name, "micro_batch_size": size} for size, name in product(others, own)
-    )
+    for change, sizes in (({"zero_stage": 0}, micro_batches), ({"precision": "fp16"}, others)):
+        yield from (usual | change | {"attention": name, "micro_batch_size": size} for size, name in product(sizes, own))
     yield usual | {"checkpointing": "all", "compiled": True}
 
 
@@ -182,9 +180,9 @@ class Findings:
         if self.rows:
             first = self.rows[0]
             sizes = f"{first['layers']} layers of width {first['hidden_size']}, {first['parameters']:,} parameters"
-            rows = f"rows of {first['seq_length']} tokens, {first['predicted']} of them predicted"
+            sequences = f"sequences of {first['seq_length']} tokens, {first['predicted']} of them predicted"
             parts.append(
-                f"{sizes}; {rows}; random ids, by the loader; {first['deepspeed_config']}. ms is the median of "
+                f"{sizes}; {sequences}; random ids, by the loader; {first['deepspeed_config']}. ms is the median of "
                 f"{first['steps']} steps as they run in training; data to optimizer are parts of other steps, cut by "
                 "waiting for the device. benchmarks/bench_step.py explains the columns."
             )

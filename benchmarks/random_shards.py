@@ -109,7 +109,7 @@ def _shard_of_stage_2(groups: list[Shapes], rank: int, ranks: int) -> dict:
 
 
 def _fragments(group: Shapes, begin: int, size: int) -> OrderedDict:
-    """Name → where it lies in the part of the flat vector that begins at ``begin``."""
+    """Name → where it is in the part of the flat vector that begins at ``begin``."""
     found = OrderedDict()
     for name, shape, start in placed(group):
         first, last = max(start, begin), min(start + shape.numel(), begin + size)

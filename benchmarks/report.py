@@ -95,9 +95,9 @@ def print_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
         print("  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in rest)]).rstrip(), flush=True)
 
 
-def markdown_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], lines: Sequence[Sequence]) -> str:
     """The same for a page."""
-    return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *lines))
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in (head, ["---"] * len(head), *lines))
 
 
 def show(value: float | None, form: str = ".2f", factor: float = 1) -> str:

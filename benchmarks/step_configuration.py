@@ -39,7 +39,7 @@ class Configuration:
     checkpointing: str | None = None
     """``none``, ``all`` or a number of layers that are computed again in backward."""
     micro_batch_size: int | None = None
-    """Rows; an update is one micro batch of each rank."""
+    """Sequences; a step is one micro-batch of each rank."""
     layers: int | None = None
     hidden_size: int | None = None
     """With heads of 64 (or a single one) and an inner width of four times it."""
@@ -48,7 +48,7 @@ class Configuration:
     """Each layer of the encoder goes through ``torch.compile``."""
     ranks: int = 1
     threads: int | None = None
-    """Of each rank, on a processor."""
+    """Of each rank, on CPUs."""
 
     def sized_recipe(self) -> Recipe:
         """The recipe with this one's sizes."""
@@ -73,7 +73,7 @@ class Configuration:
             supported: precisions of the device.
         """
         raw, precision = load_deepspeed_config(self.deepspeed_config), self.precision or recipe.optimization.precision
-        rows = self.micro_batch_size or next(
+        micro_batch = self.micro_batch_size or next(
             size for size in (raw.get(MICRO), recipe.optimization.micro_batch_size) if isinstance(size, int)
         )
         raw |= {MICRO: "auto", ACCUMULATION: "auto", GLOBAL: "auto"}
@@ -88,7 +88,7 @@ class Configuration:
             raw.pop(SECTION, None)
         if self.checkpointing not in (None, "none"):
             raw[SECTION] = {} if self.checkpointing == "all" else {"number_checkpoints": int(self.checkpointing)}
-        sizes = {"micro_batch_size": rows, "global_batch_size": rows * self.ranks, "precision": precision}
+        sizes = {"micro_batch_size": micro_batch, "global_batch_size": micro_batch * self.ranks, "precision": precision}
         optimization = replace(recipe.optimization, **sizes)
         config = resolve(raw, optimization, self.ranks, supported, self.deepspeed_config, exact_micro_batch=True)
         check_accepted(config, self.deepspeed_config)
@@ -128,10 +128,10 @@ def add_configuration_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--zero_stage", **several, type=int, choices=range(4), help="instead of the file's")
     help = "layers computed again in backward, instead of the file's: none, all or how many"
     parser.add_argument("--checkpointing", **several, type=checkpointing, metavar="none|all|N", help=help)
-    parser.add_argument("--micro_batch_size", **several, type=positive, metavar="N", help="rows (the recipe's)")
+    parser.add_argument("--micro_batch_size", **several, type=positive, metavar="N", help="sequences (the recipe's)")
     parser.add_argument("--layers", **several, type=positive, metavar="N", help="instead of the recipe's")
     parser.add_argument("--hidden_size", **several, type=positive, metavar="N", help="the same; heads of 64")
-    parser.add_argument("--seq_length", **several, type=positive, metavar="N", help="tokens of a row, the same")
+    parser.add_argument("--seq_length", **several, type=positive, metavar="N", help="tokens of a sequence, the same")
     parser.add_argument("--compile", action="store_true", help="each layer through torch.compile")
 
 

@@ -1,18 +1,18 @@
-"""Measures training steps of one configuration, in processes of their own: what bench_step.py and bench_scaling.py start.
+"""Measure training steps of one configuration, in processes of their own: what bench_step.py and bench_scaling.py start.
 
     python benchmarks/timed_step.py ORDER RESULT        python launch/torchrun.py … benchmarks/timed_step.py ORDER RESULT
 
-A step is what training does between two updates: take the next batch from the prefetching thread, move it to the device,
-forward, backward, update, in the engine that training builds. (Without what training does besides: agreeing on whether to go
-on, logging, evaluation, checkpoints.) One after the other:
+A step is what training does for each micro-batch: take the next one from the prefetching thread, move it to the device,
+forward, backward, optimizer step, in the engine that training builds. (Without what training does besides: agreeing on
+whether to continue, logging, evaluation, checkpoints.) One after the other:
 
 1. the first step, with whatever is compiled or set up in it;
 2. two steps that are not looked at;
 3. ``steps`` steps as they run in training, the figure that counts: nothing waits for the device in between, and the marks
-   between steps are events in the GPU's stream (on a processor, the clock);
+   between steps are events in the GPU's stream (on a CPU, the clock);
 4. one step whose memory is looked at;
 5. ``steps`` steps cut in four, each cut waiting for the device: the wait for the batch and its way to the device (data),
-   forward, backward (with the sending of gradients that it overlaps with), and the update (with clipping and checks).
+   forward, backward (with the reduction of gradients that it overlaps), and the optimizer step (with clipping and checks).
 """
 
 import ctypes
@@ -21,6 +21,7 @@ import json
 import os
 import re
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -34,26 +35,25 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from mpnet_ds.training.transfer import pack, unpack
 from report import ROOT
-from scaled_runs import free_port
 from step_configuration import Configuration
 
 from mpnet_ds.command_line import run
-from mpnet_ds.config.deepspeed_config import EngineConfig
-from mpnet_ds.config.recipe import Recipe
 from mpnet_ds.errors import UserError
-from mpnet_ds.models import MPNetForPretraining
-from mpnet_ds.models.attention.backend import choose_backend
-from mpnet_ds.models.mpnet.sizes import flops_per_sequence, parameter_count
-from mpnet_ds.ranks import process_group
-from mpnet_ds.ranks.process_group import Ranks
+from mpnet_ds.model import MPNetForPretraining
+from mpnet_ds.model.attention import choose_backend
+from mpnet_ds.model.sizes import flops_per_row, parameter_count
+from mpnet_ds.training import processes
 from mpnet_ds.training.activation_checkpointing import SECTION, checkpointed_layers
+from mpnet_ds.training.deepspeed_config import EngineConfig
 from mpnet_ds.training.engine import Engine
 from mpnet_ds.training.metrics import peak_flops, peak_memory
 from mpnet_ds.training.prefetch import prefetched
 from mpnet_ds.training.pretrain import open_data
+from mpnet_ds.training.processes import Ranks
+from mpnet_ds.training.recipe import Recipe
 from mpnet_ds.training.schedule import learning_rate
+from mpnet_ds.training.transfer import pack, unpack
 
 WARMUP_STEPS = 2
 PARTS = ("data", "forward", "backward", "optimizer")
@@ -101,6 +101,13 @@ def _launcher(ranks: int) -> list[str]:
     return [sys.executable, str(ROOT / "launch" / "torchrun.py"), "--nnodes", "1", *place]
 
 
+def free_port() -> int:
+    """A port of this host that nothing listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
 def _call(command: list[str], configuration: Configuration, timeout: float | None) -> tuple[int, str]:
     """Exit code, and all that was said."""
     paths = filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))
@@ -141,10 +148,10 @@ def _reason(code: int, said: str) -> str:
 def measure(configuration: Configuration, data_folder: str, steps: int, ranks: Ranks) -> dict:
     """Sizes, and what was measured: times in seconds (medians of ``steps``), memory in bytes (of the rank with most)."""
     recipe = configuration.sized_recipe()
-    config = configuration.engine_config(recipe, process_group.supported_precisions())
+    config = configuration.engine_config(recipe, processes.supported_precisions())
     data, _ = open_data([data_folder], None, recipe)
     torch.manual_seed(recipe.run.seed)
-    model = MPNetForPretraining(recipe.model.config(data.tokenizer.vocab_size), recipe.objective, configuration.attention)
+    model = MPNetForPretraining(recipe.model_config(data.tokenizer.vocab_size), recipe.objective, configuration.attention)
     engine = Engine(model, config, recipe.optimization.weight_decay, compiled=configuration.compiled)
     described = describe(configuration, recipe, config, model, ranks) | {"tokens_per_row": data.tokens_per_row}
     with closing(Steps(engine, data, recipe, config, ranks, total=2 + WARMUP_STEPS + 2 * steps)) as timed:
@@ -202,7 +209,7 @@ class Steps:
         }
 
     def step(self) -> None:
-        """One update of one micro batch."""
+        """One step of one micro-batch."""
         self.number += 1
         batch, _ = next(self._batches)
         batch = unpack(batch, self.ranks.device)
@@ -254,7 +261,7 @@ def describe(configuration: Configuration, recipe: Recipe, config: EngineConfig,
     """The configuration with nothing left open, and its sizes."""
     seq_length, device, sizes = recipe.data.seq_length, ranks.device, model.config
     predicted, layers = int(recipe.data.masking.num_predicted(seq_length)), sizes.num_hidden_layers
-    section, rows = config.engine.get(SECTION), config.batch.micro_batch_size
+    section, sequences = config.engine.get(SECTION), config.batch.micro_batch_size
     again = 0 if section is None else len(checkpointed_layers(layers, section.get("number_checkpoints")))
     return asdict(configuration) | {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
@@ -264,7 +271,7 @@ def describe(configuration: Configuration, recipe: Recipe, config: EngineConfig,
         "zero_stage": config.zero_stage,
         "optimizer": config.engine["optimizer"]["type"],
         "checkpointed_layers": again,
-        "micro_batch_size": rows,
+        "micro_batch_size": sequences,
         "objective": recipe.objective,
         "layers": layers,
         "hidden_size": sizes.hidden_size,
@@ -273,7 +280,7 @@ def describe(configuration: Configuration, recipe: Recipe, config: EngineConfig,
         "predicted": predicted,
         "parameters": parameter_count(sizes),
         # Of a rank's step, executed once: what is computed again in backward does not count.
-        "flops": rows * flops_per_sequence(sizes, seq_length, predicted, recipe.objective),
+        "flops": sequences * flops_per_row(sizes, seq_length, predicted, recipe.objective),
         "peak_flops": peak_flops(device, config.precision),
         "ranks": ranks.world_size,
         "threads": torch.get_num_threads(),
@@ -296,7 +303,7 @@ def _mark(on_gpu: bool):
 
 
 def memory_now(device: torch.device) -> int | None:
-    """Bytes in use; the peak begins anew. None where the kernel does not let it begin anew."""
+    """Bytes in use; resets the peak. None where the kernel does not let it be reset."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -316,14 +323,14 @@ def _columns(rows: list[dict]) -> dict[str, list]:
 
 def main() -> None:
     order = json.loads(Path(sys.argv[1]).read_text())
-    ranks = process_group.start()
+    ranks = processes.start()
     try:
         found = measure(Configuration(**order["configuration"]), order["data"], order["steps"], ranks)
         ranks.on_main(lambda: Path(sys.argv[2]).write_text(json.dumps(found)))
     except UserError:
-        process_group.stop()  # not after a fault: the other ranks may wait in a collective
+        processes.stop()  # not after a fault: the other ranks may wait in a collective
         raise
-    process_group.stop()
+    processes.stop()
     os._exit(0)  # gloo's threads sometimes abort a process that ends in the usual way; all is written
 
 

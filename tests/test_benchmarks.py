@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from mpnet_ds import command_line
-from mpnet_ds.config.recipe import load_recipe
-from mpnet_ds.models.attention.backend import BACKENDS
-from mpnet_ds.models.mpnet.sizes import flops_per_sequence, parameter_count
+from mpnet_ds.model.attention import BACKENDS
+from mpnet_ds.model.sizes import flops_per_row, parameter_count
+from mpnet_ds.training.recipe import load_recipe
 from tests.runs import RECIPE, ROOT, command
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -84,10 +84,10 @@ def test_a_step_has_every_promised_figure(steps):
 
 def test_flops_and_rates_of_a_step_are_those_of_its_sizes(steps):
     recipe = load_recipe(str(RECIPE))
-    config, n = recipe.model.config(VOCABULARY), recipe.data.seq_length
+    config, n = recipe.model_config(VOCABULARY), recipe.data.seq_length
     for row in steps[0]:
         assert (row["seq_length"], row["parameters"]) == (n, parameter_count(config))
-        assert row["flops"] == 32 * flops_per_sequence(config, n, round(0.15 * n))
+        assert row["flops"] == 32 * flops_per_row(config, n, round(0.15 * n))
         assert row["tokens_per_second"] == pytest.approx(32 * n / row["step_seconds"])
         assert row["flops_per_second"] == pytest.approx(row["flops"] / row["step_seconds"])
 
@@ -140,7 +140,7 @@ class SlowEngine:
 def test_the_table_shows_the_figures(steps):
     rows, printed, _ = steps
     lines = [line.split() for line in printed.splitlines() if line.startswith(("precision", "fp32"))]
-    assert lines[0][:6] == ["precision", "ZeRO", "attention", "rows", "ms", "×"]
+    assert lines[0][:6] == ["precision", "ZeRO", "attention", "sequences", "ms", "×"]
     assert [line[2] for line in lines[1:]] == ["eager", "sdpa"]
     assert [line[4] for line in lines[1:]] == [f"{row['step_seconds'] * 1e3:,.1f}" for row in rows]
     assert "median of 7 steps" in printed
@@ -153,8 +153,8 @@ def test_two_ranks_do_twice_the_work(scaling):
     tokens = 2 * row["micro_batch_size"] * row["seq_length"]
     assert row["tokens_per_second"] == pytest.approx(tokens / row["step_seconds"])
     config = replace(Configuration(recipe=str(RECIPE), hidden_size=32, seq_length=row["seq_length"]), layers=row["layers"])
-    sizes = config.sized_recipe().model.config(VOCABULARY)
-    assert row["flops"] == row["micro_batch_size"] * flops_per_sequence(sizes, row["seq_length"], row["predicted"])
+    sizes = config.sized_recipe().model_config(VOCABULARY)
+    assert row["flops"] == row["micro_batch_size"] * flops_per_row(sizes, row["seq_length"], row["predicted"])
     assert [line.split()[0] for line in scaling[1].splitlines() if line[:1].isdigit()] == ["2"]
 
 
@@ -162,11 +162,12 @@ def test_growth_is_told_from_arithmetic(monkeypatch, capsys):
     """Time that grows by the square of the tokens, beside arithmetic that does not."""
 
     def fake(configuration, data, steps):
-        sizes = configuration.sized_recipe().model.config(VOCABULARY)
+        sizes = configuration.sized_recipe().model_config(VOCABULARY)
         n = configuration.seq_length
         found = dict.fromkeys(bench_step.MEASURED, 1.0) | {"step_seconds": n**2 / 1e4, "step_bytes": n, "peak_bytes": None}
-        found |= {"flops": flops_per_sequence(sizes, n, round(0.15 * n)), "peak_flops": None, "all_step_seconds": []}
-        found |= {"ranks": 1, "micro_batch_size": 1, "tokens_per_row": n, "skipped_steps": 0, "steps": 1, "threads": 1}
+        found |= {"flops": flops_per_row(sizes, n, round(0.15 * n)), "peak_flops": None, "all_step_seconds": []}
+        found |= {"ranks": 1, "micro_batch_size": 1, "seq_length": n, "tokens_per_row": n}
+        found |= {"skipped_steps": 0, "steps": 1, "threads": 1}
         return found | {
             "device": "cpu",
             "precision": "fp32",
@@ -176,7 +177,7 @@ def test_growth_is_told_from_arithmetic(monkeypatch, capsys):
             "layers": 2,
         }
 
-    monkeypatch.setattr(bench_scaling, "measure_elsewhere", fake)
+    monkeypatch.setattr(bench_step, "measure_elsewhere", fake)
     arguments = ["--seq_length", "128", "256", "--layers", "--micro_batch_size", "--ranks", "--vocab_size", "999"]
     assert in_process(bench_scaling.main, monkeypatch, arguments) == 0
     last = capsys.readouterr().out.splitlines()[-1].split()
@@ -353,7 +354,7 @@ def test_the_summary_takes_its_figures_from_the_rows(steps, scaling):
 
 
 def test_the_loader_writes_its_table_too(tmp_path):
-    small = ["--folder", tmp_path / "data", "--tokens", 100_000, "--batches", 2, "--repeats", 1, "--rows", 4]
+    small = ["--folder", tmp_path / "data", "--tokens", 100_000, "--batches", 2, "--repeats", 1, "--batch_size", 4]
     rows, printed, _ = benchmark("bench_loader", tmp_path, *small)
     assert all(row["way"] in printed and row["tokens_per_second"] > 0 for row in rows)
     stream, documents = bench_all.of_loader(rows)
@@ -403,7 +404,7 @@ def quick_gpu(steps, monkeypatch, tmp_path):
 
     monkeypatch.setattr(measure_gpu, "measure_elsewhere", fake)
     monkeypatch.setattr(measure_gpu, "time", Namespace(monotonic=lambda: now[0]))
-    arguments = ["--recipe", RECIPE, "--rows", 2, "--vocab_size", VOCABULARY, "--folder", tmp_path, "--no_tests"]
+    arguments = ["--recipe", RECIPE, "--micro_batch_size", 2, "--vocab_size", VOCABULARY, "--folder", tmp_path, "--no_tests"]
 
     def start(minutes: float) -> tuple[int, float]:
         now[0] = 0.0
@@ -428,7 +429,7 @@ def test_on_a_gpu_the_page_tells_what_was_measured_and_what_was_not(quick_gpu, t
     (page,) = tmp_path.glob("recipe_*.md")
     text = page.read_text()
     assert re.match(r"# Training steps of recipe on \S+, \d{4}-\d\d-\d\d\n", text)
-    assert "fp16, ZeRO 2, 2 rows: out of memory" in text
+    assert "fp16, ZeRO 2, 2 sequences: out of memory" in text
     assert "Left out" not in text
     assert "torch " in text
     assert "`pytest tests/model`): not run" in text
@@ -490,7 +491,7 @@ def test_a_dataset_that_is_not_there_is_said_in_a_line(tmp_path):
 
 @pytest.mark.long
 def test_a_gpus_page_is_made_on_processors_too(tmp_path):
-    words = ["--recipe", RECIPE, "--rows", 2, "--vocab_size", VOCABULARY, "--steps", 2, "--folder", tmp_path]
+    words = ["--recipe", RECIPE, "--micro_batch_size", 2, "--vocab_size", VOCABULARY, "--steps", 2, "--folder", tmp_path]
     done = command(sys.executable, "benchmarks/measure_gpu.py", *words, "--minutes", 1.5)
     assert done.returncode == 0, done.stderr
     (page,) = tmp_path.glob("*.md")

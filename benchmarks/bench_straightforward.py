@@ -2,7 +2,7 @@
 
 Both are forward, backward and optimizer step (PyTorch's fused AdamW) of one batch of random ids, from the same weights,
 with the recipe's dropout; straightforward.py says how they differ. They take turns; the ratio is the median over the pairs.
-Memory that is freed is kept by both, as in training (mpnet_ds/training/host_memory.py); --usual_malloc leaves that out.
+Memory that is freed is kept by both, as in training (mpnet_ds/ranks/host_memory.py); --usual_malloc leaves that out.
 """
 
 import statistics
@@ -14,11 +14,11 @@ from report import add_json_argument, write_results
 from straightforward import StraightforwardMPNet
 
 from mpnet_ds.command_line import Parser, run
-from mpnet_ds.model import MPNetForPretraining
+from mpnet_ds.config.recipe import Recipe, load_recipe
+from mpnet_ds.models import MPNetForPretraining
 from mpnet_ds.quiet import quiet_libraries
+from mpnet_ds.ranks.host_memory import keep_freed_memory
 from mpnet_ds.training.engine import parameter_groups
-from mpnet_ds.training.host_memory import keep_freed_memory
-from mpnet_ds.training.recipe import Recipe, load_recipe
 
 VOCAB_SIZE = 30527
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -50,7 +50,7 @@ def main() -> None:
 
 def measure(recipe: Recipe, precision: str, batch_size: int, pairs: int) -> dict:
     """Median seconds of a step of both, and the median of their ratios, pair by pair."""
-    config, batch = recipe.model_config(VOCAB_SIZE), random_batch(recipe, batch_size)
+    config, batch = recipe.model.config(VOCAB_SIZE), random_batch(recipe, batch_size)
     models = [make(config).to(PRECISIONS[precision]) for make in (StraightforwardMPNet, MPNetForPretraining)]
     models[1].load_state_dict(models[0].state_dict())
     optimizers = [torch.optim.AdamW(parameter_groups(model, 0.01), lr=1e-5, fused=True) for model in models]
@@ -59,7 +59,7 @@ def measure(recipe: Recipe, precision: str, batch_size: int, pairs: int) -> dict
         return models[0](**batch)
 
     def own_loss() -> torch.Tensor:
-        return models[1](**batch, return_logits=False).loss
+        return models[1](**batch).loss
 
     sides = list(zip((straightforward_loss, own_loss), optimizers, strict=True))
     seconds = [[step(*side) for side in sides] for _ in range(pairs + 1)][1:]

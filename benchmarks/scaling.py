@@ -16,9 +16,9 @@ import torch
 from report import markdown_table
 from transformers import MPNetConfig
 
-from mpnet_ds.model import MPNetForPretraining
-from mpnet_ds.model.sizes import flops_per_row, parameter_count
-from mpnet_ds.training.memory import Workload, checkpoint_bytes, estimate
+from mpnet_ds.models import MPNetForPretraining
+from mpnet_ds.models.mpnet.sizes import flops_per_sequence, parameter_count
+from mpnet_ds.preflight.memory_estimate import Workload, checkpoint_bytes, estimate
 
 RANKS, GPUS = (8, 64, 512, 4096), 8  # n, g
 SEQ_LENGTH, PREDICTED = 512, 77
@@ -177,7 +177,7 @@ def step_time(model: Model, engine: Engine, network: Network, n: int, mfu: float
     With ``overlap`` all buckets but the last hide behind backward, two thirds of a micro-batch; at stage 3 all gathers of
     matrices but the first hide behind the micro-batch. The agreement on a step hides behind the backward pass before it.
     """
-    micro = model.sequences * flops_per_row(model.config, SEQ_LENGTH, PREDICTED) / (PEAK * mfu)
+    micro = model.sequences * flops_per_sequence(model.config, SEQ_LENGTH, PREDICTED) / (PEAK * mfu)
     calls = {c.what: c for c in collectives(model, engine, n)}
     seconds = {what: seconds_of(c, network, n) for what, c in calls.items()}
     agreement = max(0.0, seconds.pop("agreement", 0.0) - 2 / 3 * micro)

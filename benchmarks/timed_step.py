@@ -35,25 +35,25 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
+from mpnet_ds.training.transfer import pack, unpack
 from report import ROOT
 from step_configuration import Configuration
 
 from mpnet_ds.command_line import run
+from mpnet_ds.config.deepspeed_config import EngineConfig
+from mpnet_ds.config.recipe import Recipe
 from mpnet_ds.errors import UserError
-from mpnet_ds.model import MPNetForPretraining
-from mpnet_ds.model.attention import choose_backend
-from mpnet_ds.model.sizes import flops_per_row, parameter_count
-from mpnet_ds.training import processes
+from mpnet_ds.models import MPNetForPretraining
+from mpnet_ds.models.attention.backend import choose_backend
+from mpnet_ds.models.mpnet.sizes import flops_per_sequence, parameter_count
+from mpnet_ds.ranks import process_group
+from mpnet_ds.ranks.process_group import Ranks
 from mpnet_ds.training.activation_checkpointing import SECTION, checkpointed_layers
-from mpnet_ds.training.deepspeed_config import EngineConfig
 from mpnet_ds.training.engine import Engine
 from mpnet_ds.training.metrics import peak_flops, peak_memory
 from mpnet_ds.training.prefetch import prefetched
 from mpnet_ds.training.pretrain import open_data
-from mpnet_ds.training.processes import Ranks
-from mpnet_ds.training.recipe import Recipe
 from mpnet_ds.training.schedule import learning_rate
-from mpnet_ds.training.transfer import pack, unpack
 
 WARMUP_STEPS = 2
 PARTS = ("data", "forward", "backward", "optimizer")
@@ -148,10 +148,10 @@ def _reason(code: int, said: str) -> str:
 def measure(configuration: Configuration, data_folder: str, steps: int, ranks: Ranks) -> dict:
     """Sizes, and what was measured: times in seconds (medians of ``steps``), memory in bytes (of the rank with most)."""
     recipe = configuration.sized_recipe()
-    config = configuration.engine_config(recipe, processes.supported_precisions())
+    config = configuration.engine_config(recipe, process_group.supported_precisions())
     data, _ = open_data([data_folder], None, recipe)
     torch.manual_seed(recipe.run.seed)
-    model = MPNetForPretraining(recipe.model_config(data.tokenizer.vocab_size), recipe.objective, configuration.attention)
+    model = MPNetForPretraining(recipe.model.config(data.tokenizer.vocab_size), recipe.objective, configuration.attention)
     engine = Engine(model, config, recipe.optimization.weight_decay, compiled=configuration.compiled)
     described = describe(configuration, recipe, config, model, ranks) | {"tokens_per_row": data.tokens_per_row}
     with closing(Steps(engine, data, recipe, config, ranks, total=2 + WARMUP_STEPS + 2 * steps)) as timed:
@@ -280,7 +280,7 @@ def describe(configuration: Configuration, recipe: Recipe, config: EngineConfig,
         "predicted": predicted,
         "parameters": parameter_count(sizes),
         # Of a rank's step, executed once: what is computed again in backward does not count.
-        "flops": sequences * flops_per_row(sizes, seq_length, predicted, recipe.objective),
+        "flops": sequences * flops_per_sequence(sizes, seq_length, predicted, recipe.objective),
         "peak_flops": peak_flops(device, config.precision),
         "ranks": ranks.world_size,
         "threads": torch.get_num_threads(),
@@ -323,14 +323,14 @@ def _columns(rows: list[dict]) -> dict[str, list]:
 
 def main() -> None:
     order = json.loads(Path(sys.argv[1]).read_text())
-    ranks = processes.start()
+    ranks = process_group.start()
     try:
         found = measure(Configuration(**order["configuration"]), order["data"], order["steps"], ranks)
         ranks.on_main(lambda: Path(sys.argv[2]).write_text(json.dumps(found)))
     except UserError:
-        processes.stop()  # not after a fault: the other ranks may wait in a collective
+        process_group.stop()  # not after a fault: the other ranks may wait in a collective
         raise
-    processes.stop()
+    process_group.stop()
     os._exit(0)  # gloo's threads sometimes abort a process that ends in the usual way; all is written
 
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from mpnet_ds import command_line
-from mpnet_ds.model.attention import BACKENDS
-from mpnet_ds.model.sizes import flops_per_row, parameter_count
-from mpnet_ds.training.recipe import load_recipe
+from mpnet_ds.config.recipe import load_recipe
+from mpnet_ds.models.attention.backend import BACKENDS
+from mpnet_ds.models.mpnet.sizes import flops_per_sequence, parameter_count
 from tests.runs import RECIPE, ROOT, command
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -84,10 +84,10 @@ def test_a_step_has_every_promised_figure(steps):
 
 def test_flops_and_rates_of_a_step_are_those_of_its_sizes(steps):
     recipe = load_recipe(str(RECIPE))
-    config, n = recipe.model_config(VOCABULARY), recipe.data.seq_length
+    config, n = recipe.model.config(VOCABULARY), recipe.data.seq_length
     for row in steps[0]:
         assert (row["seq_length"], row["parameters"]) == (n, parameter_count(config))
-        assert row["flops"] == 32 * flops_per_row(config, n, round(0.15 * n))
+        assert row["flops"] == 32 * flops_per_sequence(config, n, round(0.15 * n))
         assert row["tokens_per_second"] == pytest.approx(32 * n / row["step_seconds"])
         assert row["flops_per_second"] == pytest.approx(row["flops"] / row["step_seconds"])
 
@@ -153,8 +153,8 @@ def test_two_ranks_do_twice_the_work(scaling):
     tokens = 2 * row["micro_batch_size"] * row["seq_length"]
     assert row["tokens_per_second"] == pytest.approx(tokens / row["step_seconds"])
     config = replace(Configuration(recipe=str(RECIPE), hidden_size=32, seq_length=row["seq_length"]), layers=row["layers"])
-    sizes = config.sized_recipe().model_config(VOCABULARY)
-    assert row["flops"] == row["micro_batch_size"] * flops_per_row(sizes, row["seq_length"], row["predicted"])
+    sizes = config.sized_recipe().model.config(VOCABULARY)
+    assert row["flops"] == row["micro_batch_size"] * flops_per_sequence(sizes, row["seq_length"], row["predicted"])
     assert [line.split()[0] for line in scaling[1].splitlines() if line[:1].isdigit()] == ["2"]
 
 
@@ -162,10 +162,10 @@ def test_growth_is_told_from_arithmetic(monkeypatch, capsys):
     """Time that grows by the square of the tokens, beside arithmetic that does not."""
 
     def fake(configuration, data, steps):
-        sizes = configuration.sized_recipe().model_config(VOCABULARY)
+        sizes = configuration.sized_recipe().model.config(VOCABULARY)
         n = configuration.seq_length
         found = dict.fromkeys(bench_step.MEASURED, 1.0) | {"step_seconds": n**2 / 1e4, "step_bytes": n, "peak_bytes": None}
-        found |= {"flops": flops_per_row(sizes, n, round(0.15 * n)), "peak_flops": None, "all_step_seconds": []}
+        found |= {"flops": flops_per_sequence(sizes, n, round(0.15 * n)), "peak_flops": None, "all_step_seconds": []}
         found |= {"ranks": 1, "micro_batch_size": 1, "seq_length": n, "tokens_per_row": n}
         found |= {"skipped_steps": 0, "steps": 1, "threads": 1}
         return found | {

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from mpnet_ds.model.sizes import parameter_count
+from mpnet_ds.models.mpnet.sizes import parameter_count
 from tests.runs import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))

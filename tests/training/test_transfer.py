@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 import torch
-
 from mpnet_ds.training.transfer import pack, unpack
 
 CPU = torch.device("cpu")

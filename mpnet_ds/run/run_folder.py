@@ -1,6 +1,6 @@
 """The output folder of a run: whose run is in it, and where a run goes on.
 
-    OUT/run.json        all resolved settings and versions, written before the first update
+    OUT/run.json        all resolved settings and versions, written before the first step
     OUT/metrics.jsonl   see metrics.py
     OUT/tensorboard/    events
     OUT/tokenizer/      a copy of the dataset's tokenizer

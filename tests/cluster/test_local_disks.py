@@ -59,7 +59,7 @@ def disks(dataset_folder, tmp_path_factory) -> Iterator[Disks]:
 
 @pytest.fixture(scope="module")
 def killed(disks) -> Run:
-    """Two hosts; the second one's rank is killed at update 7, after the checkpoint of update 6."""
+    """Two hosts; the second one's rank is killed at step 7, after the checkpoint of step 6."""
     return disks.train(disks.hosts[:2], script=[FAULTY, "sigkill@7"])
 
 
@@ -89,8 +89,8 @@ def test_each_disk_has_its_own_shards_and_what_every_rank_reads(disks, killed):
 
 
 def test_the_same_hosts_go_on_to_the_losses_of_an_undisturbed_run(disks, resumed, undisturbed):
-    assert "Done: 8 updates" in resumed.out, resumed.out + resumed.err
-    assert "step-00000006 at update 6" in resumed.out
+    assert "Done: 8 steps" in resumed.out, resumed.out + resumed.err
+    assert "step-00000006 at step 6" in resumed.out
     assert resumed.losses == pytest.approx(undisturbed.losses, abs=1e-5)
     assert resumed.eval_losses == pytest.approx(undisturbed.eval_losses, abs=1e-5)
     assert [disks.files(number, 8) >= {OPTIM.format(number)} for number in (0, 1)] == [True, True]
@@ -137,10 +137,10 @@ def test_a_damaged_shard_is_named_with_its_host_and_the_checkpoint_before_is_use
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
     again = disks.train(disks.hosts[:2])
-    assert "Done: 8 updates" in again.out, again.out + again.err
+    assert "Done: 8 steps" in again.out, again.out + again.err
     assert "warning: step-00000008 is damaged and set aside: node2: " in again.out
     assert OPTIM.format(1) in again.out
-    assert "step-00000006 at update 6" in again.out
+    assert "step-00000006 at step 6" in again.out
     for number in (0, 1):
         assert (disks.folders[number] / "run" / "checkpoints" / "damaged-step-00000008").is_dir()
     assert again.losses == pytest.approx(undisturbed.losses, abs=1e-5)

@@ -294,6 +294,7 @@ def test_deprecated_keys_are_named_with_what_came_after_them():
     assert text == "x.json: zero_optimization.cpu_offload is deprecated in DeepSpeed: use offload_optimizer instead."
 
 
+ON_HOST = {"device": "cpu"}
 RANKS = SimpleNamespace(world_size=1, device=torch.device("cuda"))
 
 

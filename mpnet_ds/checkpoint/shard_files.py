@@ -16,7 +16,8 @@ from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointComm
 from mpnet_ds.deepspeed_workarounds import choose_writer_of_weights, share_names_of_tied_weights
 from mpnet_ds.errors import UserError
 from mpnet_ds.files import file_record
-from mpnet_ds.zero.torch_file import contents_checksum, load_shard
+from mpnet_ds.zero.torch_archive import contents_checksum
+from mpnet_ds.zero.torch_file import load_shard
 
 
 class ShardFiles(CheckpointEngine):

@@ -29,7 +29,7 @@ import xxhash
 from mpnet_ds.checkpoint.elsewhere import check_gathered, check_rank, elsewhere_of, files_elsewhere, is_sound
 from mpnet_ds.errors import UserError
 from mpnet_ds.files import file_record, write_atomically
-from mpnet_ds.zero.torch_file import contents_checksum
+from mpnet_ds.zero.torch_archive import contents_checksum
 
 MANIFEST = "manifest.json"
 LATEST = "latest"

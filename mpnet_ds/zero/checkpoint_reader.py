@@ -37,7 +37,7 @@ from mpnet_ds.zero.fp32_matching import SAMPLE, is_rounded, match_masters
 from mpnet_ds.zero.lazy_weights import StoredWeights
 from mpnet_ds.zero.model_states import joined
 from mpnet_ds.zero.shard_set import open_shards
-from mpnet_ds.zero.torch_file import StoredTensor, Stretch
+from mpnet_ds.zero.torch_file import Span, StoredTensor
 
 MASTER = "fp32"
 """Key of the fp32 weight among a parameter's states."""
@@ -105,7 +105,7 @@ class ZeroCheckpoint:
         }
         if self._saved_masters is not None:
             file = self._files[0]
-            groups = [[file.tensor(flat).stretches[0] for flat in group] for group in self._saved_masters]
+            groups = [[file.tensor(flat).spans[0] for flat in group] for group in self._saved_masters]
             return match_masters(groups, module)
         names = sorted(module, key=lambda name: len(module[name].shape) < 2)
         return {
@@ -139,10 +139,10 @@ class ZeroCheckpoint:
 
     def _stored(self, name: str, key: str) -> StoredTensor:
         place = self._places[name]
-        return joined(place.shape, [self._stretch(piece, key) for piece in place.pieces])
+        return joined(place.shape, [self._span(piece, key) for piece in place.pieces])
 
-    def _stretch(self, piece: Piece, key: str) -> Stretch:
-        flat = self._files[piece.rank].tensor(self._flats(piece.rank, key)[piece.number]).stretches[0]
+    def _span(self, piece: Piece, key: str) -> Span:
+        flat = self._files[piece.rank].tensor(self._flats(piece.rank, key)[piece.number]).spans[0]
         return flat.part(piece.begin, piece.length)
 
     # Whether all shards are of one update
@@ -158,18 +158,18 @@ class ZeroCheckpoint:
     def _count(self, rank: int) -> int:
         count = next(iter(self._states(rank).values()), {}).get("step", 0)
         if isinstance(count, Tensor):
-            count = self._files[rank].tensor(count).stretches[0].read(is_checked=False).item()
+            count = self._files[rank].tensor(count).spans[0].read(is_checked=False).item()
         return int(count)
 
     def _check_against_module(self) -> None:
-        """Masters, rounded to training precision, are the module's weights; some numbers of each stretch are compared."""
+        """Masters, rounded to training precision, are the module's weights; the first values of each span are compared."""
         for name, place in self._places.items():
             if name not in self._model.module:
                 continue
-            weights, begin = self._model.module[name].stretches[0], 0
+            weights, begin = self._model.module[name].spans[0], 0
             for piece in place.pieces:
                 length = min(SAMPLE, piece.length)
-                masters = self._stretch(piece._replace(length=length), MASTER).read(is_checked=False)
+                masters = self._span(piece._replace(length=length), MASTER).read(is_checked=False)
                 if not is_rounded(masters, weights.part(begin, length).read(is_checked=False)):
                     path = self._files[piece.rank].path
                     raise UserError(f"{path} and {self._model.path.name} are not of one checkpoint: {name} differs.")

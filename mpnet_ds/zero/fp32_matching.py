@@ -9,13 +9,13 @@ from torch import Tensor
 
 from mpnet_ds.errors import UserError
 from mpnet_ds.zero.flat_layout import Piece, Place
-from mpnet_ds.zero.torch_file import StoredTensor, Stretch
+from mpnet_ds.zero.torch_file import Span, StoredTensor
 
 SAMPLE = 256
 """Numbers that are compared first, or alone."""
 
 
-def match_masters(groups: list[list[Stretch]], module: dict[str, StoredTensor]) -> dict[str, Place]:
+def match_masters(groups: list[list[Span]], module: dict[str, StoredTensor]) -> dict[str, Place]:
     """Name → where its master lies; ``Piece.number`` counts the flat tensors over all groups.
 
     Where several weights have the same numbers, the one that follows in the module's order is taken, which groups keep.
@@ -24,9 +24,9 @@ def match_masters(groups: list[list[Stretch]], module: dict[str, StoredTensor]) 
         groups: flat tensors, of one or several parameters each, end to end.
         module: the weights in training precision, in the module's order.
     Raises:
-        UserError: a stretch of masters belongs to no weight.
+        UserError: a span of master weights belongs to no weight.
     """
-    heads = {name: weight.stretches[0].part(0, SAMPLE).read(is_checked=False) for name, weight in module.items()}
+    heads = {name: weight.spans[0].part(0, SAMPLE).read(is_checked=False) for name, weight in module.items()}
     order = {name: position for position, name in enumerate(module)}
     places: dict[str, Place] = {}
     number = 0
@@ -45,14 +45,14 @@ def match_masters(groups: list[list[Stretch]], module: dict[str, StoredTensor]) 
     return places
 
 
-def _find(flat: Stretch, free: list[str], module: dict[str, StoredTensor], heads: dict[str, Tensor]) -> str:
+def _find(flat: Span, free: list[str], module: dict[str, StoredTensor], heads: dict[str, Tensor]) -> str:
     """The first of the free weights whose numbers ``flat`` begins with."""
     head = flat.part(0, SAMPLE).read(is_checked=False)
     for name in free:
         fits = is_rounded(head[: len(heads[name])], heads[name])
         if fits and _agree(flat.part(0, module[name].numel), module[name]):
             return name
-    raise UserError(f"{flat.file.path}: some of its fp32 weights belong to no weight of the module.")
+    raise UserError(f"{flat.record.path}: some of its fp32 weights belong to no weight of the module.")
 
 
 def is_rounded(masters: Tensor, weights: Tensor) -> bool:
@@ -60,6 +60,6 @@ def is_rounded(masters: Tensor, weights: Tensor) -> bool:
     return torch.equal(masters.to(weights.dtype).nan_to_num(), weights.nan_to_num())
 
 
-def _agree(master: Stretch, weight: StoredTensor) -> bool:
-    pairs = zip(master.chunks(is_checked=False), weight.stretches[0].chunks(is_checked=False), strict=False)
+def _agree(master: Span, weight: StoredTensor) -> bool:
+    pairs = zip(master.chunks(is_checked=False), weight.spans[0].chunks(is_checked=False), strict=False)
     return master.numel == weight.numel and all(is_rounded(a, b) for a, b in pairs)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mpnet_ds.errors import UserError
-from mpnet_ds.zero.torch_file import StoredTensor, Stretch, TensorFile
+from mpnet_ds.zero.torch_file import Span, StoredTensor, TensorFile
 
 _KINDS = {
     "module": dict,
@@ -67,14 +67,14 @@ class ModelStates:
         """Each rank's part is a tensor by itself; the last ones may hold padding."""
         found = {}
         for name, shape in _checked_shapes(self.path, self.content.get("frozen_param_shapes") or {}).items():
-            wanted, stretches = math.prod(shape), []
+            wanted, spans = math.prod(shape), []
             for file in self.files:
-                part = file.tensor((file.content.get("frozen_param_fragments") or {}).get(name)).stretches[0]
-                stretches.append(part.part(0, wanted))
-                wanted -= stretches[-1].numel
+                part = file.tensor((file.content.get("frozen_param_fragments") or {}).get(name)).spans[0]
+                spans.append(part.part(0, wanted))
+                wanted -= spans[-1].numel
             if wanted:
                 raise UserError(f"{self.path}: {wanted:,} numbers of {name} are missing in the model's files.")
-            found[name] = joined(shape, stretches)
+            found[name] = joined(shape, spans)
         return found
 
     def _find_tied(self) -> dict[str, str]:
@@ -82,8 +82,8 @@ class ModelStates:
             return self._checked_ties(self.content["shared_params"])
         first, tied = {}, {}
         for name, tensor in self.module.items():
-            if tensor.numel and first.setdefault(tensor.place, name) != name:
-                tied[name] = first[tensor.place]
+            if tensor.numel and first.setdefault(tensor.location, name) != name:
+                tied[name] = first[tensor.location]
         return tied
 
     def _checked_ties(self, ties: dict) -> dict[str, str]:
@@ -128,6 +128,6 @@ def _checked_shapes(path, group) -> dict[str, tuple[int, ...]]:
     return {_checked_name(path, name): tuple(shape) for name, shape in group.items()}
 
 
-def joined(shape: tuple[int, ...], stretches: list[Stretch]) -> StoredTensor:
-    """A tensor of stretches, laid end to end."""
-    return StoredTensor(tuple(shape), stretches[0].fake.dtype if stretches else torch.float32, stretches)
+def joined(shape: tuple[int, ...], spans: list[Span]) -> StoredTensor:
+    """A tensor of spans, laid end to end."""
+    return StoredTensor(tuple(shape), spans[0].fake.dtype if spans else torch.float32, spans)

@@ -59,7 +59,7 @@ def write_weights(
         dtype: of all floating-point numbers; others stay as they are.
         max_shard_size: bytes, or text such as ``"5GB"``.
         tied: second name → first name of tensors that are left out; noted as ``safetensors.torch.load_model`` expects it.
-        check: called with name, numbers as they were read and as they will be written, a stretch at a time; may raise.
+        check: called with name, numbers as they were read and as they will be written, a chunk at a time; may raise.
     """
     types = {name: dtype if tensor.dtype.is_floating_point else tensor.dtype for name, tensor in tensors.items()}
     for name, kind in types.items():

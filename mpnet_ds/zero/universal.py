@@ -35,7 +35,7 @@ def open_universal(folder: Path) -> StoredWeights:
         stored = files[name].tensor(content.get("param") if isinstance(content, dict) else content)
         if stored.numel != math.prod(shape):
             raise UserError(f"{files[name].path} holds {stored.numel:,} numbers; {name} has the shape {list(shape)}.")
-        tensors[name] = StoredTensor(shape, stored.dtype, stored.stretches)
+        tensors[name] = StoredTensor(shape, stored.dtype, stored.spans)
     return StoredWeights(tensors | model.untrained(tensors), model.tied, [*model.files, *files.values()])
 
 

@@ -34,7 +34,6 @@ from mpnet_ds.zero.torch_archive import contents_checksum
 MANIFEST = "manifest.json"
 LATEST = "latest"
 FORMAT_VERSION = 4
-READABLE = (3, FORMAT_VERSION)  # 3 knew no disks but shared ones
 
 
 class SaveFailed(Exception):
@@ -201,7 +200,7 @@ def _eval_loss(checkpoint: Path) -> float | None:
 
 def read_save(folder: str | Path) -> str:
     """What the manifests of one save on several disks have in common, and no others."""
-    return _read_manifest(Path(folder)).get("save", "")
+    return _read_manifest(Path(folder))["save"]
 
 
 def verify(folder: str | Path) -> None:
@@ -282,17 +281,18 @@ def _read_manifest(folder: Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         version, body = content["version"], {key: content[key] for key in content if key not in ("version", "xxh3_64")}
-        is_sane = isinstance(body["info"], dict) and isinstance(body["files"], dict) and is_sound(body.get("elsewhere", []))
+        kinds = (("save", str), ("info", dict), ("files", dict))
+        is_sane = all(isinstance(body[key], kind) for key, kind in kinds) and is_sound(body["elsewhere"])
         is_whole = is_sane and content["xxh3_64"] == _checksum(body)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged or of another version: {error!r}. Use another checkpoint.") from error
-    if version not in READABLE:
+    if version != FORMAT_VERSION:
         raise UserError(
             f"{path} has format version {version}, this program reads {FORMAT_VERSION}: use the release that wrote it."
         )
     if not is_whole:
         raise UserError(f"{path} is damaged: its checksum is not that of its content. Use another checkpoint.")
-    return {"elsewhere": []} | content
+    return content
 
 
 def _checksum(body: dict) -> str:

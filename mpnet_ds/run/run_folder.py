@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from mpnet_ds.checkpoint.store import CheckpointStore, find_checkpoint, read_info, read_save, verify
-from mpnet_ds.config.recipe import DataRecipe, ModelRecipe, Recipe
+from mpnet_ds.config.recipe import Recipe
 from mpnet_ds.errors import UserError
 from mpnet_ds.files import LOCK, TEMPORARY, locked, write_atomically
 from mpnet_ds.ranks.disks import TOKEN, Disks
@@ -247,18 +247,8 @@ def _holds_something(output: Path) -> bool:
 
 
 def _first_difference(before: dict, now: dict) -> str:
-    """Between two identities: what differs, in words, or nothing. ``before`` may be of an older version of the program."""
-    return _difference(_with_newer_options(before), json.loads(json.dumps(now)))  # tuples become lists, as in the file
-
-
-def _with_newer_options(before: dict) -> dict:
-    """The identity with those options of data and model that did not exist when it was saved, as they would have been."""
-    if not {"data", "model"} <= before.keys():
-        return before
-    data, default = before["data"], asdict(DataRecipe())
-    masking = default["masking"] | data.get("masking", {})
-    model = {"layer_norm_eps": ModelRecipe().layer_norm_eps} | before["model"]
-    return before | {"data": default | data | {"masking": masking}, "model": model}
+    """Between two identities: what differs, in words, or nothing."""
+    return _difference(before, json.loads(json.dumps(now)))  # tuples become lists, as in the file
 
 
 def _difference(before: dict, now: dict) -> str:
@@ -287,7 +277,7 @@ def _conversion(checkpoint: Path, run_identity: dict, now: Setting) -> str:
     if difference:
         raise UserError(f"{checkpoint} is of another run ({difference}): take its settings, or another checkpoint.")
     pairs = [(f"ZeRO {info.zero_stage}", f"ZeRO {now.zero_stage}"), (info.precision, now.precision)]
-    keys = ["optimizer"] if "optimizer" in info.layout else []
+    keys = ["optimizer"]
     if now.zero_stage or info.zero_stage:  # at ZeRO 0 every rank has everything
         pairs.append((f"{info.world_size} rank(s)", f"{now.world_size} rank(s)"))
         keys = dict.fromkeys([*info.layout, *now.layout])

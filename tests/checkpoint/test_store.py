@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import pytest
@@ -44,6 +45,13 @@ def test_no_damage_of_the_manifest_itself_goes_unseen(trained, tmp_path):
         except UserError:
             continue
         assert info == read_info(trained().newest_checkpoint), place  # white space
+
+
+def test_a_manifest_of_another_format_is_refused_with_its_version(trained, tmp_path):
+    content = json.loads((trained().newest_checkpoint / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps(content | {"version": content["version"] - 1}))
+    with pytest.raises(UserError, match=f"format version {content['version'] - 1}, this program reads {content['version']}"):
+        read_info(tmp_path)
 
 
 def test_a_folder_without_manifest_is_no_checkpoint(trained, tmp_path):

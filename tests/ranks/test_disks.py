@@ -284,24 +284,6 @@ def test_a_disk_that_fails_while_it_is_looked_at_fails_this_save_alone(places, s
     assert checkpoints(places[0]) == checkpoints(places[1]) == ["step-00000002"]
 
 
-def test_a_manifest_of_the_version_before_is_read(places, save):
-    shared, own, _ = save(2)
-    for name in (SHARD.format(1),):
-        shutil.copy(own / name, shared)
-    verify_quickly(shared)
-    content = json.loads((shared / "manifest.json").read_text())
-    files = content["files"] | {name: record for disk in content["elsewhere"] for name, record in disk["files"].items()}
-    body = {"info": content["info"], "files": {name: drop_rank(record) for name, record in files.items()}}
-    (shared / "manifest.json").write_text(json.dumps({"version": 3, "xxh3_64": store._checksum(body)} | body))
-    verify_quickly(shared)
-    verify(shared)
-    check_at_hand(shared, 1, conversion="3 rank(s) → 1 rank(s)")
-
-
-def drop_rank(record: dict) -> dict:
-    return {key: value for key, value in record.items() if key != "rank"}
-
-
 # Going on
 
 

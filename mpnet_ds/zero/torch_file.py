@@ -1,7 +1,7 @@
 """Files of ``torch.save``, opened without reading their tensors and without running any code of theirs.
 
 ``torch.load(weights_only=True)`` unpickles the objects with a short list of types that may be in them. With the location
-"meta" it makes tensors without memory, whose storages know where their bytes begin in the file (torch_archive.py). Numbers
+"meta" it makes tensors without memory, whose storages know where their bytes begin in the file (torch_archive.py). Elements
 are read from there when they are asked for, a span at a time. So what is not asked for, such as an optimizer's moments, is
 never read, and each storage of which something was read is compared with its CRC-32 at the end, by ``TensorFile.check``.
 
@@ -79,7 +79,7 @@ class TensorFile:
     """A file of ``torch.save``, opened. Raises ``UserError`` where ``load_shard`` would, and if a storage leaves the file.
 
     Attributes:
-        content: the saved objects; their tensors have dtype and shape, but no numbers.
+        content: the saved objects; their tensors have dtype and shape, but no values.
     """
 
     def __init__(self, path: str | Path):
@@ -111,21 +111,21 @@ class TensorFile:
 
 @dataclass(frozen=True)
 class Span:
-    """Consecutive numbers of a tensor in a file, counted in the tensor's own order."""
+    """Consecutive elements of a tensor in a file, counted in the tensor's own order."""
 
     record: StorageRecord | None
-    """None of a tensor without numbers."""
+    """None for a tensor without elements."""
     fake: Tensor
     begin: int
     numel: int
 
     def part(self, begin: int, length: int) -> "Span":
-        """``length`` numbers from ``begin`` on, or as many as there are."""
+        """``length`` elements from ``begin`` on, or as many as there are."""
         begin = min(begin, self.numel)
         return Span(self.record, self.fake, self.begin + begin, min(length, self.numel - begin))
 
     def read(self, is_checked: bool = True) -> Tensor:
-        """Read the numbers, one-dimensional, into memory of their own; ``is_checked`` as in ``StorageRecord.read``."""
+        """Read the elements, one-dimensional, into memory of their own; ``is_checked`` as in ``StorageRecord.read``."""
         if not self.numel:
             return torch.empty(0, dtype=self.fake.dtype)
         if self.fake.is_contiguous():
@@ -151,7 +151,7 @@ class Span:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor that has not been read: shape, dtype, and its numbers as spans of files, one after another."""
+    """A tensor that has not been read: shape, dtype, and its elements as spans of files, one after another."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -163,13 +163,13 @@ class StoredTensor:
         return math.prod(self.shape)
 
     def chunks(self) -> Iterator[Tensor]:
-        """Read all numbers in order, one-dimensional, at most ``CHUNK`` bytes at a time."""
+        """Read all elements in order, one-dimensional, at most ``CHUNK`` bytes at a time."""
         for span in self.spans:
             yield from span.chunks()
 
     @property
     def location(self) -> tuple:
-        """Where a tensor with numbers that is one in its file, too, is: equal for two names of one tensor."""
+        """Where the elements of a tensor that is one span are: equal for two names of one tensor."""
         (span,) = self.spans
         return span.record.path, span.record.begin, span.fake.storage_offset(), self.shape, span.fake.stride()
 

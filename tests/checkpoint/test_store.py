@@ -58,7 +58,7 @@ def test_a_folder_without_manifest_is_no_checkpoint(trained, tmp_path):
     run = shutil.copytree(trained().folder, tmp_path / "run")
     (find_checkpoint(run) / "manifest.json").unlink()
     assert CheckpointStore(run).newest().name == "step-00000006"
-    with pytest.raises(UserError, match=r"not a whole checkpoint|no checkpoint"):
+    with pytest.raises(UserError, match=r"not a complete checkpoint|no checkpoint"):
         find_checkpoint(run / "checkpoints" / "step-00000008")
 
 

@@ -101,15 +101,15 @@ def test_other_hosts_are_refused_and_nothing_is_touched(disks, resumed):
     before = disks.state()
     swapped = disks.train([second, first])
     assert swapped.code == 2, swapped.out + swapped.err
-    assert re.search(rf"{OPTIM.format(1)}, from which rank 1 goes on, lies on a local disk of node2", swapped.err)
-    assert re.search(rf"{OPTIM.format(0)}, from which rank 0 goes on, lies on a local disk of node1", swapped.err)
+    assert re.search(rf"{OPTIM.format(1)}, from which rank 1 resumes, is on a local disk of node2", swapped.err)
+    assert re.search(rf"{OPTIM.format(0)}, from which rank 0 resumes, is on a local disk of node1", swapped.err)
     replaced = disks.train([first, third])
     assert replaced.code == 2, replaced.out + replaced.err
     assert "has no checkpoints on node3, but on node1 (step-00000008)" in replaced.err
     fewer = disks.train([first])
     assert fewer.code == 2, fewer.out + fewer.err
-    assert "to convert it (2 rank(s) → 1 rank(s)) takes the files of all" in fewer.err
-    assert f"{OPTIM.format(1)} lies on a local disk of node2" in fewer.err
+    assert "a conversion (2 rank(s) → 1 rank(s)) needs the files of all" in fewer.err
+    assert f"{OPTIM.format(1)} is on a local disk of node2" in fewer.err
     assert disks.state() == before
 
 
@@ -119,7 +119,7 @@ def test_consolidation_names_the_host_whose_shards_are_missing_and_works_after_a
         with pytest.raises(UserError) as refused:
             consolidate(part, tmp_path / "refused")
         other = 1 - number
-        assert f"{OPTIM.format(other)} lies on a local disk of node{other + 1}" in str(refused.value)
+        assert f"{OPTIM.format(other)} is on a local disk of node{other + 1}" in str(refused.value)
         source = disks.path / "run" / "checkpoints" / "step-00000008"
         assert f"rsync -a --ignore-existing node{other + 1}:{source}/ {part}/" in str(refused.value)
         assert not (tmp_path / "refused").exists()

@@ -1,9 +1,8 @@
 """Values from JSON into dataclasses, with errors that name the key, what was found and what is accepted."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import is_dataclass
-from types import MappingProxyType
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any, TypeVar, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -36,32 +35,43 @@ EXPECTED = {
 """What a value must be, by pydantic's name of the error."""
 
 
-def construct(
-    cls: type[Section],
-    content: Any,
-    origin: str,
-    where: str = "",
-    sources: Mapping[str, str] = MappingProxyType({}),
-    other_keys: Sequence[str] = (),
-) -> Section:
+@dataclass(frozen=True)
+class Origin:
+    """Where values come from, for messages."""
+
+    name: str
+    """The file."""
+    others: Mapping[str, str] = field(default_factory=dict)
+    """Names of other sources, by the dotted key whose value they gave: ``{"run.seed": "--seed"}``."""
+    keys: tuple[str, ...] = ()
+    """Dotted keys of the file beyond the section, which an unknown key may have meant."""
+    explain: Callable[[str], str | None] = lambda name: None
+    """What to write instead of an unknown key, by its name; None where that is not known."""
+
+    def of(self, key: str) -> str:
+        """The source of the value at a key: of the value itself, of one inside it or of one around it."""
+        related = (other for other in self.others if f"{key}.".startswith(f"{other}.") or other.startswith(f"{key}."))
+        return next((self.others[other] for other in related), self.name)
+
+
+def construct(cls: type[Section], content: Any, origin: str | Origin, where: str = "") -> Section:
     """A (pydantic) dataclass from what JSON gave, strictly: no text for a number, no 1 for true.
 
     Args:
-        origin: names the source in errors.
+        origin: where ``content`` comes from; a file's name is enough.
         where: key of ``content`` in its file, such as ``model``; empty for the whole.
-        sources: names of other sources, by the key whose value they gave: ``{"run.seed": "--seed"}``.
-        other_keys: dotted keys of the same file outside of the section, which an unknown key may have meant.
     Raises:
         UserError: one text for each unknown key and each value of another type or out of bounds.
     """
+    origin = Origin(origin) if isinstance(origin, str) else origin
     try:
         return TypeAdapter(cls).validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
-        found = error.errors(include_url=False)
-        texts = [_describe(cls, one, where, other_keys) for one in found]
-        places = [_join(where, *one["loc"]) for one in found]
-        named = (f"{_source_of(place, sources, origin)}: {text}" for place, text in zip(places, texts, strict=True))
-        raise UserError(*dict.fromkeys(named)) from None
+        texts = [
+            f"{origin.of(_join(where, *found['loc']))}: {_describe(cls, found, where, origin)}"
+            for found in error.errors(include_url=False)
+        ]
+        raise UserError(*dict.fromkeys(texts)) from None
 
 
 def keys_of(cls: type, where: str = "") -> Iterator[str]:
@@ -77,17 +87,12 @@ def _join(*keys) -> str:
     return ".".join(map(str, filter(lambda key: key != "", keys)))
 
 
-def _source_of(place: str, sources: Mapping[str, str], origin: str) -> str:
-    """The source of the value at a place: of the value itself, of one inside it or of one around it."""
-    related = (key for key in sources if f"{place}.".startswith(f"{key}.") or f"{key}.".startswith(f"{place}."))
-    return next((sources[key] for key in related if place), origin)
-
-
-def _describe(cls: type, found: dict, where: str, other_keys: Sequence[str]) -> str:
+def _describe(cls: type, found: dict, where: str, origin: Origin) -> str:
     """One error of pydantic's, in words, without its source."""
     key = _join(where, *found["loc"])
     if found["type"] in UNKNOWN_KEYS:
-        return f"unknown key '{key}'. {_nearest(key, [*keys_of(cls, where), *other_keys])}"
+        name = str(found["loc"][-1])
+        return f"unknown key '{key}'. {origin.explain(name) or _nearest(key, [*keys_of(cls, where), *origin.keys])}"
     if found["type"] == "value_error":  # raised by the section itself, which names its keys
         return found["msg"].removeprefix("Value error, ")
     if found["type"] in ("missing", "missing_argument"):

@@ -6,19 +6,27 @@ below a field is its documentation (see ``docs/configuration.md``).
 """
 
 import json
+import os
+import sys
+from collections.abc import Mapping
 from dataclasses import asdict, field, replace
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Literal
 
-from pydantic import Field, InstanceOf, field_validator
+from pydantic import BeforeValidator, Field, InstanceOf, field_validator
 from pydantic.dataclasses import dataclass
 
+from mpnet_ds.config.foreign_names import our_name
+from mpnet_ds.config.overrides import Override, with_overrides
 from mpnet_ds.data.samples.dataset import SampleMode
 from mpnet_ds.errors import UserError, did_you_mean
 from mpnet_ds.objectives import Objective, objective_of
 from mpnet_ds.objectives.model_section import ModelSection
 from mpnet_ds.objectives.mpnet import MPNet
-from mpnet_ds.validation import SECTION, construct, keys_of
+from mpnet_ds.validation import SECTION, Origin, construct, keys_of
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 DEMO_RECIPE = "mpnet-tiny"
@@ -28,6 +36,11 @@ Count = Annotated[int, Field(gt=0)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _as_tuple(value):
+    """One text, or a list of them, as a tuple."""
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True, config=SECTION)
@@ -104,6 +117,8 @@ class RunRecipe:
     """Steps in a row with a NaN or infinite loss or gradient, all skipped, after which a run ends."""
     spike_factor: NotNegative = 2.0
     """Multiple of its running mean above which a loss is reported; 0 reports none."""
+    plugins: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ()
+    """Python module, or a list of modules, imported before anything else is read: they may ``register()`` objectives."""
 
 
 @dataclass(frozen=True, config=SECTION)
@@ -138,10 +153,11 @@ class Recipe:
         return asdict(self) | {"objective": self.objective.section()}
 
 
-def load_recipe(name_or_file: str) -> Recipe:
-    """A shipped recipe by name, or any JSON file by path."""
-    content, origin = read_recipe(name_or_file)
-    return recipe_from_dict(content, origin)
+def load_recipe(name_or_file: str, overrides: Mapping[str, Override] = MappingProxyType({})) -> Recipe:
+    """A shipped recipe by name, or any JSON file by path, with the command line's values in it."""
+    content, path = read_recipe(name_or_file)
+    sources = {key: override.source for key, override in overrides.items()}
+    return recipe_from_dict(with_overrides(content, overrides), path, sources)
 
 
 def read_recipe(name_or_file: str) -> tuple[dict, str]:
@@ -162,27 +178,49 @@ def read_recipe(name_or_file: str) -> tuple[dict, str]:
     return {"name": path.stem} | content, str(path)
 
 
-def recipe_from_dict(content: dict, origin: str) -> Recipe:
-    """The recipe that a JSON object describes.
+def recipe_from_dict(content: dict, path: str, sources: Mapping[str, str] = MappingProxyType({})) -> Recipe:
+    """The recipe that a JSON object describes; the modules of ``run.plugins`` are imported first.
 
     Args:
-        origin: names the source in errors.
+        path: names the source in errors.
+        sources: names of other sources, by the key whose value they gave.
     Raises:
         UserError: one text for each unknown key and each value of another type or out of bounds.
     """
-    rest, findings = {key: value for key, value in content.items() if key != "objective"}, []
-    if isinstance(data := content.get("data"), dict) and "masking" in data:
-        findings.append(f"{origin}: masking belongs to the objective: write it as objective.masking, not data.masking.")
-        rest["data"] = {key: value for key, value in data.items() if key != "masking"}
-    objective, recipe = MPNet(), None
+    origin = Origin(path, sources, tuple(keys_of(Recipe)), our_name)
+    import_plugins(content, origin)
+    findings, objective, recipe = [], MPNet(), None
     try:
-        objective = objective_of(content.get("objective", "mpnet"), origin, tuple(keys_of(Recipe)))
+        objective = objective_of(content.get("objective", "mpnet"), origin)
     except UserError as error:
         findings += error.findings
+    origin = replace(origin, keys=tuple(keys_of(type(objective), "objective")))
     try:
-        recipe = construct(Recipe, rest, origin, other_keys=tuple(keys_of(type(objective), "objective")))
+        recipe = construct(Recipe, {key: value for key, value in content.items() if key != "objective"}, origin)
     except UserError as error:
         findings += error.findings
     if findings:
         raise UserError(*findings)
     return replace(recipe, objective=objective)
+
+
+def import_plugins(content: dict, origin: Origin) -> None:
+    """Import the modules that ``run.plugins`` of a recipe names, so that they can register objectives.
+
+    Raises:
+        UserError: there is no such module.
+    """
+    run = content.get("run")
+    plugins = _as_tuple(run.get("plugins", ())) if isinstance(run, dict) else ()
+    names = [name for name in plugins if isinstance(name, str)] if isinstance(plugins, tuple) else []
+    if names and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # Python puts the program's folder there, not the current one
+    for name in names:
+        try:
+            found = find_spec(name)
+        except (ImportError, ValueError):  # a package above it is missing; "" or ".x"
+            found = None
+        if found is None:
+            where = "Modules are looked for in the current folder and in PYTHONPATH"
+            raise UserError(f"{origin.of('run.plugins')}: run.plugins: no module '{name}'. {where}.")
+        import_module(name)

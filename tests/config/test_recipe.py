@@ -22,7 +22,7 @@ def test_every_shipped_recipe_loads_and_describes_itself(path):
         ({"modle": {}}, "unknown key 'modle'. Did you mean 'model'"),
         ({"objective": {"name": "mlm", "masking": {"whole_wrd": True}}},
          r"unknown key 'objective\.masking\.whole_wrd'. Did you mean 'whole_word'"),
-        ({"data": {"masking": {}}}, r"write it as objective\.masking, not data\.masking"),
+        ({"data": {"masking": {}}}, r"unknown key 'data\.masking'. Did you mean 'objective\.masking'"),
         ({"learning_rate": 1.0}, r"unknown key 'learning_rate'. Did you mean 'optimization\.learning_rate'"),
         ({"model": {"masking": {}}}, r"unknown key 'model\.masking'. Did you mean 'objective\.masking'"),
         ({"optimization": {"max_steps": 1.5}}, r"optimization\.max_steps is 1\.5; it must be a whole number"),

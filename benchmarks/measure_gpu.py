@@ -31,10 +31,11 @@ from report import NO_FIGURE, ROOT, environment, markdown_table, print_table, wr
 from step_configuration import TOKENS, Configuration, positive
 from timed_step import MeasurementFailed, measure_elsewhere
 
+from mpnet_ds.attention_backends import AUTO, BACKENDS
 from mpnet_ds.command_line import Parser, run
 from mpnet_ds.errors import UserError
 from mpnet_ds.files import write_atomically
-from mpnet_ds.models.attention.backend import AUTO, BACKENDS, choose_backend
+from mpnet_ds.models.attention.backend import choose_backend
 from mpnet_ds.quiet import quiet_libraries
 
 RESULTS = ROOT / "benchmarks" / "results"

@@ -35,23 +35,29 @@ def size(text: str) -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """``ArgumentParser`` whose ``--help`` keeps the examples as written and whose errors are one line."""
+    """``ArgumentParser`` whose ``--help`` keeps the examples as written and whose errors are one line.
 
-    def __init__(self, description: str, example: str):
+    Args:
+        explain: what to write instead of a flag that does not exist; None where that is not known.
+    """
+
+    def __init__(self, description: str, example: str, explain: Callable[[str], str | None] = lambda flag: None):
         super().__init__(
             description=description,
             epilog=f"example:\n  {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+        self.explain = explain
 
     def error(self, message: str):
         """One line, with the nearest flag where one was misspelt; exit code 2."""
         known = [flag for action in self._actions for flag in action.option_strings]
-        for word in message.split():
-            near = difflib.get_close_matches(word.split("=")[0], known, n=1) if word.startswith("--") else []
-            if near and message.startswith("unrecognized"):
-                message += f". Did you mean {near[0]}?"
+        flags = [word.split("=")[0] for word in message.split() if word.startswith("--")]
+        for flag in flags if message.startswith("unrecognized") else ():
+            near = difflib.get_close_matches(flag, known, n=1)
+            if advice := self.explain(flag) or (f"Did you mean {near[0]}?" if near else ""):
+                message = f"{message.rstrip('.')}. {advice}"
         _say_error(f"{message} (see {self.prog} --help)")
         raise SystemExit(2)
 

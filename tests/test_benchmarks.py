@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from mpnet_ds import command_line
+from mpnet_ds.attention_backends import BACKENDS
 from mpnet_ds.config.recipe import load_recipe
-from mpnet_ds.models.attention.backend import BACKENDS
 from mpnet_ds.models.mpnet.sizes import flops_per_sequence, parameter_count
 from tests.runs import RECIPE, ROOT, command
 

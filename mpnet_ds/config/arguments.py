@@ -1,16 +1,28 @@
-"""Flags of the command that trains, and the recipe with their values in it."""
+"""Flags of the command that trains, and the recipe with their values in it. Imports no torch: ``--help`` is quick."""
 
 import argparse
-from dataclasses import replace
 
-from mpnet_ds.config.execution import add_execution_arguments
+from mpnet_ds.attention_backends import AUTO, BACKENDS
+from mpnet_ds.command_line import Parser
+from mpnet_ds.config.foreign_names import our_name
+from mpnet_ds.config.overrides import FLAGS, Override, read_overrides
 from mpnet_ds.config.recipe import DEFAULT_RECIPE, DEMO_RECIPE, Recipe, load_recipe
-from mpnet_ds.objectives import objective_of
-from mpnet_ds.ranks.process_group import JOIN_TIMEOUT
+from mpnet_ds.ranks.launchers import JOIN_TIMEOUT
+from mpnet_ds.validation import keys_of
+
+EXAMPLE = "deepspeed launch/pretrain.py --deepspeed_config ds_configs/zero2.json --data my-data --output_dir runs/first"
+
+
+def build_parser() -> Parser:
+    """The parser of the command that trains."""
+    what = "Pre-train a text encoder with DeepSpeed. Without --data it trains a demo on a built-in sample."
+    parser = Parser(what, EXAMPLE, explain_flag)
+    add_arguments(parser)
+    return parser
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of ``launch/pretrain.py``."""
+    """Add the flags of the command that trains."""
     parser.add_argument("--deepspeed_config", required=True, metavar="FILE", help="DeepSpeed's JSON: ZeRO, precision, …")
     parser.add_argument(
         "--recipe", metavar="NAME|FILE", help="model, objective, data, optimisation (mpnet-base with --data)"
@@ -27,21 +39,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR[:WEIGHT]",
         help="dataset to evaluate on (default: what --holdout split off the data)",
     )
-    parser.add_argument("--seq_length", type=int, metavar="N", help="tokens in a row")
-    parser.add_argument("--sample_mode", metavar="stream|document|line", help="what a row holds")
     parser.add_argument(
-        "--isolate_documents", action="store_true", default=None, help="documents of a row do not see each other"
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any value of the recipe: optimization.weight_decay=0.1 model.hidden_size=512 (docs/configuration.md)",
+    )
+    parser.add_argument("--seq_length", type=int, metavar="N", help="tokens in a sequence")
+    parser.add_argument("--sample_mode", metavar="stream|document|line", help="what a sequence holds")
+    parser.add_argument(
+        "--isolate_documents", action="store_true", default=None, help="documents of a sequence do not see each other"
     )
     parser.add_argument("--output_dir", metavar="DIR", help="where the run goes (default: a new folder in runs/)")
-    parser.add_argument("--max_steps", type=int, metavar="N", help="updates")
+    parser.add_argument("--max_steps", type=int, metavar="N", help="steps")
     parser.add_argument("--objective", metavar="mpnet|mlm|plm", help="what is predicted from what")
-    parser.add_argument("--micro_batch_size", type=int, metavar="N", help="rows at once on each rank")
-    parser.add_argument("--global_batch_size", type=int, metavar="N", help="rows of one update")
+    parser.add_argument("--micro_batch_size", type=int, metavar="N", help="sequences at once on each rank")
+    parser.add_argument("--global_batch_size", type=int, metavar="N", help="sequences of one step")
     parser.add_argument("--learning_rate", type=float, metavar="X", help="the highest")
     parser.add_argument("--seed", type=int, metavar="N")
-    parser.add_argument("--save_interval", type=int, metavar="N", help="updates between checkpoints")
-    parser.add_argument("--eval_interval", type=int, metavar="N", help="updates between evaluations")
-    parser.add_argument("--log_interval", type=int, metavar="N", help="updates between lines of metrics.jsonl")
+    parser.add_argument("--save_interval", type=int, metavar="N", help="steps between checkpoints")
+    parser.add_argument("--eval_interval", type=int, metavar="N", help="steps between evaluations")
+    parser.add_argument("--log_interval", type=int, metavar="N", help="steps between lines of metrics.jsonl")
     parser.add_argument("--keep", type=int, metavar="N", help="newest checkpoints to keep, besides the best (2)")
     parser.add_argument(
         "--hang_timeout", type=float, metavar="SECONDS", help="end a run without progress for so long (1800; 0: never)"
@@ -65,24 +85,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="start from these weights: a folder that tools/convert_from_hf.py made of any MPNet",
     )
-    add_execution_arguments(parser)
+    parser.add_argument("--attention", default=AUTO, metavar="|".join(BACKENDS), help="what computes attention (auto)")
+    parser.add_argument("--compile", action="store_true", help="compile the layers at the start (torch.compile)")
+    parser.add_argument("--profile", type=int, metavar="STEP", help="trace this step into OUT/profile")
     parser.add_argument("--dry_run", action="store_true", help="check everything, print the resolved settings and stop")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the launcher adds it
 
 
+def overrides_of(arguments: argparse.Namespace) -> dict[str, Override]:
+    """The recipe's values that the command line gives, by key; ``UserError`` where one is given twice."""
+    given = {key: getattr(arguments, flag.removeprefix("--")) for key, flag in FLAGS.items()}
+    flags = {key: Override(value, FLAGS[key]) for key, value in given.items() if value is not None}
+    return read_overrides(arguments.set, flags)
+
+
 def recipe_of(arguments: argparse.Namespace) -> Recipe:
     """The recipe with the command line's values in it."""
-    recipe = load_recipe(arguments.recipe or (DEFAULT_RECIPE if arguments.data else DEMO_RECIPE))
-    given = {name: value for name, value in vars(arguments).items() if value is not None}
-    optimization = {name: given[name] for name in
-                    ("max_steps", "micro_batch_size", "global_batch_size", "learning_rate") if name in given}  # fmt: skip
-    run_names = ("seed", "save_interval", "eval_interval", "log_interval", "keep", "hang_timeout", "lost_timeout")
-    run = {name: given[name] for name in run_names if name in given}
-    data = {name: given[name] for name in ("seq_length", "sample_mode", "isolate_documents") if name in given}
-    return replace(
-        recipe,
-        objective=objective_of(given["objective"], "--objective") if "objective" in given else recipe.objective,
-        data=replace(recipe.data, **data),
-        optimization=replace(recipe.optimization, **optimization),
-        run=replace(recipe.run, **run),
-    )
+    name = arguments.recipe or (DEFAULT_RECIPE if arguments.data else DEMO_RECIPE)
+    return load_recipe(name, overrides_of(arguments))
+
+
+def explain_flag(flag: str) -> str | None:
+    """What to write instead of a flag that does not exist, where that is known."""
+    name = flag.removeprefix("--").replace("-", "_")
+    keys = [key for key in keys_of(Recipe) if key.rpartition(".")[2] == name]
+    return f"Write --set {keys[0]}=VALUE." if keys else our_name(name)

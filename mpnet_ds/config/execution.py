@@ -14,10 +14,11 @@ from pathlib import Path
 
 import torch
 
+from mpnet_ds.attention_backends import AUTO, check_backend
 from mpnet_ds.deepspeed_workarounds import has_triton
 from mpnet_ds.errors import UserError
 from mpnet_ds.findings import Finding
-from mpnet_ds.models.attention.backend import AUTO, BACKENDS, check_backend, choose_backend
+from mpnet_ds.models.attention.backend import choose_backend
 
 
 @dataclass(frozen=True)
@@ -68,13 +69,6 @@ class Execution:
         if (self.profile or 0) > done:
             lines.append(f"Update {self.profile} is going to be profiled")
         return lines
-
-
-def add_execution_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags; ``execution_of`` reads them."""
-    parser.add_argument("--attention", default=AUTO, metavar="|".join(BACKENDS), help="what computes attention (auto)")
-    parser.add_argument("--compile", action="store_true", help="compile the layers at the start (torch.compile)")
-    parser.add_argument("--profile", type=int, metavar="STEP", help="trace this update into OUT/profile")
 
 
 def execution_of(arguments: argparse.Namespace) -> Execution:

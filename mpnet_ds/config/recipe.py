@@ -1,93 +1,124 @@
 """Recipes: one JSON file says what a run trains, on how much, how fast. DeepSpeed's JSON says how the engine does it.
 
-A recipe is a file of four sections, ``model``, ``data``, ``optimization`` and ``run``, and the name of the objective.
-What it leaves out has the default below. Shipped recipes lie in ``mpnet_ds/recipes`` and go by their name.
+A recipe is a file of five sections: ``objective`` (or just its name), ``model``, ``data``, ``optimization`` and ``run``.
+What it leaves out has the default below. Shipped recipes are in ``mpnet_ds/recipes`` and go by their name. The docstring
+below a field is its documentation (see ``docs/configuration.md``).
 """
 
 import json
-from dataclasses import asdict, field, fields, replace
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, field, replace
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Literal
 
-from pydantic import ConfigDict, InstanceOf
+from pydantic import BeforeValidator, Field, InstanceOf, field_validator
 from pydantic.dataclasses import dataclass
 
-from mpnet_ds.data.samples.dataset import check_sample_mode
+from mpnet_ds.config.foreign_names import our_name
+from mpnet_ds.config.overrides import Override, with_overrides
+from mpnet_ds.data.samples.dataset import SampleMode
 from mpnet_ds.errors import UserError, did_you_mean
 from mpnet_ds.objectives import Objective, objective_of
 from mpnet_ds.objectives.model_section import ModelSection
 from mpnet_ds.objectives.mpnet import MPNet
-from mpnet_ds.validation import construct
+from mpnet_ds.validation import SECTION, Origin, construct, keys_of
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 DEMO_RECIPE = "mpnet-tiny"
 DEFAULT_RECIPE = "mpnet-base"
-SECTION = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-POSITIVE = {"learning_rate", "eps", "layer_norm_eps"}
-POSITIVE |= {"max_steps", "warmup_steps", "global_batch_size", "micro_batch_size"}
-POSITIVE |= {"log_interval", "eval_interval", "eval_samples", "save_interval", "keep", "max_skipped"}
-NOT_NEGATIVE = {"weight_decay", "gradient_clipping", "hang_timeout", "lost_timeout", "spike_factor"}
+
+Count = Annotated[int, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _as_tuple(value):
+    """One text, or a list of them, as a tuple."""
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True, config=SECTION)
 class DataRecipe:
-    """How rows are made of a dataset; see ``PretrainingDataset``."""
+    """How sequences are made of a dataset; see ``PretrainingDataset``."""
 
-    seq_length: int = 512
-    """Tokens in a row, ``<s>`` included."""
-    sample_mode: str = "stream"
-    """``stream``: full rows across documents. ``document``, ``line``: whole ones, longer ones cut, and padding."""
+    seq_length: Annotated[int, Field(ge=2)] = 512
+    """Tokens of a sequence, ``<s>`` included."""
+    sample_mode: SampleMode = "stream"
+    """What a sequence holds. ``stream``: full blocks across documents. ``document``, ``line``: whole ones, longer ones cut,
+    and padding."""
     packing: bool = True
-    """With ``document`` and ``line``: several share a row while they fit; false gives each a row of its own."""
+    """With ``document`` and ``line``: several share a sequence while they fit; false gives each a sequence of its own."""
     isolate_documents: bool = False
-    """Documents (and lines) of a row do not see each other, and positions begin anew in each."""
-
-    def __post_init__(self):
-        check_sample_mode(self.sample_mode)
+    """Keep the documents (and lines) of a sequence from seeing each other; positions begin anew in each."""
 
 
 @dataclass(frozen=True, config=SECTION)
 class OptimizationRecipe:
-    """How fast, how long, with how many rows at once."""
+    """How fast, how long, with how many sequences at once."""
 
-    learning_rate: float = 5e-4
-    """The highest, reached after the warm-up."""
-    warmup_steps: int = 10_000
-    max_steps: int = 125_000
-    global_batch_size: int = 256
-    """Rows of one update, over all ranks and accumulation steps."""
-    micro_batch_size: int = 32
-    """Rows that a rank takes through the model at once, at most: lowered to fit the number of ranks."""
-    betas: tuple[float, float] = (0.9, 0.98)
-    eps: float = 1e-6
-    weight_decay: float = 0.01
-    """On matrices only: biases and LayerNorm have none."""
-    gradient_clipping: float = 1.0
+    learning_rate: Positive = 5e-4
+    """Highest learning rate, reached after the warm-up."""
+    warmup_steps: Count = 10_000
+    """Steps in which the learning rate rises from 0."""
+    max_steps: Count = 125_000
+    """Steps of the run."""
+    global_batch_size: Count = 256
+    """Sequences of one step, over all ranks and accumulation steps."""
+    micro_batch_size: Count = 32
+    """Sequences that a rank takes through the model at once, at most: lowered to fit the number of ranks."""
+    betas: tuple[Decay, Decay] = (0.9, 0.98)
+    """Decay rates of Adam's two moments."""
+    eps: Positive = 1e-6
+    """Term that keeps Adam from dividing by 0."""
+    weight_decay: NotNegative = 0.01
+    """Weight decay of matrices; biases and LayerNorm have none."""
+    gradient_clipping: NotNegative = 1.0
     """Largest norm of the gradient; 0 switches clipping off."""
-    precision: str = "auto"
-    """``bf16`` or ``fp32``, where DeepSpeed's JSON says "auto". ``auto`` is bf16 on GPUs that compute in it, else fp32."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Number format of the computation, where DeepSpeed's JSON says "auto". ``auto`` is bf16 on GPUs that compute in it,
+    else fp32."""
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _name_the_file_for_fp16(cls, value):
+        if value == "fp16":
+            raise ValueError("optimization.precision takes auto, bf16 or fp32. For fp16 use ds_configs/fp16.json.")
+        return value
 
 
 @dataclass(frozen=True, config=SECTION)
 class RunRecipe:
-    """When a run says, tries and saves something; intervals are in updates."""
+    """When a run logs, evaluates and saves; intervals are in steps."""
 
-    seed: int = 0
-    log_interval: int = 100
-    eval_interval: int = 2_500
-    eval_samples: int = 2_048
-    """Rows of the evaluation dataset that are used, at most."""
-    save_interval: int = 2_500
-    keep: int = 2
-    """Newest checkpoints that are kept, besides the best by evaluation loss."""
-    hang_timeout: float = 1_800.0
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
+    """Seed of initial weights, order of samples, masking and dropout."""
+    log_interval: Count = 100
+    """Steps between lines of ``metrics.jsonl``."""
+    eval_interval: Count = 2_500
+    """Steps between evaluations."""
+    eval_samples: Count = 2_048
+    """Sequences of the evaluation dataset that are used, at most."""
+    save_interval: Count = 2_500
+    """Steps between checkpoints."""
+    keep: Count = 2
+    """Newest checkpoints that are kept, besides the best by validation loss."""
+    hang_timeout: NotNegative = 1_800.0
     """Seconds without progress after which a run says which rank hangs, and ends; 0 waits for ever."""
-    lost_timeout: float = 120.0
-    """Seconds without a sign of a rank (it is dead, stopped or cut off) after which a run names it and ends; 0 waits for
-    ever."""
-    max_skipped: int = 10
-    """Updates in a row with a NaN or infinite loss or gradient, all skipped, after which a run ends."""
-    spike_factor: float = 2.0
-    """A loss above this multiple of its running mean is reported; 0 reports none."""
+    lost_timeout: NotNegative = 120.0
+    """Seconds without a heartbeat of a rank (it is dead, stopped or cut off) after which a run names it and ends; 0 waits
+    for ever."""
+    max_skipped: Count = 10
+    """Steps in a row with a NaN or infinite loss or gradient, all skipped, after which a run ends."""
+    spike_factor: NotNegative = 2.0
+    """Multiple of its running mean above which a loss is reported; 0 reports none."""
+    plugins: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ()
+    """Python module, or a list of modules, imported before anything else is read: they may ``register()`` objectives."""
 
 
 @dataclass(frozen=True, config=SECTION)
@@ -95,38 +126,42 @@ class Recipe:
     """Everything that one run trains; DeepSpeed's JSON says how."""
 
     name: str
+    """Name of the recipe; by default its file's."""
     description: str = ""
+    """What the recipe is for, in a sentence."""
     objective: InstanceOf[Objective] = field(default_factory=MPNet)
+    """What is corrupted and predicted: a name, or an object with ``name`` and the objective's own keys."""
     model: ModelSection = field(default_factory=ModelSection)
+    """Sizes of the model."""
     data: DataRecipe = field(default_factory=DataRecipe)
+    """How sequences are made of a dataset."""
     optimization: OptimizationRecipe = field(default_factory=OptimizationRecipe)
+    """How fast, how long, with how many sequences at once."""
     run: RunRecipe = field(default_factory=RunRecipe)
+    """When a run logs, evaluates and saves."""
 
     def __post_init__(self):
-        if self.data.seq_length + 2 > self.model.max_position_embeddings:
-            longest = self.model.max_position_embeddings - 2
-            cure = f"raise model.max_position_embeddings to {self.data.seq_length + 2}"
-            raise UserError(f"data.seq_length is {self.data.seq_length}, the position table reaches {longest}: {cure}.")
-        if self.optimization.precision not in ("auto", "bf16", "fp32"):
-            raise UserError(
-                f"optimization.precision is '{self.optimization.precision}'; it takes auto, bf16 or fp32. "
-                "For fp16 use ds_configs/fp16.json."
-            )
-        for section in (self.model, self.optimization, self.run):
-            for name in sorted(POSITIVE & {f.name for f in fields(section)}):
-                if not getattr(section, name) > 0:
-                    raise UserError(f"{name} is {getattr(section, name)}; it must be greater than 0.")
-            for name in sorted(NOT_NEGATIVE & {f.name for f in fields(section)}):
-                if not getattr(section, name) >= 0:
-                    raise UserError(f"{name} is {getattr(section, name)}; it must be at least 0.")
+        length, positions = self.data.seq_length, self.model.max_position_embeddings
+        if length + 2 > positions:
+            cure = f"raise model.max_position_embeddings to {length + 2}"
+            if positions > 3:
+                cure += f", or lower data.seq_length to {positions - 2}"
+            raise UserError(f"data.seq_length is {length}, but model.max_position_embeddings is {positions}: {cure}.")
 
     def as_json(self) -> dict:
         """The recipe with nothing left out, as its file would say it."""
         return asdict(self) | {"objective": self.objective.section()}
 
 
-def load_recipe(name_or_file: str) -> Recipe:
-    """A shipped recipe by name, or any JSON file by path."""
+def load_recipe(name_or_file: str, overrides: Mapping[str, Override] = MappingProxyType({})) -> Recipe:
+    """A shipped recipe by name, or any JSON file by path, with the command line's values in it."""
+    content, path = read_recipe(name_or_file)
+    sources = {key: override.source for key, override in overrides.items()}
+    return recipe_from_dict(with_overrides(content, overrides), path, sources)
+
+
+def read_recipe(name_or_file: str) -> tuple[dict, str]:
+    """Content of a recipe's file, its name filled in, and the file's path; ``UserError`` if there is no such JSON object."""
     path = Path(name_or_file)
     if path.suffix != ".json":
         path = RECIPES / f"{name_or_file}.json"
@@ -140,13 +175,52 @@ def load_recipe(name_or_file: str) -> Recipe:
         raise UserError(f"{path} is not JSON: {error}.") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold a JSON object.")
-    return recipe_from_dict({"name": path.stem} | content, str(path))
+    return {"name": path.stem} | content, str(path)
 
 
-def recipe_from_dict(content: dict, origin: str) -> Recipe:
-    """``origin`` names the source in errors; ``UserError`` for unknown keys and values of another type."""
-    content = dict(content)
-    if isinstance(data := content.get("data"), dict) and "masking" in data:
-        raise UserError(f"{origin}: masking belongs to the objective: write it as objective.masking, not data.masking.")
-    objective = objective_of(content.pop("objective", "mpnet"), origin)
-    return replace(construct(Recipe, content, origin), objective=objective)
+def recipe_from_dict(content: dict, path: str, sources: Mapping[str, str] = MappingProxyType({})) -> Recipe:
+    """The recipe that a JSON object describes; the modules of ``run.plugins`` are imported first.
+
+    Args:
+        path: names the source in errors.
+        sources: names of other sources, by the key whose value they gave.
+    Raises:
+        UserError: one text for each unknown key and each value of another type or out of bounds.
+    """
+    origin = Origin(path, sources, tuple(keys_of(Recipe)), our_name)
+    import_plugins(content, origin)
+    findings, objective, recipe = [], MPNet(), None
+    try:
+        objective = objective_of(content.get("objective", "mpnet"), origin)
+    except UserError as error:
+        findings += error.findings
+    origin = replace(origin, keys=tuple(keys_of(type(objective), "objective")))
+    try:
+        recipe = construct(Recipe, {key: value for key, value in content.items() if key != "objective"}, origin)
+    except UserError as error:
+        findings += error.findings
+    if findings:
+        raise UserError(*findings)
+    return replace(recipe, objective=objective)
+
+
+def import_plugins(content: dict, origin: Origin) -> None:
+    """Import the modules that ``run.plugins`` of a recipe names, so that they can register objectives.
+
+    Raises:
+        UserError: there is no such module.
+    """
+    run = content.get("run")
+    plugins = _as_tuple(run.get("plugins", ())) if isinstance(run, dict) else ()
+    names = [name for name in plugins if isinstance(name, str)] if isinstance(plugins, tuple) else []
+    if names and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # Python puts the program's folder there, not the current one
+    for name in names:
+        try:
+            found = find_spec(name)
+        except (ImportError, ValueError):  # a package above it is missing; "" or ".x"
+            found = None
+        if found is None:
+            where = "Modules are looked for in the current folder and in PYTHONPATH"
+            raise UserError(f"{origin.of('run.plugins')}: run.plugins: no module '{name}'. {where}.")
+        import_module(name)

@@ -1,11 +1,13 @@
 """Pre-training objectives by name: what is corrupted and predicted. See base.py for what an objective is."""
 
+import json
+
 from mpnet_ds.errors import UserError, did_you_mean
 from mpnet_ds.objectives.base import Objective
 from mpnet_ds.objectives.mlm import MLM
 from mpnet_ds.objectives.mpnet import MPNet
 from mpnet_ds.objectives.plm import PLM
-from mpnet_ds.validation import construct
+from mpnet_ds.validation import Origin, construct
 
 __all__ = ["OBJECTIVES", "Objective", "objective_of", "register"]
 
@@ -23,16 +25,21 @@ for _objective in (MPNet, PLM, MLM):
     register(_objective)
 
 
-def objective_of(section: str | dict, origin: str = "objective") -> Objective:
+def objective_of(section: str | dict, origin: str | Origin = "objective") -> Objective:
     """The objective of a recipe's section: a name, or an object with ``name`` and the objective's keys.
 
     Args:
-        origin: names the source in errors.
+        origin: where the section comes from, for messages.
     Raises:
         UserError: an unknown name or key (with the nearest one), or a value that the objective does not accept.
     """
+    origin = Origin(origin) if isinstance(origin, str) else origin
+    if not isinstance(section, str | dict):
+        value = json.dumps(section)
+        raise UserError(f"{origin.of('objective')}: objective is {value}; it must be a name, or an object with a name.")
     keys = {"name": section} if isinstance(section, str) else dict(section)
     name = keys.pop("name", None)
-    if name not in OBJECTIVES:
-        raise UserError(f"{origin}: unknown objective '{name}'. {did_you_mean(str(name), OBJECTIVES)}")
+    if not isinstance(name, str) or name not in OBJECTIVES:
+        shown = "an objective without a name" if name is None else f"unknown objective '{name}'"
+        raise UserError(f"{origin.of('objective.name')}: {shown}. {did_you_mean(str(name), OBJECTIVES)}")
     return construct(OBJECTIVES[name], keys, origin, "objective")

@@ -21,12 +21,13 @@ from functools import lru_cache
 from typing import Annotated
 
 import numpy as np
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from mpnet_ds.counter_rng import below, draw, unit_interval
 from mpnet_ds.errors import UserError
 from mpnet_ds.objectives.base import Vocabulary
+from mpnet_ds.validation import SECTION
 
 _WORD_ORDER, _SLOT_ORDER, _CORRUPTION, _REPLACEMENT, _SPAN_LENGTH = range(5)  # purposes: each has random numbers of its own
 MAX_SEQ_LENGTH = 1 << 16
@@ -40,7 +41,7 @@ ROWS_AT_ONCE = 32  # of 512 tokens: what is computed on the way stays in a core'
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
+@dataclass(frozen=True, config=SECTION)
 class MaskingConfig:
     """How sequences are corrupted.
 

@@ -2,13 +2,13 @@
 
 from typing import ClassVar
 
-from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from mpnet_ds.objectives.mpnet import MPNet
+from mpnet_ds.validation import SECTION
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
+@dataclass(frozen=True, config=SECTION)
 class MLM(MPNet):
     """Predict all masked tokens at once from the corrupted sequence."""
 

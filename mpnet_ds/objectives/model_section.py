@@ -3,10 +3,11 @@
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from mpnet_ds.tokenizer import BOS_ID, EOS_ID, PAD_ID
+from mpnet_ds.validation import SECTION
 
 if TYPE_CHECKING:
     from transformers import MPNetConfig
@@ -15,7 +16,7 @@ Positive = Annotated[int, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
+@dataclass(frozen=True, config=SECTION)
 class ModelSection:
     """Sizes of the encoder."""
 

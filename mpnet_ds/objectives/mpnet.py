@@ -4,12 +4,12 @@ from dataclasses import field
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from mpnet_ds.findings import Finding
 from mpnet_ds.objectives.base import Objective, Sequences, Term, Vocabulary
 from mpnet_ds.objectives.masking import MaskingConfig, drop_slots_without_context, mask_rows
+from mpnet_ds.validation import SECTION
 
 if TYPE_CHECKING:
     from mpnet_ds.models.module import ComputeSetting, ModulePlan
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mpnet_ds.tokenizer import PretrainingTokenizer
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
+@dataclass(frozen=True, config=SECTION)
 class MPNet(Objective):
     """Predict masked tokens one after another, each from the context, the tokens predicted before it and all positions.
 

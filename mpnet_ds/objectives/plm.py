@@ -3,13 +3,13 @@
 from dataclasses import replace
 from typing import ClassVar
 
-from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from mpnet_ds.objectives.mpnet import MPNet
+from mpnet_ds.validation import SECTION
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
+@dataclass(frozen=True, config=SECTION)
 class PLM(MPNet):
     """Predict tokens one after another without knowing the positions of those that are still to come.
 

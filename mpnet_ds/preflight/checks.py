@@ -22,15 +22,12 @@ from mpnet_ds.ranks import process_group
 from mpnet_ds.ranks.disks import Disks
 from mpnet_ds.ranks.process_group import Ranks
 
-LARGEST_SEED = 2**63 - 1
 STALE_AFTER = 300  # seconds in which a build that is still running writes something
 
 
 def check_values(plan: RunPlan, ranks: Ranks | None, disks: Disks | None) -> list[Finding]:
     """Values of the recipe that are each allowed, but not together, or not by what computes with them."""
-    findings, seed, optimization = [], plan.recipe.run.seed, plan.recipe.optimization
-    if not 0 <= seed <= LARGEST_SEED:
-        findings.append(Finding(f"run.seed is {seed}; it must lie between 0 and 2^63 - 1."))
+    findings, optimization = [], plan.recipe.optimization
     if optimization.warmup_steps >= optimization.max_steps:
         text = f"optimization.warmup_steps {optimization.warmup_steps} is not less than max_steps {optimization.max_steps}"
         findings.append(Finding(f"{text}: the learning rate will rise to the end and never fall.", is_fatal=False))

@@ -14,6 +14,8 @@ from mpnet_ds.errors import UserError
 
 PORT = 29500
 """Where ranks meet if nothing else is said; torch's and DeepSpeed's too."""
+JOIN_TIMEOUT = 300.0
+"""Seconds that ranks wait for each other before a run."""
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,11 @@ from mpnet_ds.errors import UserError
 from mpnet_ds.quiet import quiet_libraries
 from mpnet_ds.ranks import rendezvous
 from mpnet_ds.ranks.host_memory import keep_freed_memory
-from mpnet_ds.ranks.launchers import Placement, find_placement
+from mpnet_ds.ranks.launchers import JOIN_TIMEOUT, Placement, find_placement
 from mpnet_ds.ranks.network import find_interface
 
-JOIN_TIMEOUT, LEAVE_TIMEOUT = 300.0, 120.0
-"""Seconds that ranks wait for each other before a run, and when they are done with it."""
+LEAVE_TIMEOUT = 120.0
+"""Seconds that ranks wait for each other when they are done with a run."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from importlib.metadata import version
 
 import mpnet_ds
-from mpnet_ds.config.arguments import recipe_of
+from mpnet_ds.config.arguments import overrides_of, recipe_of
 from mpnet_ds.config.deepspeed_config import (
     EngineConfig,
     check_accepted,
@@ -108,7 +108,7 @@ def _engine_config(arguments, recipe: Recipe | None, world_size: int, inspection
     inspection.add(Finding(text, is_fatal=False) for text in name_deprecated(sound, path))
     if recipe is None:
         return None
-    supported, exact = process_group.supported_precisions(), arguments.micro_batch_size is not None
+    supported, exact = process_group.supported_precisions(), "optimization.micro_batch_size" in overrides_of(arguments)
     config = inspection.attempt(lambda: resolve(sound, recipe.optimization, world_size, supported, path, exact))
     if config is not None:
         inspection.attempt(lambda: check_accepted(config, path))

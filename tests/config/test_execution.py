@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from mpnet_ds.models.attention.backend import BACKENDS
+from mpnet_ds.attention_backends import BACKENDS
 from mpnet_ds.training.profile import SPANS
 from tests.runs import RECIPE, pretrain
 

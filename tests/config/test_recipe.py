@@ -1,8 +1,9 @@
 import json
+from dataclasses import replace
 
 import pytest
 
-from mpnet_ds.config.recipe import RECIPES, load_recipe, recipe_from_dict
+from mpnet_ds.config.recipe import RECIPES, DataRecipe, OptimizationRecipe, load_recipe, recipe_from_dict
 from mpnet_ds.errors import UserError
 
 
@@ -19,30 +20,62 @@ def test_every_shipped_recipe_loads_and_describes_itself(path):
     ("content", "message"),
     [
         ({"modle": {}}, "unknown key 'modle'. Did you mean 'model'"),
-        ({"data": {"masking": {"whole_wrd": True}}}, r"unknown key 'data\.masking\.whole_wrd'. Did you mean 'whole_word'"),
-        ({"optimization": {"max_steps": 1.5}}, r"'optimization\.max_steps' is 1\.5; it must be of type int"),
-        ({"optimization": {"learning_rate": "fast"}}, "'optimization.learning_rate' is \"fast\"; it must be of type float"),
-        ({"optimization": {"betas": [0.9]}}, "'optimization.betas' is"),
-        ({"run": 3}, "'run' must be an object"),
-        ({"run": {"log_interval": 0}}, "log_interval is 0; it must be greater than 0"),
-        ({"optimization": {"learning_rate": -1.0}}, r"learning_rate is -1\.0; it must be greater than 0"),
-        ({"model": {"layer_norm_eps": 0.0}}, r"layer_norm_eps is 0\.0; it must be greater than 0"),
-        ({"optimization": {"weight_decay": -0.1}}, r"weight_decay is -0\.1; it must be at least 0"),
+        ({"objective": {"name": "mlm", "masking": {"whole_wrd": True}}},
+         r"unknown key 'objective\.masking\.whole_wrd'. Did you mean 'whole_word'"),
+        ({"data": {"masking": {}}}, r"unknown key 'data\.masking'. Did you mean 'objective\.masking'"),
+        ({"learning_rate": 1.0}, r"unknown key 'learning_rate'. Did you mean 'optimization\.learning_rate'"),
+        ({"model": {"masking": {}}}, r"unknown key 'model\.masking'. Did you mean 'objective\.masking'"),
+        ({"optimization": {"max_steps": 1.5}}, r"optimization\.max_steps is 1\.5; it must be a whole number"),
+        ({"optimization": {"max_steps": True}}, r"optimization\.max_steps is true; it must be a whole number"),
+        ({"optimization": {"learning_rate": "fast"}}, r"optimization\.learning_rate is \"fast\"; it must be a number"),
+        ({"optimization": {"learning_rate": float("inf")}}, r"learning_rate is Infinity; it must be a finite number"),
+        ({"optimization": {"betas": [0.9]}}, r"optimization\.betas\.1 is missing"),
+        ({"optimization": {"betas": [0.9, 1]}}, r"optimization\.betas\.1 is 1; it must be less than 1\."),
+        ({"run": 3}, "run is 3; it must be an object"),
+        ({"run": {"log_interval": 0}}, r"run\.log_interval is 0; it must be greater than 0\."),
+        ({"run": {"seed": -1}}, r"run\.seed is -1; it must be at least 0\."),
+        ({"run": {"seed": 2**63}}, r"run\.seed is 9223372036854775808; it must be at most 9223372036854775807\."),
+        ({"optimization": {"learning_rate": -1.0}}, r"optimization\.learning_rate is -1\.0; it must be greater than 0\."),
+        ({"model": {"layer_norm_eps": 0.0}}, r"model\.layer_norm_eps is 0\.0; it must be greater than 0\."),
+        ({"optimization": {"weight_decay": -0.1}}, r"optimization\.weight_decay is -0\.1; it must be at least 0\."),
         ({"objective": "mlmm"}, "unknown objective 'mlmm'. Did you mean 'mlm'"),
-        ({"data": {"seq_length": 1024}}, r"raise model\.max_position_embeddings to 1026"),
-        ({"data": {"masking": {"predicted_fraction": 1.5}}}, "must lie between 0 and 1"),
-        ({"data": {"masking": {"mask_probability": 0.9}}}, "sum to 1"),
-        ({"data": {"masking": {"max_ngram": 99}}}, "max_ngram is 99; it must lie between 1 and 16"),
-        ({"data": {"sample_mode": "documents"}}, "unknown sample_mode 'documents'. Did you mean 'document'"),
-        ({"data": {"sample_mode": 3}}, r"'data\.sample_mode' is 3; it must be of type str"),
-        ({"data": {"isolate_documents": "yes"}}, r"'data\.isolate_documents' is \"yes\"; it must be of type bool"),
-        ({"data": {"packing": 1}}, r"'data\.packing' is 1; it must be of type bool"),
+        ({"objective": 3}, "objective is 3; it must be a name, or an object"),
+        ({"objective": {"masking": {}}}, "an objective without a name"),
+        ({"data": {"seq_length": 1024}},
+         r"seq_length is 1024, but .*max_position_embeddings is 514: raise model\.max_position_embeddings to 1026, or"),
+        ({"objective": {"name": "mpnet", "masking": {"predicted_fraction": 1.5}}},
+         r"objective\.masking\.predicted_fraction is 1\.5; it must be less than 1\."),
+        ({"objective": {"name": "mpnet", "masking": {"mask_probability": 0.9, "keep_probability": 0.9}}}, "sum to 1"),
+        ({"objective": {"name": "mpnet", "masking": {"max_ngram": 99}}}, "max_ngram is 99; it must be at most 16"),
+        ({"data": {"sample_mode": "documents"}}, r"unknown data\.sample_mode \"documents\". Did you mean 'document'"),
+        ({"data": {"sample_mode": 3}}, r"unknown data\.sample_mode 3. Known: document, line, stream"),
+        ({"data": {"isolate_documents": "yes"}}, r"data\.isolate_documents is \"yes\"; it must be true or false"),
+        ({"data": {"packing": 1}}, r"data\.packing is 1; it must be true or false"),
         ({"optimization": {"precision": "fp16"}}, r"ds_configs/fp16\.json"),
+        ({"optimization": {"precision": "bf61"}}, r"unknown optimization\.precision \"bf61\". Did you mean 'bf16'"),
+        ({"name": 3}, "name is 3; it must be text"),
     ],
-)
+)  # fmt: skip
 def test_mistakes_are_named_with_their_place(content, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as caught:
         recipe_from_dict({"name": "mine"} | content, "mine.json")
+    assert len(caught.value.findings) == 1
+    assert str(caught.value).startswith("mine.json: ")
+
+
+def test_all_mistakes_of_a_file_are_said_at_once():
+    content = {"objective": "mlmm", "data": {"masking": {}, "packing": 1}, "run": {"seed": -1, "keep": 0}, "modle": {}}
+    with pytest.raises(UserError) as caught:
+        recipe_from_dict({"name": "mine"} | content, "mine.json")
+    for place in ("mlmm", "data.masking", "data.packing", "run.seed", "run.keep", "modle"):
+        assert sum(place in text for text in caught.value.findings) == 1, place
+
+
+def test_a_section_refuses_bad_values_however_it_is_made():
+    with pytest.raises(ValueError, match="greater than 0"):
+        replace(OptimizationRecipe(), max_steps=0)
+    with pytest.raises(ValueError, match="max_position_embeddings"):
+        replace(load_recipe("mpnet-base"), data=DataRecipe(seq_length=4096))
 
 
 def test_files_and_names_that_do_not_exist(tmp_path):

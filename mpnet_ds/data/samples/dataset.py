@@ -8,6 +8,7 @@ lines (``document``, ``line``). Opening maps the files; a batch reads its own se
 
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -23,7 +24,8 @@ from mpnet_ds.objectives.masking import MAX_SEQ_LENGTH, MaskingConfig
 from mpnet_ds.objectives.mpnet import MPNet
 from mpnet_ds.tokenizer import BOS_ID, EOS_ID, PretrainingTokenizer
 
-SAMPLE_MODES = ("stream", "document", "line")
+SampleMode = Literal["stream", "document", "line"]
+SAMPLE_MODES = get_args(SampleMode)
 ORDER_WINDOW = 1024
 _ORDER, _START, _MASKING = range(3)  # purposes of random numbers
 

@@ -22,14 +22,12 @@ import torch
 from torch import Tensor, nn
 from transformers import MPNetConfig
 
-from mpnet_ds.errors import UserError, did_you_mean
+from mpnet_ds.attention_backends import AUTO
 from mpnet_ds.models.attention.cpu import ProcessorAttention
 from mpnet_ds.models.attention.eager_and_sdpa import EagerAttention, SdpaAttention
 from mpnet_ds.models.attention.flex import FlexAttention
 from mpnet_ds.models.attention.triton import TritonAttention
 from mpnet_ds.models.mpnet.visibility import Layout
-
-AUTO = "auto"
 
 
 class Backend(Protocol):
@@ -70,14 +68,6 @@ _BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (EagerAttention(), ProcessorAttention(), SdpaAttention(), FlexAttention(), TritonAttention())
 }
-BACKENDS = (AUTO, *_BACKENDS)
-
-
-def check_backend(name: str) -> str:
-    """The name itself; ``UserError`` with the nearest one if there is no such back-end."""
-    if name not in BACKENDS:
-        raise UserError(f"unknown attention '{name}'. {did_you_mean(name, BACKENDS)}")
-    return name
 
 
 def choose_backend(name: str, device: torch.device) -> Backend:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import MPNetConfig
 
+from mpnet_ds.attention_backends import check_backend
 from mpnet_ds.errors import UserError
-from mpnet_ds.models.attention.backend import Backend, check_backend, choose_backend
+from mpnet_ds.models.attention.backend import Backend, choose_backend
 from mpnet_ds.models.layers.cross_entropy import linear_cross_entropy
 from mpnet_ds.models.layers.dropout import Dropout
 from mpnet_ds.models.module import Part, PretrainingModule, Scores

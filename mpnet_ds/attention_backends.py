@@ -1,0 +1,13 @@
+"""Names of the attention back-ends, for command lines; what they are: ``mpnet_ds.models.attention.backend``."""
+
+from mpnet_ds.errors import UserError, did_you_mean
+
+AUTO = "auto"
+BACKENDS = (AUTO, "eager", "processor", "sdpa", "flex", "triton")
+
+
+def check_backend(name: str) -> str:
+    """The name itself; ``UserError`` with the nearest one if there is no such back-end."""
+    if name not in BACKENDS:
+        raise UserError(f"unknown attention '{name}'. {did_you_mean(name, BACKENDS)}")
+    return name

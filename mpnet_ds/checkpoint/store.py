@@ -33,8 +33,8 @@ from mpnet_ds.zero.torch_file import contents_checksum
 
 MANIFEST = "manifest.json"
 LATEST = "latest"
-FORMAT_VERSION = 4
-READABLE = (3, FORMAT_VERSION)  # 3 knew no disks but shared ones
+FORMAT_VERSION = 5
+READABLE = (FORMAT_VERSION,)
 
 
 class SaveFailed(Exception):
@@ -52,8 +52,10 @@ class CheckpointInfo:
     zero_stage: int
     precision: str
     world_size: int
-    model_config: dict
-    """As ``transformers.MPNetConfig`` writes it."""
+    model: dict
+    """The recipe's section."""
+    vocab_size: int
+    """Rows of the model's vocabulary; those beyond the tokenizer's pieces are padding."""
     seq_length: int
     identity: dict
     """Of the run, see training/run_folder.py: what must agree for another run to go on from here."""

@@ -33,7 +33,7 @@ from mpnet_ds.zero.torch_archive import contents_checksum
 
 MANIFEST = "manifest.json"
 LATEST = "latest"
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 
 
 class SaveFailed(Exception):
@@ -51,8 +51,10 @@ class CheckpointInfo:
     zero_stage: int
     precision: str
     world_size: int
-    model_config: dict
-    """As ``transformers.MPNetConfig`` writes it."""
+    model: dict
+    """The recipe's section."""
+    vocab_size: int
+    """Rows of the model's vocabulary; those beyond the tokenizer's pieces are padding."""
     seq_length: int
     identity: dict
     """Identity of the run, see run/run_folder.py: what must agree for another run to resume from here."""

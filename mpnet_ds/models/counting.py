@@ -31,7 +31,7 @@ def count(
     with warnings.catch_warnings(), tensors_without_numbers():
         warnings.simplefilter("ignore")
         with _default_dtype(torch.float32 if setting.bytes_per_number == 4 else torch.bfloat16):
-            module = build()
+            module = build()  # not built and then converted: parameters without numbers cannot always be exchanged
         for layer in module.layers()[: setting.checkpointed_layers]:
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
         tensors = {name: torch.empty(array.shape, dtype=_dtype(array)) for name, array in batch.items()}
@@ -52,6 +52,7 @@ def count(
 
 @contextmanager
 def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Within it new parameters have this type."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

@@ -19,7 +19,7 @@ from mpnet_ds.ranks.disks import Disks, find_disks, follow
 from mpnet_ds.ranks.process_group import Ranks
 from mpnet_ds.run.run_folder import Setting, decide_start, prepare
 
-INFO = CheckpointInfo(2, 16, "mpnet", 2, "fp32", 3, {}, 32, identity={"seed": 0})
+INFO = CheckpointInfo(2, 16, {"name": "mpnet"}, 2, "fp32", 3, {}, 99, 32, identity={"seed": 0})
 MODEL, SHARD = "mp_rank_00_model_states.pt", "zero_pp_rank_{}_mp_rank_00_optim_states.pt"
 
 

@@ -7,7 +7,6 @@ LIST is a JSON file: for each run, the arguments of launch/pretrain.py. What a r
 whether inductor, PyTorch's compiler, was loaded.
 """
 
-import argparse
 import json
 import sys
 import time
@@ -16,16 +15,16 @@ from unittest import mock
 
 import torch
 
+from mpnet_ds.config.arguments import build_parser
 from mpnet_ds.ranks import process_group
-from mpnet_ds.training.pretrain import add_arguments, pretrain
+from mpnet_ds.training.pretrain import pretrain
 
 
 def main() -> None:
     ranks, fused = process_group.start(), torch._fused_adamw_
     with mock.patch.object(process_group, "stop"):  # DeepSpeed holds on to its first process group, so it must live on
         for number, arguments in enumerate(json.loads(Path(sys.argv[-1]).read_text())):
-            parser = argparse.ArgumentParser()
-            add_arguments(parser)
+            parser = build_parser()
             ranks.say(f"begin {number}")
             begin = time.perf_counter()
             with mock.patch.object(torch, "_fused_adamw_", side_effect=fused) as updates:

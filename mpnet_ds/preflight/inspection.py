@@ -9,13 +9,12 @@ Checks are functions that return findings; what they look at outside of their ar
 
 import json
 import socket
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from mpnet_ds.data.samples.dataset import PretrainingDataset
-from mpnet_ds.errors import UserError
+from mpnet_ds.errors import AgreedError, UserError
 from mpnet_ds.findings import Finding, disagreement
 from mpnet_ds.ranks import process_group
 from mpnet_ds.ranks.launchers import name_ranks
@@ -65,18 +64,11 @@ def agree(inspection: Inspection, ranks: process_group.Ranks, datasets: Sequence
     if any(differ(inspections, name) for name in (DATA, EVAL_DATA)):
         inspection.facts |= facts_of_files(datasets)  # to name the files
         inspections = ranks.gather(inspection)
-    try:
-        return conclude(inspections)
-    except UserError:
-        if ranks.is_main:
-            raise
-        process_group.stop()
-        time.sleep(5)  # rank 0 says the same: a launcher ends all ranks as soon as one leaves, so let it speak
-        raise SystemExit(2) from None
+    return conclude(inspections)
 
 
 def conclude(inspections: list[Inspection]) -> list[str]:
-    """Warnings of all ranks; raises one ``UserError`` with everything that is fatal.
+    """Warnings of all ranks; raises one ``AgreedError`` with everything that is fatal.
 
     What all ranks found is said once; what some found, with these ranks and their hosts.
     """
@@ -92,7 +84,7 @@ def conclude(inspections: list[Inspection]) -> list[str]:
     }
     fatal = [text for finding, text in texts.items() if finding.is_fatal]
     if fatal:
-        raise UserError(*fatal)
+        raise AgreedError(*fatal)
     return list(texts.values())
 
 

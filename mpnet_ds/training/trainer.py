@@ -5,9 +5,9 @@ rows ``(a * ranks + r) * micro`` and following of them, so that the samples of a
 at any number of ranks. The loss is the mean over all predicted slots of the whole global batch, also where rows have
 unequal numbers of them. All randomness of an update follows from (seed, update, rank).
 
-Before each update the ranks have agreed on whether to go on (control.py); they begin to as soon as the last forward pass of
-the update before is on its way. An update whose loss or gradient is not finite changes nothing; its samples are consumed
-all the same. The code here waits for the device only after a session's first update, to log, to evaluate and to save;
+Before each update the ranks have agreed on whether to go on (stop_requests.py); they begin to as soon as the last forward
+pass of the update before is on its way. An update whose loss or gradient is not finite changes nothing; its samples are
+consumed all the same. The code here waits for the device only after a session's first update, to log, to evaluate and to save;
 DeepSpeed's optimizers (in fp32 at ZeRO 0 engine.py) do so once in an update, to check that the gradient is finite.
 """
 
@@ -32,7 +32,7 @@ from mpnet_ds.data.samples.mixture import MixtureDataset
 from mpnet_ds.models import MPNetForPretraining
 from mpnet_ds.progress import Progress
 from mpnet_ds.ranks.disks import Disks
-from mpnet_ds.ranks.stop_requests import Agreement, Control, Request
+from mpnet_ds.ranks.stop_requests import Agreement, Request, StopRequests
 from mpnet_ds.ranks.watchdog import Watchdog
 from mpnet_ds.run.run_folder import Start
 from mpnet_ds.training.engine import Engine
@@ -94,7 +94,7 @@ class Trainer:
         if start.checkpoint is not None:
             self.engine.load(start.checkpoint, convert=bool(start.conversion))
         self.step = self._saved_step = start.step
-        self.control = Control(start.output, ranks)
+        self.stop_requests = StopRequests(start.output, ranks)
         first = self.step + 1 if start.checkpoint else 0
         self.metrics = MetricsWriter(start.output, config.monitors, ranks.is_main, first_step=first)
         self._progress = Progress(
@@ -125,7 +125,7 @@ class Trainer:
 
     def train(self) -> Outcome:
         """Trains to the recipe's last update, or until it is asked to stop; evaluates and saves on the way and then."""
-        with self._progress, self.control, closing(self.profiler), collected_by_hand() as self._collect:
+        with self._progress, self.stop_requests, closing(self.profiler), collected_by_hand() as self._collect:
             outcome = self._train()
         self.metrics.close()
         return outcome
@@ -139,7 +139,7 @@ class Trainer:
         except TrainingFailed as failure:
             return Outcome(self.step, failure=str(failure), is_saved=False)
         is_saved = self._saved_step == self.step or self._save()
-        self.control.answered(request)
+        self.stop_requests.answered(request)
         return Outcome(self.step, request, is_saved=is_saved)
 
     def _run_updates(self) -> Request:
@@ -164,7 +164,7 @@ class Trainer:
             if agreement.request == Request.SAVE:
                 if self._saved_step < self.step:
                     self._save()
-                self.control.answered(agreement.request)
+                self.stop_requests.answered(agreement.request)
             self._throughput.waited += waited
             self.step += 1
             self.watchdog.beat("updating", self.step)
@@ -191,7 +191,7 @@ class Trainer:
             drawn = next(self._draws, None)
         if drawn is not None:
             (batches, num_targets), waited = drawn
-            self._next = batches, waited, self.control.begin(num_targets)
+            self._next = batches, waited, self.stop_requests.begin(num_targets)
 
     def _finish_first(self) -> None:
         """The first update of a session, in which kernels are loaded and perhaps compiled, is timed apart."""
@@ -332,7 +332,7 @@ class Trainer:
             batch = self.eval_data.batch(numbers % len(self.eval_data))
             batch["predicted_positions"][numbers >= count] = -1  # every rank runs the same number of batches
             self.watchdog.beat("evaluating", self.step)
-            agreement = self.control.agree(int((batch["predicted_positions"] >= 0).sum()))
+            agreement = self.stop_requests.agree(int((batch["predicted_positions"] >= 0).sum()))
             request = agreement.request
             if request.stops:
                 break

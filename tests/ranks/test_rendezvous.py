@@ -12,7 +12,7 @@ import torch.distributed  # loaded once for all ranks of all tests
 from mpnet_ds.errors import UserError
 from mpnet_ds.ranks import process_group
 from mpnet_ds.ranks.launchers import Placement
-from mpnet_ds.ranks.rendezvous import call_roll, connect, leave_together
+from mpnet_ds.ranks.rendezvous import connect, join, leave_together
 from tests.runs import free_port
 
 ctx = multiprocessing.get_context("forkserver")
@@ -24,7 +24,7 @@ def meet(folder: Path, name: str, rank: int, world_size: int, port: int, timeout
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     begin.wait(60)
     try:
-        store, hosts = call_roll(Placement("deepspeed", rank, rank, world_size, world_size, "127.0.0.1", port), timeout)
+        store, hosts = join(Placement("deepspeed", rank, rank, world_size, world_size, "127.0.0.1", port), timeout)
         outcome = f"met {len(hosts)} at {len(set(hosts))}"
         store.add("met", 1)
         while rank == 0 and store.add("met", 0) < world_size:  # its store ends with it
@@ -52,7 +52,7 @@ def meet_alone(path: Path) -> None:
     """Without a launcher, while another process takes the port that the environment names; writes who finds whose store."""
     placement = process_group.place()
     with socket.create_server(("", int(os.environ["MASTER_PORT"]))):
-        store, _ = call_roll(placement, 5)
+        store, _ = join(placement, 5)
     store.set("word", "found")
     torch.distributed.init_process_group("gloo")
     torchs = torch.distributed.distributed_c10d._get_default_store()
@@ -77,7 +77,7 @@ def test_all_learn_where_the_others_are(tmp_path):
 def test_ranks_that_do_not_come_are_named_to_all(tmp_path):
     said = meet_all(tmp_path, [0, 2], 4, timeout=2)
     for text in said:
-        assert text.startswith("after 2 s (--join_timeout) 2 of 4 ranks are there; missing: ranks 1, 3. Rank 0 waits at ")
+        assert text.startswith("2 of 4 ranks are here after 2 s (--join_timeout); missing: ranks 1, 3. Rank 0 waits at ")
 
 
 def test_where_rank_0_does_not_come_its_place_is_named(tmp_path):
@@ -88,7 +88,7 @@ def test_where_rank_0_does_not_come_its_place_is_named(tmp_path):
 
 def test_two_runs_that_meet_at_one_place_are_told_apart(tmp_path):
     said = meet_all(tmp_path, [0, 1, 1], 3, timeout=3)
-    assert sum("another run meets at 127.0.0.1, port" in text for text in said[1:]) == 1
+    assert sum("another run uses 127.0.0.1, port" in text for text in said[1:]) == 1
 
 
 def test_a_port_that_is_taken_is_named(tmp_path):
@@ -102,7 +102,7 @@ PAUSE, PATIENCE = 0.5, 3.0  # seconds
 def part(folder: Path, rank: int, port: int, failing: int | None) -> None:
     """Meets two others, and leaves twice together with them, later by its number; the rank that fails does not."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    store, _ = call_roll(Placement("deepspeed", rank, rank, 3, 3, "127.0.0.1", port), 20)
+    store, _ = join(Placement("deepspeed", rank, rank, 3, 3, "127.0.0.1", port), 20)
     store.add("met", 1)
     while store.add("met", 0) < 3:
         time.sleep(0.01)

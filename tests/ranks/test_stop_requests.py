@@ -9,9 +9,9 @@ import pytest
 
 from mpnet_ds.checkpoint.store import verify
 from mpnet_ds.preflight.checks import check_hostfile
-from mpnet_ds.ranks import stop_requests as control_module
+from mpnet_ds.ranks import stop_requests
 from mpnet_ds.ranks.process_group import ancestors
-from mpnet_ds.ranks.stop_requests import Agreement, Control, Request
+from mpnet_ds.ranks.stop_requests import Agreement, Request, StopRequests
 from tests.training.faulty_runs import launch, ranks_of, saved_steps, train, wait_for_update
 
 SECONDS_TO_SAVE = 30
@@ -19,11 +19,11 @@ SECONDS_TO_SAVE = 30
 
 def test_what_is_asked_after_an_agreement_began_is_for_the_next(tmp_path):
     ranks = SimpleNamespace(world_size=1, is_main=True, local_rank=0)
-    control = Control(tmp_path, ranks)
-    finish = control.begin(num_targets=3)
+    requests = StopRequests(tmp_path, ranks)
+    finish = requests.begin(num_targets=3)
     (tmp_path / "STOP").touch()
     assert finish() == Agreement(Request.NOTHING, 3)
-    assert control.agree(5) == Agreement(Request.STOP, 5)
+    assert requests.agree(5) == Agreement(Request.STOP, 5)
 
 
 def test_a_launcher_that_is_gone_before_it_is_asked_for_its_parent_has_gone_and_is_no_error(tmp_path, monkeypatch):
@@ -35,10 +35,10 @@ def test_a_launcher_that_is_gone_before_it_is_asked_for_its_parent_has_gone_and_
         return parent(process)
 
     monkeypatch.setattr(psutil.Process, "parent", parent_of_this_process)
-    monkeypatch.setattr(control_module, "SECONDS_BETWEEN_LOOKS", 0)
-    control = Control(tmp_path, SimpleNamespace(world_size=1, is_main=True, local_rank=0))
-    control._launchers = [os.getppid(), 1]
-    assert control.agree().request == Request.REQUEUE
+    monkeypatch.setattr(stop_requests, "SECONDS_BETWEEN_LOOKS", 0)
+    requests = StopRequests(tmp_path, SimpleNamespace(world_size=1, is_main=True, local_rank=0))
+    requests._launchers = [os.getppid(), 1]
+    assert requests.agree().request == Request.REQUEUE
     assert [process.pid for process in ancestors()] == [os.getppid()]
     assert check_hostfile() == []
 

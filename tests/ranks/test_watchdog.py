@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import distributed
 
-from mpnet_ds.ranks.heartbeat import Board
+from mpnet_ds.ranks.heartbeat import Heartbeat, Heartbeats
 from mpnet_ds.ranks.process_group import Ranks
-from mpnet_ds.ranks.watchdog import Report, Watchdog, find_culprits
+from mpnet_ds.ranks.watchdog import Watchdog, find_culprits
 from tests.runs import free_port
 
 TIMEOUT = 2  # seconds without a beat
@@ -94,15 +94,15 @@ class Plan:
 
 
 def be_late(begun: Path, seconds: float) -> None:
-    exchange, was_late = Board._exchange, threading.Event()
+    exchange, was_late = Heartbeats.exchange, threading.Event()
 
-    def exchange_late(board: Board, store, number: int) -> None:
+    def exchange_late(board: Heartbeats, store, number: int) -> None:
         if begun.exists() and not was_late.is_set():
             was_late.set()
             time.sleep(seconds)
         exchange(board, store, number)
 
-    Board._exchange = exchange_late
+    Heartbeats.exchange = exchange_late
 
 
 def train(rank: int, port: int, folder: Path, plan: Plan) -> None:
@@ -279,8 +279,8 @@ def test_a_limit_of_zero_watches_nothing(tmp_path):
     assert not (tmp_path / "hang").exists()
 
 
-def report(rank: int, step: int = 5, waiting: bool = True, beats: int = 1) -> Report:
-    return Report(rank, 1, "update", step, beats, 9.0, waiting, "there", 3)
+def report(rank: int, step: int = 5, waiting: bool = True, beats: int = 1) -> Heartbeat:
+    return Heartbeat(rank, 1, "update", step, beats, 9.0, waiting, "there", 3)
 
 
 @pytest.mark.parametrize(

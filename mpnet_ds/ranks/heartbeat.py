@@ -2,8 +2,8 @@
 
 A thread of each rank posts the rank's heartbeat at the store of the rendezvous every few seconds, over a connection of its
 own, and looks whether an alarm has been raised. Rank 0 counts how long each other rank has been silent, and the last rank
-does so for rank 0: a rank that is dead, stopped or behind a broken link posts nothing. Rank 0 reads all heartbeats each
-time, the others one key: about 400 bytes for each rank and interval.
+does so for rank 0: a rank that is dead, stopped or cut off posts nothing. Rank 0 reads all heartbeats each time, the others
+one key: about 400 bytes for each rank and interval.
 
 Only this thread talks to the store, so a store whose host is stopped or dead delays nobody: that it does not answer is
 then the finding.
@@ -11,7 +11,7 @@ then the finding.
 
 import json
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from mpnet_ds.ranks import rendezvous
@@ -44,7 +44,7 @@ class Alarm:
     """Why the run ends. The first one counts."""
 
     by: int
-    """The rank that raised it. Unless that rank has failed, it is the speaker: it reads all heartbeats and says who is to blame."""
+    """The rank that raised it. Unless it has failed it is the speaker: it reads all heartbeats and says who is to blame."""
     cause: str
     is_failure: bool = False
     """Whether the rank ended with an exception, of which ``cause`` tells."""
@@ -63,10 +63,10 @@ class Heartbeats:
         self._ranks, self._interval, self._lost_timeout, self._make = ranks, interval, lost_timeout, make
         self.alarm: Alarm | None = None
         """The alarm of all ranks, once this rank knows it."""
-        self.has_alarm, self.seen_by_all, self.store_is_gone = threading.Event(), threading.Event(), threading.Event()
-        """Set when ``alarm`` is there, when all ranks have it, and when the store can no longer be reached."""
-        self.rounds = 0
-        """Number of exchanges that the store has answered."""
+        self.has_alarm, self.seen_by_all = threading.Event(), threading.Event()
+        """Set when this rank knows the alarm, and when all do."""
+        self.answered, self.store_is_gone = threading.Event(), threading.Event()
+        """Set after each exchange with the store, and when it can no longer be reached."""
         self.failure = ""
         """Why the store can no longer be reached, in words."""
         self._raised: Alarm | None = None
@@ -84,7 +84,8 @@ class Heartbeats:
         """Post that this rank leaves in good order, or give up on a store that does not answer."""
         self._stopped = True
         self._wake.set()
-        self._thread.join(timeout=self._interval)
+        if self._thread.is_alive():
+            self._thread.join(timeout=self._interval)
 
     def raise_alarm(self, cause: str, is_failure: bool = False) -> None:
         """Have the alarm posted, and return at once."""
@@ -93,11 +94,11 @@ class Heartbeats:
 
     @property
     def is_speaker(self) -> bool:
-        """Whether this rank's alarm was the first, and it is here to say who is to blame."""
+        """Whether this rank's alarm was the first, so that it has to say who is to blame."""
         return self.alarm is not None and self.alarm.by == self._ranks.rank and not self.alarm.is_failure
 
     def read(self) -> tuple[list[Heartbeat], set[int]]:
-        """Return the last heartbeats, by rank, and the ranks that have been silent since the alarm; on the speaker only."""
+        """Return, on the speaker, the last heartbeats by rank, and the ranks that have been silent since the alarm."""
         present, since = set(range(self._ranks.world_size)) - self._left, max(2, self._readings - 1) * self._interval
         silent = {rank for rank in present if rank not in self._heard or self._heard[rank][1] >= since}
         return [self._heard[rank][0] for rank in sorted(present & self._heard.keys())], silent
@@ -106,7 +107,9 @@ class Heartbeats:
         """Post the heartbeat with this number and take in what others have posted."""
         raised = self._raised
         store.set(str(self._ranks.rank), json.dumps(asdict(self._make(number))))
-        lost = self._listen(store)
+        self._listen(store)
+        silences = {rank: seconds for rank, (_, seconds) in self._heard.items() if rank not in self._left}
+        lost = [rank for rank, seconds in silences.items() if 0 < self._lost_timeout <= seconds]
         if lost and not raised:
             silence = f"no heartbeat from {name_ranks(lost, self._ranks.hosts)} for {self._lost_timeout:g} s"
             self._raised = raised = Alarm(self._ranks.rank, f"{silence} (run.lost_timeout)")
@@ -118,7 +121,22 @@ class Heartbeats:
             self.has_alarm.set()
             if store.add("seen", int(is_news)) == self._ranks.world_size:
                 self.seen_by_all.set()
-        self.rounds += 1
+        self.answered.set()
+
+    def _listen(self, store) -> None:
+        """Read the heartbeats that this rank looks after: all on rank 0 and on the speaker, rank 0's on the last rank."""
+        size, keys = self._ranks.world_size, []
+        if self.is_speaker or (self._lost_timeout and self._ranks.rank in (0, size - 1)):
+            keys = [str(rank) for rank in range(size if self.is_speaker or self._ranks.is_main else 1)]
+        self._readings += self.is_speaker
+        posted = keys if not keys or store.check(keys) else [key for key in keys if store.check([key])]
+        texts = dict(zip(map(int, posted), store.multi_get(posted) if posted else [], strict=True))
+        self._left |= {rank for rank, text in texts.items() if not text}
+        for rank in texts.keys() - self._left:
+            heartbeat, (before, seconds) = Heartbeat(**json.loads(texts[rank])), self._heard.get(rank, (None, 0.0))
+            is_news = before is None or before.number != heartbeat.number
+            # Counted, not measured: the clock runs on while a job is suspended.
+            self._heard[rank] = heartbeat, 0.0 if is_news else seconds + self._interval
 
     def _run(self) -> None:
         try:
@@ -133,26 +151,3 @@ class Heartbeats:
         except (RuntimeError, OSError) as error:  # the host of the store is gone
             self.failure = f" ({str(error).strip().splitlines()[0]})" if str(error).strip() else ""
             self.store_is_gone.set()
-
-    def _listen(self, store) -> list[int]:
-        """Read the heartbeats that this rank looks after; return the ranks that have been silent for too long."""
-        last, keys = self._ranks.world_size - 1, []
-        if self.is_speaker or (self._ranks.is_main and self._lost_timeout):
-            keys = [str(rank) for rank in range(last + 1)]
-        elif self._ranks.rank == last and self._lost_timeout:
-            keys = ["0"]
-        self._readings += self.is_speaker
-        present = keys if not keys or store.check(keys) else [key for key in keys if store.check([key])]
-        for key, text in zip(present, store.multi_get(present) if present else [], strict=True):
-            rank = int(key)
-            if not text:
-                self._left.add(rank)
-                continue
-            heartbeat, (before, seconds) = Heartbeat(**json.loads(text)), self._heard.get(rank, (None, 0.0))
-            # Counted, not measured: the clock runs on while a job is suspended.
-            is_news = before is None or before.number != heartbeat.number
-            self._heard[rank] = heartbeat, 0.0 if is_news else seconds + self._interval
-        lost = [
-            rank for rank, (_, seconds) in self._heard.items() if rank not in self._left and seconds >= self._lost_timeout
-        ]
-        return sorted(lost) if self._lost_timeout else []

@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import psutil
+
 from mpnet_ds.errors import UserError
 
 PORT = 29500
@@ -161,6 +163,14 @@ def hosts_of_command(command: Sequence[str]) -> list[str]:
             slots = json.loads(base64.urlsafe_b64decode(word.partition("=")[2]))
             return [host for host, numbers in slots.items() for _ in numbers]
     return []
+
+
+def launched_hosts() -> list[str]:
+    """Return the host of each rank from the command line of DeepSpeed's launcher, this process's parent; else nothing."""
+    try:
+        return hosts_of_command(psutil.Process().parent().cmdline())
+    except (psutil.Error, AttributeError, ValueError):
+        return []
 
 
 def name_ranks(ranks: Iterable[int], hosts: Mapping[int, str] | Sequence[str]) -> str:

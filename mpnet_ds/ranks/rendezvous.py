@@ -15,11 +15,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 
-import psutil
-
 from mpnet_ds.errors import AgreedError, UserError
 from mpnet_ds.last_word import leave_in_order
-from mpnet_ds.ranks.launchers import Placement, hosts_of_command, name_ranks
+from mpnet_ds.ranks.launchers import Placement, launched_hosts, name_ranks
 
 FIRST_NEWS, MORE_NEWS = 15.0, 60.0  # seconds
 TIME_TO_READ = 10.0  # seconds in which a rank that is there should have read what rank 0 has posted
@@ -92,7 +90,7 @@ def _open(placement: Placement, timeout: float):
 
 def _wait_for_all(store, placement: Placement, timeout: float) -> dict:
     """Return the hosts once all ranks are here, or who is missing."""
-    hosts = _launched_hosts()
+    hosts = launched_hosts()
     begin, news, size = time.monotonic(), FIRST_NEWS, placement.world_size
     while (present := store.add(_COUNT, 0)) < size:
         passed = time.monotonic() - begin
@@ -135,14 +133,6 @@ def _leave(store, rank: int, readers: int) -> None:
     leave_in_order(rank == 0, TIME_TO_READ, spoken=None, heard=all_have_read)
 
 
-def _launched_hosts() -> list[str]:
-    """Return the host of each rank as DeepSpeed's launcher, this process's parent, has it; nothing without it."""
-    try:
-        return hosts_of_command(psutil.Process().parent().cmdline())
-    except (psutil.Error, AttributeError, ValueError):
-        return []
-
-
 @contextmanager
 def _naming_rank_0(placement: Placement) -> Iterator[None]:
     """Turn a failure of the store into a ``UserError`` that tells where it should be."""
@@ -156,7 +146,7 @@ def _naming_rank_0(placement: Placement) -> Iterator[None]:
         if "EADDRINUSE" in str(error):
             text, cure = (
                 f"port {placement.port} is in use on {host}",
-                "give this run another one (deepspeed --master_port N)",
+                "give this run another one (--master_port N)",
             )
         raise UserError(f"{text}: {cure}.") from None
 

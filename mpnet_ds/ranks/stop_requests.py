@@ -10,7 +10,6 @@ DeepSpeed's launcher is two processes: ``deepspeed`` starts ``launch.py``, which
 any of these signals and tells nobody; the latter passes SIGTERM and SIGINT on as SIGTERM, to one rank after the other.
 """
 
-import os
 import re
 import signal
 import time

@@ -6,29 +6,24 @@ The main thread calls ``beat`` at each phase of its work, which is one assignmen
                 and, a little later, leaves the process with exit code 1 (the main thread cannot be unwound)
     heartbeats  posts how this rank is, and sees whether another rank has raised the alarm (heartbeat.py)
 
-The rank whose alarm came first reads the heartbeats of all ranks and says who is to blame. The alarm is also raised when a
-rank is silent for ``lost_timeout`` (it is dead, stopped, or cut off), when a collective fails because another rank is gone,
-and when a rank ends with an exception, for which the others would wait.
+The rank whose alarm came first reads the heartbeats of all ranks and says who is to blame (blame.py). The alarm is also
+raised when a rank is silent for ``lost_timeout`` (it is dead, stopped, or cut off), when a collective fails because another
+rank is gone, and when a rank ends with an exception, for which the others would wait.
 
 ``timeout`` must exceed the longest phase, be it a compilation, an evaluation batch or the save of many GB. Time in which
 the process was suspended (SIGSTOP) does not count; after a long one, stacks may be printed once, and the run continues.
 """
 
 import faulthandler
-import linecache
 import os
-import re
 import sys
-import sysconfig
 import threading
 import traceback
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
-from types import FrameType
-
-import torch.distributed
 
 from mpnet_ds.last_word import leave_in_order, say
+from mpnet_ds.ranks.blame import find_culprits, is_lost_contact, locate
 from mpnet_ds.ranks.heartbeat import Heartbeat, Heartbeats
 from mpnet_ds.ranks.launchers import name_ranks
 from mpnet_ds.ranks.process_group import Ranks
@@ -40,48 +35,6 @@ STARTING = ("starting", 0, 0)
 """The phase before the first beat, which may take as long as it likes: an engine is built, compiled, and loaded."""
 LEAST_GRACE = 2.0  # seconds
 RESUME = "The same command resumes from the newest checkpoint."
-_LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
-_COLLECTIVE = re.compile(r"/torch/distributed/|/deepspeed/comm/")
-_LOST_CONTACT = re.compile(r"\bgloo\b|\bNCCL\b")
-_DEVICE_WAIT = re.compile(r"\.(item|tolist|cpu|wait|synchronize)\(|\bsynchronize\(")
-_SIGNS = (  # attributes of a heartbeat, of which the least tells; the first that differs is the most telling
-    ("step", "other ranks are at a later step"),
-    ("waiting", "others seem to wait for other ranks, it does not (a guess from the stacks)"),
-    ("phases", "others are in a later phase of the step"),
-)
-
-
-def find_culprits(heartbeats: Sequence[Heartbeat], silent: Collection[int] = ()) -> tuple[list[int], list[str]]:
-    """Return the ranks to blame, and why: silent ones, else those that are behind; all, and no reason, if none is."""
-    if silent:
-        return sorted(silent), ["it is silent: stopped, dead, or cut off from the other ranks"]
-    suspects, reasons = list(heartbeats), []
-    for sign, reason in _SIGNS:
-        least = min(getattr(heartbeat, sign) for heartbeat in suspects)
-        behind = [heartbeat for heartbeat in suspects if getattr(heartbeat, sign) == least]
-        reasons += [reason] if len(behind) < len(suspects) else []
-        suspects = behind
-    return sorted(heartbeat.rank for heartbeat in suspects), reasons
-
-
-def locate(frame: FrameType | None) -> tuple[bool, str]:
-    """Return whether a thread with this innermost frame seems to wait for other ranks, and where it is.
-
-    It does inside ``torch.distributed`` and ``deepspeed.comm``, in autograd's backward, whose hooks may wait in other
-    threads, and on a line that waits for the device or for a handle (``.item()``, ``.wait()`` …). This is a guess.
-    """
-    if frame is None:
-        return False, "nowhere: the main thread has ended"
-    name, path, number = frame.f_code.co_name, frame.f_code.co_filename, frame.f_lineno
-    try:
-        line = linecache.getline(path, number)
-    except TypeError:  # another thread was filling the cache
-        line = ""
-    waiting = bool(_COLLECTIVE.search(path) or name == "_engine_run_backward" or _DEVICE_WAIT.search(line))
-    frames = [one for one, _ in traceback.walk_stack(frame)]
-    own = next((one for one in frames if not one.f_code.co_filename.startswith(_LIBRARIES)), frame)
-    place = f"{own.f_code.co_name} ({own.f_code.co_filename}:{own.f_lineno})"
-    return waiting, place if own is frame else f"{place} in {name} ({Path(path).name}:{number})"
 
 
 class Watchdog:
@@ -96,37 +49,35 @@ class Watchdog:
 
     def __init__(self, ranks: Ranks, folder: Path, timeout: float, lost_timeout: float = 0):
         self.ranks, self.folder = ranks, Path(folder)
-        self.timeout, self.lost_timeout = timeout, lost_timeout if ranks.world_size > 1 else 0
+        self._has_others = ranks.world_size > 1
+        self.timeout, self.lost_timeout = timeout, lost_timeout * self._has_others
         limits = [limit for limit in (self.timeout, self.lost_timeout) if limit]
         self._interval = min(5.0, max(0.25, min(limits, default=0) / 8))
         # For all ranks to see the alarm, write their stacks and post again; busy machines delay them by seconds.
         self._grace = max(LEAST_GRACE, 4 * self._interval)
         self._beat, self._age, self._unanswered = STARTING, 0.0, 0.0
-        self._error: BaseException | None = None
+        self._lost_contact: BaseException | None = None
         self._stopped = threading.Event()
-        self._others = (
-            Heartbeats(ranks, self._interval, self.lost_timeout, self._heartbeat) if ranks.world_size > 1 else None
-        )
+        self._heartbeats = Heartbeats(ranks, self._interval, self.lost_timeout, self._heartbeat)
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> "Watchdog":
         self._main = threading.get_ident()
         if self.timeout or self.lost_timeout:
-            if self._others is not None:
-                self._others.start()
+            if self._has_others:
+                self._heartbeats.start()
             self._thread.start()
         return self
 
     def __exit__(self, kind, error: BaseException | None, trace) -> None:
         if not self._thread.is_alive():
             return
-        if error is not None and self._others is not None:
+        if error is not None and self._has_others:
             self._tell(error)
         self._stopped.set()
         self._thread.join()
         faulthandler.cancel_dump_traceback_later()
-        if self._others is not None:
-            self._others.stop()
+        self._heartbeats.stop()
 
     def beat(self, phase: str, step: int) -> None:
         """Begin ``phase`` of ``step``. All ranks should go through the same phases of a step."""
@@ -139,27 +90,25 @@ class Watchdog:
 
     def _tell(self, error: BaseException) -> None:
         """Tell the other ranks, which would wait for this one. Does not return if it is this one that has lost another."""
-        text, me = f"{type(error).__name__}: {error}".strip().splitlines()[0], f"rank {self.ranks.rank} ({self.ranks.host})"
-        if _is_lost_contact(error):
-            self._error = error
-            self._others.raise_alarm(f"{me} lost contact ({text})")
+        me, text = f"rank {self.ranks.rank} ({self.ranks.host})", f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        if is_lost_contact(error):
+            self._lost_contact = error
+            self._heartbeats.raise_alarm(f"{me} lost contact ({text})")
             self._thread.join()  # it finds out with whom, and ends the process
-        self._others.raise_alarm(f"{me} failed: {text}", is_failure=True)
+        self._heartbeats.raise_alarm(f"{me} failed: {text}", is_failure=True)
         self._stopped.set()
-        self._others.has_alarm.wait(2 * self._interval)
-        leave_in_order(self.ranks.is_main, 4 * self._interval, spoken=None, heard=self._others.seen_by_all.wait)
+        self._heartbeats.has_alarm.wait(2 * self._interval)
+        leave_in_order(self.ranks.is_main, 4 * self._interval, spoken=None, heard=self._heartbeats.seen_by_all.wait)
 
     def _watch(self) -> None:
-        seen, rounds = self._beat, 0
+        seen = self._beat
         while not self._stopped.wait(self._interval):
             # Counted, not measured: the clock runs on while a job is suspended.
             beat = self._beat
             self._age = 0.0 if beat is not seen or beat is STARTING else self._age + self._interval
+            self._unanswered = 0.0 if self._heartbeats.answered.is_set() else self._unanswered + self._interval
+            self._heartbeats.answered.clear()
             seen = beat
-            if self._others is not None:
-                answered = self._others.rounds
-                self._unanswered = 0.0 if answered != rounds else self._unanswered + self._interval
-                rounds = answered
             # Should the main thread hold the interpreter's lock, this thread gets no further: dump from C then.
             faulthandler.dump_traceback_later(self.timeout or self.lost_timeout, file=sys.__stderr__)
             cause = self._find_cause()
@@ -168,14 +117,15 @@ class Watchdog:
 
     def _find_cause(self) -> str:
         """Return why the run must end, in words; empty if it need not."""
-        if self._others is not None and self._others.alarm is not None:
-            return self._others.alarm.cause
+        if self._heartbeats.alarm is not None:
+            return self._heartbeats.alarm.cause
         if self.timeout and self._age >= self.timeout:
             return f"no progress for {self.timeout:g} s (run.hang_timeout)"
-        if self._error is not None and (self._others.failure or self._unanswered >= self._grace):
-            return f"rank {self.ranks.rank} ({self.ranks.host}) lost contact"
+        if self._lost_contact and (self._heartbeats.failure or self._unanswered >= self._grace):
+            return f"rank {self.ranks.rank} ({self.ranks.host}) lost contact{self._heartbeats.failure}"
         if self.lost_timeout and self._unanswered >= self.lost_timeout:
-            return f"no answer from the store of the ranks for {self.lost_timeout:g} s (run.lost_timeout)"
+            silence = f"no answer from the store of rank 0 for {self.lost_timeout:g} s (run.lost_timeout)"
+            return f"{silence}{self._heartbeats.failure}"
         return ""
 
     def _end(self, cause: str) -> None:
@@ -183,27 +133,25 @@ class Watchdog:
         last_resort = threading.Timer(2 * self._grace + 5, os._exit, [EXIT_CODE])  # files or stderr may hang as well
         last_resort.daemon = True
         last_resort.start()
-        others, rounds = self._others, self._others.rounds if self._others else 0
-        if others is not None:
-            others.raise_alarm(cause)
-            if others.alarm is not None and others.alarm.is_failure:
-                self._follow(cause)
-        heartbeat = self._heartbeat()
-        written = self._write_stacks(heartbeat)
-        if self._error is None:
-            say(f"rank {heartbeat.rank}: {self._describe(heartbeat)}\n  {written}")
+        others, me = self._heartbeats, self._heartbeat()
+        others.raise_alarm(cause)
+        if others.alarm is not None and others.alarm.is_failure:
+            self._follow(cause)
+        others.answered.clear()
+        written = self._write_stacks(me)
+        if self._lost_contact is None:
+            say(f"rank {me.rank}: {self._describe(me)}\n  {written}")
         if self._stopped.wait(self._grace):
             last_resort.cancel()
             return
-        answers = others is not None and others.alarm is not None and others.rounds > rounds
-        if others is None:
-            say(self._verdict(cause, [heartbeat], ()))
-        elif answers and others.is_speaker:
-            say(self._verdict(cause, *others.read()))
-        elif not answers and self._speaks_for_host:
-            say(self._verdict_without_store(cause))
+        # Rank 0 is lost if its store does not answer, as the first rank of each host says, and rank 1 on rank 0's host.
+        is_store_lost = self._has_others and not (others.alarm is not None and others.answered.is_set())
+        if is_store_lost and (self.ranks.local_rank == 0 or self.ranks.rank == 1):
+            say(self._verdict(cause, [me], {0}))
+        elif not self._has_others or (others.is_speaker and not is_store_lost):
+            say(self._verdict(cause, *(others.read() if self._has_others else ([me], ()))))
         else:
-            leave_in_order(False, 2 * self._interval, spoken=self._stopped.wait)
+            leave_in_order(False, 2 * self._interval)
         os._exit(EXIT_CODE)
 
     def _follow(self, cause: str) -> None:
@@ -212,24 +160,18 @@ class Watchdog:
             say(f"error: {cause}. {RESUME}")
         # The rank that failed needs time to say why. If it is rank 0, the store tells when it has left.
         seconds = (2 if self.ranks.is_main else 8) * self._interval
-        leave_in_order(False, seconds, spoken=self._others.store_is_gone.wait)
+        leave_in_order(False, seconds, spoken=self._heartbeats.store_is_gone.wait)
         os._exit(EXIT_CODE)
 
-    @property
-    def _speaks_for_host(self) -> bool:
-        """Whether this is the first rank on its host, apart from rank 0 if there are others."""
-        own = [rank for rank, host in enumerate(self.ranks.hosts) if host == self.ranks.host]
-        return self.ranks.rank == ([rank for rank in own if rank] or own)[0]
-
-    def _write_stacks(self, heartbeat: Heartbeat) -> str:
+    def _write_stacks(self, me: Heartbeat) -> str:
         """Write the stacks of all threads, the main thread's first; return what became of it."""
         names = {thread.ident: thread.name for thread in threading.enumerate()}
-        parts = [f"rank {heartbeat.rank}: {self._describe(heartbeat)}\n"]
-        if self._error is not None:
-            parts += ["\n", *traceback.format_exception(self._error)]
+        parts = [f"rank {me.rank}: {self._describe(me)}\n"]
+        if self._lost_contact is not None:
+            parts += ["\n", *traceback.format_exception(self._lost_contact)]
         for ident, frame in sorted(sys._current_frames().items(), key=lambda item: item[0] != self._main):
             parts += [f"\nThread {names.get(ident, ident)} (most recent call last):\n", *traceback.format_stack(frame)]
-        path = self.folder / f"rank-{heartbeat.rank:05d}.txt"
+        path = self.folder / f"rank-{me.rank:05d}.txt"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             path.write_text("".join(parts), encoding="utf-8")
@@ -238,35 +180,18 @@ class Watchdog:
         return f"Its Python stacks are in {path}"
 
     def _verdict(self, cause: str, heartbeats: list[Heartbeat], silent: Collection[int]) -> str:
-        culprits, reasons = find_culprits(heartbeats, silent)
+        culprits, reason = find_culprits(heartbeats, silent)
         known = {heartbeat.rank: heartbeat for heartbeat in heartbeats}
         who, one = name_ranks(culprits, self.ranks.hosts), len(culprits) == 1
         what = ("is lost" if one else "are lost") if silent else ("hangs" if one else "hang")
-        blamed = f"{who} {what}" if reasons or self._others is None else f"nothing tells {who} apart"
+        blamed = f"{who} {what}" if reason or not self._has_others else f"nothing tells {who} apart"
         order = [*culprits, *sorted(known.keys() - set(culprits))][:16]
-        ranks = [f"rank {rank}: {self._describe(known[rank]) if rank in known else 'no heartbeat ever'}" for rank in order]
-        return self._join(f"{cause}: {blamed}", [*(f"why: {reason}" for reason in reasons), *ranks])
-
-    def _verdict_without_store(self, cause: str) -> str:
-        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        agent, first = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True", self.ranks.hosts[0]
-        who = f"the launcher of the first host ({first})" if agent else f"rank 0 ({first})"
-        what = f"{who} is stopped, dead, or cut off from rank {self.ranks.rank} ({self.ranks.host})"
-        why = f"why: {what}: the store of the ranks at {address} does not answer{self._others.failure}"
-        return self._join(f"{cause}: {who} is lost", [why])
-
-    def _join(self, error: str, lines: list[str]) -> str:
+        ranks = [f"rank {rank}: {self._describe(known[rank]) if rank in known else 'no heartbeat'}" for rank in order]
         stacks = f"Python stacks of the ranks that could write them: {self.folder}"
-        return "\n  ".join([f"error: {error}", *lines, stacks, RESUME])
+        return "\n  ".join([f"error: {cause}: {blamed}", *([f"why: {reason}"] if reason else []), *ranks, stacks, RESUME])
 
     def _describe(self, heartbeat: Heartbeat) -> str:
         doing = "seems to wait for other ranks" if heartbeat.waiting else "is"
         where = f"on {self.ranks.hosts[heartbeat.rank]} (pid {heartbeat.pid})"
         since = f'in "{heartbeat.phase}" of step {heartbeat.step} for {heartbeat.age:.0f} s'
         return f"{since} {where}; {doing} at {heartbeat.place}"
-
-
-def _is_lost_contact(error: BaseException) -> bool:
-    """Whether a collective failed because another rank, or the way to it, is gone."""
-    is_distributed = isinstance(error, torch.distributed.DistError)
-    return is_distributed or (isinstance(error, RuntimeError) and bool(_LOST_CONTACT.search(str(error))))

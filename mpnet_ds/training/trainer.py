@@ -5,9 +5,9 @@ rows ``(a * ranks + r) * micro`` and following of them, so that the samples of a
 at any number of ranks. The loss is the mean over all predicted slots of the whole global batch, also where rows have
 unequal numbers of them. All randomness of an update follows from (seed, update, rank).
 
-Before each update the ranks have agreed on whether to go on (stop_requests.py); they begin to as soon as the last forward
-pass of the update before is on its way. An update whose loss or gradient is not finite changes nothing; its samples are
-consumed all the same. The code here waits for the device only after a session's first update, to log, to evaluate and to save;
+Before each update the ranks have agreed on whether to go on (stop_requests.py); they begin to once the last forward pass of
+the update before is on its way. An update whose loss or gradient is not finite changes nothing; its samples are consumed
+all the same. The code here waits for the device only after a session's first update, to log, to evaluate and to save;
 DeepSpeed's optimizers (in fp32 at ZeRO 0 engine.py) do so once in an update, to check that the gradient is finite.
 """
 

@@ -115,6 +115,7 @@ def test_a_rank_that_failed_is_waited_for_no_longer_than_allowed(port):
 
 def test_where_rank_0_failed_nobody_waits(port):
     stores = [store for store, _ in meet(port, 3, [0, 1, 2])]
-    assert stores.pop(0) is not None  # it ends with the last reference
-    times = at_once([partial(leave_together, store, rank, 3, 20) for rank, store in enumerate(stores, 1)])
-    assert times == [None, None]
+    del stores[0]
+    begin = time.monotonic()
+    at_once([partial(leave_together, store, rank, 3, 20) for rank, store in enumerate(stores, 1)])
+    assert time.monotonic() - begin < 20

@@ -18,6 +18,9 @@ from mpnet_ds.ranks import rendezvous
 from mpnet_ds.ranks.launchers import name_ranks
 from mpnet_ds.ranks.process_group import Ranks
 
+CONNECT_TIMEOUT = 60.0
+"""Seconds for the first connection to the store."""
+
 
 @dataclass(frozen=True)
 class Heartbeat:
@@ -140,7 +143,7 @@ class Heartbeats:
 
     def _run(self) -> None:
         try:
-            store = rendezvous.with_prefix(rendezvous.connect(60), "heartbeats")
+            store = rendezvous.with_prefix(rendezvous.connect(CONNECT_TIMEOUT), "heartbeats")
             number = 0
             while not self._stopped:
                 number += 1

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from mpnet_ds.last_word import leave_in_order, say
 from mpnet_ds.ranks.blame import find_culprits, is_lost_contact, locate
-from mpnet_ds.ranks.heartbeat import Heartbeat, Heartbeats
+from mpnet_ds.ranks.heartbeat import CONNECT_TIMEOUT, Heartbeat, Heartbeats
 from mpnet_ds.ranks.launchers import name_ranks
 from mpnet_ds.ranks.process_group import Ranks
 
@@ -55,7 +55,7 @@ class Watchdog:
         self._interval = min(5.0, max(0.25, min(limits, default=0) / 8))
         # For all ranks to see the alarm, write their stacks and post again; busy machines delay them by seconds.
         self._grace = max(LEAST_GRACE, 4 * self._interval)
-        self._beat, self._age, self._unanswered = STARTING, 0.0, 0.0
+        self._beat, self._age, self._unanswered = STARTING, 0.0, -CONNECT_TIMEOUT
         self._lost_contact: BaseException | None = None
         self._stopped = threading.Event()
         self._heartbeats = Heartbeats(ranks, self._interval, self.lost_timeout, self._heartbeat)

@@ -121,17 +121,8 @@ LATE_TO_THE_ALARM = hanging("sleep_for_ever", 0, phase="drawing data", late=TIME
 LATE_TO_THE_FAILURE = losing("fail", 0, lost_timeout=8, late=2.2)
 UNDISTURBED = Scenario(size=2)
 SUSPENDED = Scenario("suspend", (0, 1), size=2)
-SCENARIOS = [
-    *HANGS,
-    *SILENT,
-    *LOST,
-    *NOTICED,
-    *FAILED,
-    LATE_TO_THE_ALARM,
-    LATE_TO_THE_FAILURE,
-    UNDISTURBED,
-    SUSPENDED,
-]
+SINGLE = [LATE_TO_THE_ALARM, LATE_TO_THE_FAILURE, UNDISTURBED, SUSPENDED]
+SCENARIOS = [*HANGS, *SILENT, *LOST, *NOTICED, *FAILED, *SINGLE]
 
 
 def be_late(begun: Path, seconds: float) -> None:
@@ -155,10 +146,11 @@ def train(rank: int, port: int, folder: Path, scenario: Scenario, everyone) -> N
     distributed.init_process_group("gloo")
     if rank == size - 1:
         be_late(folder / "begun", scenario.late)
+    everyone.wait(60)  # until all ranks have started, which keeps the machine busy
     timeouts = scenario.hang_timeout, scenario.lost_timeout
     with Watchdog(ranks_of(rank, size), folder / "hang", *timeouts) as watchdog:
         watchdog._heartbeats.answered.wait(60)
-        everyone.wait(120)  # until the ranks of all scenarios post heartbeats: starting keeps the machine busy
+        all_reduce(notices=True)  # until all post heartbeats
         for step in range(1, 5):
             for phase in ("drawing data", "update"):
                 watchdog.beat(phase, step)
@@ -205,9 +197,9 @@ def start(folder: Path, scenario: Scenario, everyone) -> list:
     return ranks
 
 
-def wait_for_ends(started: dict[Scenario, list]) -> dict[Scenario, list[tuple[int, float]]]:
+def wait_for_ends(started: dict[Scenario, list]) -> dict[Scenario, dict[int, float]]:
     """Of each scenario, its ranks in the order in which they ended by themselves, and when."""
-    ends: dict[Scenario, list] = {scenario: [] for scenario in started}
+    ends: dict[Scenario, dict[int, float]] = {scenario: {} for scenario in started}
     lasting = {}
     for scenario, ranks in started.items():
         stuck = scenario.victims if scenario.fault in ("stop", "keep_the_lock_of_the_interpreter") else ()
@@ -215,32 +207,36 @@ def wait_for_ends(started: dict[Scenario, list]) -> dict[Scenario, list[tuple[in
     while lasting and (ended := connection.wait(list(lasting), 60)):
         for sentinel in ended:
             scenario, rank = lasting.pop(sentinel)
-            ends[scenario].append((rank, time.time()))
+            ends[scenario][rank] = time.time()
     return ends
 
 
-@pytest.fixture(scope="module")
-def outcome_of(tmp_path_factory):
-    """``outcome_of(scenario)``: all of them are played at the first request."""
-    folder, everyone = tmp_path_factory.mktemp("watchdog"), ctx.Barrier(sum(scenario.size for scenario in SCENARIOS))
-    started, outcomes = {}, {}
+def play(folder: Path, scenarios: list[Scenario]) -> dict[Scenario, Outcome]:
+    """All at once."""
+    everyone, started, outcomes = ctx.Barrier(sum(scenario.size for scenario in scenarios)), {}, {}
+    folders = {scenario: folder / str(number) for number, scenario in enumerate(scenarios)}
     try:
-        for number, scenario in enumerate(SCENARIOS):
-            started[scenario] = start(folder / str(number), scenario, everyone)
-        ends = wait_for_ends(started)
-        for number, (scenario, ranks) in enumerate(started.items()):
-            begun = folder / str(number) / "begun"
-            order, times = zip(*ends[scenario], strict=True)
-            for rank in order:
-                ranks[rank].join()
-            seconds = times[-1] - float(begun.read_text()) if begun.exists() else 0.0
-            outcomes[scenario] = Outcome(begun.parent, [process.exitcode for process in ranks], seconds, list(order))
+        for scenario in scenarios:
+            started[scenario] = start(folders[scenario], scenario, everyone)
+        for scenario, ends in wait_for_ends(started).items():
+            for rank in ends:
+                started[scenario][rank].join()
+            begun, codes = folders[scenario] / "begun", [process.exitcode for process in started[scenario]]
+            seconds = max(ends.values(), default=0) - float(begun.read_text()) if begun.exists() else 0.0
+            outcomes[scenario] = Outcome(folders[scenario], codes, seconds, list(ends))
     finally:
         for ranks in started.values():
             for process in ranks:
                 process.kill()
                 process.join()
-    return outcomes.__getitem__
+    return outcomes
+
+
+@pytest.fixture(scope="module")
+def outcome_of(tmp_path_factory):
+    """``outcome_of(scenario)``: all of them are played at the first request."""
+    waves = SCENARIOS[::2], SCENARIOS[1::2]
+    return {key: value for wave in waves for key, value in play(tmp_path_factory.mktemp("wave"), wave).items()}.__getitem__
 
 
 def name(scenario: Scenario) -> str:

@@ -45,7 +45,7 @@ def test_hosts_that_see_each_others_tokens_share_a_disk_and_nothing_stays(places
         ([0, 1], False, 0),
     ]
     assert found[0].names == ["a + c", "b"]
-    assert "of a + c; b." in found[0].describe()[0]
+    assert "not shared: a + c; b." in found[0].describe()[0]
     assert [*places[0].parent.iterdir(), *places[1].parent.iterdir()] == []
 
 

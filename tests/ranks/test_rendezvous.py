@@ -1,5 +1,6 @@
 """Ranks that meet before a run and at its end, as threads: all of them, too few, and those of two runs at one port."""
 
+import json
 import os
 import socket
 import threading
@@ -44,6 +45,23 @@ def test_ranks_that_do_not_come_are_named_to_all(port):
         assert str(error).startswith(
             "2 of 4 ranks are here after 0.5 s (--join_timeout); missing: ranks 1, 3. Rank 0 waits at 127.0.0.1, port "
         )
+
+
+def test_rank_0_with_whom_the_store_ends_waits_until_the_others_have_read_who_is_missing(port, monkeypatch):
+    read = json.loads
+
+    def read_late(text: bytes) -> dict:
+        time.sleep(0.5 if threading.get_ident() != rank_0[0] else 0)
+        return read(text)
+
+    def wait_for_all(*arguments) -> dict:
+        rank_0.append(threading.get_ident())
+        return collect(*arguments)
+
+    rank_0, collect = [], rendezvous._wait_for_all
+    monkeypatch.setattr(rendezvous, "_wait_for_all", wait_for_all)
+    monkeypatch.setattr(rendezvous.json, "loads", read_late)
+    assert [type(error) for error in meet(port, 4, [0, 2], timeout=0.5)] == [AgreedError] * 2
 
 
 def test_who_is_missing_is_reported_while_there_is_still_time(port, monkeypatch, capfd):

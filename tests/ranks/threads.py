@@ -47,7 +47,7 @@ def at_once(functions: Sequence[Callable]) -> list:
         try:
             outcomes[number] = functions[number]()
         except Exception as error:
-            outcomes[number] = error
+            outcomes[number] = error.with_traceback(None)  # whose frames would keep alive what the function held
 
     threads = [threading.Thread(target=run, args=(number,)) for number in range(len(functions))]
     for thread in threads:

@@ -9,8 +9,10 @@ import os
 import re
 import signal
 import sys
-import time
 from collections.abc import Callable
+
+from mpnet_ds.errors import AgreedError, UserError
+from mpnet_ds.last_word import leave_in_order
 
 UNITS = {
     "": 1,
@@ -64,10 +66,11 @@ class Parser(argparse.ArgumentParser):
 
 def run(main: Callable[[], int | None]) -> None:
     """Calls ``main`` and leaves the process with its exit code; a ``UserError`` becomes its text and exit code 2."""
-    from mpnet_ds.errors import UserError
-
     try:
         code = main() or 0
+    except AgreedError as error:
+        _say_error(str(error), is_agreed=True)
+        code = 2
     except UserError as error:
         _say_error(str(error))
         code = 2
@@ -84,8 +87,12 @@ def run(main: Callable[[], int | None]) -> None:
     sys.exit(code)
 
 
-def _say_error(text: str) -> None:
-    """Prints once per host where every rank finds the same mistake: one voice is enough."""
-    if os.environ.get("LOCAL_RANK", "0") != "0":
-        time.sleep(5)  # a launcher ends all ranks as soon as one leaves: if local rank 0 found it too, it speaks first
-    print(f"error: {text}", file=sys.stderr, flush=True)
+def _say_error(text: str, is_agreed: bool = False) -> None:
+    """Print what the ranks have agreed on on rank 0 alone, anything else on the first rank of each host first.
+
+    All ranks may have found the same mistake: then the others, which come later, are ended before they repeat it.
+    """
+    is_speaker = os.environ.get("RANK" if is_agreed else "LOCAL_RANK", "0") == "0"
+    leave_in_order(is_speaker)
+    if is_speaker or not is_agreed:
+        print(f"error: {text}", file=sys.stderr, flush=True)

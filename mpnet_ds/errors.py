@@ -1,4 +1,4 @@
-"""The one exception that means "the user must change something"."""
+"""The exceptions that mean "the user must change something"."""
 
 import difflib
 from collections.abc import Iterable
@@ -20,6 +20,10 @@ class UserError(ValueError):
             return "".join(self.findings)
         lines = [f"\n  {number}. {text}" for number, text in enumerate(self.findings, 1)]
         return f"{len(lines)} things must be changed first:{''.join(lines)}"
+
+
+class AgreedError(UserError):
+    """A ``UserError`` that every rank raises with the same text, so that rank 0 can say it for all."""
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:

@@ -9,14 +9,13 @@ What is checked is in checks.py.
 
 import json
 import socket
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
 from mpnet_ds.data.samples.dataset import PretrainingDataset
-from mpnet_ds.errors import UserError
+from mpnet_ds.errors import AgreedError, UserError
 from mpnet_ds.findings import Finding, disagreement
 from mpnet_ds.preflight.plan import RunPlan
 from mpnet_ds.ranks import process_group
@@ -94,18 +93,11 @@ def gather_findings(
     if any(differ(inspections, name) for name in (DATA, EVAL_DATA)):
         inspection.facts |= facts_of_files(datasets)  # to name the files
         inspections = ranks.gather(inspection)
-    try:
-        return raise_if_fatal(inspections)
-    except UserError:
-        if ranks.is_main:
-            raise
-        process_group.stop()
-        time.sleep(5)  # rank 0 says the same: a launcher ends all ranks as soon as one leaves, so let it speak
-        raise SystemExit(2) from None
+    return raise_if_fatal(inspections)
 
 
 def raise_if_fatal(inspections: list[Inspection]) -> list[str]:
-    """Warnings of all ranks; raises one ``UserError`` with everything that is fatal.
+    """Warnings of all ranks; raises one ``AgreedError`` with everything that is fatal.
 
     What all ranks found is said once; what some found, with these ranks and their hosts.
     """
@@ -121,7 +113,7 @@ def raise_if_fatal(inspections: list[Inspection]) -> list[str]:
     }
     fatal = [text for finding, text in texts.items() if finding.is_fatal]
     if fatal:
-        raise UserError(*fatal)
+        raise AgreedError(*fatal)
     return list(texts.values())
 
 

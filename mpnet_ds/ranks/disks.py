@@ -1,13 +1,13 @@
-"""Which ranks see the same checkpoints: a shared file system is one disk, hosts with local ones have a disk each.
+"""Disks of the output folder: a shared file system is one disk for all ranks, hosts with local disks have one each.
 
-Found out at start by writing: the first rank of each host makes the output folder and puts a token file into it; each
-rank looks which tokens it sees. Ranks that see a token of each other share a disk, whatever it is called, also where two
+This is tested at start by writing: the first rank of each host makes the output folder and writes a token file into it;
+each rank looks which tokens it sees. Ranks that see each other's token share a disk, whatever its path, even if only two
 hosts of three share one. The lowest rank of a disk is its *keeper*: it does there what rank 0 does on a shared disk.
 The tokens, and folders that were made for them, are removed again.
 
-Tokens are asked for by name. A name that nobody has asked for before is in no cache of a network file system, which a
-folder's list may be, for half a minute. Seeing a token proves a shared disk, not seeing it proves little: so ranks look
-several times before disks count as local.
+Tokens are looked up by name. A name that nobody has asked for before is in no cache of a network file system, whereas the
+listing of a folder may be cached for half a minute. Seeing a token proves a shared disk, not seeing it proves little: so
+ranks look several times before disks count as local.
 """
 
 import time
@@ -22,16 +22,16 @@ from mpnet_ds.errors import UserError
 from mpnet_ds.ranks.process_group import Ranks
 
 TOKEN = ".mpnet_ds.token-"
-"""How the names of token files begin."""
+"""Prefix of the names of token files."""
 LOOKS, PAUSE = 5, 0.75
-"""How often a rank looks for the tokens of others, and the seconds between."""
+"""How many times a rank looks for the tokens of others, and the seconds between."""
 
 
 class Disks:
-    """The disks under an output folder.
+    """The disks of an output folder.
 
     Args:
-        keepers: of each rank, the lowest rank that shares its disk; None: all share one.
+        keepers: for each rank, the lowest rank that shares its disk; None if all share one.
     """
 
     def __init__(self, ranks: Ranks, keepers: list[int] | None = None):
@@ -41,17 +41,17 @@ class Disks:
 
     @property
     def is_one(self) -> bool:
-        """Whether all ranks share a disk."""
+        """Whether all ranks share one disk."""
         return len(self.keepers) == 1
 
     @property
     def is_keeper(self) -> bool:
-        """Whether this rank writes what its disk needs once."""
+        """Whether this rank is the one that writes what its disk needs once."""
         return self._keeper_of[self.ranks.rank] == self.ranks.rank
 
     @property
     def number(self) -> int:
-        """Of this rank's disk, from 0 on: its place in what ``on_each`` returns."""
+        """Number of this rank's disk, from 0: its index in what ``on_each`` returns."""
         return self.keepers.index(self._keeper_of[self.ranks.rank])
 
     @property
@@ -63,20 +63,20 @@ class Disks:
 
     @property
     def names(self) -> list[str]:
-        """Of each disk: the hosts that share it."""
+        """For each disk, the hosts that share it."""
         hosts: dict[int, dict[str, None]] = {keeper: {} for keeper in self.keepers}
         for rank, keeper in enumerate(self._keeper_of):
             hosts[keeper][self.ranks.hosts[rank]] = None
         return [" + ".join(hosts[keeper]) for keeper in self.keepers]
 
     def at_host(self, text: str) -> str:
-        """``text`` with the name of this rank's host before it, where there are several disks."""
+        """Put the name of this rank's host before ``text`` if there are several disks."""
         return text if self.is_one else f"{self.ranks.host}: {text}"
 
     def on_each(self, function: Callable[[], Any]) -> list:
-        """What ``function`` returns on the keeper of each disk, on every rank, which must all call this.
+        """Call ``function`` on the keeper of each disk; return the results on every rank. Every rank must call this.
 
-        An exception of any keeper is raised on every rank; those that are ``UserError`` together, with their hosts.
+        An exception of any keeper is raised on every rank; several ``UserError`` are raised as one, with their hosts.
         """
         if self.is_one:
             return [self.ranks.on_main(function)]
@@ -93,22 +93,22 @@ class Disks:
         return outcomes
 
     def describe(self) -> list[str]:
-        """What a run says of them at start; nothing of a single one."""
+        """Describe several disks for the report at start; empty for a single one."""
         if self.is_one:
             return []
-        where = f"Checkpoints lie on {len(self.keepers)} disks that are not shared: of {_enumerate(self.names)}"
-        return [f"{where}. Go on with these hosts in this order; to use the model, gather the checkpoint on one disk."]
+        where = f"Checkpoints are on {len(self.keepers)} disks that are not shared: {_enumerate(self.names)}"
+        return [f"{where}. Resume with these hosts in this order; to use the model, gather the checkpoint on one disk."]
 
     def gather_commands(self, folder: Path) -> list[str]:
-        """What brings the files of all disks together, to be called on rank 0's host."""
+        """Return the commands, for rank 0's host, that gather the files of all disks there."""
         hosts = [self.ranks.hosts[keeper] for keeper in self.keepers[1:]]
         return [gather_command(host, folder.absolute(), folder.absolute()) for host in hosts]
 
 
 def find_disks(output: Path, ranks: Ranks) -> Disks:
-    """Writes tokens and looks for them; every rank must call it.
+    """Find out which ranks share a disk, by writing tokens and looking for them; every rank must call it.
 
-    Raises ``UserError`` on all ranks, naming the hosts, where the output folder cannot be made or written.
+    Raises ``UserError`` on all ranks, naming the hosts, if the output folder cannot be made or written.
     """
     writers = [rank for rank, local_rank in enumerate(ranks.gather(ranks.local_rank)) if local_rank == 0]
     if len(writers) < 2:
@@ -133,7 +133,7 @@ def find_disks(output: Path, ranks: Ranks) -> Disks:
 
 
 def _write(token: Path) -> tuple[str, list[Path]]:
-    """Puts a token in place; returns why not where it cannot, and the folders that were made for it."""
+    """Write a token; return the reason if that fails, and the folders that were made for it."""
     made: list[Path] = []
     try:
         for folder in (*reversed(token.parent.parents), token.parent):
@@ -154,7 +154,7 @@ def _remove_empty(folders: list[Path]) -> None:
 
 
 def _look(tokens: dict[int, Path], ranks: Ranks) -> list[int]:
-    """Of each rank, the lowest rank that shares its disk."""
+    """Find for each rank the lowest rank that shares its disk."""
     for look in range(LOOKS):
         lowest = next((rank for rank, token in sorted(tokens.items()) if token.exists()), ranks.rank)
         seen = ranks.gather(lowest)
@@ -165,9 +165,9 @@ def _look(tokens: dict[int, Path], ranks: Ranks) -> list[int]:
 
 
 def follow(seen: list[int]) -> list[int]:
-    """Of each rank the keeper of its disk, from the lowest rank whose token each one sees.
+    """Return the keeper of each rank's disk, from the lowest rank whose token each rank sees.
 
-    A rank that sees a later token than the rank that wrote that one does (a slow cache) is on that one's disk all the same.
+    If a rank sees a token whose writer sees a lower one, all of them share a disk: a slow cache hides the lower one.
     """
     keepers = list(range(len(seen)))
     for rank, lowest in enumerate(seen):
@@ -188,5 +188,5 @@ def _attempt(function: Callable[[], Any]):
 
 
 def gather_command(host: str, source: Path | str, target: Path | str) -> str:
-    """What copies a folder from a host, and leaves alone what is here already."""
+    """Return the command that copies a folder from a host, without overwriting what is here already."""
     return f"rsync -a --ignore-existing {quote(f'{host}:{source}/')} {quote(f'{target}/')}"

@@ -1,9 +1,9 @@
-"""A board on which all ranks post how they are: by it they notice that one of them hangs, has failed or cannot be reached.
+"""Heartbeats of all ranks, by which they notice that one of them hangs, has failed, or is lost.
 
-Each rank has a thread that every few seconds posts the rank's report on the store at which the ranks met, over a connection
-of its own, and looks whether an alarm has been raised. Rank 0 counts for how long each of the others has posted nothing,
-and the last rank does so for rank 0: a rank that is dead, stopped or behind a broken link posts nothing. Rank 0 reads all
-reports each time, the others one key: some 400 bytes for each rank and interval.
+A thread of each rank posts the rank's heartbeat at the store of the rendezvous every few seconds, over a connection of its
+own, and looks whether an alarm has been raised. Rank 0 counts how long each other rank has been silent, and the last rank
+does so for rank 0: a rank that is dead, stopped or cut off posts nothing. Rank 0 reads all heartbeats each time, the others
+one key: about 400 bytes for each rank and interval.
 
 Only this thread talks to the store, so a store whose host is stopped or dead delays nobody: that it does not answer is
 then the finding.
@@ -18,25 +18,28 @@ from mpnet_ds.ranks import rendezvous
 from mpnet_ds.ranks.launchers import name_ranks
 from mpnet_ds.ranks.process_group import Ranks
 
+CONNECT_TIMEOUT = 60.0
+"""Seconds for the first connection to the store."""
+
 
 @dataclass(frozen=True)
-class Report:
+class Heartbeat:
     """What a rank posts of itself."""
 
     rank: int
     pid: int
     phase: str
     step: int
-    beats: int
-    """Since the step began: how far it has come in the step, if all ranks go through the same phases."""
-    idle: float
-    """Seconds since the last beat, to within an interval."""
+    phases: int
+    """Phases of the step so far, by which ranks in the same step can be compared."""
+    age: float
+    """Seconds in this phase, to within an interval."""
     waiting: bool
     """Whether the main thread seems to wait for other ranks, or for its device, which may wait for them."""
     place: str
     """Where the main thread is: function, file and line."""
     number: int
-    """Counts the reports of this rank: two readings with the same number show a silent rank."""
+    """Count of this rank's heartbeats: a rank is silent while it stays the same."""
 
 
 @dataclass(frozen=True)
@@ -44,121 +47,110 @@ class Alarm:
     """Why the run ends. The first one counts."""
 
     by: int
-    """The rank that raised it; unless it failed, it reads all reports and says who is to blame."""
+    """The rank that raised it. Unless it has failed it is the speaker: it reads all heartbeats and says who is to blame."""
     cause: str
     is_failure: bool = False
-    """Whether rank ``by`` ended with an exception, of which ``cause`` tells."""
+    """Whether the rank ended with an exception, of which ``cause`` tells."""
 
 
-class Board:
-    """This rank's connection to the board.
+class Heartbeats:
+    """This rank's part in the exchange of heartbeats.
 
     Args:
-        interval: seconds between two reports.
-        lost_timeout: seconds without a report after which a rank is lost; 0 waits for ever.
-        report: makes this rank's report with a given number.
+        interval: seconds between two heartbeats.
+        lost_timeout: seconds of silence after which a rank is lost; 0 waits for ever.
+        make: makes this rank's heartbeat with a given number.
     """
 
-    def __init__(self, ranks: Ranks, interval: float, lost_timeout: float, report: Callable[[int], Report]):
-        self._ranks, self._interval, self._lost_timeout, self._report = ranks, interval, lost_timeout, report
-        self.alarm = threading.Event()
-        """Set when any rank has raised the alarm."""
-        self.seen_by_all = threading.Event()
-        """Set when all ranks have seen it."""
-        self.store_has_gone = threading.Event()
-        """Set when the store does not answer any more."""
-        self.notice: Alarm | None = None
-        """The alarm."""
-        self.rounds = 0
-        """Counts the times that the store answered."""
-        self.answers = False
-        """Whether it has answered since this rank raised the alarm, or saw it."""
+    def __init__(self, ranks: Ranks, interval: float, lost_timeout: float, make: Callable[[int], Heartbeat]):
+        self._ranks, self._interval, self._lost_timeout, self._make = ranks, interval, lost_timeout, make
+        self.alarm: Alarm | None = None
+        """The alarm of all ranks, once this rank knows it."""
+        self.has_alarm, self.seen_by_all = threading.Event(), threading.Event()
+        """Set when this rank knows the alarm, and when all do."""
+        self.answered, self.store_is_gone = threading.Event(), threading.Event()
+        """Set after each exchange with the store, and when it can no longer be reached."""
         self.failure = ""
-        """Why the store cannot be reached any more, in words."""
+        """Why the store can no longer be reached, in words."""
         self._raised: Alarm | None = None
-        self._unheard: dict[int, tuple[int, float]] = {}  # rank → number of its last report, seconds since then
+        self._heard: dict[int, tuple[Heartbeat, float]] = {}  # rank → its last heartbeat, seconds of silence since then
         self._left: set[int] = set()  # in good order
-        self._readings: list[dict[int, Report]] = []
+        self._readings = 0  # of all heartbeats, on the speaker
         self._wake, self._stopped = threading.Event(), False
-        self._thread = threading.Thread(target=self._run, name="watchdog-board", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="heartbeats", daemon=True)
+
+    def start(self) -> None:
+        """Begin to post."""
         self._thread.start()
 
+    def stop(self) -> None:
+        """Post that this rank leaves in good order, or give up on a store that does not answer."""
+        self._stopped = True
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=self._interval)
+
     def raise_alarm(self, cause: str, is_failure: bool = False) -> None:
-        """Returns at once."""
-        self._raised, self.answers = self._raised or Alarm(self._ranks.rank, cause, is_failure), False
+        """Have the alarm posted, and return at once."""
+        self._raised = self._raised or Alarm(self._ranks.rank, cause, is_failure)
         self._wake.set()
 
     @property
-    def reads(self) -> bool:
-        """Whether this rank is the one that reads the reports and speaks."""
-        return self.notice is not None and self.notice.by == self._ranks.rank and not self.notice.is_failure
+    def is_speaker(self) -> bool:
+        """Whether this rank's alarm was the first, so that it has to say who is to blame."""
+        return self.alarm is not None and self.alarm.by == self._ranks.rank and not self.alarm.is_failure
 
-    def stop(self) -> None:
-        """Gives up on a store that does not answer."""
-        self._stopped = True
-        self._wake.set()
-        self._thread.join(timeout=self._interval)
+    def read(self) -> tuple[list[Heartbeat], set[int]]:
+        """Return, on the speaker, the last heartbeats by rank, and the ranks that have been silent since the alarm."""
+        present, since = set(range(self._ranks.world_size)) - self._left, max(2, self._readings - 1) * self._interval
+        silent = {rank for rank in present if rank not in self._heard or self._heard[rank][1] >= since}
+        return [self._heard[rank][0] for rank in sorted(present & self._heard.keys())], silent
 
-    def read(self) -> tuple[list[Report], set[int]]:
-        """The last reports, by rank, and the ranks that posted none since the alarm."""
-        first, last = self._readings[0], self._readings[-1]
-        missing = set(range(self._ranks.world_size)) - last.keys() - self._left
-        stale = {rank for rank in first if first[rank].number == last[rank].number} if first is not last else set()
-        return [last[rank] for rank in sorted(last)], missing | stale
+    def exchange(self, store, number: int) -> None:
+        """Post the heartbeat with this number and take in what others have posted."""
+        raised = self._raised
+        store.set(str(self._ranks.rank), json.dumps(asdict(self._make(number))))
+        self._listen(store)
+        silences = {rank: seconds for rank, (_, seconds) in self._heard.items() if rank not in self._left}
+        lost = [rank for rank, seconds in silences.items() if 0 < self._lost_timeout <= seconds]
+        if lost and not raised:
+            silence = f"no heartbeat from {name_ranks(lost, self._ranks.hosts)} for {self._lost_timeout:g} s"
+            self._raised = raised = Alarm(self._ranks.rank, f"{silence} (run.lost_timeout)")
+        if raised and self.alarm is None:
+            store.compare_set("alarm", "", json.dumps(asdict(raised)))
+        if raised or store.check(["alarm"]):
+            self.alarm = self.alarm or Alarm(**json.loads(store.get("alarm")))
+            is_news = not self.has_alarm.is_set()
+            self.has_alarm.set()
+            if store.add("seen", int(is_news)) == self._ranks.world_size:
+                self.seen_by_all.set()
+        self.answered.set()
+
+    def _listen(self, store) -> None:
+        """Read the heartbeats that this rank looks after: all on rank 0 and on the speaker, rank 0's on the last rank."""
+        size, keys = self._ranks.world_size, []
+        if self.is_speaker or (self._lost_timeout and self._ranks.rank in (0, size - 1)):
+            keys = [str(rank) for rank in range(size if self.is_speaker or self._ranks.is_main else 1)]
+        self._readings += self.is_speaker
+        posted = keys if not keys or store.check(keys) else [key for key in keys if store.check([key])]
+        texts = dict(zip(map(int, posted), store.multi_get(posted) if posted else [], strict=True))
+        self._left |= {rank for rank, text in texts.items() if not text}
+        for rank in texts.keys() - self._left:
+            heartbeat, (before, seconds) = Heartbeat(**json.loads(texts[rank])), self._heard.get(rank, (None, 0.0))
+            is_news = before is None or before.number != heartbeat.number
+            # Counted, not measured: the clock runs on while a job is suspended.
+            self._heard[rank] = heartbeat, 0.0 if is_news else seconds + self._interval
 
     def _run(self) -> None:
         try:
-            store = rendezvous.with_prefix(rendezvous.connect(60), "watchdog")
+            store = rendezvous.with_prefix(rendezvous.connect(CONNECT_TIMEOUT), "heartbeats")
             number = 0
             while not self._stopped:
                 number += 1
-                self._exchange(store, number)
+                self.exchange(store, number)
                 self._wake.wait(self._interval)
                 self._wake.clear()
-            store.set(str(self._ranks.rank), "")  # it leaves in good order
-        except (RuntimeError, OSError) as error:
-            # The host of the store has gone: without an answer since the alarm, that is the finding.
+            store.set(str(self._ranks.rank), "")  # leaves in good order
+        except (RuntimeError, OSError) as error:  # the host of the store is gone
             self.failure = f" ({str(error).strip().splitlines()[0]})" if str(error).strip() else ""
-            self.store_has_gone.set()
-
-    def _exchange(self, store, number: int) -> None:
-        raised = self._raised
-        store.set(str(self._ranks.rank), json.dumps(asdict(self._report(number))))
-        lost = self._find_lost(store)
-        if lost and not raised:
-            who = name_ranks(lost, self._ranks.hosts)
-            cause = f"nothing was heard of {who} for {self._lost_timeout:g} s (run.lost_timeout)"
-            self._raised = raised = Alarm(self._ranks.rank, cause)
-        if raised and not self.alarm.is_set():
-            store.compare_set("alarm", "", json.dumps(asdict(raised)))
-        if raised or store.check(["alarm"]):
-            self.notice = self.notice or Alarm(**json.loads(store.get("alarm")))
-            is_news = not self.alarm.is_set()
-            self.alarm.set()
-            if store.add("seen", int(is_news)) == self._ranks.world_size:
-                self.seen_by_all.set()
-        if self.reads:
-            self._readings.append(self._fetch(store, range(self._ranks.world_size)))
-        self.rounds += 1
-        self.answers = self.alarm.is_set()
-
-    def _find_lost(self, store) -> list[int]:
-        """Ranks of which nothing has been heard for too long, of those that this rank looks after."""
-        last = self._ranks.world_size - 1
-        cared_for = range(1, last + 1) if self._ranks.is_main else [0] if self._ranks.rank == last else []
-        if not self._lost_timeout or not cared_for:
-            return []
-        reports = self._fetch(store, cared_for)
-        for rank, report in reports.items():
-            number, seconds = self._unheard.get(rank, (0, 0.0))
-            # Counted, not measured: after a suspension the clock would have run on.
-            self._unheard[rank] = (report.number, seconds + self._interval if report.number == number else 0.0)
-        return [rank for rank in reports if self._unheard[rank][1] >= self._lost_timeout]
-
-    def _fetch(self, store, ranks) -> dict[int, Report]:
-        """The last reports of those that have posted one and not left."""
-        keys = [str(rank) for rank in ranks]
-        present = keys if store.check(keys) else [key for key in keys if store.check([key])]
-        texts = dict(zip(present, store.multi_get(present), strict=True)) if present else {}
-        self._left |= {int(key) for key, text in texts.items() if not text}
-        return {int(key): Report(**json.loads(text)) for key, text in texts.items() if text}
+            self.store_is_gone.set()

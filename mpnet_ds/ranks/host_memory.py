@@ -1,8 +1,8 @@
-"""The processor's memory in a training step: taken once, not anew for each tensor.
+"""Host memory in a training step on CPU: kept by the C library instead of fetched again for each tensor.
 
-glibc gives large blocks back to the kernel as soon as they are freed, and takes them anew for the next tensor: the kernel
-then fills every page with zeros at its first touch. A training step makes and frees hundreds of such tensors, and on a
-processor that took a tenth (fp32) to a fifth (bf16) of its time. Kept blocks cost memory instead: about a seventh more.
+glibc returns large blocks to the kernel as soon as they are freed, and requests them again for the next tensor: the kernel
+then fills every page with zeros at its first touch. A training step makes and frees hundreds of such tensors, which took a
+tenth (fp32) to a fifth (bf16) of its time on a CPU. Kept blocks cost memory instead: about a seventh more.
 """
 
 import ctypes
@@ -13,9 +13,9 @@ _CHOSEN_BY_THE_USER = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_MMA
 
 
 def keep_freed_memory() -> bool:
-    """From now on glibc keeps what this process frees; whether it does.
+    """Have glibc keep what this process frees; return whether it does.
 
-    Not where the environment says how malloc should behave (MALLOC_…_, GLIBC_TUNABLES), nor with another C library.
+    It does not if the environment configures malloc (MALLOC_…_, GLIBC_TUNABLES), nor with another C library.
     """
     if any(name in os.environ for name in _CHOSEN_BY_THE_USER):
         return False

@@ -1,7 +1,7 @@
-"""Which rank this process is, of how many, and where the ranks meet: from whichever launcher started it.
+"""The launchers that start ranks, and what they tell each process: its rank, the number of ranks, and where they meet.
 
-Known are ``torchrun`` and ``deepspeed`` (which set RANK and what belongs to it), OpenMPI's ``mpirun``, MPICH's and Intel's
-``mpiexec``, and SLURM's ``srun``. A process that none of them started is alone.
+Known launchers are ``torchrun`` and ``deepspeed`` (which set RANK and related variables), OpenMPI's ``mpirun``, MPICH's and
+Intel's ``mpiexec``, and SLURM's ``srun``. A process that none of them started is alone.
 """
 
 import base64
@@ -10,12 +10,14 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import psutil
+
 from mpnet_ds.errors import UserError
 
 PORT = 29500
-"""Where ranks meet if nothing else is said; torch's and DeepSpeed's too."""
+"""Port at which ranks meet by default, the same as torch's and DeepSpeed's."""
 JOIN_TIMEOUT = 300.0
-"""Seconds that ranks wait for each other before a run."""
+"""Seconds for which ranks wait for each other before a run."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,12 @@ class Task:
     rank: int
     size: int
     variable: str
-    """Of the environment, which says so."""
+    """The environment variable that holds the rank."""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """This process among the ranks."""
+    """Where this process is among the ranks."""
 
     launcher: str = "none"
     rank: int = 0
@@ -40,17 +42,17 @@ class Placement:
     local_world_size: int = 1
     """Ranks on this host."""
     address: str = "127.0.0.1"
-    """Of rank 0, name or number."""
+    """Name or IP address of rank 0's host."""
     port: int = 0
-    """On which rank 0 listens; 0: on any that is free then, where there is only one rank."""
+    """Port on which rank 0 listens; 0, for a single rank: any that is free then."""
 
     @property
     def has_other_hosts(self) -> bool:
-        """Whether not all ranks are on this host."""
+        """Whether some ranks are on other hosts."""
         return self.local_world_size < self.world_size
 
     def environment(self) -> dict[str, str]:
-        """What torch and DeepSpeed read of this."""
+        """Return the environment variables that torch and DeepSpeed read."""
         return {
             "RANK": str(self.rank),
             "LOCAL_RANK": str(self.local_rank),
@@ -62,7 +64,7 @@ class Placement:
         }
 
 
-# Launcher; variables with the rank, the number of ranks, the rank on the host, the ranks there. mpirun and mpiexec come
+# Launcher; variables of the rank, the number of ranks, the local rank, the number of local ranks. mpirun and mpiexec come
 # first: in a SLURM job they start their own daemons with srun, and its variables, which count daemons, reach the ranks too.
 _LAUNCHERS = (
     ("mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
@@ -72,7 +74,7 @@ _LAUNCHERS = (
 
 
 def find_task(environment: Mapping[str, str]) -> Task | None:
-    """What ``mpirun``, ``mpiexec`` or ``srun`` says of this process; None outside of them, or where it is the only one."""
+    """Return this process's task under ``mpirun``, ``mpiexec`` or ``srun``; None without them, or if it is the only one."""
     for launcher, rank, size, *_ in _LAUNCHERS:
         if rank in environment and size in environment and _number(environment, size) > 1:
             return Task(launcher, _number(environment, rank), _number(environment, size), rank)
@@ -80,7 +82,7 @@ def find_task(environment: Mapping[str, str]) -> Task | None:
 
 
 def find_placement(environment: Mapping[str, str]) -> Placement:
-    """Rank, world size and address; raises ``UserError`` where a launcher's variables do not suffice."""
+    """Read rank, world size and address; raise ``UserError`` if the launcher's variables do not suffice."""
     if "RANK" in environment:
         return _of_torch(environment)
     task = find_task(environment)
@@ -112,7 +114,7 @@ def _of_torch(environment: Mapping[str, str]) -> Placement:
 
 
 def _place_on_host(task: Task, environment: Mapping[str, str]) -> tuple[int, int]:
-    """The rank on this host, and how many ranks are there."""
+    """Read the local rank and the number of local ranks."""
     local_rank, local_size = next(names[3:] for names in _LAUNCHERS if names[0] == task.launcher)
     if task.launcher == "srun":
         tasks = tasks_per_node(environment.get("SLURM_STEP_TASKS_PER_NODE", str(task.size)))
@@ -132,13 +134,13 @@ def _address(task: Task, environment: Mapping[str, str], has_other_hosts: bool) 
 
 
 def _slurm_port(environment: Mapping[str, str]) -> int:
-    """The same for all tasks of a step, and most likely no other job's on the same machine."""
+    """Choose a port that is the same for all tasks of a job step, and most likely no other job's on the same machine."""
     step = environment.get("SLURM_STEP_ID", "0")
     return 20000 + (_number(environment, "SLURM_JOB_ID", 0) + (int(step) if step.isdigit() else 0)) % 10000
 
 
 def tasks_per_node(text: str) -> list[int]:
-    """SLURM's short form, written out: ``2(x3),1`` is [2, 2, 2, 1]."""
+    """Expand SLURM's short form: ``2(x3),1`` is [2, 2, 2, 1]."""
     counts = []
     for part in text.split(","):
         found = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part.strip())
@@ -149,15 +151,15 @@ def tasks_per_node(text: str) -> list[int]:
 
 
 def first_host(nodelist: str) -> str:
-    """The first name of SLURM's short form: ``gpu[03-07,12]-ib,login`` begins with ``gpu03-ib``."""
+    """Return the first name of SLURM's short form: ``gpu[03-07,12]-ib,login`` begins with ``gpu03-ib``."""
     found = re.match(r"(?:[^\[\],]|\[[^\]]*\])+", nodelist)
     if not found:
-        raise UserError(f"SLURM_STEP_NODELIST is '{nodelist}', no list of hosts: set MASTER_ADDR to the first host.")
+        raise UserError(f"SLURM_STEP_NODELIST is '{nodelist}', not a list of hosts: set MASTER_ADDR to the first host.")
     return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", found[0])
 
 
 def hosts_of_command(command: Sequence[str]) -> list[str]:
-    """Host of each rank, as the command line of DeepSpeed's ``launch.py`` has it; empty where it is another command."""
+    """Return the host of each rank from a command line of DeepSpeed's ``launch.py``; empty for another command."""
     for word in command:
         if word.startswith("--world_info="):
             slots = json.loads(base64.urlsafe_b64decode(word.partition("=")[2]))
@@ -165,11 +167,19 @@ def hosts_of_command(command: Sequence[str]) -> list[str]:
     return []
 
 
+def launched_hosts() -> list[str]:
+    """Return the host of each rank from the command line of DeepSpeed's launcher, this process's parent; else nothing."""
+    try:
+        return hosts_of_command(psutil.Process().parent().cmdline())
+    except (psutil.Error, AttributeError, ValueError):
+        return []
+
+
 def name_ranks(ranks: Iterable[int], hosts: Mapping[int, str] | Sequence[str]) -> str:
-    """``ranks 2, 3 (node-b), rank 5 (node-c)``.
+    """Name ranks with their hosts: ``ranks 2, 3 (node-b), rank 5 (node-c)``.
 
     Args:
-        hosts: rank → host, empty where that is unknown.
+        hosts: rank → host, empty if unknown.
     """
     by_host: dict[str, list[int]] = {}
     for rank in sorted(ranks):
@@ -180,7 +190,7 @@ def name_ranks(ranks: Iterable[int], hosts: Mapping[int, str] | Sequence[str]) -
 
 def _of_one_host(ranks: list[int]) -> str:
     if len(ranks) > 6:
-        return f"{len(ranks)} ranks from {ranks[0]} on"
+        return f"{len(ranks)} ranks starting with {ranks[0]}"
     return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
 
 

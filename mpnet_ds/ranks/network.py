@@ -1,4 +1,4 @@
-"""Which of this machine's network interfaces leads to another host."""
+"""Network interfaces of this machine, and which of them leads to another host."""
 
 import socket
 from contextlib import suppress
@@ -10,7 +10,7 @@ import psutil
 from mpnet_ds.errors import UserError
 
 ELSEWHERE = "192.0.2.1"
-"""An address that belongs to nobody (RFC 5737): what leads there is the default route."""
+"""An address that belongs to nobody (RFC 5737): packets to it take the default route."""
 
 
 @dataclass(frozen=True)
@@ -22,22 +22,22 @@ class Interface:
     mtu: int = 0
     """Largest packet, bytes."""
     speed: int = 0
-    """Mbit/s, 0 where the machine does not know it."""
+    """Mbit/s; 0 if unknown."""
 
     @property
     def is_loopback(self) -> bool:
-        """Whether it leads nowhere but to this machine."""
+        """Whether it leads only to this machine itself."""
         return ip_address(self.address).is_loopback
 
 
 def find_interface(host: str, is_elsewhere: bool = True) -> Interface:
-    """The interface through which packets to ``host``, a name or an address, leave; nothing is sent.
+    """Find the interface through which packets to ``host``, a name or an address, leave; nothing is sent.
 
     Args:
-        is_elsewhere: other machines shall reach this one through it. On ``host`` itself its name often stands for 127.0.1.1;
-            then the interface of the default route is taken, or the only one that there is.
+        is_elsewhere: whether other machines must reach this one through it. On ``host`` itself its name often stands for
+            127.0.1.1; then the interface of the default route is taken, or the only one.
 
-    Raises ``UserError`` if the name is unknown, no route leads there, or several interfaces are possible.
+    Raises ``UserError`` if the name is unknown, no route leads to it, or several interfaces are possible.
     """
     address = _source_towards(resolve(host), host)
     if is_elsewhere and ip_address(address).is_loopback:
@@ -46,28 +46,28 @@ def find_interface(host: str, is_elsewhere: bool = True) -> Interface:
 
 
 def resolve(host: str) -> str:
-    """The first address that a name, or an address, stands for here; IPv6 with its scope. ``UserError`` if it is unknown."""
+    """Resolve a name or an address to its first address, IPv6 with its scope; ``UserError`` if it is unknown here."""
     try:
         return socket.getaddrinfo(host, None, type=socket.SOCK_DGRAM)[0][4][0]
     except socket.gaierror as error:
         text = f"{socket.gethostname()} does not know the host {host} ({error.strerror})"
-        raise UserError(f"{text}: use its address, or add it to /etc/hosts or the name server.") from error
+        raise UserError(f"{text}: use its address, or add it to /etc/hosts or to the name server.") from error
 
 
 def _source_towards(address: str, host: str) -> str:
-    """The own address from which packets to ``address`` would come."""
+    """Find the address of this machine from which packets to ``address`` would come."""
     family = socket.AF_INET6 if ip_address(address.partition("%")[0]).version == 6 else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect((address, 9))  # of a datagram socket: only the route is looked up
+            probe.connect((address, 9))  # a datagram socket only looks up the route
         except OSError as error:
             text = f"no route leads from {socket.gethostname()} to {host} ({address}): {error.strerror}"
-            raise UserError(f"{text}. Name an address in a network that all hosts share.") from error
+            raise UserError(f"{text}. Use an address in a network that all hosts share.") from error
         return probe.getsockname()[0]
 
 
 def _outward() -> Interface:
-    with suppress(UserError):  # there is no default route: perhaps there is but one way
+    with suppress(UserError):  # without a default route there may still be only one interface
         return _holder(_source_towards(ELSEWHERE, ELSEWHERE))
     found = [interface for interface in interfaces() if not interface.is_loopback]
     if len(found) != 1:
@@ -85,7 +85,7 @@ def _holder(address: str) -> Interface:
 
 
 def interfaces() -> list[Interface]:
-    """All that are up, once for each IPv4 or IPv6 address; link-local addresses are left out."""
+    """List the interfaces that are up, one entry for each IPv4 or IPv6 address; link-local addresses are left out."""
     states, found = psutil.net_if_stats(), []
     for name, addresses in psutil.net_if_addrs().items():
         state = states.get(name)

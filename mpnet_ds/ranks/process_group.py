@@ -1,7 +1,7 @@
-"""Starting and ending the ranks of a run, under any launcher of launchers.py or none.
+"""The process group of a run: connecting its ranks and leaving them, under any launcher of launchers.py or none.
 
 Nothing compiles: on CPU DeepSpeed would build a C++ shared-memory op at start (which takes minutes, needs a compiler and,
-if a build was killed, waits for ever on its lock file). It is switched off; ranks then talk through gloo.
+if a build was killed, waits for ever on its lock file). It is switched off; ranks then communicate through gloo.
 """
 
 import os
@@ -26,12 +26,12 @@ from mpnet_ds.ranks.launchers import JOIN_TIMEOUT, Placement, find_placement
 from mpnet_ds.ranks.network import find_interface
 
 LEAVE_TIMEOUT = 120.0
-"""Seconds that ranks wait for each other when they are done with a run."""
+"""Seconds for which ranks wait for each other at the end of a run."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among the others."""
+    """This process among the ranks of the run, and what they do together."""
 
     rank: int
     local_rank: int
@@ -42,37 +42,37 @@ class Ranks:
 
     @property
     def host(self) -> str:
-        """Name of this rank's host."""
+        """This rank's host."""
         return self.hosts[self.rank]
 
     @property
     def is_main(self) -> bool:
-        """Whether this is rank 0, which speaks and writes."""
+        """Whether this is rank 0, which reports and writes files."""
         return self.rank == 0
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Sum over all ranks, in place; every rank must call it."""
+        """Sum ``values`` over all ranks, in place; every rank must call it."""
         if self.world_size > 1:
             torch.distributed.all_reduce(values)
         return values
 
     def barrier(self) -> None:
-        """Waits until all ranks are here."""
+        """Wait until all ranks are here."""
         if self.world_size > 1:
             torch.distributed.barrier()
 
     def say(self, text: str) -> None:
-        """Prints on rank 0."""
+        """Print on rank 0."""
         if self.is_main:
             print(text, flush=True)
 
     def complain(self, text: str) -> None:
-        """Prints an error on rank 0."""
+        """Print an error on rank 0."""
         if self.is_main:
             print(f"error: {text}", file=sys.stderr, flush=True)
 
     def gather(self, value: Any) -> list:
-        """The values of all ranks, in their order, on every rank; they travel pickled."""
+        """Return the values of all ranks, in their order, on every rank; they are sent pickled."""
         if self.world_size == 1:
             return [value]
         values = [None] * self.world_size
@@ -80,7 +80,7 @@ class Ranks:
         return values
 
     def on_main(self, function: Callable[[], Any]):
-        """What ``function`` returns on rank 0, on every rank; an ``Exception`` that it raises is raised on every rank."""
+        """Call ``function`` on rank 0; return its result, or raise its ``Exception``, on every rank."""
         outcome = None
         if self.is_main:
             try:
@@ -96,9 +96,9 @@ class Ranks:
 
 
 def place() -> Placement:
-    """This process among the ranks, before they are connected; torch and DeepSpeed find it in the environment then.
+    """Find this process among the ranks, before they are connected, and set the variables that torch and DeepSpeed read.
 
-    DeepSpeed's launcher leaves the number of ranks on a host in LOCAL_SIZE, torch's in LOCAL_WORLD_SIZE: both are set.
+    DeepSpeed's launcher sets the number of ranks on a host in LOCAL_SIZE, torch's in LOCAL_WORLD_SIZE: here both are set.
     """
     placement = find_placement(os.environ)
     os.environ.update(placement.environment())
@@ -106,7 +106,7 @@ def place() -> Placement:
 
 
 def ancestors() -> Iterator[psutil.Process]:
-    """The processes above this one, nearest first, as far as they are there: any may end while it is asked for its own."""
+    """Parent processes, nearest first, as far as they exist: any may end while it is asked for its own parent."""
     process: psutil.Process | None = psutil.Process()
     with suppress(psutil.Error):
         while (process := process.parent()) is not None:
@@ -114,7 +114,7 @@ def ancestors() -> Iterator[psutil.Process]:
 
 
 def supported_precisions() -> set[str]:
-    """``fp32``, ``bf16``, ``fp16`` as far as this process's device has them, and ``fast-bf16`` where bf16 is worth it."""
+    """Return those of ``fp32``, ``bf16``, ``fp16`` that the device supports, and ``fast-bf16`` where bf16 is a gain."""
     quiet_libraries()
     from deepspeed.accelerator import get_accelerator
 
@@ -122,7 +122,7 @@ def supported_precisions() -> set[str]:
     supported = {"fp32"}
     if accelerator.is_bf16_supported():
         supported.add("bf16")
-        # Before compute capability 8.0 torch emulates bf16 in fp32: it works, and is no gain.
+        # Before compute capability 8.0 torch emulates bf16 in fp32: it works, and gains nothing.
         if torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0):
             supported.add("fast-bf16")
     if accelerator.is_fp16_supported():
@@ -131,7 +131,7 @@ def supported_precisions() -> set[str]:
 
 
 def start(join_timeout: float = JOIN_TIMEOUT) -> Ranks:
-    """Connects the ranks; waits ``join_timeout`` seconds at most for all of them."""
+    """Connect the ranks; wait up to ``join_timeout`` seconds for all of them."""
     placement = place()
     quiet_libraries()
     import deepspeed
@@ -139,9 +139,9 @@ def start(join_timeout: float = JOIN_TIMEOUT) -> Ranks:
 
     build_no_shared_memory_op()
     if placement.world_size > 1 and "GLOO_SOCKET_IFNAME" not in os.environ:
-        # Left alone, gloo takes what the host's name stands for, which often is 127.0.1.1.
+        # By default gloo takes the address of the host's name, which often is 127.0.1.1.
         os.environ["GLOO_SOCKET_IFNAME"] = find_interface(placement.address, placement.has_other_hosts).name
-    store, hosts = rendezvous.call_roll(placement, join_timeout)
+    store, hosts = rendezvous.join(placement, join_timeout)
     accelerator = get_accelerator()
     accelerator.set_device(placement.local_rank)
     with connecting():
@@ -153,39 +153,39 @@ def start(join_timeout: float = JOIN_TIMEOUT) -> Ranks:
     return Ranks(placement.rank, placement.local_rank, placement.world_size, device, hosts)
 
 
-_stores: list = []  # rank 0's lives as long as it is kept
+_stores: list = []  # rank 0's store ends with its object
 
 
 @contextmanager
 def connecting() -> Iterator[None]:
-    """Around whatever connects ranks with each other: a failure becomes a ``UserError``."""
+    """Turn the failure of a block that connects ranks with each other into a ``UserError``."""
     try:
         yield
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         interface = os.environ.get("GLOO_SOCKET_IFNAME", "chosen by gloo")
         raise UserError(
-            f"{socket.gethostname()} cannot reach the other ranks ({reason}). Its network interface is {interface}: if it "
-            "is the wrong one, name the right one in GLOO_SOCKET_IFNAME; tools/check_cluster.py tries all links."
+            f"{socket.gethostname()} cannot reach the other ranks ({reason}). Its network interface is {interface}: if that "
+            "is the wrong one, set GLOO_SOCKET_IFNAME to the right one; tools/check_cluster.py tests all links."
         ) from error
 
 
 def wait_for_each_other(seconds: float) -> None:
-    """Lets collectives wait for slow ranks at least so long: by default a save that takes 10 minutes would end a run.
+    """Set the timeout of all collectives: by default a save that takes 10 minutes would end a run.
 
-    Whether a rank hangs is for the watchdog to say, which must come first.
+    It is for the watchdog to say that a rank hangs, so this must be longer than its timeouts.
     """
     set_collective_timeout(seconds)
 
 
 def leave_together(ranks: Ranks) -> None:
-    """Waits until all ranks are done, for ``LEAVE_TIMEOUT`` seconds at most; not after a fault, as others may never be."""
+    """Wait until all ranks are done, for ``LEAVE_TIMEOUT`` seconds at most; not after a fault: others may never be done."""
     if ranks.world_size > 1:
         rendezvous.leave_together(_stores[-1], ranks.rank, ranks.world_size, LEAVE_TIMEOUT)
 
 
 def stop() -> None:
-    """Disconnects; without it ZeRO 3 on CPU may abort at exit."""
+    """Disconnect; without it ZeRO 3 on CPU may abort at exit."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     _stores.clear()

@@ -1,10 +1,8 @@
-"""Before the ranks connect: is everybody there, and if not, who is missing?
+"""Rendezvous of all ranks before they connect, which names those that do not come, and their meeting at the end.
 
-All ranks write their host's name on the store of rank 0 (a TCPStore, which torch's own rendezvous then uses too). Rank 0
-waits for them, says now and then for whom, and in the end tells everyone whether the run can start. Without this, a host
-that never comes would let the others wait for half an hour and end with "1/2 clients joined".
-
-In the end they meet there once more, so that none leaves before all are done (``leave_together``).
+Each rank writes its host's name to the store of rank 0 (a TCPStore, which torch's own rendezvous then uses too). Rank 0
+waits for all, reports now and then who is missing, and tells all ranks whether the run can start. Without this, a host
+that never comes would leave the others waiting for half an hour, with "1/2 clients joined" at its end.
 """
 
 import json
@@ -13,68 +11,60 @@ import socket
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 
-import psutil
-
-from mpnet_ds.errors import UserError
-from mpnet_ds.ranks.launchers import Placement, hosts_of_command, name_ranks
+from mpnet_ds.errors import AgreedError, UserError
+from mpnet_ds.last_word import leave_in_order
+from mpnet_ds.ranks.launchers import Placement, launched_hosts, name_ranks
 
 FIRST_NEWS, MORE_NEWS = 15.0, 60.0  # seconds
-TIME_TO_READ = 10.0  # seconds in which a rank that is there should have read whether others are
-_ROLL, _END, _COUNT, _RESULT, _READ = "roll", "end", "count", "result", "read"
+TIME_TO_READ = 10.0  # seconds in which a rank that is there should have read what rank 0 has posted
+_COUNT, _RESULT, _READ = "count", "result", "read"
 
 
-def call_roll(placement: Placement, timeout: float):
-    """Waits until all ranks are there; returns the store (keep it: rank 0's lives in it) and the host of each rank.
+def join(placement: Placement, timeout: float):
+    """Wait until all ranks are here; return the store (keep it: rank 0's ends with the object) and the host of each rank.
 
-    ``MASTER_PORT`` is the store's afterwards: a rank that is alone has one only now, when nobody can take it any more.
+    ``MASTER_PORT`` is the store's afterwards: a rank that is alone gets one only now, when nobody can take it any more.
 
     Args:
-        timeout: seconds after which those that are missing are named, in a ``UserError`` on every rank that is there.
+        timeout: seconds after which the missing ranks are named, in an ``AgreedError`` on every rank that is here.
     """
-    host = socket.gethostname()
-    try:
+    with _naming_rank_0(placement):
         server = _open(placement, timeout)
-    except Exception as error:
-        raise _unreachable(placement, host, error) from None
     os.environ["MASTER_PORT"] = str(server.port)
-    store = with_prefix(server, _ROLL)
-    mine = f"{host} (process {os.getpid()})"
+    store = with_prefix(server, "rendezvous")
+    mine = f"{socket.gethostname()} (process {os.getpid()})"
     before = store.compare_set(str(placement.rank), "", mine).decode()
     if before != mine:
-        text = f"rank {placement.rank} is on {before} already, and now on {mine} as well: another run meets at"
+        text = f"rank {placement.rank} is on {before} already, and now on {mine} too: another run uses"
         raise UserError(f"{text} {_meeting_point(placement)}. Give this one another port (--master_port N).")
     store.add(_COUNT, 1)
     if placement.rank == 0:
-        store.set(_RESULT, json.dumps(_collect(store, placement, timeout)))
-    try:
+        store.set(_RESULT, json.dumps(_wait_for_all(store, placement, timeout)))
+    with _naming_rank_0(placement):
         store.wait([_RESULT], timedelta(seconds=timeout + 30))
         result = json.loads(store.get(_RESULT))
-    except Exception as error:
-        raise _unreachable(placement, host, error) from None
     if "missing" in result:
-        store.add(_READ, 1)
-        if placement.rank == 0:  # whose end is the store's
-            _wait_until_read(store, result["present"])
-        raise UserError(result["missing"])
+        _leave(store, placement.rank, result["present"])
+        raise AgreedError(result["missing"])
     return server, tuple(result["hosts"])
 
 
 def leave_together(server, rank: int, world_size: int, timeout: float) -> None:
-    """Waits until all ranks have come to their end; those that have waited for ``timeout`` seconds leave without the others.
+    """Wait until all ranks are done, for ``timeout`` seconds at most; the store, which ends with rank 0, lasts until then.
 
-    A launcher ends all ranks as soon as one leaves with a code that is not 0, and the store ends with rank 0. A rank that
-    has failed does not come here: it is the one to say so, and no reason for this one to fail.
+    A rank that has failed does not come: it says so itself, which is no reason for this one to fail.
     """
-    meet = threading.Thread(target=_meet_in_the_end, args=(server, rank, world_size, timeout), daemon=True)
+    meet = threading.Thread(target=_meet, args=(server, rank, world_size, timeout), daemon=True)
     meet.start()
     meet.join(timeout + 2 * TIME_TO_READ)  # a store whose host is stopped or dead may never answer
 
 
 def connect(timeout: float):
-    """A connection of its own to the store at which the ranks met; for threads that must not wait for each other."""
+    """Open a connection of its own to the store; for threads that must not wait for each other."""
     from torch.distributed import TCPStore
 
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -82,7 +72,7 @@ def connect(timeout: float):
 
 
 def with_prefix(store, name: str):
-    """The part of a store that belongs to ``name`` in this attempt: torchrun's store outlives its ranks."""
+    """Return the keys of ``store`` that belong to ``name`` in this attempt: torchrun's store outlives its ranks."""
     from torch.distributed import PrefixStore
 
     return PrefixStore(f"{name}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
@@ -93,78 +83,72 @@ def _open(placement: Placement, timeout: float):
         return connect(timeout)
     from torch.distributed import TCPStore
 
-    return TCPStore(
-        placement.address,
-        placement.port,
-        is_master=placement.rank == 0,
-        wait_for_workers=False,
-        timeout=timedelta(seconds=timeout),
-        multi_tenant=True,  # torch's rendezvous makes another, on the same port
-    )
+    # torch's rendezvous makes another one, on the same port: hence multi_tenant.
+    settings = {"is_master": placement.rank == 0, "wait_for_workers": False, "multi_tenant": True}
+    return TCPStore(placement.address, placement.port, timeout=timedelta(seconds=timeout), **settings)
 
 
-def _collect(store, placement: Placement, timeout: float) -> dict:
-    """Who is where, when all have come, or who is missing."""
-    hosts = _launched_hosts()
+def _wait_for_all(store, placement: Placement, timeout: float) -> dict:
+    """Return the hosts once all ranks are here, or who is missing."""
+    hosts = launched_hosts()
     begin, news, size = time.monotonic(), FIRST_NEWS, placement.world_size
     while (present := store.add(_COUNT, 0)) < size:
         passed = time.monotonic() - begin
         if passed > min(timeout, news):  # asking rank by rank is slow
             who = name_ranks([rank for rank in range(size) if not store.check([str(rank)])], hosts)
         if passed > timeout:
-            count = f"{present} of {size} ranks are there"
             text = (
-                f"after {timeout:g} s (--join_timeout) {count}; missing: {who}. "
-                f"Rank 0 waits at {_meeting_point(placement)}. "
-                "Look for their errors above; tools/check_cluster.py tells what is wrong."
+                f"{present} of {size} ranks are here after {timeout:g} s (--join_timeout); missing: {who}. Rank 0 waits at "
+                f"{_meeting_point(placement)}. Look for errors of the missing ranks above, or run tools/check_cluster.py."
             )
             return {"missing": text, "present": present}
         if passed > news:
-            print(f"Waiting for {who}, {timeout - passed:.0f} s more at most.", file=sys.stderr, flush=True)
+            print(f"Waiting for {who}, up to {timeout - passed:.0f} s more.", file=sys.stderr, flush=True)
             news = passed + MORE_NEWS
         time.sleep(0.05 if passed < 5 else 0.5)
     values = store.multi_get([str(rank) for rank in range(size)])
     return {"hosts": [value.decode().partition(" (process")[0] for value in values]}
 
 
-def _meet_in_the_end(server, rank: int, world_size: int, timeout: float) -> None:
-    store = with_prefix(server, _END)
-    with suppress(RuntimeError):  # rank 0 has gone, or not all have come
-        meeting, place = divmod(store.add(_COUNT, 1) - 1, world_size)  # processes may make several runs
+def _meet(server, rank: int, world_size: int, timeout: float) -> None:
+    store = with_prefix(server, "end")
+    with suppress(RuntimeError):  # rank 0 is gone, or not all have come
+        meeting, position = divmod(store.add(_COUNT, 1) - 1, world_size)  # a process may make several runs
         all_are_here = f"{_RESULT} {meeting}"
-        if place == world_size - 1:
+        if position == world_size - 1:
             store.set(all_are_here, "")
         store.wait([all_are_here], timedelta(seconds=timeout))
-        store.add(_READ, 1)
-        if rank == 0:  # whose end is the store's
-            _wait_until_read(store, (meeting + 1) * world_size)
+        _leave(store, rank, (meeting + 1) * world_size)
 
 
-def _wait_until_read(store, readers: int) -> None:
-    deadline = time.monotonic() + TIME_TO_READ
-    while store.add(_READ, 0) < readers and time.monotonic() < deadline:
-        time.sleep(0.05)
+def _leave(store, rank: int, readers: int) -> None:
+    """Count this rank among those that have read what was posted; rank 0 waits for all of them."""
+    store.add(_READ, 1)
+
+    def all_have_read(seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while store.add(_READ, 0) < readers and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    leave_in_order(rank == 0, TIME_TO_READ, spoken=None, heard=all_have_read)
 
 
-def _launched_hosts() -> list[str]:
-    """Host of each rank as DeepSpeed's launcher has it, which is this process's parent; else nothing."""
+@contextmanager
+def _naming_rank_0(placement: Placement) -> Iterator[None]:
+    """Turn a failure of the store into a ``UserError`` that tells where it should be."""
+    host = socket.gethostname()
     try:
-        return hosts_of_command(psutil.Process().parent().cmdline())
-    except (psutil.Error, AttributeError, ValueError):
-        return []
-
-
-def _unreachable(placement: Placement, host: str, error: Exception) -> UserError:
-    if "EADDRINUSE" in str(error):
-        return UserError(
-            f"port {placement.port} is in use on {host}, by another run perhaps: "
-            "give this one another, deepspeed --master_port N."
-        )
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return UserError(
-        f"rank {placement.rank} on {host} cannot reach rank 0 at {_meeting_point(placement)} ({reason}): "
-        "tools/check_cluster.py tells why."
-    )
+        yield
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        text = f"rank {placement.rank} on {host} cannot reach rank 0 at {_meeting_point(placement)} ({reason})"
+        cure = "run tools/check_cluster.py to find out why"
+        if "EADDRINUSE" in str(error):
+            text, cure = (
+                f"port {placement.port} is in use on {host}",
+                "give this run another one (--master_port N)",
+            )
+        raise UserError(f"{text}: {cure}.") from None
 
 
 def _meeting_point(placement: Placement) -> str:

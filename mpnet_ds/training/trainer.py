@@ -30,7 +30,7 @@ from mpnet_ds.models.module import PretrainingModule, Scores
 from mpnet_ds.preflight.plan import RunPlan
 from mpnet_ds.progress import Progress
 from mpnet_ds.ranks.disks import Disks
-from mpnet_ds.ranks.stop_requests import Agreement, Control, Request
+from mpnet_ds.ranks.stop_requests import Agreement, Request, StopRequests
 from mpnet_ds.ranks.watchdog import Watchdog
 from mpnet_ds.training.engine import Engine
 from mpnet_ds.training.garbage import collected_by_hand
@@ -88,7 +88,7 @@ class Trainer:
         if start.checkpoint is not None:
             self.engine.load(start.checkpoint, convert=bool(start.conversion))
         self.step = self._saved_step = start.step
-        self.control = Control(start.output, ranks)
+        self.stop_requests = StopRequests(start.output, ranks)
         first = self.step + 1 if start.checkpoint else 0
         self.metrics = MetricsWriter(start.output, config.monitors, ranks.is_main, first_step=first)
         self._progress = Progress(
@@ -120,7 +120,7 @@ class Trainer:
 
     def train(self) -> Outcome:
         """Trains to the recipe's last step, or until it is asked to stop; evaluates and saves on the way and then."""
-        with self._progress, self.control, closing(self.profiler), collected_by_hand() as self._collect:
+        with self._progress, self.stop_requests, closing(self.profiler), collected_by_hand() as self._collect:
             outcome = self._train()
         self.metrics.close()
         return outcome
@@ -134,7 +134,7 @@ class Trainer:
         except TrainingFailed as failure:
             return Outcome(self.step, failure=str(failure), is_saved=False)
         is_saved = self._saved_step == self.step or self._save()
-        self.control.answered(request)
+        self.stop_requests.answered(request)
         return Outcome(self.step, request, is_saved=is_saved)
 
     def _train_steps(self) -> Request:
@@ -155,7 +155,7 @@ class Trainer:
                 if agreement.request == Request.SAVE:
                     if self._saved_step < self.step:
                         self._save()
-                    self.control.answered(agreement.request)
+                    self.stop_requests.answered(agreement.request)
 
                 # The step itself.
                 self._throughput.waited += drawn.seconds_waited
@@ -227,7 +227,7 @@ class Trainer:
             drawn = next(self._draws, None)
         if drawn is not None:
             (batches, num_targets), waited = drawn
-            self._next = Drawn(batches, num_targets, waited, self.control.begin(num_targets))
+            self._next = Drawn(batches, num_targets, waited, self.stop_requests.begin(num_targets))
 
     def _finish_first(self) -> None:
         """The first step of a session, in which kernels are loaded and perhaps compiled, is timed apart."""
@@ -350,7 +350,7 @@ class Trainer:
             # Every rank runs the same number of batches: those behind the last have no targets.
             batch = self.objective.without_targets(data.batch(numbers % len(data)), numbers >= count)
             self.watchdog.beat("evaluating", self.step)
-            agreement = self.control.agree(self.objective.num_targets(batch))
+            agreement = self.stop_requests.agree(self.objective.num_targets(batch))
             request = agreement.request
             if request.stops:
                 break

@@ -42,7 +42,7 @@ def test_processes_of_one_host_that_are_killed_end_the_run_and_it_goes_on(
     assert run.code != 0
     assert time.monotonic() - begin < LOST_TIMEOUT + 20
     assert f"rank {victim} (node{victim + 2}) is lost" in run.err
-    assert "The same command goes on" in run.err
+    assert "The same command resumes" in run.err
     assert_goes_on(cluster, slots, output, dataset_folder, undisturbed)
 
 
@@ -104,7 +104,7 @@ def test_a_host_that_does_not_come_is_named(cluster, dataset_folder, tmp_path):
     third.kill_server()
     arguments = ("--join_timeout", 20, "--micro_batch_size", 1)
     said = refused(cluster, slots, tmp_path / "run", dataset_folder, *arguments, code=255)  # ssh's own is the highest
-    assert "2 of 3 ranks are there; missing: rank 2 (node3)" in said
+    assert "2 of 3 ranks are here after 20 s (--join_timeout); missing: rank 2 (node3)" in said
 
 
 def test_more_slots_than_a_host_has_are_refused(cluster, dataset_folder, tmp_path):

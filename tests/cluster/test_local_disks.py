@@ -79,7 +79,7 @@ def copy_missing(source: Path, target: Path) -> None:
 
 def test_each_disk_has_its_own_shards_and_what_every_rank_reads(disks, killed):
     assert killed.code != 0, killed.out + killed.err
-    assert "Checkpoints lie on 2 disks that are not shared: of node1; node2" in killed.out
+    assert "Checkpoints are on 2 disks that are not shared: node1; node2" in killed.out
     common = {"mp_rank_00_model_states.pt", "manifest.json", "tokenizer"}
     for number in (0, 1):
         assert disks.files(number, 6) == common | {OPTIM.format(number)}

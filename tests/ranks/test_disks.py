@@ -2,9 +2,7 @@
 
 import json
 import shutil
-import threading
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,60 +16,10 @@ from mpnet_ds.ranks import disks as disks_module
 from mpnet_ds.ranks.disks import Disks, find_disks, follow
 from mpnet_ds.ranks.process_group import Ranks
 from mpnet_ds.run.run_folder import Setting, decide_start, prepare
+from tests.ranks.threads import on_ranks
 
 INFO = CheckpointInfo(2, 16, {"name": "mpnet"}, 2, "fp32", 3, {}, 99, 32, identity={"seed": 0})
 MODEL, SHARD = "mp_rank_00_model_states.pt", "zero_pp_rank_{}_mp_rank_00_optim_states.pt"
-
-
-@dataclass(frozen=True)
-class ThreadRanks(Ranks):
-    """Ranks that are threads."""
-
-    meeting: threading.Barrier
-    table: list
-
-    def barrier(self) -> None:
-        self.meeting.wait(20)
-
-    def gather(self, value) -> list:
-        self.table[self.rank] = value
-        self.barrier()
-        values = list(self.table)
-        self.barrier()
-        return values
-
-    def on_main(self, function):
-        def attempt():
-            try:
-                return function()
-            except Exception as error:
-                return error
-
-        outcome = self.gather(attempt() if self.is_main else None)[0]
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
-
-
-def on_ranks(function: Callable, hosts: str = "abc") -> list:
-    """What ``function(ranks)`` returns, or raises, on each rank; a letter of ``hosts`` for each rank."""
-    size, meeting, table = len(hosts), threading.Barrier(len(hosts)), [None] * len(hosts)
-    outcomes: list = [None] * size
-
-    def run(rank: int) -> None:
-        local_rank = hosts[:rank].count(hosts[rank])
-        try:
-            outcomes[rank] = function(ThreadRanks(rank, local_rank, size, torch.device("cpu"), tuple(hosts), meeting, table))
-        except Exception as error:
-            outcomes[rank] = error
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert not any(thread.is_alive() for thread in threads)
-    return outcomes
 
 
 @pytest.fixture
@@ -97,7 +45,7 @@ def test_hosts_that_see_each_others_tokens_share_a_disk_and_nothing_stays(places
         ([0, 1], False, 0),
     ]
     assert found[0].names == ["a + c", "b"]
-    assert "of a + c; b." in found[0].describe()[0]
+    assert "not shared: a + c; b." in found[0].describe()[0]
     assert [*places[0].parent.iterdir(), *places[1].parent.iterdir()] == []
 
 

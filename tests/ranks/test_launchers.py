@@ -121,7 +121,7 @@ def test_hosts_are_read_off_the_command_of_deepspeeds_launcher():
     [
         ([5, 2, 3], {2: "b", 3: "b", 5: "c"}, "ranks 2, 3 (b), rank 5 (c)"),
         ([1], [], "rank 1"),
-        (range(8), ["a"] * 8, "8 ranks from 0 on (a)"),
+        (range(8), ["a"] * 8, "8 ranks starting with 0 (a)"),
         (range(9), [f"n{i}" for i in range(9)], None),
     ],
 )

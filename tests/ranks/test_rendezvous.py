@@ -1,145 +1,139 @@
-"""Ranks that meet before a run and after it, in real processes: all, too few, and those of two runs at one place."""
+"""Ranks that meet before a run and at its end, as threads: all of them, too few, and those of two runs at one port."""
 
 import json
-import multiprocessing
 import os
 import socket
+import threading
 import time
-from pathlib import Path
+from functools import partial
 
-import torch.distributed  # loaded once for all ranks of all tests
+import pytest
+import torch.distributed
 
-from mpnet_ds.errors import UserError
-from mpnet_ds.ranks import process_group
+from mpnet_ds.errors import AgreedError, UserError
+from mpnet_ds.ranks import process_group, rendezvous
 from mpnet_ds.ranks.launchers import Placement
-from mpnet_ds.ranks.rendezvous import call_roll, connect, leave_together
+from mpnet_ds.ranks.rendezvous import connect, join, leave_together
+from tests.ranks.threads import at_once
 from tests.runs import free_port
 
-ctx = multiprocessing.get_context("forkserver")
-ctx.set_forkserver_preload([__name__])
+
+@pytest.fixture
+def port(monkeypatch) -> int:
+    """Where ranks meet; each thread counts as a process of its own."""
+    monkeypatch.setattr(os, "getpid", threading.get_native_id)
+    found = free_port()
+    for name, value in (("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", str(found))):
+        monkeypatch.setenv(name, value)
+    return found
 
 
-def meet(folder: Path, name: str, rank: int, world_size: int, port: int, timeout: float, begin) -> None:
-    """Writes what came of it to ``folder/name``; all begin when all have started."""
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    begin.wait(60)
-    try:
-        store, hosts = call_roll(Placement("deepspeed", rank, rank, world_size, world_size, "127.0.0.1", port), timeout)
-        outcome = f"met {len(hosts)} at {len(set(hosts))}"
-        store.add("met", 1)
-        while rank == 0 and store.add("met", 0) < world_size:  # its store ends with it
-            time.sleep(0.01)
-    except UserError as error:
-        outcome = str(error)
-    (folder / name).write_text(outcome)
+def meet(port: int, world_size: int, ranks: list[int], timeout: float = 20) -> list:
+    """What ``join`` gives to each of ``ranks``, in their order; those that have come at all."""
+    placements = [Placement("deepspeed", rank, rank, world_size, world_size, "127.0.0.1", port) for rank in ranks]
+    return at_once([partial(join, placement, timeout) for placement in placements])
 
 
-def meet_all(folder: Path, ranks: list[int], world_size: int, timeout: float = 20) -> list[str]:
-    """What each of ``ranks`` gets to know, in their order; those that have come at all."""
-    port = free_port()
-    names = [f"{number}-rank-{rank}" for number, rank in enumerate(ranks)]
-    common = (world_size, port, timeout, ctx.Barrier(len(ranks)))
-    callers = [ctx.Process(target=meet, args=(folder, *pair, *common)) for pair in zip(names, ranks, strict=True)]
-    for process in callers:
-        process.start()
-    for process in callers:
-        process.join(60)
-        process.kill()
-    return [(folder / name).read_text() for name in names]
+def test_all_learn_where_the_others_are(port):
+    for _, hosts in meet(port, 3, [0, 1, 2]):
+        assert hosts == (socket.gethostname(),) * 3
 
 
-def meet_alone(path: Path) -> None:
-    """Without a launcher, while another process takes the port that the environment names; writes who finds whose store."""
-    placement = process_group.place()
-    with socket.create_server(("", int(os.environ["MASTER_PORT"]))):
-        store, _ = call_roll(placement, 5)
+def test_ranks_that_do_not_come_are_named_to_all(port):
+    for error in meet(port, 4, [0, 2], timeout=0.5):
+        assert isinstance(error, AgreedError)
+        assert str(error).startswith(
+            "2 of 4 ranks are here after 0.5 s (--join_timeout); missing: ranks 1, 3. Rank 0 waits at 127.0.0.1, port "
+        )
+
+
+def test_rank_0_with_whom_the_store_ends_waits_until_the_others_have_read_who_is_missing(port, monkeypatch):
+    read = json.loads
+
+    def read_late(text: bytes) -> dict:
+        time.sleep(0.5 if threading.get_ident() != rank_0[0] else 0)
+        return read(text)
+
+    def wait_for_all(*arguments) -> dict:
+        rank_0.append(threading.get_ident())
+        return collect(*arguments)
+
+    rank_0, collect = [], rendezvous._wait_for_all
+    monkeypatch.setattr(rendezvous, "_wait_for_all", wait_for_all)
+    monkeypatch.setattr(rendezvous.json, "loads", read_late)
+    assert [type(error) for error in meet(port, 4, [0, 2], timeout=0.5)] == [AgreedError] * 2
+
+
+def test_who_is_missing_is_reported_while_there_is_still_time(port, monkeypatch, capfd):
+    monkeypatch.setattr(rendezvous, "FIRST_NEWS", 0.1)
+    meet(port, 2, [0], timeout=0.4)
+    assert capfd.readouterr().err == "Waiting for rank 1, up to 0 s more.\n"
+
+
+def test_where_rank_0_does_not_come_its_address_is_named(port):
+    (error,) = meet(port, 2, [1], timeout=0.5)
+    assert isinstance(error, UserError)
+    assert f"rank 1 on {socket.gethostname()} cannot reach rank 0 at 127.0.0.1, port {port}" in str(error)
+
+
+def test_two_runs_that_meet_at_one_port_are_told_apart(port):
+    first, *both = meet(port, 3, [0, 1, 1], timeout=0.5)
+    assert sum(f"another run uses 127.0.0.1, port {port}" in str(error) for error in both) == 1
+    assert "missing: rank 2" in str(first)
+
+
+def test_a_port_that_is_taken_is_named(port):
+    with socket.create_server(("", port)):
+        (error,) = meet(port, 2, [0], timeout=0.5)
+    assert isinstance(error, UserError)
+    assert f"port {port} is in use on {socket.gethostname()}" in str(error)
+
+
+def test_nobody_can_take_the_port_of_a_rank_that_is_alone(monkeypatch):
+    """Another process takes the port that the environment named before the rank listened."""
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    with socket.create_server(("", int(process_group.place().environment()["MASTER_PORT"]))):
+        store, _ = join(process_group.place(), 5)
     store.set("word", "found")
     torch.distributed.init_process_group("gloo")
     torchs = torch.distributed.distributed_c10d._get_default_store()
     while hasattr(torchs, "underlying_store"):
         torchs = torchs.underlying_store
-    found = [one.check(["word"]) for one in (torchs, connect(5))]
+    assert [torchs.check(["word"]), connect(5).check(["word"])] == [True, True]
     torch.distributed.destroy_process_group()
-    path.write_text(str(found))
 
 
-def test_nobody_can_take_the_port_of_a_rank_that_is_alone(tmp_path):
-    rank = ctx.Process(target=meet_alone, args=(tmp_path / "found",))
-    rank.start()
-    rank.join(60)
-    assert (tmp_path / "found").read_text() == "[True, True]"
+PAUSE, PATIENCE = 0.3, 1.0  # seconds
 
 
-def test_all_learn_where_the_others_are(tmp_path):
-    assert meet_all(tmp_path, [0, 1, 2], 3) == ["met 3 at 1"] * 3
-
-
-def test_ranks_that_do_not_come_are_named_to_all(tmp_path):
-    said = meet_all(tmp_path, [0, 2], 4, timeout=2)
-    for text in said:
-        assert text.startswith("after 2 s (--join_timeout) 2 of 4 ranks are there; missing: ranks 1, 3. Rank 0 waits at ")
-
-
-def test_where_rank_0_does_not_come_its_place_is_named(tmp_path):
-    (said,) = meet_all(tmp_path, [1], 2, timeout=2)
-    assert "rank 1 on" in said
-    assert "cannot reach rank 0 at 127.0.0.1, port" in said
-
-
-def test_two_runs_that_meet_at_one_place_are_told_apart(tmp_path):
-    said = meet_all(tmp_path, [0, 1, 1], 3, timeout=3)
-    assert sum("another run meets at 127.0.0.1, port" in text for text in said[1:]) == 1
-
-
-def test_a_port_that_is_taken_is_named(tmp_path):
-    said = meet_all(tmp_path, [0, 0], 2, timeout=2)
-    assert any("is in use on" in text for text in said)
-
-
-PAUSE, PATIENCE = 0.5, 3.0  # seconds
-
-
-def part(folder: Path, rank: int, port: int, failing: int | None) -> None:
-    """Meets two others, and leaves twice together with them, later by its number; the rank that fails does not."""
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    store, _ = call_roll(Placement("deepspeed", rank, rank, 3, 3, "127.0.0.1", port), 20)
-    store.add("met", 1)
-    while store.add("met", 0) < 3:
-        time.sleep(0.01)
+def leave(stores: list, rank: int, timeout: float = 20, failing: int | None = None) -> tuple[float, float]:
+    """When this rank began to leave, later by its number, and when it had left; the rank that fails drops its store."""
+    time.sleep(PAUSE * rank)
+    begin = time.monotonic()
     if rank == failing:
-        time.sleep(PAUSE)  # until the others wait
-        os._exit(1)
-    times = []
-    for _ in range(2 if failing is None else 1):
-        time.sleep(PAUSE * rank)
-        times.append(time.time())
-        leave_together(store, rank, 3, PATIENCE if failing is not None else 30)
-        times.append(time.time())
-    (folder / str(rank)).write_text(json.dumps(times))
+        stores[rank] = None
+    else:
+        leave_together(stores[rank], rank, len(stores), timeout)
+    return begin, time.monotonic()
 
 
-def part_all(folder: Path, failing: int | None = None) -> list[list[float]]:
-    """Of each rank that did not fail, when it began to leave and had left."""
-    port = free_port()
-    ranks = [ctx.Process(target=part, args=(folder, rank, port, failing)) for rank in range(3)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(60)
-    assert [process.exitcode for process in ranks] == [int(rank == failing) for rank in range(3)]
-    return [json.loads((folder / str(rank)).read_text()) for rank in range(3) if rank != failing]
+def test_no_rank_leaves_before_the_last_is_done_however_often_they_meet(port):
+    stores = [store for store, _ in meet(port, 3, [0, 1, 2])]
+    for _ in range(2):
+        begun, left = zip(*at_once([partial(leave, stores, rank) for rank in range(3)]), strict=True)
+        assert max(begun) <= min(left)
 
 
-def test_no_rank_leaves_before_the_last_is_done_however_often_they_meet(tmp_path):
-    begun, left, begun_again, left_again = zip(*part_all(tmp_path), strict=True)
-    assert max(begun) <= min(left)
-    assert max(begun_again) <= min(left_again)
-
-
-def test_a_rank_that_failed_is_waited_for_no_longer_than_allowed(tmp_path):
-    begun, left = zip(*part_all(tmp_path, failing=1), strict=True)
+def test_a_rank_that_failed_is_waited_for_no_longer_than_allowed(port):
+    stores = [store for store, _ in meet(port, 3, [0, 1, 2])]
+    times = at_once([partial(leave, stores, rank, PATIENCE, failing=1) for rank in range(3)])
+    begun, left = zip(times[0], times[2], strict=True)
     assert PATIENCE <= min(left) - min(begun) < PATIENCE + 20
 
 
-def test_where_rank_0_failed_nobody_waits(tmp_path):
-    assert all(left - begun < PATIENCE for begun, left in part_all(tmp_path, failing=0))
+def test_where_rank_0_failed_nobody_waits(port):
+    stores = [store for store, _ in meet(port, 3, [0, 1, 2])]
+    del stores[0]
+    begin = time.monotonic()
+    at_once([partial(leave_together, store, rank, 3, 20) for rank, store in enumerate(stores, 1)])
+    assert time.monotonic() - begin < 20

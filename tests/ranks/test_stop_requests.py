@@ -1,7 +1,9 @@
-"""Requests to stop and to save, in real processes."""
+"""Requests to stop and to save, in real runs: several in one process where they need none of their own."""
 
 import os
+import shutil
 import signal
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import psutil
@@ -9,9 +11,10 @@ import pytest
 
 from mpnet_ds.checkpoint.store import verify
 from mpnet_ds.preflight.checks import check_hostfile
-from mpnet_ds.ranks import stop_requests as control_module
+from mpnet_ds.ranks import stop_requests
 from mpnet_ds.ranks.process_group import ancestors
-from mpnet_ds.ranks.stop_requests import Agreement, Control, Request
+from mpnet_ds.ranks.stop_requests import Agreement, Request, StopRequests
+from tests.runs import RECIPE, ROOT, Run, pretrain_all
 from tests.training.faulty_runs import launch, ranks_of, saved_steps, train, wait_for_update
 
 SECONDS_TO_SAVE = 30
@@ -19,11 +22,11 @@ SECONDS_TO_SAVE = 30
 
 def test_what_is_asked_after_an_agreement_began_is_for_the_next(tmp_path):
     ranks = SimpleNamespace(world_size=1, is_main=True, local_rank=0)
-    control = Control(tmp_path, ranks)
-    finish = control.begin([3, 5])
+    requests = StopRequests(tmp_path, ranks)
+    finish = requests.begin([3, 5])
     (tmp_path / "STOP").touch()
     assert finish() == Agreement(Request.NOTHING, [3, 5])
-    assert control.agree([5]) == Agreement(Request.STOP, [5])
+    assert requests.agree([5]) == Agreement(Request.STOP, [5])
 
 
 def test_a_launcher_that_is_gone_before_it_is_asked_for_its_parent_has_gone_and_is_no_error(tmp_path, monkeypatch):
@@ -35,62 +38,83 @@ def test_a_launcher_that_is_gone_before_it_is_asked_for_its_parent_has_gone_and_
         return parent(process)
 
     monkeypatch.setattr(psutil.Process, "parent", parent_of_this_process)
-    monkeypatch.setattr(control_module, "SECONDS_BETWEEN_LOOKS", 0)
-    control = Control(tmp_path, SimpleNamespace(world_size=1, is_main=True, local_rank=0))
-    control._launchers = [os.getppid(), 1]
-    assert control.agree().request == Request.REQUEUE
+    monkeypatch.setattr(stop_requests, "SECONDS_BETWEEN_LOOKS", 0)
+    requests = StopRequests(tmp_path, SimpleNamespace(world_size=1, is_main=True, local_rank=0))
+    requests._launchers = [os.getppid(), 1]
+    assert requests.agree().request == Request.REQUEUE
     assert [process.pid for process in ancestors()] == [os.getppid()]
     assert check_hostfile() == []
 
 
-@pytest.mark.parametrize(
-    ("fault", "code"),
-    [
-        ("sigusr1@3", 75),
-        ("sigint@3", 130),
-        ("stop@3", 0),
-        pytest.param("sigterm@3", 75, marks=pytest.mark.long),  # two ranks get it below
-    ],
-)
-def test_a_request_to_stop_saves_and_the_same_command_goes_on(trained, dataset_folder, tmp_path, fault, code):
-    stopped = train(tmp_path / "run", dataset_folder, fault=fault)
+STOPPED = {"sigusr1@3": 75, "sigint@3": 130, "stop@3": 0}
+"""Faults of faulty.py by which a run is asked to stop, and the exit codes; two ranks get SIGTERM below."""
+SPARSE = ["--log_interval", 4, "--save_interval", 3]
+
+
+@dataclass(frozen=True)
+class Before:
+    """A run that was asked to stop, and the files it left; it has been continued since then."""
+
+    run: Run
+    again: Run
+
+
+@pytest.fixture(scope="module")
+def asked(dataset_folder, tmp_path_factory) -> dict[str, Run | Before]:
+    """Runs of one rank by what was asked of them, all in one process; those that stopped are continued in another."""
+    folder = tmp_path_factory.mktemp("asked")
+    common = ["--deepspeed_config", ROOT / "ds_configs" / "zero2.json", "--recipe", RECIPE, "--data", dataset_folder]
+    more = {"sigterm@3": SPARSE, "save@3": ["--save_interval", 100, "--keep", 9]}
+    faults = ["warned_in_the_end", *STOPPED, "sigterm@3", "save@3"]  # the first while a second SIGUSR1 would still end it
+    runs = {folder / fault: [*common, *more.get(fault, []), "--fault", fault] for fault in faults}
+    runs[folder / "whole"] = [*common, *SPARSE]
+    first = {output.name: run for output, run in pretrain_all(folder, runs, 1).items()}
+    stopped = [*STOPPED, "sigterm@3"]
+    for fault in stopped:
+        shutil.copytree(folder / fault, folder / "left" / fault)
+    second = pretrain_all(folder, {folder / fault: [*common, *more.get(fault, [])] for fault in stopped}, 1)
+    continued = {
+        fault: Before(replace(first[fault], folder=folder / "left" / fault), second[folder / fault]) for fault in stopped
+    }
+    return first | continued
+
+
+@pytest.mark.parametrize(("fault", "code"), STOPPED.items())
+def test_a_request_to_stop_saves_and_the_same_command_continues(trained, asked, fault, code):
+    stopped, again = asked[fault].run, asked[fault].again
     assert stopped.code == code, stopped.err
-    assert "at update 3 of 8; everything is saved" in stopped.out
+    assert "at step 3 of 8; everything is saved" in stopped.out
     assert saved_steps(stopped.folder) == [2, 3]
-    assert not (tmp_path / "run" / "STOP").exists()
-    again = train(tmp_path / "run", dataset_folder)
+    assert not (stopped.folder / "STOP").exists()
     assert again.code == 0, again.err
     assert again.losses == trained().losses
     assert "Training loss " + f"{again.losses[0]:.4f} → {again.losses[-1]:.4f}" in again.out
 
 
-def test_a_stop_between_two_lines_of_the_log_leaves_no_trace_in_it(dataset_folder, tmp_path):
-    more = ["--log_interval", 4, "--save_interval", 3]
-    whole = train(tmp_path / "whole", dataset_folder, *more)
-    stopped = train(tmp_path / "run", dataset_folder, *more, fault="sigterm@3")
+def test_a_stop_between_two_lines_of_the_log_leaves_no_trace_in_it(asked):
+    whole, stopped, again = asked["whole"], asked["sigterm@3"].run, asked["sigterm@3"].again
     assert (whole.code, stopped.code) == (0, 75), whole.err + stopped.err
-    again = train(tmp_path / "run", dataset_folder, *more)
     assert again.repeatable == whole.repeatable
     assert [line["step"] for line in again.metrics if "loss" in line] == [4, 8]
 
 
-def test_a_warning_after_the_last_update_does_not_spoil_the_exit_code(dataset_folder, tmp_path):
-    run = train(tmp_path / "run", dataset_folder, fault="warned_in_the_end")
+def test_a_warning_after_the_last_step_does_not_spoil_the_exit_code(asked):
+    run = asked["warned_in_the_end"]
     assert run.code == 0, run.err
     assert saved_steps(run.folder)[-1] == 8
 
 
-def test_a_file_asks_for_a_checkpoint(dataset_folder, tmp_path):
-    run = train(tmp_path / "run", dataset_folder, "--save_interval", 100, "--keep", 9, fault="save@3")
+def test_a_file_asks_for_a_checkpoint(asked):
+    run = asked["save@3"]
     assert run.code == 0, run.err
     assert saved_steps(run.folder) == [3, 8]
-    assert not (tmp_path / "run" / "SAVE").exists()
+    assert not (run.folder / "SAVE").exists()
 
 
 def test_one_ranks_signal_stops_all_and_the_launcher_passes_the_code_on(trained, dataset_folder, tmp_path):
     stopped = train(tmp_path / "run", dataset_folder, fault="slow_last_words@3", ranks=2)
     assert stopped.code == 75, stopped.err
-    assert "at update 3 of 8; everything is saved" in stopped.out  # no rank left before rank 0 had said so
+    assert "at step 3 of 8; everything is saved" in stopped.out  # no rank left before rank 0 had said so
     assert saved_steps(stopped.folder) == [2, 3]
     assert train(tmp_path / "run", dataset_folder, ranks=2).losses == trained("zero2", 2).losses
 
@@ -124,7 +148,7 @@ def test_ranks_save_when_a_signal_ends_their_launcher(trained, dataset_folder, t
     assert not alive
     step = saved_steps(output)[-1]
     assert 3 <= step < 8
-    assert f"at update {step} of 8; everything is saved" in output.with_suffix(".log").read_text()
+    assert f"at step {step} of 8; everything is saved" in output.with_suffix(".log").read_text()
     assert train(output, dataset_folder, ranks=2).losses == trained("zero2", 2).losses
 
 

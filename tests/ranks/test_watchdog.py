@@ -1,4 +1,7 @@
-"""Ranks that hang, in real processes over gloo: the others find out, say who it is, and the run ends."""
+"""Ranks that hang, in real processes over gloo: the others find out, say who it is, and the run ends.
+
+All scenarios run at once, since their ranks mostly wait; the tests look at what became of them.
+"""
 
 import ctypes
 import multiprocessing
@@ -14,16 +17,16 @@ import pytest
 import torch
 from torch import distributed
 
-from mpnet_ds.ranks.heartbeat import Board
+from mpnet_ds.ranks.heartbeat import Heartbeats
 from mpnet_ds.ranks.process_group import Ranks
-from mpnet_ds.ranks.watchdog import Report, Watchdog, find_culprits
+from mpnet_ds.ranks.watchdog import Watchdog
 from tests.runs import free_port
 
 TIMEOUT = 2  # seconds without a beat
 PATIENCE = 10  # seconds for all ranks to be gone after that, on a machine that is busy with other things
 
 ctx = multiprocessing.get_context("forkserver")
-ctx.set_forkserver_preload([__name__])  # torch is loaded once for all ranks of all tests
+ctx.set_forkserver_preload([__name__])  # torch is loaded once for all ranks of all scenarios
 
 
 def sleep_for_ever() -> None:
@@ -51,17 +54,17 @@ def keep_the_lock_of_the_interpreter() -> None:
     ctypes.PyDLL(None).sleep(1000)
 
 
-FAULTS = {f.__name__: f for f in (sleep_for_ever, spin, stop, die, fail, keep_the_lock_of_the_interpreter)}
-
-
-def suspend(seconds: float) -> None:
+def suspend() -> None:
     """What a queueing system does to a job that has to wait for another."""
     time.sleep(0.6)  # in the middle of a phase that the watchdog has seen begin
     if os.fork() == 0:
-        time.sleep(seconds)
+        time.sleep(TIMEOUT + 1.5)
         os.kill(os.getppid(), signal.SIGCONT)
         os._exit(0)
     os.kill(os.getpid(), signal.SIGSTOP)
+
+
+FAULTS = {f.__name__: f for f in (sleep_for_ever, spin, stop, die, fail, keep_the_lock_of_the_interpreter, suspend)}
 
 
 def all_reduce(notices: bool) -> None:
@@ -74,57 +77,88 @@ def all_reduce(notices: bool) -> None:
 
 
 def ranks_of(rank: int, size: int) -> Ranks:
-    return Ranks(rank, rank, size, torch.device("cpu"), tuple(f"node-{rank}" for rank in range(size)))
+    return Ranks(rank, 0, size, torch.device("cpu"), tuple(f"node-{rank}" for rank in range(size)))
 
 
 @dataclass(frozen=True)
-class Plan:
+class Scenario:
     """What happens in step 2, to whom, and what is set against it."""
 
-    fault: str
-    victim: int = 0
+    fault: str = ""
+    victims: tuple[int, ...] = ()
     phase: str = "update"
-    size: int = 2
+    size: int = 3
     hang_timeout: float = TIMEOUT
     lost_timeout: float = 0
     notices: bool = False
-    """Whether the back-end raises an error where a peer has gone."""
+    """Whether the back-end raises an error where a peer is gone."""
     late: float = 0
-    """Seconds for which the last rank's board stands still once after the fault."""
+    """Seconds for which the last rank's heartbeat is late once after the fault."""
+
+
+def hanging(fault: str, victim: int, **settings) -> Scenario:
+    return Scenario(fault, (victim,), **settings)
+
+
+def losing(fault: str, victim: int, **settings) -> Scenario:
+    """The others might wait for ever, but for their heartbeats."""
+    return Scenario(fault, (victim,), hang_timeout=600, **{"lost_timeout": TIMEOUT} | settings)
+
+
+HANGS = [
+    hanging("sleep_for_ever", 0, phase="drawing data", size=2),
+    hanging("sleep_for_ever", 1, size=2),
+    hanging("spin", 0, size=2),
+]
+SILENT = [
+    *(hanging(fault, victim) for fault in ("stop", "keep_the_lock_of_the_interpreter") for victim in (0, 1)),
+    hanging("die", 1),
+]
+LOST = [losing("stop", 0), losing("die", 0), losing("stop", 1), losing("die", 2)]
+NOTICED = [losing("die", victim, notices=True) for victim in (0, 1)]
+FAILED = [losing("fail", victim, lost_timeout=8) for victim in (0, 1)]
+LATE_TO_THE_ALARM = hanging("sleep_for_ever", 0, phase="drawing data", late=TIMEOUT + 1.1)
+LATE_TO_THE_FAILURE = losing("fail", 0, lost_timeout=8, late=2.2)
+UNDISTURBED = Scenario(size=2)
+SUSPENDED = Scenario("suspend", (0, 1), size=2)
+SINGLE = [LATE_TO_THE_ALARM, LATE_TO_THE_FAILURE, UNDISTURBED, SUSPENDED]
+SCENARIOS = [*HANGS, *SILENT, *LOST, *NOTICED, *FAILED, *SINGLE]
 
 
 def be_late(begun: Path, seconds: float) -> None:
-    exchange, was_late = Board._exchange, threading.Event()
+    exchange, was_late = Heartbeats.exchange, threading.Event()
 
-    def exchange_late(board: Board, store, number: int) -> None:
+    def exchange_late(heartbeats: Heartbeats, store, number: int) -> None:
         if begun.exists() and not was_late.is_set():
             was_late.set()
             time.sleep(seconds)
-        exchange(board, store, number)
+        exchange(heartbeats, store, number)
 
-    Board._exchange = exchange_late
+    Heartbeats.exchange = exchange_late
 
 
-def train(rank: int, port: int, folder: Path, plan: Plan) -> None:
-    """Six steps of two phases, a quarter of a second each; ``fault`` comes in step 2."""
+def train(rank: int, port: int, folder: Path, scenario: Scenario, everyone) -> None:
+    """Four steps of two phases, a quarter of a second each; the fault comes in step 2."""
     for name, stream in (("out", 1), ("err", 2)):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
-    size, fault = plan.size, plan.fault
+    size = scenario.size
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     distributed.init_process_group("gloo")
     if rank == size - 1:
-        be_late(folder / "begun", plan.late)
-    with Watchdog(ranks_of(rank, size), folder / "hang", plan.hang_timeout, plan.lost_timeout) as watchdog:
-        for step in range(1, 7):
-            for now in ("drawing data", "update"):
-                watchdog.beat(now, step)
-                if step == 2 and fault == "suspend" and now == plan.phase:
-                    suspend(TIMEOUT + 1.5)
-                if step == 2 and fault in FAULTS and rank == plan.victim and now == plan.phase:
+        be_late(folder / "begun", scenario.late)
+    everyone.wait(60)  # until all ranks have started, which keeps the machine busy
+    timeouts = scenario.hang_timeout, scenario.lost_timeout
+    with Watchdog(ranks_of(rank, size), folder / "hang", *timeouts) as watchdog:
+        watchdog._heartbeats.answered.wait(60)
+        all_reduce(notices=True)  # until all post heartbeats
+        for step in range(1, 5):
+            for phase in ("drawing data", "update"):
+                watchdog.beat(phase, step)
+                if step == 2 and phase == scenario.phase and rank in scenario.victims:
                     (folder / "begun").write_text(str(time.time()))
-                    FAULTS[fault]()
+                    FAULTS[scenario.fault]()
                 time.sleep(0.25)
-            all_reduce(plan.notices)
+            all_reduce(scenario.notices)
     all_reduce(notices=True)  # with rank 0 goes the store, of which a rank that still watches would tell
     distributed.destroy_process_group()
     os.write(1, b"done\n")
@@ -132,141 +166,165 @@ def train(rank: int, port: int, folder: Path, plan: Plan) -> None:
 
 @dataclass
 class Outcome:
-    """What came of a run."""
+    """What came of a scenario."""
 
+    folder: Path
     codes: list[int | None]
     """By rank; None where the rank was still there, and was killed."""
-    out: str
-    err: str
     seconds: float
     """From the fault to the end of the last rank that ended by itself."""
     order: list[int]
     """Ranks that ended by themselves, in that order."""
 
+    @property
+    def out(self) -> str:
+        return (self.folder / "out").read_text()
 
-def run_ranks(folder: Path, fault: str, victim: int = 0, **settings) -> Outcome:
-    """Waits until all ranks have gone but one that cannot."""
-    port, plan = free_port(), Plan(fault, victim, **settings)
-    ranks = [ctx.Process(target=train, args=(rank, port, folder, plan)) for rank in range(plan.size)]
-    stuck = ranks[victim] if fault in ("stop", "keep_the_lock_of_the_interpreter") else None
-    try:
-        for process in ranks:
-            process.start()
-        order = order_of_ends([process for process in ranks if process is not stuck])
-        ended, codes = time.time(), [process.exitcode for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-            process.join()
-    begun = folder / "begun"
-    seconds = ended - float(begun.read_text()) if begun.exists() else 0.0
-    return Outcome(codes, (folder / "out").read_text(), (folder / "err").read_text(), seconds, order)
+    @property
+    def err(self) -> str:
+        return (self.folder / "err").read_text()
+
+    def stacks(self, rank: int) -> str:
+        return (self.folder / "hang" / f"rank-{rank:05d}.txt").read_text()
 
 
-def order_of_ends(processes: list) -> list[int]:
-    """Places in the list."""
-    lasting, order = {process.sentinel: place for place, process in enumerate(processes)}, []
+def start(folder: Path, scenario: Scenario, everyone) -> list:
+    folder.mkdir()
+    port = free_port()
+    ranks = [ctx.Process(target=train, args=(rank, port, folder, scenario, everyone)) for rank in range(scenario.size)]
+    for process in ranks:
+        process.start()
+    return ranks
+
+
+def wait_for_ends(started: dict[Scenario, list]) -> dict[Scenario, dict[int, float]]:
+    """Of each scenario, its ranks in the order in which they ended by themselves, and when."""
+    ends: dict[Scenario, dict[int, float]] = {scenario: {} for scenario in started}
+    lasting = {}
+    for scenario, ranks in started.items():
+        stuck = scenario.victims if scenario.fault in ("stop", "keep_the_lock_of_the_interpreter") else ()
+        lasting |= {process.sentinel: (scenario, rank) for rank, process in enumerate(ranks) if rank not in stuck}
     while lasting and (ended := connection.wait(list(lasting), 60)):
-        order += [lasting.pop(sentinel) for sentinel in ended]
-    for place in order:
-        processes[place].join()
-    return order
+        for sentinel in ended:
+            scenario, rank = lasting.pop(sentinel)
+            ends[scenario][rank] = time.time()
+    return ends
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-@pytest.mark.parametrize(
-    ("fault", "phase"),
-    [
-        ("sleep_for_ever", "drawing data"),
-        pytest.param("sleep_for_ever", "update", marks=pytest.mark.long),
-        ("spin", "update"),
-    ],
-)
-def test_a_rank_that_hangs_is_named_and_the_run_ends(tmp_path, fault, phase, victim):
-    outcome = run_ranks(tmp_path, fault, victim, phase=phase)
+def play(folder: Path, scenarios: list[Scenario]) -> dict[Scenario, Outcome]:
+    """All at once."""
+    everyone, started, outcomes = ctx.Barrier(sum(scenario.size for scenario in scenarios)), {}, {}
+    folders = {scenario: folder / str(number) for number, scenario in enumerate(scenarios)}
+    try:
+        for scenario in scenarios:
+            started[scenario] = start(folders[scenario], scenario, everyone)
+        for scenario, ends in wait_for_ends(started).items():
+            for rank in ends:
+                started[scenario][rank].join()
+            begun, codes = folders[scenario] / "begun", [process.exitcode for process in started[scenario]]
+            seconds = max(ends.values(), default=0) - float(begun.read_text()) if begun.exists() else 0.0
+            outcomes[scenario] = Outcome(folders[scenario], codes, seconds, list(ends))
+    finally:
+        for ranks in started.values():
+            for process in ranks:
+                process.kill()
+                process.join()
+    return outcomes
+
+
+@pytest.fixture(scope="module")
+def outcome_of(tmp_path_factory):
+    """``outcome_of(scenario)``: all of them are played at the first request."""
+    waves = SCENARIOS[::2], SCENARIOS[1::2]
+    return {key: value for wave in waves for key, value in play(tmp_path_factory.mktemp("wave"), wave).items()}.__getitem__
+
+
+def name(scenario: Scenario) -> str:
+    return "-".join([scenario.fault, *map(str, scenario.victims)])
+
+
+def codes_without(scenario: Scenario) -> list[int | None]:
+    """All ranks leave with 1 but the victim, which was killed or is still there."""
+    victims = {"die": -signal.SIGKILL, "stop": None, "keep_the_lock_of_the_interpreter": None}
+    return [victims[scenario.fault] if rank in scenario.victims else 1 for rank in range(scenario.size)]
+
+
+@pytest.mark.parametrize("scenario", HANGS, ids=name)
+def test_a_rank_that_hangs_is_named_and_the_run_ends(outcome_of, scenario):
+    outcome, (victim,) = outcome_of(scenario), scenario.victims
     assert outcome.codes == [1, 1], outcome.err
     assert TIMEOUT <= outcome.seconds < TIMEOUT + PATIENCE
     assert f"error: no progress for 2 s (run.hang_timeout): rank {victim} (node-{victim}) hangs" in outcome.err
     assert outcome.err.count("error: no progress") == 1
-    assert f'rank {victim}: in "{phase}" of step 2' in outcome.err
-    stacks = [(tmp_path / "hang" / f"rank-{rank:05d}.txt").read_text() for rank in range(2)]
-    assert f"in {fault}" in stacks[victim]
-    assert "in all_reduce" in stacks[1 - victim]
-    assert "Thread watchdog" in stacks[victim]
+    assert f'rank {victim}: in "{scenario.phase}" of step 2' in outcome.err
+    assert f"in {scenario.fault}" in outcome.stacks(victim)
+    assert "in all_reduce" in outcome.stacks(1 - victim)
+    assert "Thread watchdog" in outcome.stacks(victim)
 
 
-def test_a_rank_that_answers_the_alarm_late_is_not_taken_for_lost(tmp_path):
-    outcome = run_ranks(tmp_path, "sleep_for_ever", size=3, phase="drawing data", late=TIMEOUT + 1.1)
+def test_a_rank_that_answers_the_alarm_late_is_not_taken_for_lost(outcome_of):
+    outcome = outcome_of(LATE_TO_THE_ALARM)
     assert "rank 0 (node-0) hangs" in outcome.err
     assert "lost" not in outcome.err
 
 
-@pytest.mark.parametrize("fault", ["stop", "die", "keep_the_lock_of_the_interpreter"])
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_rank_that_can_say_nothing_any_more_is_named_by_the_others(tmp_path, fault, victim):
-    outcome = run_ranks(tmp_path, fault, victim, size=3)
-    expected = [1, 1, 1]
-    expected[victim] = -signal.SIGKILL if fault == "die" else None
-    assert outcome.codes == expected, outcome.err
+@pytest.mark.parametrize("scenario", SILENT, ids=name)
+def test_a_rank_that_can_say_nothing_any_more_is_named_by_the_others(outcome_of, scenario):
+    outcome, (victim,) = outcome_of(scenario), scenario.victims
+    assert outcome.codes == codes_without(scenario), outcome.err
     assert TIMEOUT <= outcome.seconds < TIMEOUT + PATIENCE
     assert f"error: no progress for 2 s (run.hang_timeout): rank {victim} (node-{victim}) is lost" in outcome.err
-    assert "in all_reduce" in (tmp_path / "hang" / "rank-00002.txt").read_text()
-    no_store = victim == 0 and fault != "keep_the_lock_of_the_interpreter"  # rank 0 hosts it, in a thread of C++
-    assert ("why: rank 0 (node-0) is stopped, dead" if no_store else "why: it is silent") in outcome.err
-    if fault == "keep_the_lock_of_the_interpreter":
+    assert "in all_reduce" in outcome.stacks(2)
+    assert "why: it is silent: stopped, dead, or cut off" in outcome.err
+    if scenario.fault == "keep_the_lock_of_the_interpreter":
         assert "in keep_the_lock_of_the_interpreter" in outcome.err  # its stacks, written without the lock
 
 
-@pytest.mark.parametrize("fault", ["stop", "die"])
-@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.long), 2])
-def test_a_rank_of_which_nothing_is_heard_is_lost_however_long_the_others_might_wait(tmp_path, fault, victim):
-    outcome = run_ranks(tmp_path, fault, victim, size=3, hang_timeout=600, lost_timeout=TIMEOUT)
-    expected = [1, 1, 1]
-    expected[victim] = -signal.SIGKILL if fault == "die" else None
-    assert outcome.codes == expected, outcome.err
+@pytest.mark.parametrize("scenario", LOST, ids=name)
+def test_a_rank_of_which_nothing_is_heard_is_lost_however_long_the_others_might_wait(outcome_of, scenario):
+    outcome, (victim,) = outcome_of(scenario), scenario.victims
+    assert outcome.codes == codes_without(scenario), outcome.err
     assert TIMEOUT <= outcome.seconds < TIMEOUT + PATIENCE
     assert f"rank {victim} (node-{victim}) is lost" in outcome.err
     assert "(run.lost_timeout)" in outcome.err
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_where_a_collective_notices_that_a_rank_has_gone_the_others_say_who_it_was(tmp_path, victim):
-    outcome = run_ranks(tmp_path, "die", victim, size=3, hang_timeout=600, lost_timeout=TIMEOUT, notices=True)
-    expected = [1, 1, 1]
-    expected[victim] = -signal.SIGKILL
-    assert outcome.codes == expected, outcome.err
+@pytest.mark.parametrize("scenario", NOTICED, ids=name)
+def test_where_a_collective_notices_that_a_rank_is_gone_the_others_say_who_it_was(outcome_of, scenario):
+    outcome, (victim,) = outcome_of(scenario), scenario.victims
+    assert outcome.codes == codes_without(scenario), outcome.err
     assert outcome.seconds < TIMEOUT + PATIENCE
     assert "lost contact" in outcome.err
     assert f"rank {victim} (node-{victim}) is lost" in outcome.err
-    assert "Connection closed by peer" in (tmp_path / "hang" / f"rank-{(victim + 1) % 3:05d}.txt").read_text()
+    assert "Connection closed by peer" in outcome.stacks((victim + 1) % 3)
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_rank_that_fails_takes_the_others_with_it(tmp_path, victim):
-    outcome = run_ranks(tmp_path, "fail", victim, size=3, hang_timeout=600, lost_timeout=8)
+@pytest.mark.parametrize("scenario", FAILED, ids=name)
+def test_a_rank_that_fails_takes_the_others_with_it(outcome_of, scenario):
+    outcome = outcome_of(scenario)
     assert outcome.codes == [1, 1, 1], outcome.err
     assert outcome.seconds < PATIENCE
     assert "ValueError: broken" in outcome.err
-    assert ("error: rank 1 (node-1) failed: ValueError: broken" in outcome.err) == (victim == 1)
-    assert not (tmp_path / "hang").exists()
+    assert ("error: rank 1 (node-1) failed: ValueError: broken" in outcome.err) == (scenario.victims == (1,))
+    assert not (outcome.folder / "hang").exists()
 
 
-def test_rank_0_that_fails_waits_until_a_rank_that_is_late_has_read_of_it(tmp_path):
-    outcome = run_ranks(tmp_path, "fail", 0, size=3, hang_timeout=600, lost_timeout=8, late=2.2)
+def test_rank_0_that_fails_waits_until_a_rank_that_is_late_has_read_of_it(outcome_of):
+    outcome = outcome_of(LATE_TO_THE_FAILURE)
     assert outcome.codes == [1, 1, 1], outcome.err
     assert outcome.order[0] == 0, "after the first that leaves, a launcher ends rank 0 before it has said why"
     assert "ValueError: broken" in outcome.err
     assert "is lost" not in outcome.err
 
 
-def test_a_slow_run_that_beats_is_left_alone(tmp_path):
-    outcome = run_ranks(tmp_path, "none")
+def test_a_slow_run_that_beats_is_left_alone(outcome_of):
+    outcome = outcome_of(UNDISTURBED)
     assert (outcome.codes, outcome.out, outcome.err) == ([0, 0], "done\ndone\n", "")
-    assert not (tmp_path / "hang").exists()
+    assert not (outcome.folder / "hang").exists()
 
 
-def test_time_in_which_a_job_was_suspended_does_not_count(tmp_path):
-    outcome = run_ranks(tmp_path, "suspend")
+def test_time_in_which_a_job_was_suspended_does_not_count(outcome_of):
+    outcome = outcome_of(SUSPENDED)
     assert (outcome.codes, outcome.out) == ([0, 0], "done\ndone\n"), outcome.err
     assert "error" not in outcome.err
 
@@ -277,26 +335,3 @@ def test_a_limit_of_zero_watches_nothing(tmp_path):
         watchdog.beat("update", 1)
         assert threading.active_count() == before
     assert not (tmp_path / "hang").exists()
-
-
-def report(rank: int, step: int = 5, waiting: bool = True, beats: int = 1) -> Report:
-    return Report(rank, 1, "update", step, beats, 9.0, waiting, "there", 3)
-
-
-@pytest.mark.parametrize(
-    ("reports", "silent", "culprits"),
-    [
-        ([report(0), report(1), report(2)], {1}, [1]),
-        ([report(0), report(1, waiting=False), report(2, step=4)], {1}, [1]),
-        ([report(0), report(1, step=4), report(2, waiting=False)], (), [1]),
-        ([report(0), report(1, beats=0), report(2, waiting=False)], (), [2]),
-        ([report(0), report(1, beats=0), report(2)], (), [1]),
-        ([report(0, step=4), report(1, step=4, waiting=False), report(2, waiting=False)], (), [1]),
-        ([report(0), report(1)], (), [0, 1]),
-        ([report(0, waiting=False), report(1, waiting=False)], (), [0, 1]),
-    ],
-)
-def test_the_most_telling_difference_decides_who_is_to_blame(reports, silent, culprits):
-    found, reasons = find_culprits(reports, silent)
-    assert found == culprits
-    assert bool(reasons) == (len(culprits) < len(reports))

@@ -175,7 +175,7 @@ def until_asked(update: int) -> None:
 
     def wait(trainer) -> None:
         deadline = time.monotonic() + 180
-        while is_last_rank() and not trainer.control._asked.stops and time.monotonic() < deadline:
+        while is_last_rank() and not trainer.stop_requests._asked.stops and time.monotonic() < deadline:
             time.sleep(0.1)
 
     at_update(update, wait)

@@ -4,7 +4,7 @@ from mpnet_ds.command_line import Parser, run, size
 
 
 def main() -> None:
-    from mpnet_ds.cluster.check import Wishes, check_cluster, conclude
+    from mpnet_ds.cluster.check import check_cluster
     from mpnet_ds.data.mixture import parse_weighted
     from mpnet_ds.launchers import PORT
 
@@ -22,11 +22,11 @@ def main() -> None:
     parser.add_argument("--master_port", type=int, default=PORT, metavar="P", help=f"as for deepspeed ({PORT})")
     parser.add_argument("--master_addr", metavar="A", help="as for deepspeed (the first address of the first host)")
     parser.add_argument("--skip_bandwidth", action="store_true", help="measure nothing, which saves a minute")
-    arguments = vars(parser.parse_args())
-    arguments["data"] = [parse_weighted(text)[0] for text in arguments["data"]]
-    report = check_cluster(arguments.pop("hostfile"), Wishes(**arguments))
+    options = parser.parse_args()
+    options.data = [parse_weighted(text)[0] for text in options.data]
+    report = check_cluster(options)
     print(report)
-    conclude(report)
+    report.raise_if_fatal()
     print("\nAll checks passed.")
 
 

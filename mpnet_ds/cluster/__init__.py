@@ -1,9 +1,7 @@
 """Whether the hosts of a hostfile can train together, found out before a run is started.
 
-on the machine that starts            on each host
-hostfile, launch_environment
-  → check ──── remote ──── ssh ────► agent ──► probe        facts: versions, devices, data, disk
-      │                                   ├──► links        who reaches whom
-      ▼                                   └──► bandwidth    collectives of torch.distributed
-    verdict (pure comparisons) → tables
+hostfile, launch_environment → check → ssh ──► on_host ──► probe        facts of the host: versions, code, data, devices, disk
+                                 │                     ├─► links        its interface, and which hosts reach each other
+                                 ▼                     └─► bandwidth    collectives of torch.distributed between all ranks
+                               verdict (facts → findings) → report
 """

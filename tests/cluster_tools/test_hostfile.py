@@ -50,7 +50,7 @@ def test_missing_hostfile_is_an_error(tmp_path):
     [
         ("node-a\n", r"hosts, line 1: 'node-a' names no host with its slots\. Each line must read: HOST slots=N"),
         ("# all\n\nnode-a slots = 4\n", r"hosts, line 3: 'node-a slots = 4'"),
-        ("a slots=1\nb slots=1\na slots=2\n", r"hosts, line 3: a stands in line 1 already"),
+        ("a slots=1\nb slots=1\na slots=2\n", r"hosts, line 3: a is in a line above already"),
         ("a slots=1\nb slots=0\n", r"hosts, line 2: b has slots=0"),
         ("# nothing\n", r"hosts names no host"),
     ],
@@ -69,5 +69,5 @@ def test_all_bad_lines_are_said_at_once():
 
 def test_a_binary_is_no_hostfile(tmp_path):
     (tmp_path / "hosts").write_bytes(b"\xff\xfe\0")
-    with pytest.raises(UserError, match="is no hostfile"):
+    with pytest.raises(UserError, match="is not a hostfile"):
         read_hostfile(tmp_path / "hosts")

@@ -1,11 +1,15 @@
 """Checks the hosts of a hostfile before a run: python tools/check_cluster.py --hostfile hostfile --data my-data"""
 
+import asyncio
+
 from mpnet_ds.command_line import Parser, run, size
 
 
 def main() -> None:
-    from mpnet_ds.cluster.check import check_cluster
+    from mpnet_ds.cluster.check import ClusterCheck
+    from mpnet_ds.cluster.report import report
     from mpnet_ds.data.mixture import parse_weighted
+    from mpnet_ds.errors import UserError
     from mpnet_ds.launchers import PORT
 
     parser = Parser(
@@ -24,9 +28,11 @@ def main() -> None:
     parser.add_argument("--skip_bandwidth", action="store_true", help="measure nothing, which saves a minute")
     options = parser.parse_args()
     options.data = [parse_weighted(text)[0] for text in options.data]
-    report = check_cluster(options)
-    print(report)
-    report.raise_if_fatal()
+    check = ClusterCheck(options)
+    asyncio.run(check.run())
+    print(report(check))
+    if fatal := [finding.text for finding in check.findings if finding.is_fatal]:
+        raise UserError(*fatal)
     print("\nAll checks passed.")
 
 

@@ -1,7 +1,6 @@
 """Whether the hosts of a hostfile can train together, found out before a run is started.
 
-hostfile, launch_environment → check → ssh ──► on_host ──► probe        facts of the host: versions, code, data, devices, disk
-                                 │                     ├─► links        its interface, and which hosts reach each other
-                                 ▼                     └─► bandwidth    collectives of torch.distributed between all ranks
-                               verdict (facts → findings) → report
+launcher_files → check → ssh ─► on_host ─► probe       facts: versions, code, data, devices, disk
+                    ▼                  ├──► links       routes, and which hosts reach each other
+             verdict, report          └──► bandwidth   collectives of torch.distributed
 """

@@ -1,11 +1,8 @@
 """Bandwidth of collectives between hosts, through torch.distributed as training uses it: gloo, or nccl between GPUs.
 
-Sizes and bandwidths are named as nccl-tests does: the size of an all-reduce is that of each rank's tensor, of an all-gather
-that of the joined one, and
-
-    algorithm bandwidth   size / time
-    bus bandwidth         times 2 (n-1)/n for an all-reduce of n ranks, times (n-1)/n for an all-gather:
-                          what each link carries, to be compared with its speed
+Sizes and bandwidths are those of nccl-tests. The size of an all-reduce is that of each rank's tensor, of an all-gather that
+of the joined one. The bus bandwidth is what each link carries, to be compared with its speed: of n ranks, size / time times
+2 (n-1)/n for an all-reduce and times (n-1)/n for an all-gather.
 """
 
 import os
@@ -30,26 +27,16 @@ class Row(NamedTuple):
     seconds: float
 
     @property
-    def algorithm_bandwidth(self) -> float:
-        """Bytes per second."""
-        return self.size / self.seconds
-
-    @property
     def bus_bandwidth(self) -> float:
         """Bytes per second."""
         factor = 2 if self.collective == "all_reduce" else 1
-        return self.algorithm_bandwidth * factor * (self.ranks - 1) / self.ranks
+        return self.size / self.seconds * factor * (self.ranks - 1) / self.ranks
 
 
-def measure(variables: dict[str, str], backend: str, seconds: float) -> dict:
-    """Runs one rank.
+def measure(variables: dict[str, str], backend: str, sizes: list[int], seconds: float) -> dict:
+    """Runs one rank, with the ``variables`` that torch reads; a single collective may take so many ``seconds``.
 
-    Args:
-        variables: what torch reads from the environment of a rank.
-        backend: ``nccl`` or ``gloo``.
-        seconds: that a single collective may take.
-    Returns:
-        ``rows``, the same on all ranks, also those before a ``problem``, which is empty if all went well.
+    Returns ``rows``, the same on all ranks, also those before a ``problem``, which is empty if all went well.
     """
     os.environ.update(variables)
     rows: list[Row] = []
@@ -62,15 +49,15 @@ def measure(variables: dict[str, str], backend: str, seconds: float) -> dict:
             device = torch.device("cuda", int(variables["LOCAL_RANK"]))
             torch.cuda.set_device(device)
         dist.init_process_group(backend, timeout=timedelta(seconds=seconds))
-        for size in SIZES:
+        for size in sizes:
             for collective in COLLECTIVES:
                 if not takes_too_long(collective, size, rows):
                     rows.append(_measure(collective, size, device))
         dist.barrier()
     except Exception as error:
         where = r"\[(rank\d+|/[^]]*)\]:? ?"  # the rank, and the place in torch's sources, before what torch says
-        problem = f"rank {variables['RANK']} failed: {type(error).__name__}: {re.sub(where, '', str(error))[:300]}"
-        return {"rows": rows, "problem": problem}
+        text = f"rank {variables['RANK']} failed: {type(error).__name__}: {re.sub(where, '', str(error))[:300]}"
+        return {"rows": rows, "problem": text}
     return {"rows": rows, "problem": ""}
 
 

@@ -1,8 +1,7 @@
 """Which hosts reach which: every host listens, and every host connects to every other, ``AT_ONCE`` at a time.
 
 A connection sends a token of the check and ``PAYLOAD`` bytes, and the listener answers with its own name once all are
-there. So it is seen that the right host answers, and that packets of full size get through, not only the small ones of
-the handshake.
+there. So it is seen that the right host answers, and that packets of full size get through, not only a handshake.
 """
 
 import errno
@@ -33,11 +32,9 @@ def listen(name: str, token: str, to: str, master_port: int | None) -> dict:
 def route(to: str) -> dict:
     """The interface through which this host speaks to the others: towards ``to``, or the one that GLOO_SOCKET_IFNAME names.
 
-    Returns:
-        ``address``, ``interface`` with ``mtu`` (bytes) and ``speed`` (Mbit/s or 0), ``interfaces``, the names of all, and
-        ``wanted``, those of the variable; ``leads_to``, what ``to`` stands for here; ``is_own``, whether that is this host.
-    Raises:
-        UserError: the name is unknown here, or no route leads there.
+    Returns ``address``, ``interface`` with ``mtu`` (bytes) and ``speed`` (Mbit/s or 0), ``interfaces``, names of all, and
+    ``wanted``, those of the variable; ``leads_to``, what ``to`` stands for here; ``is_own``, whether that is this host.
+    Raises ``UserError`` where the name is unknown, or no route leads there.
     """
     from mpnet_ds.network import find_interface, interfaces, resolve
 
@@ -51,11 +48,11 @@ def route(to: str) -> dict:
 
 
 def serve(name: str, token: str, address: str, port: int) -> dict:
-    """Listens; the ``port``, or ``in_use_by`` where another program has it, or ``not_allowed``. Address "" is all of them."""
-    is_ip6 = ":" in address or not address and socket.has_dualstack_ipv6()  # the latter as torch's store does
-    options = {"family": socket.AF_INET6 if is_ip6 else socket.AF_INET, "dualstack_ipv6": is_ip6 and not address}
+    """Listens there ("": on all addresses): the ``port``, ``in_use_by`` where another program does, or ``not_allowed``."""
+    on_all = not address and socket.has_dualstack_ipv6()  # as torch's store does
+    family = socket.AF_INET6 if on_all or ":" in address else socket.AF_INET
     try:
-        listener = socket.create_server((address, port), backlog=128, **options)
+        listener = socket.create_server((address, port), family=family, backlog=128, dualstack_ipv6=on_all)
     except OSError as error:
         if error.errno not in (errno.EADDRINUSE, errno.EACCES):
             raise
@@ -65,7 +62,7 @@ def serve(name: str, token: str, address: str, port: int) -> dict:
 
 
 def _holders_of_port(port: int) -> list[str]:
-    """Programs of this host that listen there: ``process 4711 (python train.py)``, as far as this user may know."""
+    """Programs that listen there, as far as this user may know."""
     import psutil
 
     with suppress(psutil.Error):

@@ -1,4 +1,4 @@
-"""Runs one function of the check on a host. ssh.py sends the source of this file and of the function's to its standard input.
+"""Runs one function of the check on a host. ssh.py sends the source of this file and of the function's to standard input.
 
 So every host runs the same code, whatever version of mpnet_ds it has, or none. Standard input then stays open as long as
 somebody waits; this process ends with it, whatever the reason.
@@ -17,11 +17,8 @@ MARK = "@mpnet_ds "  # begins each line of output that is an answer: a login she
 
 
 def run(source: str, function: str, arguments: dict, seconds: float) -> None:
-    """Prints two answers, each with this host's clock: at once, and when the function of the source has returned.
-
-    The kernel ends this process after so many ``seconds``, should nobody notice that the connection is broken.
-    """
-    signal.alarm(int(seconds))
+    """Prints two answers with this host's clock, at once and when the function has returned; ends after ``seconds``."""
+    signal.alarm(int(seconds))  # should nobody notice that the connection is broken
     connection = threading.Thread(target=_end_with_connection, daemon=True)
     connection.start()
     output = os.fdopen(os.dup(1), "w")

@@ -1,4 +1,4 @@
-"""Calls functions of the check on hosts, over the same ssh, interpreter, folder and variables as DeepSpeed's pdsh launcher."""
+"""Calls functions of the check on hosts, over the ssh, interpreter, folder and variables that DeepSpeed's launcher takes."""
 
 import asyncio
 import inspect
@@ -10,7 +10,7 @@ import time
 from asyncio.subprocess import PIPE
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from mpnet_ds.cluster import on_host
 from mpnet_ds.errors import UserError
@@ -23,13 +23,12 @@ OPTIONS = ("-T", "-oBatchMode=yes", "-oConnectTimeout=10", "-oServerAliveInterva
 START = "import json, sys; exec(json.loads(sys.stdin.readline()))"
 
 
-@dataclass(frozen=True)
-class Launch:
+class Launch(NamedTuple):
     """How a process of a run is started on every host: interpreter and working directory, environment, port of ssh."""
 
     python: str
     folder: str
-    variables: Mapping[str, str] = field(default_factory=dict)
+    variables: Mapping[str, str]
     ssh_port: int | None = None
 
     def command(self, host: str, title: str) -> list[str]:
@@ -47,12 +46,11 @@ class RemoteCall:
     """One call of a function on a host; what it starts there lives until ``close``."""
 
     def __init__(self, host: str, launch: Launch, function: Callable[..., dict], seconds: float, arguments: Mapping):
-        self.host, self.launch, self.seconds = host, launch, seconds
-        self.title = f"{function.__module__}.{function.__name__}"
+        self.host, self._launch, self._seconds, self._process = host, launch, seconds, None
+        self._title = f"{function.__module__}.{function.__name__}"
         source = inspect.getsource(sys.modules[function.__module__])
         job = {"source": source, "function": function.__name__, "arguments": arguments, "seconds": 60 + 2 * seconds}
         self._input = "".join(json.dumps(line) + "\n" for line in (inspect.getsource(on_host), job)).encode()
-        self._process: asyncio.subprocess.Process | None = None
 
     async def result(self) -> dict:
         """What the function returns, and as ``clock`` how many seconds the host's clock is ahead of this one.
@@ -61,7 +59,7 @@ class RemoteCall:
         """
         # A session of its own: Ctrl-C is for this program, which then closes the connections.
         streams = {"stdin": PIPE, "stdout": PIPE, "stderr": PIPE, "limit": LONGEST_LINE, "start_new_session": True}
-        command = self.launch.command(self.host, self.title)
+        command = self._launch.command(self.host, self._title)
         try:
             self._process = await asyncio.create_subprocess_exec(*command, **streams)
         except FileNotFoundError:
@@ -69,64 +67,58 @@ class RemoteCall:
         self._errors = asyncio.create_task(self._process.stderr.read())
         self._process.stdin.write(self._input)
         first = await self._answer(SECONDS_TO_START, self._why_not_started)
-        last = await self._answer(self.seconds, self._why_ended)
+        last = await self._answer(self._seconds, lambda code, errors: f"the connection ended ({self._title}): {errors[-1]}")
         if "findings" in last:
             raise UserError(*(f"{self.host}: {text}" for text in last["findings"]))
         return last["result"] | {"clock": max(first["clock"], last["clock"])}  # of the one that was less delayed
 
     async def close(self) -> None:
         """Ends what runs on the host."""
-        if self._process is None:
-            return
-        self._process.stdin.close()
-        try:
-            await asyncio.wait_for(self._process.wait(), SECONDS_TO_END)
-        except asyncio.TimeoutError:
+        if self._process:
+            self._process.stdin.close()
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._process.wait(), SECONDS_TO_END)
             with suppress(ProcessLookupError):
                 self._process.kill()
-            await self._process.wait()
-        await self._errors
+            await asyncio.gather(self._process.wait(), self._errors)
 
-    async def _answer(self, seconds: float, explain: Callable[[int, str], str]) -> dict:
+    async def _answer(self, seconds: float, explain: Callable[[int, list[str]], str]) -> dict:
         try:
             line = await asyncio.wait_for(self._next_line(), seconds)
         except asyncio.TimeoutError:
-            text = f"{self.host}: no answer within {seconds:.0f} s ({self.title})"
+            text = f"{self.host}: no answer within {seconds:.0f} s ({self._title})"
             raise UserError(f"{text}: find out whether the host hangs, or a file system that it mounts.") from None
         if not line:
-            code, errors = await self._process.wait(), (await self._errors).decode(errors="replace").strip()
-            raise UserError(f"{self.host}: {explain(code, errors or f'exit code {code}')}")
-        answer = json.loads(line)
+            code, errors = await self._process.wait(), (await self._errors).decode(errors="replace").strip().splitlines()
+            raise UserError(f"{self.host}: {explain(code, errors or ['nothing was printed'])}")
+        answer = json.loads(line.removeprefix(on_host.MARK.encode()))
         return answer | {"clock": answer["clock"] - time.time()}
 
-    async def _next_line(self) -> str:
-        """The next answer; empty at the end of the output."""
+    async def _next_line(self) -> bytes:
         async for line in self._process.stdout:
             if line.startswith(on_host.MARK.encode()):
-                return line.decode().removeprefix(on_host.MARK)
-        return ""
+                return line
+        return b""
 
-    def _why_ended(self, code: int, errors: str) -> str:
-        return f"the connection ended ({self.title}): {errors.splitlines()[-1].strip()}"
-
-    def _why_not_started(self, code: int, errors: str) -> str:
+    def _why_not_started(self, code: int, errors: list[str]) -> str:
         """Why, and what to do, from ssh's exit code and what was printed as errors."""
         if code == NO_FOLDER:
-            return f"there is no folder {self.launch.folder}, in which the run would start: mount or copy it to the same path."
+            return f"there is no folder {self._launch.folder}, in which the run would start: mount or copy it there."
         if code == NO_PYTHON:
-            cure = "install the environment at the same path on every host"
-            return f"there is no Python interpreter {self.launch.python}, which deepspeed would start: {cure}."
-        port = f"-p {self.launch.ssh_port} " if self.launch.ssh_port else ""
-        known = (text.format(host=self.host, port=port) for signs, text in _SSH_ERRORS.items() if re.search(signs, errors))
-        return next(known, f"ssh failed with exit code {code}: {errors.splitlines()[-1].strip()}")
+            return f"there is no Python interpreter {self._launch.python}: install the environment at that path."
+        port = f"-p {self._launch.ssh_port} " if self._launch.ssh_port else ""
+        for signs, cure in _SSH_ERRORS.items():
+            if re.search(signs, "\n".join(errors)):
+                return cure.format(host=self.host, port=port)
+        return f"ssh failed with exit code {code}: {errors[-1]}"
 
 
 _SSH_ERRORS = {
     "Could not resolve hostname": "this name has no address: correct the hostfile, or add the host to DNS or /etc/hosts.",
-    "IDENTIFICATION HAS CHANGED": "its ssh key has changed: if it was installed anew, ssh-keygen -R {host} forgets the old one.",
-    "Host key verification|key is known for": "its ssh key is not known here: log in once, ssh {port}{host}, and confirm it.",
-    "Permission denied|Too many auth": "ssh does not let this user in without a password: copy a key, ssh-copy-id {port}{host}.",
+    "IDENTIFICATION HAS CHANGED": "its ssh key has changed: if it was installed anew, forget the old: ssh-keygen -R {host}",
+    "Host key verification|key is known": "its ssh key is not known here: log in once, ssh {port}{host}, and confirm it.",
+    "Permission denied|Too many auth": "ssh does not let this user in without a password: ssh-copy-id {port}{host}",
     "Connection refused": "the host is up, but refuses ssh: start sshd there, or name its port with --ssh_port.",
-    "timed out|No route|unreachable|Host is down": "not reachable by ssh (no answer): is it up, and not behind a firewall?",
-    "Connection (closed|reset) by": "its ssh server closed the connection: see journalctl -u ssh; MaxStartups may be too low.",
+    "timed out|No route|unreachable|is down": "not reachable by ssh (no answer): is it up, and not behind a firewall?",
+    "Connection (closed|reset) by": "its ssh server closed the connection: see journalctl -u ssh; is MaxStartups too low?",
 }

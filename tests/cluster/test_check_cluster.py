@@ -88,7 +88,7 @@ def test_all_that_is_wrong_on_hosts_is_said_at_once(cluster, dataset_folder, tmp
     done = check(first, hostfile, "--data", dataset_folder, "--min_disk", "1MB", "--skip_bandwidth")
     squatter.kill()
     squatter.communicate()
-    version, code, slots, data, port = findings(done)
+    version, code, data, slots, port = findings(done)
     assert version.startswith(
         f'mpnet_ds is "{mpnet_ds.__version__}" on {first.name}, {second.name}, but "0.0.7" on {third.name}'
     )
@@ -109,7 +109,7 @@ def test_hosts_that_cannot_be_reached_and_a_broken_link_are_named(cluster, tmp_p
     cluster.break_link(second, third)
     done = check(first, hostfile, "--min_disk", "1MB")
     unknown, silent, link = sorted(findings(done), key=lambda text: ("nowhere" not in text, "10.77.0.99" not in text))
-    assert unknown.startswith("nowhere: this name leads to no address")
+    assert unknown.startswith("nowhere: this name has no address")
     assert silent.startswith("10.77.0.99: ")
     assert link.startswith(
         f"the link between {second.name} and {third.name} is broken: neither reaches the other (no answer)"

@@ -1,11 +1,15 @@
 """Bandwidth is measured between real ranks, and a rank that never comes ends in a problem rather than in waiting."""
 
+import itertools
+
 import pytest
 
 from mpnet_ds.cluster import bandwidth
-from mpnet_ds.cluster.bandwidth import COLLECTIVES, SIZES, Row, takes_too_long
+from mpnet_ds.cluster.bandwidth import COLLECTIVES, Row, takes_too_long
 from tests.cluster_tools.conftest import call_all
 from tests.runs import free_port
+
+SIZES = [1 << 12, 1 << 14]
 
 
 @pytest.fixture
@@ -16,16 +20,17 @@ def measure(fake_ssh):
         common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world_size)}
         common["GLOO_SOCKET_IFNAME"] = "lo"
         own = [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in ranks]
-        return call_all(bandwidth.measure, *({"variables": each, "backend": "gloo", "seconds": seconds} for each in own))
+        asked = {"backend": "gloo", "sizes": SIZES, "seconds": seconds}
+        return call_all(bandwidth.measure, *(asked | {"variables": each} for each in own))
 
     return run
 
 
 def test_bandwidths_are_those_of_nccl_tests():
-    """4 ranks, 4 GB in 2 s: 2 GB/s; each link carries 2 * 3/4 of an all-reduce and 3/4 of an all-gather."""
+    """4 ranks, 4 GB in 2 s: each link carries 2 * 3/4 of an all-reduce and 3/4 of an all-gather."""
     reduce, gather = (Row(collective, 4 * 10**9, 4, 2.0) for collective in ("all_reduce", "all_gather"))
-    assert (reduce.algorithm_bandwidth, reduce.bus_bandwidth) == (2e9, 3e9)
-    assert (gather.algorithm_bandwidth, gather.bus_bandwidth) == (2e9, 1.5e9)
+    assert reduce.bus_bandwidth == 3e9
+    assert gather.bus_bandwidth == 1.5e9
 
 
 def test_sizes_that_would_take_minutes_on_a_slow_link_are_left_out():
@@ -40,14 +45,7 @@ def test_two_ranks_measure_every_collective_at_every_size(measure):
     found, same = measure(2, [0, 1], seconds=30)
     assert (found["rows"], found["problem"]) == (same["rows"], "")
     rows = [Row(*row) for row in found["rows"]]
-    expected = []
-    for size in SIZES:
-        for name in COLLECTIVES:
-            done = [row for row in rows if (row.size, row.collective) in expected]
-            if not takes_too_long(name, size, done):  # on a machine that is very busy
-                expected.append((size, name))
-    assert [(row.size, row.collective) for row in rows] == expected
-    assert len(rows) >= 2 * len(COLLECTIVES)
+    assert [(row.size, row.collective) for row in rows] == list(itertools.product(SIZES, COLLECTIVES))
     assert all(row.ranks == 2 and 0 < row.seconds < 10 for row in rows)
 
 

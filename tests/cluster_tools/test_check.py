@@ -6,7 +6,7 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from mpnet_ds.cluster import probe
+from mpnet_ds.cluster import check as check_module
 from tests.runs import ROOT, environment, free_port
 
 CLOCK_AHEAD = "import time; real = time.time; time.time = lambda: real() + 40"
@@ -47,7 +47,7 @@ def test_one_host_is_in_order(check, dataset_folder):
 
 
 def test_a_clock_and_a_shell_that_are_wrong_are_named(check, fake_ssh, tmp_path, monkeypatch):
-    monkeypatch.setattr(probe, "LIBRARIES", ["mpnet_ds"])  # the others take seconds
+    monkeypatch.setattr(check_module, "LIBRARIES", ["mpnet_ds"])  # the others take seconds
     (tmp_path / "sitecustomize.py").write_text(CLOCK_AHEAD)
     fake_ssh("n2", f'set -- n2 "$(echo "$2" | sed "s|export PYTHONPATH=|export PYTHONPATH={tmp_path}:|")"')
     fake_ssh("n3", 'echo "n3: Permission denied (publickey)." >&2; exit 255')
@@ -64,7 +64,7 @@ def test_a_clock_and_a_shell_that_are_wrong_are_named(check, fake_ssh, tmp_path,
 
 
 def test_a_broken_library_is_named_and_nothing_measured_with_it(check, fake_ssh, tmp_path, monkeypatch):
-    monkeypatch.setattr(probe, "LIBRARIES", ["mpnet_ds", "torch"])
+    monkeypatch.setattr(check_module, "LIBRARIES", ["mpnet_ds", "torch"])
     (tmp_path / "torch.py").write_text("raise OSError('libcudart.so.12: cannot open shared object file')")
     fake_ssh("n2", f'set -- n2 "$(echo "$2" | sed "s|export PYTHONPATH=|export PYTHONPATH={tmp_path}:|")"')
     done = check("n1 slots=1\nn2 slots=1\n")

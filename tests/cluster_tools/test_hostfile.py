@@ -5,7 +5,7 @@ from deepspeed.launcher.runner import _parse_hostfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpnet_ds.cluster.hostfile import Host, parse_hostfile, read_hostfile
+from mpnet_ds.cluster.launcher_files import Host, parse_hostfile, read_hostfile
 from mpnet_ds.errors import UserError
 
 WORDS = st.sampled_from(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from deepspeed.launcher import runner
 
-from mpnet_ds.cluster.launch_environment import exported_variables
+from mpnet_ds.cluster.launcher_files import exported_variables
 from mpnet_ds.cluster.ssh import Launch
 
 

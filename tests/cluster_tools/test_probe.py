@@ -6,6 +6,7 @@ import subprocess
 import pytest
 
 from mpnet_ds.cluster import probe
+from mpnet_ds.cluster.check import LIBRARIES
 from mpnet_ds.data.manifest import DatasetManifest
 
 
@@ -23,7 +24,7 @@ def test_a_library_that_cannot_be_imported_is_a_fact_and_hides_no_other(tmp_path
     found = probe.import_libraries(["broken", "numpy"])
     (problem,) = found["problems"]
     assert problem.startswith(f"cannot import broken: {message}")
-    assert list(found["libraries"]) == ["numpy"]
+    assert list(found["versions"]) == ["numpy"]
     assert found["gpus"] is None
 
 
@@ -31,11 +32,11 @@ def test_libraries_are_told_with_versions():
     import deepspeed
     import torch
 
-    found = probe.import_libraries(probe.LIBRARIES)
+    found = probe.import_libraries(LIBRARIES)
     assert found["problems"] == []
-    assert found["libraries"]["torch"] == str(torch.__version__)
-    assert found["libraries"]["deepspeed"] == deepspeed.__version__
-    assert set(probe.LIBRARIES) <= set(found["libraries"])
+    assert found["versions"]["torch"] == str(torch.__version__)
+    assert found["versions"]["deepspeed"] == deepspeed.__version__
+    assert set(LIBRARIES) <= set(found["versions"])
     assert len(found["gpus"]) == torch.cuda.device_count()
 
 
@@ -59,7 +60,7 @@ def test_git_tells_revision_and_local_changes(tmp_path, monkeypatch):
         return subprocess.run(["git", *own, *words], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
 
     def state():
-        found = probe.look([], "runs", False)
+        found = probe.look([], "runs", False, [])
         return found["versions"].get("the git revision"), found["changed"]
 
     monkeypatch.chdir(tmp_path)

@@ -44,7 +44,7 @@ def test_failures_of_ssh_are_told_with_their_cure(fake_ssh, printed, message):
 def test_ssh_never_asks_and_takes_the_port(fake_ssh, tmp_path):
     fake_ssh("n1", "exit 255")
     with pytest.raises(UserError):
-        call(launch=Launch(sys.executable, "/", ssh_port=2222))
+        call(launch=Launch(sys.executable, "/", {}, ssh_port=2222))
     options = (tmp_path / "ssh" / "options").read_text().split("\n")
     assert "-oBatchMode=yes" in options
     assert options[options.index("-p") + 1] == "2222"
@@ -52,9 +52,9 @@ def test_ssh_never_asks_and_takes_the_port(fake_ssh, tmp_path):
 
 def test_what_is_missing_on_a_host_is_named(fake_ssh, tmp_path):
     with pytest.raises(UserError, match="n1: there is no folder /nowhere, in which the run would start"):
-        call(launch=Launch(sys.executable, "/nowhere"))
+        call(launch=Launch(sys.executable, "/nowhere", {}))
     with pytest.raises(UserError, match="n1: there is no Python interpreter /nowhere/python"):
-        call(launch=Launch("/nowhere/python", str(tmp_path)))
+        call(launch=Launch("/nowhere/python", str(tmp_path), {}))
 
 
 def test_ssh_that_is_not_installed_is_named(monkeypatch, tmp_path):
@@ -70,11 +70,11 @@ def test_what_a_login_shell_prints_is_passed_over(fake_ssh):
 
 def test_a_host_without_the_package_says_so_and_tells_what_else_is_known(fake_ssh, tmp_path):
     fake_ssh("n1", f"""set -- n1 "$(echo "$2" | sed "s|{sys.executable} -u|{sys.executable} -I -S -u|")" """)
-    launch = Launch(sys.executable, str(tmp_path))
-    facts = call(probe.look, launch, data=["d"], output_dir="runs", verify_data=False)
+    launch = Launch(sys.executable, str(tmp_path), {})
+    facts = call(probe.look, launch, data=["d"], output_dir="runs", verify_data=False, libraries=["json", "mpnet_ds"])
     assert facts["disk"]["folder"] == str(tmp_path)
-    assert (facts["code"], facts["problems"]) == ({}, [])
-    (missing,) = call(launch=launch, names=["json", "mpnet_ds"])["problems"]
+    assert facts["code"] == {}
+    (missing,) = facts["problems"]
     assert missing.startswith("cannot import mpnet_ds: ModuleNotFoundError: No module named 'mpnet_ds'")
 
 

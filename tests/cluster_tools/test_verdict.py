@@ -6,7 +6,7 @@ import pytest
 
 from mpnet_ds.cluster import verdict
 from mpnet_ds.cluster.bandwidth import Row
-from mpnet_ds.cluster.hostfile import Host
+from mpnet_ds.cluster.launcher_files import Host
 from mpnet_ds.cluster.links import OK, RANK_0, REFUSED, STALLED, TIMED_OUT
 
 HOSTS = [Host("a", 2), Host("b", 2), Host("c", 2)]
@@ -86,7 +86,7 @@ def test_revisions_that_differ_name_the_host(facts):
 def test_local_changes_that_all_have_are_only_told(facts):
     for fact in facts.values():
         fact["changed"] = ["tokenizer.py"]
-    (finding,) = verdict.check_code(facts)
+    (finding,) = verdict.check_files(facts)
     assert not finding.is_fatal
     assert finding.text.startswith("local changes that are in no git revision (a, b, c): tokenizer.py")
 
@@ -239,7 +239,7 @@ def test_a_host_without_any_link_is_one_finding():
 
 
 def port_texts(listening, outcomes):
-    return [finding.text for finding in verdict.check_port("a", 29500, listening, outcomes)]
+    return [finding.text for finding in verdict.check_port(29500, {"a": {"master": listening}, "b": {}}, outcomes)]
 
 
 def test_a_port_in_use_names_its_holder():

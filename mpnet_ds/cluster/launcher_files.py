@@ -1,16 +1,20 @@
-"""Hostfiles: which hosts take part, and with how many ranks. One line for each, ``node-a slots=8``, as DeepSpeed reads it.
+"""What DeepSpeed's launcher takes on the machine where a run is started: the hostfile, and variables that it hands on.
 
-Empty lines, lines that begin with # and whatever follows the number are ignored. DeepSpeed takes a hostfile that is missing
-for "this machine alone", and a host without slots for a host; both are errors here.
+A hostfile has a line for each host, ``node-a slots=8``. Empty lines, lines that begin with # and whatever follows the number
+are ignored. DeepSpeed takes a hostfile that is missing for "this machine alone", and a host without slots for a host; both
+are errors here.
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from mpnet_ds.errors import UserError
+from mpnet_ds.findings import Finding
 
 FORM = "Each line must read: HOST slots=N"
+PREFIXES = ("MLFLOW", "PYTHON", "MV2", "UCX", "NCCL")  # NCCL only where there is a GPU: it does no harm elsewhere
 
 
 class Host(NamedTuple):
@@ -50,3 +54,22 @@ def parse_hostfile(text: str, path: str) -> list[Host]:
     if problems or not hosts:
         raise UserError(*(problems or [f"{path} names no host. {FORM}"]))
     return list(hosts.values())
+
+
+def exported_variables(environ: Mapping[str, str], folder: Path) -> tuple[dict[str, str], list[Finding]]:
+    """Name → value on the hosts of a run started in ``folder``; lines of .deepspeed_env on which the launcher fails."""
+    exported = {name: value for name, value in environ.items() if name.startswith(PREFIXES)}
+    exported["PYTHONPATH"] = ":".join(filter(None, (str(folder), environ.get("PYTHONPATH"))))
+    findings = []
+    for parent in (Path(environ.get("HOME") or Path.home()), folder):
+        path = parent / environ.get("DS_ENV_FILE", ".deepspeed_env")
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        for number, line in enumerate(lines, 1):
+            name, equals, value = line.partition("=")
+            if equals:
+                exported[name.strip()] = value.strip()
+            else:
+                what = f"'{line}' is not NAME=VALUE" if line.strip() else "an empty line"
+                text = f"{path}, line {number}: {what}, and deepspeed's launcher fails on it: remove the line."
+                findings.append(Finding(text))
+    return exported, findings

@@ -15,7 +15,7 @@ from typing import NamedTuple
 SIZES = (1 << 20, 1 << 24, 1 << 27)  # bytes
 COLLECTIVES = ("all_reduce", "all_gather")
 ROUNDS = 5
-SECONDS_TOO_LONG = 4.0  # for one round
+SECONDS_TOO_LONG = 4.0  # for one round, by what the size before took: larger sizes are left out
 
 
 class Row(NamedTuple):
@@ -50,21 +50,16 @@ def measure(variables: dict[str, str], backend: str, sizes: list[int], seconds: 
             torch.cuda.set_device(device)
         dist.init_process_group(backend, timeout=timedelta(seconds=seconds))
         for size in sizes:
+            if rows and max(row.seconds for row in rows[-2:]) * size / rows[-1].size > SECONDS_TOO_LONG:
+                break  # on all ranks, as their rows are the same
             for collective in COLLECTIVES:
-                if not takes_too_long(collective, size, rows):
-                    rows.append(_measure(collective, size, device))
+                rows.append(_measure(collective, size, device))
         dist.barrier()
     except Exception as error:
         where = r"\[(rank\d+|/[^]]*)\]:? ?"  # the rank, and the place in torch's sources, before what torch says
         text = f"rank {variables['RANK']} failed: {type(error).__name__}: {re.sub(where, '', str(error))[:300]}"
         return {"rows": rows, "problem": text}
     return {"rows": rows, "problem": ""}
-
-
-def takes_too_long(collective: str, size: int, rows: list[Row]) -> bool:
-    """Whether a size is left out, by what the last one took; the same on all ranks, as their rows are the same."""
-    smaller = [row for row in rows if row.collective == collective][-1:]
-    return any(row.seconds * size / row.size > SECONDS_TOO_LONG for row in smaller)
 
 
 def _measure(collective: str, size: int, device) -> Row:

@@ -67,8 +67,9 @@ class ClusterCheck:
             await self._test_links(usable, addresses[0])
             self.findings += verdict.check_routes(self.routes, usable[0], addresses[0])
             self.findings += verdict.check_port(options.master_port, self.routes, self.outcomes)
-            self.why_no_rows = self._obstacle()
-            if not self.why_no_rows and not await self._measure():
+            ranks = self._plan_ranks()
+            self.why_no_rows = self._obstacle(len(ranks))
+            if not self.why_no_rows and not await self._measure(ranks):
                 await self._test_links(usable, addresses[0])  # one may have broken since
 
     async def _test_links(self, hosts: Sequence[str], master: str) -> None:
@@ -89,23 +90,26 @@ class ClusterCheck:
         self.routes, self.outcomes = dict(listening), {(here, there): how for here, there, how in ways}
         self.findings += verdict.check_links(self.outcomes)
 
-    def _obstacle(self) -> str:
+    def _plan_ranks(self) -> list[tuple[str, int]]:
+        """Host and local rank of each rank that measures bandwidth: one for each GPU in use or, without, for each host."""
+        gpus, slots = {host: len(self.facts[host]["gpus"] or []) for host in self.routes}, dict(self.hosts)
+        return [(host, i) for host in gpus for i in range(min(slots[host], gpus[host]) if all(gpus.values()) else 1)]
+
+    def _obstacle(self, num_ranks: int) -> str:
         """Why no bandwidth can be measured; empty if it can."""
         broken = [host for host in self.routes if self.facts[host]["gpus"] is None]
         reasons = {
             "--skip_bandwidth was given": self.options.skip_bandwidth,
             "a link is broken": any(verdict.check_links(self.outcomes)),
             f"torch cannot be imported on {verdict.show(broken)}": broken,
-            "there is only one host to be asked": len(self.routes) < 2,
+            "there is only one host to be asked": num_ranks < 2,
         }
         return next((reason for reason, is_so in reasons.items() if is_so), "")
 
-    async def _measure(self) -> bool:
-        """Measures with one rank for each GPU in use, or for each host; whether that went well."""
-        gpus = {host: len(self.facts[host]["gpus"]) for host in self.routes}
-        backend, slots = "nccl" if all(gpus.values()) else "gloo", dict(self.hosts)
-        ranks = [(host, i) for host in gpus for i in range(min(slots[host], gpus[host]) if backend == "nccl" else 1)]
+    async def _measure(self, ranks: list[tuple[str, int]]) -> bool:
+        """Whether it went well."""
         first, asked = self.routes[ranks[0][0]], []
+        backend = "nccl" if all(self.facts[host]["gpus"] for host, _ in ranks) else "gloo"
         for rank, (host, local_rank) in enumerate(ranks):
             interface = ",".join(self.routes[host]["wanted"]) or self.routes[host]["interface"]
             variables = {"MASTER_ADDR": first["address"], "MASTER_PORT": first["port"], "GLOO_SOCKET_IFNAME": interface}

@@ -32,13 +32,7 @@ def read_hostfile(path: str | Path) -> list[Host]:
         raise UserError(f"no hostfile {path}: deepspeed would train on this machine alone. {FORM}") from None
     except (IsADirectoryError, UnicodeDecodeError):
         raise UserError(f"{path} is not a hostfile. {FORM}") from None
-    return parse_hostfile(text, str(path))
-
-
-def parse_hostfile(text: str, path: str) -> list[Host]:
-    """The hosts that a text names; ``path`` is for messages."""
-    hosts: dict[str, Host] = {}
-    problems = []
+    hosts, problems = {}, []
     for number, line in enumerate(map(str.strip, text.split("\n")), 1):
         found = re.match(r"(\S+)\s+slots=(\d+)", line, re.ASCII)
         if not line or line.startswith("#"):

@@ -73,8 +73,7 @@ def _holders_of_port(port: int) -> list[str]:
 
 
 def _answer_all(listener: socket.socket, name: str, token: str) -> None:
-    while True:
-        connection, _ = listener.accept()
+    while connection := listener.accept()[0]:
         threading.Thread(target=_answer, args=(connection, name, token), daemon=True).start()
 
 

@@ -2,9 +2,9 @@
 
 machine       the same for two names of one machine
 versions      name → what must be the same on all hosts: Python, libraries, CUDA, NCCL, git revision, tokenizers
+files         "the code of mpnet_ds", or a dataset → file → start of its sha256: they must be the same as well
 problems      what is wrong whatever the other hosts have
-code, data    file → start of its sha256, of the package and of each dataset: they must be the same as well
-code_folder   of the package; ``changed``, files there that differ from the git revision
+changed       files that differ from the git revision
 gpus, cores   what ranks can use; gpus is None where torch cannot tell
 disk          where checkpoints will go
 addresses     in the order of ``hostname -I``, of which DeepSpeed's launcher takes the first for rank 0
@@ -26,23 +26,24 @@ SHORT = 16  # digits of a checksum
 
 def look(data: list[str], output_dir: str, verify_data: bool, libraries: list[str]) -> dict:
     """All facts, with these datasets (``verify_data`` reads every byte of them), output folder and libraries."""
-    package = find_spec("mpnet_ds")
-    folder = Path(package.origin).parent if package else None
-    datasets = {name: dataset_of(Path(name), verify_data) for name in data if package}
-    imported = import_libraries(libraries)
+    facts = import_libraries(libraries) | {"files": {}}
+    facts["versions"]["Python"] = platform.python_version()
+    if package := find_spec("mpnet_ds"):
+        folder = Path(package.origin).parent
+        facts["versions"]["the folder of mpnet_ds"] = str(folder)
+        facts["files"]["the code of mpnet_ds"] = checksums_of_code(folder)
+        for name in data:
+            dataset = dataset_of(Path(name), verify_data)
+            facts["versions"] |= dataset["versions"]
+            facts["files"] |= dataset["files"]
+            facts["problems"] += dataset["problems"]
     git = ("git", "--no-optional-locks")  # on a shared file system all hosts ask at the same time
-    revision = output_of(*git, "rev-parse", "HEAD")[:12]
-    versions = imported["versions"] | {"Python": platform.python_version(), "the git revision": revision or None}
-    versions |= {f"the tokenizer of dataset {name}": dataset.get("tokenizer") for name, dataset in datasets.items()}
-    return {
+    facts["versions"]["the git revision"] = output_of(*git, "rev-parse", "HEAD")[:12]
+    changed = output_of(*git, "status", "--porcelain", "--untracked-files=no").splitlines()
+    return facts | {
         "machine": Path("/proc/sys/kernel/random/boot_id").read_text() + os.readlink("/proc/self/ns/net"),
-        "versions": {name: version for name, version in versions.items() if version},
-        "problems": imported["problems"] + [dataset["problem"] for dataset in datasets.values() if "problem" in dataset],
-        "code": checksums_of_code(folder) if folder else {},
-        "code_folder": str(folder),
-        "changed": [line[3:] for line in output_of(*git, "status", "--porcelain", "--untracked-files=no").splitlines()],
-        "data": {name: dataset["files"] for name, dataset in datasets.items() if "files" in dataset},
-        "gpus": imported["gpus"],
+        "versions": {name: version for name, version in facts["versions"].items() if version},
+        "changed": [line[3:] for line in changed],
         "cores": limited_cores(len(os.sched_getaffinity(0)), Path("/sys/fs/cgroup")),
         "disk": disk_of(Path(output_dir)),
         "addresses": output_of("hostname", "-I").split(),
@@ -80,27 +81,29 @@ def disk_of(folder: Path) -> dict:
 
 
 def dataset_of(folder: Path, verify_data: bool) -> dict:
-    """``tokenizer`` and ``files`` (each with the start of its sha256; ``holdout/…`` too) of a dataset, or its ``problem``.
+    """``versions``, ``files`` and ``problems`` of a dataset and its holdout.
 
     The checksums are those of the manifest, held against the sizes of all files; with ``verify_data`` against every byte.
     """
+    name = f"dataset {folder}"
     try:
         from mpnet_ds.data.manifest import HOLDOUT, DatasetManifest
         from mpnet_ds.data.verify import verify
 
-        folders = {"": folder} | ({f"{HOLDOUT}/": folder / HOLDOUT} if (folder / HOLDOUT).is_dir() else {})
-        manifests = {prefix: DatasetManifest.load(each) for prefix, each in folders.items()}
-        for prefix, manifest in manifests.items():
-            manifest.check_sizes(folders[prefix])
+        folders = [folder, *(path for path in (folder / HOLDOUT,) if path.is_dir())]
+        manifests = [(each, DatasetManifest.load(each)) for each in folders]
+        for each, manifest in manifests:
+            manifest.check_sizes(each)
         problems = verify(folder, show_progress=False).problems if verify_data else []
     except (ImportError, OSError, ValueError) as error:
         problems = getattr(error, "findings", [str(error)])  # of a UserError
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        return {"problem": f"dataset {folder}: {problems[0]}{more}"}
-    shards = [(f"{prefix}{shard.name}", shard.files) for prefix, m in manifests.items() for shard in m.shards]
-    files = {f"{name}.{suffix}": record.sha256[:SHORT] for name, own in shards for suffix, record in own.items()}
-    return {"tokenizer": manifests[""].tokenizer_fingerprint, "files": files}
+        return {"versions": {}, "files": {}, "problems": [f"{name}: {problems[0]}{more}"]}
+    records = [(path, record) for each, manifest in manifests for _, path, record in manifest.files(each)]
+    files = {str(path.relative_to(folder)): record.sha256[:SHORT] for path, record in records}
+    versions = {f"the tokenizer of {name}": manifests[0][1].tokenizer_fingerprint}
+    return {"versions": versions, "files": {name: files}, "problems": []}
 
 
 def import_libraries(names: list[str]) -> dict:

@@ -65,22 +65,18 @@ def _disagreements(values: Mapping[str, dict]) -> Iterator[str]:
 
 def check_files(facts: Facts) -> Iterator[Finding]:
     """Whether all hosts have the same code and data, and whether git has the code too."""
-    code = {host: fact["code"] for host, fact in facts.items() if fact["code"]}
-    odd = list(_odd_files(code, {host: f"the code of mpnet_ds in {facts[host]['code_folder']}" for host in code}))
-    yield from odd
-    if not odd and (changed := {host: fact["changed"] for host, fact in facts.items() if fact["changed"]}):
+    for name in dict.fromkeys(name for fact in facts.values() for name in fact["files"]):
+        known = {host: fact["files"][name] for host, fact in facts.items() if name in fact["files"]}
+        yield from _odd_files(name, _hosts_by((tuple(sorted(files.items())), host) for host, files in known.items()))
+    if changed := {host: fact["changed"] for host, fact in facts.items() if fact["changed"]}:
         files = show(dict.fromkeys(file for files in changed.values() for file in files), 3)
         text = f"local changes that are in no git revision ({show(changed)}): {files}"
         yield warning(f"{text}. Commit them, if the run shall be repeatable.")
-    for folder in dict.fromkeys(folder for fact in facts.values() for folder in fact["data"]):
-        data = {host: fact["data"][folder] for host, fact in facts.items() if folder in fact["data"]}
-        yield from _odd_files(data, dict.fromkeys(data, f"dataset {folder}"))
 
 
-def _odd_files(folders: Mapping[str, Mapping[str, str]], names: Mapping[str, str]) -> Iterator[Finding]:
-    """Hosts whose files (name → checksum) are not those of most. ``names``: what the files are, by host."""
-    groups = _hosts_by((tuple(sorted(files.items())), host) for host, files in folders.items())
-    usual, *others = sorted(groups, key=lambda group: -len(groups[group])) or [()]
+def _odd_files(name: str, groups: Mapping[tuple, Sequence[str]]) -> Iterator[Finding]:
+    """Hosts that have not the files (pairs of file and checksum) that most have."""
+    usual, *others = sorted(groups, key=lambda group: -len(groups[group]))
     for odd in others:
         there, expected = dict(odd), dict(usual)
         differing = [file for file in expected if file in there and there[file] != expected[file]]
@@ -88,7 +84,7 @@ def _odd_files(folders: Mapping[str, Mapping[str, str]], names: Mapping[str, str
         kinds = (("differing", differing), ("missing", missing), ("only there", extra))
         how = "; ".join(f"{kind}: {show(files, 3)}" for kind, files in kinds if files)
         text = f"is not that of {show(groups[usual])}: {how}. Copy the same files to all hosts."
-        yield from (Finding(f"{host}: {names[host]} {text}") for host in groups[odd])
+        yield from (Finding(f"{host}: {name} {text}") for host in groups[odd])
 
 
 def check_slots(hosts: Sequence[Host], facts: Facts) -> Iterator[Finding]:

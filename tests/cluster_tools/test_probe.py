@@ -86,18 +86,27 @@ def test_disk_is_that_of_the_nearest_folder(tmp_path):
 
 
 def test_datasets_are_told_apart_by_file(dataset_folder, tmp_path):
+    def look(folder, verify_data=False):
+        found = probe.dataset_of(folder, verify_data)
+        return found["files"].get(f"dataset {folder}"), "".join(found["problems"])
+
     copy = shutil.copytree(dataset_folder, tmp_path / "copy")
-    original = probe.dataset_of(dataset_folder, verify_data=False)
-    assert probe.dataset_of(copy, verify_data=True) == original
-    shard = DatasetManifest.load(copy).shards[0]
-    assert {f"{shard.name}.bin", f"holdout/{shard.name}.bin"} <= set(original["files"])
+    original = look(dataset_folder)
+    assert look(copy, verify_data=True) == original
+    manifest = DatasetManifest.load(copy)
+    shard = manifest.shards[0]
+    assert {f"{shard.name}.bin", f"holdout/{shard.name}.bin"} <= set(original[0])
+    tokenizer = {f"the tokenizer of dataset {copy}": manifest.tokenizer_fingerprint}
+    assert probe.dataset_of(copy, verify_data=False)["versions"] == tokenizer
     path = shard.file(copy, "bin")
     content = bytearray(path.read_bytes())
     content[0] ^= 1
     path.write_bytes(content)
-    assert probe.dataset_of(copy, verify_data=False) == original  # only the sizes are looked at
-    assert str(path) in probe.dataset_of(copy, verify_data=True)["problem"]
+    assert look(copy) == original  # only the sizes are looked at
+    assert str(path) in look(copy, verify_data=True)[1]
     path.write_bytes(content[:-2])
-    assert str(path) in probe.dataset_of(copy, verify_data=False)["problem"]
+    files, problem = look(copy)
+    assert files is None
+    assert problem.startswith(f"dataset {copy}: {path} has ")
     shutil.rmtree(copy)
-    assert "no dataset folder" in probe.dataset_of(copy, verify_data=False)["problem"]
+    assert "no dataset folder" in look(copy)[1]

@@ -73,7 +73,7 @@ def test_a_host_without_the_package_says_so_and_tells_what_else_is_known(fake_ss
     launch = Launch(sys.executable, str(tmp_path), {})
     facts = call(probe.look, launch, data=["d"], output_dir="runs", verify_data=False, libraries=["json", "mpnet_ds"])
     assert facts["disk"]["folder"] == str(tmp_path)
-    assert facts["code"] == {}
+    assert facts["files"] == {}
     (missing,) = facts["problems"]
     assert missing.startswith("cannot import mpnet_ds: ModuleNotFoundError: No module named 'mpnet_ds'")
 

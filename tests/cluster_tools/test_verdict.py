@@ -20,14 +20,13 @@ def facts():
         "versions": {"Python": "3.12.1", "the git revision": "0123456789ab", "the tokenizer of dataset d": "44"}
         | {"mpnet_ds": "0.1.0", "torch": "2.13.0", "numpy": "2.4.6"},
         "problems": [],
-        "code": {"__init__.py": "11", "tokenizer.py": "22"},
-        "code_folder": "/code/mpnet_ds",
+        "files": {"the code of mpnet_ds": {"__init__.py": "11", "tokenizer.py": "22"}}
+        | {"dataset d": {"s.bin": "55", "s.idx": "66"}},
         "changed": [],
         "cores": 4,
         "gpus": [],
         "clock": 0.0,
         "disk": {"folder": "/runs", "free": 10**11, "is_writable": True},
-        "data": {"d": {"s.bin": "55", "s.idx": "66"}},
     }
     return {host.name: copy.deepcopy(fact) | {"machine": f"machine of {host.name}"} for host in HOSTS}
 
@@ -69,11 +68,11 @@ def test_a_library_that_is_missing_names_the_host_and_hides_nothing_else(facts):
 
 
 def test_code_that_differs_names_the_files(facts):
-    facts["b"]["code"]["tokenizer.py"] = "77"
-    del facts["b"]["code"]["__init__.py"]
-    facts["b"]["code"]["new.py"] = "88"
+    facts["b"]["files"]["the code of mpnet_ds"]["tokenizer.py"] = "77"
+    del facts["b"]["files"]["the code of mpnet_ds"]["__init__.py"]
+    facts["b"]["files"]["the code of mpnet_ds"]["new.py"] = "88"
     (text,) = texts(facts)
-    assert text.startswith("b: the code of mpnet_ds in /code/mpnet_ds is not that of a, c: ")
+    assert text.startswith("b: the code of mpnet_ds is not that of a, c: ")
     assert "differing: tokenizer.py; missing: __init__.py; only there: new.py" in text
 
 
@@ -124,15 +123,16 @@ def test_idle_busy_and_unlike_gpus_are_only_told(facts):
 
 
 def test_data_that_differs_names_host_and_file(facts):
-    facts["b"]["data"]["d"]["s.bin"] = "99"
-    facts["c"] |= {"data": {}, "problems": ["dataset d: no dataset folder d. Build one."]}
+    facts["b"]["files"]["dataset d"]["s.bin"] = "99"
+    del facts["c"]["files"]["dataset d"]
+    facts["c"]["problems"] = ["dataset d: no dataset folder d. Build one."]
     missing, other = texts(facts)
     assert missing == "c: dataset d: no dataset folder d. Build one."
     assert other.startswith("b: dataset d is not that of a: differing: s.bin. Copy")
 
 
 def test_many_files_are_counted(facts):
-    facts["b"]["data"]["d"] = {f"s-{i}.bin": "0" for i in range(5)}
+    facts["b"]["files"]["dataset d"] = {f"s-{i}.bin": "0" for i in range(5)}
     (text,) = texts(facts)
     assert "missing: s.bin, s.idx; only there: s-0.bin, s-1.bin, s-2.bin and 2 more" in text
 

@@ -16,7 +16,7 @@ def report(check: ClusterCheck) -> str:
     parts = [_table(HOSTS, *(_cells(host, check.facts.get(host.name), check.routes.get(host.name)) for host in check.hosts))]
     if check.rows:
         times = [f"{row.seconds * 1000:.2f} ms {row.bus_bandwidth / GB:.3g}".rsplit(" ", 1) for row in check.rows]
-        lines = [(row.collective, f"{row.size >> 20} MiB", *time) for row, time in zip(check.rows, times, strict=True)]
+        lines = [(row.collective, f"{row.size / 2**20:.0f} MiB", *time) for row, time in zip(check.rows, times, strict=True)]
         is_cut = check.rows[-1].size < SIZES[-1] // 2
         parts.append(_table(BANDWIDTH, *lines) + "\nLarger sizes were left out: they would take too long." * is_cut)
     if check.why_no_rows:

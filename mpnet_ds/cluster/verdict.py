@@ -199,7 +199,7 @@ def check_bandwidth(rows: Sequence[Row], problems: Mapping[str, str], routes: Ma
     """Collectives that failed, or are far slower than the interfaces. ``problems``: host → what went wrong there."""
     speeds = {host: route["speed"] * 1e6 / 8 / GB for host, route in routes.items() if route["speed"]}
     if problems:
-        done = f"after {rows[-1].collective} of {rows[-1].size >> 20} MiB" if rows else "before anything was measured"
+        done = f"after {rows[-1].collective} of {rows[-1].size / 2**20:.0f} MiB" if rows else "before anything was measured"
         text = "; ".join(f"{host}: {problem}" for host, problem in problems.items())
         yield Finding(f"the bandwidth could not be measured, it ended {done}: {text}")
     elif rows and speeds:

@@ -88,6 +88,18 @@ def test_when_no_host_can_be_reached_the_check_still_ends_well(check, fake_ssh):
     assert done.stderr.startswith("error: n1: the host is up, but refuses ssh")
 
 
+def test_a_host_that_is_lost_on_the_way_is_named_and_the_others_go_on(check, fake_ssh, monkeypatch):
+    monkeypatch.setattr(check_module, "LIBRARIES", ["mpnet_ds"])
+    lost = 'case "$2" in *links.listen) echo "Connection closed by n2 port 22" >&2; exit 255; esac'
+    fake_ssh("n2", lost)
+    done = check("n1 slots=1\nn2 slots=1\n", "--skip_bandwidth")
+    assert "n2: its ssh server closed the connection" in done.stderr
+    rows = {line.split()[0]: line.split() for line in done.stdout.splitlines() if line}
+    assert rows["n1"][4] != "-"
+    assert rows["n2"][2] != "-"
+    assert rows["n2"][4] == "-"
+
+
 def test_where_deepspeed_needs_pdsh_that_is_missing_it_is_told(check, fake_ssh, monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
     for host in ("n1", "n2"):

@@ -1,14 +1,21 @@
 """Calls on hosts: each way in which ssh fails is told with what to do, and nothing outlives a call."""
 
 import asyncio
+import inspect
+import json
+import signal
+import subprocess
 import sys
+import time
 
+import psutil
 import pytest
 
-from mpnet_ds.cluster import links, probe
-from mpnet_ds.cluster.ssh import Launch, RemoteCall
+from mpnet_ds.cluster import links, on_host, probe
+from mpnet_ds.cluster.ssh import START, Launch, RemoteCall
 from mpnet_ds.errors import UserError
 from tests.cluster_tools.conftest import LAUNCH, call_all
+from tests.runs import ROOT
 
 LISTEN = {"name": "n1", "token": "0" * 32, "to": "127.0.0.1", "master_port": None}
 
@@ -126,3 +133,30 @@ def test_nothing_outlives_a_call(fake_ssh):
         return remote._process.returncode
 
     assert asyncio.run(run()) == 0  # it ended by itself
+
+
+def test_what_runs_on_a_host_ends_when_this_side_is_killed(fake_ssh, library, tmp_path):
+    library("endless", f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(f'{{os.getpid()}} '); time.sleep(600)")
+    code = f"""
+from tests.cluster_tools.conftest import Launch, call_all
+from mpnet_ds.cluster import probe
+launch = Launch({sys.executable!r}, {str(tmp_path)!r}, {{"PYTHONPATH": {str(tmp_path)!r}}})
+call_all(probe.import_libraries, {{"names": ["endless"]}}, launch=launch)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) as ours:
+        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().endswith(" "):
+            assert ours.poll() is None
+            time.sleep(0.02)
+        there = psutil.Process(int((tmp_path / "pid").read_text()))
+        ours.kill()
+    _, alive = psutil.wait_procs([there], timeout=10)
+    assert not alive
+
+
+def test_what_nobody_ends_ends_after_its_time():
+    """The connection is broken, and neither side has noticed."""
+    job = {"source": "import time", "function": "time", "arguments": {}, "seconds": 1}
+    with subprocess.Popen([sys.executable, "-c", START], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
+        process.stdin.write("".join(json.dumps(line) + "\n" for line in (inspect.getsource(on_host), job)).encode())
+        process.stdin.flush()
+        assert process.wait(20) == -signal.SIGALRM

@@ -105,12 +105,14 @@ def test_the_port_of_the_ranks_is_open_on_all_addresses():
         assert links.connect([("me", address, port)], TOKEN, 2) == {"outcomes": {"me": links.OK}}
 
 
-def test_the_first_host_listens_on_the_port_of_the_ranks_too():
+def test_the_first_host_listens_on_the_port_of_the_ranks_too(monkeypatch):
     port = free_port()
     assert links.listen("me", TOKEN, "127.0.0.1", port)["master"] == {"port": port}
     assert "in_use_by" in links.listen("me", TOKEN, "127.0.0.1", port)["master"]
     assert "master" not in links.listen("me", TOKEN, "127.0.0.1", None)
     assert outcome(port, links.RANK_0) == links.OK
+    monkeypatch.setattr(links, "route", lambda to: {"address": "127.0.0.1", "is_own": False})
+    assert "master" not in links.listen("me", TOKEN, "192.0.2.1", free_port())  # rank 0 is expected elsewhere
 
 
 def test_the_route_to_oneself_is_told():

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from mpnet_ds.cluster.bandwidth import SIZES
+from mpnet_ds.cluster.bandwidth import SIZES, Row
 from mpnet_ds.cluster.check import ClusterCheck
 from mpnet_ds.cluster.launcher_files import Host
 from mpnet_ds.cluster.verdict import GB
@@ -15,10 +15,9 @@ def report(check: ClusterCheck) -> str:
     """The tables and warnings of a check that has run."""
     parts = [_table(HOSTS, *(_cells(host, check.facts.get(host.name), check.routes.get(host.name)) for host in check.hosts))]
     if check.rows:
-        times = [f"{row.seconds * 1000:.2f} ms {row.bus_bandwidth / GB:.3g}".rsplit(" ", 1) for row in check.rows]
-        lines = [(row.collective, f"{row.size / 2**20:.0f} MiB", *time) for row, time in zip(check.rows, times, strict=True)]
-        is_cut = check.rows[-1].size < SIZES[-1] // 2
-        parts.append(_table(BANDWIDTH, *lines) + "\nLarger sizes were left out: they would take too long." * is_cut)
+        parts.append(_table(BANDWIDTH, *map(_measured, check.rows)))
+        if check.rows[-1].size < SIZES[-1] // 2:
+            parts[-1] += "\nLarger sizes were left out: they would take too long."
     if check.why_no_rows:
         parts.append(f"Bandwidth was not measured: {check.why_no_rows}.")
     warnings = [f"warning: {finding.text}" for finding in check.findings if not finding.is_fatal]
@@ -36,6 +35,11 @@ def _cells(host: Host, fact: dict | None, route: dict | None) -> list[str]:
         speed = f", {route['speed'] / 1000:g} Gbit/s" if route["speed"] else ""
         cells[3:5] = route["address"], f"{route['interface']} (MTU {route['mtu']}{speed})"
     return cells
+
+
+def _measured(row: Row) -> tuple[str, ...]:
+    size, milliseconds = row.size / 2**20, row.seconds * 1000
+    return row.collective, f"{size:.0f} MiB", f"{milliseconds:.2f} ms", f"{row.bus_bandwidth / GB:.3g}"
 
 
 def _table(*lines: Sequence[str]) -> str:

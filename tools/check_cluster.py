@@ -1,12 +1,16 @@
 """Checks the hosts of a hostfile before a run: python tools/check_cluster.py --hostfile hostfile --data my-data"""
 
+import asyncio
+
 from mpnet_ds.command_line import Parser, run, size
 
 
 def main() -> None:
-    from mpnet_ds.cluster.check import Wishes, check_cluster, conclude
-    from mpnet_ds.data.samples.mixture import parse_weighted
-    from mpnet_ds.ranks.launchers import PORT
+    from mpnet_ds.cluster.check import ClusterCheck
+    from mpnet_ds.cluster.report import report
+    from mpnet_ds.data.mixture import parse_weighted
+    from mpnet_ds.errors import UserError
+    from mpnet_ds.launchers import PORT
 
     parser = Parser(
         "Check that the hosts of a hostfile can train together: ssh, versions, code, data, accelerators, disk, clocks, "
@@ -22,11 +26,13 @@ def main() -> None:
     parser.add_argument("--master_port", type=int, default=PORT, metavar="P", help=f"as for deepspeed ({PORT})")
     parser.add_argument("--master_addr", metavar="A", help="as for deepspeed (the first address of the first host)")
     parser.add_argument("--skip_bandwidth", action="store_true", help="measure nothing, which saves a minute")
-    arguments = vars(parser.parse_args())
-    arguments["data"] = [parse_weighted(text)[0] for text in arguments["data"]]
-    report = check_cluster(arguments.pop("hostfile"), Wishes(**arguments))
-    print(report)
-    conclude(report)
+    options = parser.parse_args()
+    options.data = [parse_weighted(text)[0] for text in options.data]
+    check = ClusterCheck(options)
+    asyncio.run(check.run())
+    print(report(check))
+    if fatal := [finding.text for finding in check.findings if finding.is_fatal]:
+        raise UserError(*fatal)
     print("\nAll checks passed.")
 
 

@@ -1,132 +1,109 @@
-"""Which hosts reach which: every host listens, and every host connects to every other.
+"""Which hosts reach which: every host listens, and every host connects to every other, ``AT_ONCE`` at a time.
 
 A connection sends a token of the check and ``PAYLOAD`` bytes, and the listener answers with its own name once all are
-there. So it is seen that the right host answers, and that packets of full size get through, not only the small ones of
-the handshake. Each host begins with its successor in the list, ``AT_ONCE`` at a time, so that no host is met by all at
-once; the time grows with the number of hosts, and for each ``AT_ONCE`` hosts that do not answer by one time limit.
+there. So it is seen that the right host answers, and that packets of full size get through, not only a handshake.
 """
 
 import errno
+import os
 import socket
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from ipaddress import ip_address
 
 PAYLOAD = 1 << 18  # bytes
 AT_ONCE = 16
-_ANSWER = 512  # bytes at most
-
-OK, REFUSED, TIMED_OUT, UNREACHABLE, STALLED, STRANGER, UNKNOWN_NAME = (
-    "ok", "refused", "timed out", "unreachable", "stalled", "stranger", "unknown name",
-)  # fmt: skip
-
-_listeners: list[socket.socket] = []
+RANK_0 = "rank 0"  # the name under which the first host listens on the port on which ranks meet
+OK, REFUSED, TIMED_OUT, UNREACHABLE = "ok", "refused", "no answer", "no route"
+STALLED, STRANGER, UNKNOWN_NAME = "connects, but large packets vanish", "something else answers", "the name is unknown"
 
 
-def listen(name: str, token: str, address: str, port: int) -> dict:
-    """Listens until ``hush``, under this name; ``{"port": …}``, or ``{"in_use_by": […]}`` where somebody else does.
+def listen(name: str, token: str, to: str, master_port: int | None) -> dict:
+    """``route(to)``, and the ``port`` on which this host listens as long as this process lives.
 
-    Args:
-        address: on which; empty for all of them.
-        port: 0 takes a free one.
+    With a ``master_port``, where ``to`` is this host, it listens there too, and ``master`` says what came of that.
     """
-    try:
-        if address:
-            family = socket.AF_INET6 if ":" in address else socket.AF_INET
-            listener = socket.create_server((address, port), family=family, backlog=128)
-        else:  # as torch's store does
-            both = socket.has_dualstack_ipv6()
-            family = socket.AF_INET6 if both else socket.AF_INET
-            listener = socket.create_server(("", port), family=family, backlog=128, dualstack_ipv6=both)
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            from mpnet_ds.cluster.probe import holders_of_port
+    found = route(to)
+    found |= serve(name, token, found["address"], 0)
+    return found | ({"master": serve(RANK_0, token, "", master_port)} if master_port and found["is_own"] else {})
 
-            return {"in_use_by": holders_of_port(port)}
-        if error.errno == errno.EACCES:
-            return {"not_allowed": True}
-        raise
-    _listeners.append(listener)
-    threading.Thread(target=_serve, args=(listener, name, token), daemon=True).start()
+
+def route(to: str) -> dict:
+    """The interface through which this host speaks to the others: towards ``to``, or the one that GLOO_SOCKET_IFNAME names.
+
+    Returns ``address``, ``interface`` with ``mtu`` (bytes) and ``speed`` (Mbit/s or 0), ``interfaces``, names of all, and
+    ``wanted``, those of the variable; ``leads_to``, what ``to`` stands for here; ``is_own``, whether that is this host.
+    Raises ``UserError`` where the name is unknown, or no route leads there.
+    """
+    from mpnet_ds.network import find_interface, interfaces, resolve
+
+    found, own, leads_to = find_interface(to), interfaces(), resolve(to).partition("%")[0]
+    wanted = [name for name in os.environ.get("GLOO_SOCKET_IFNAME", "").split(",") if name]
+    found = next((interface for interface in own if interface.name in wanted[:1]), found)
+    is_own = ip_address(leads_to).is_loopback or leads_to in {interface.address for interface in own}
+    names = list(dict.fromkeys(interface.name for interface in own))
+    answer = {"address": found.address, "interface": found.name, "mtu": found.mtu, "speed": found.speed}
+    return answer | {"interfaces": names, "wanted": wanted, "leads_to": leads_to, "is_own": is_own}
+
+
+def serve(name: str, token: str, address: str, port: int) -> dict:
+    """Listens there ("": on all addresses): the ``port``, ``in_use_by`` where another program does, or ``not_allowed``."""
+    on_all = not address and socket.has_dualstack_ipv6()  # as torch's store does
+    family = socket.AF_INET6 if on_all or ":" in address else socket.AF_INET
+    try:
+        listener = socket.create_server((address, port), family=family, backlog=128, dualstack_ipv6=on_all)
+    except OSError as error:
+        if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+            raise
+        return {"not_allowed": True} if error.errno == errno.EACCES else {"in_use_by": _holders_of_port(port)}
+    threading.Thread(target=_answer_all, args=(listener, name, token), daemon=True).start()
     return {"port": listener.getsockname()[1]}
 
 
-def hush() -> None:
-    """Listens no longer."""
-    while _listeners:
-        listener = _listeners.pop()
-        listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that waits in accept
-        listener.close()
+def _holders_of_port(port: int) -> list[str]:
+    """Programs that listen there, as far as this user may know."""
+    import psutil
+
+    with suppress(psutil.Error):
+        sockets = [each for each in psutil.net_connections("tcp") if each.status == psutil.CONN_LISTEN]
+        pids = sorted({each.pid for each in sockets if each.laddr.port == port and each.pid})
+        return [f"process {pid} ({' '.join(psutil.Process(pid).cmdline())[:80]})" for pid in pids]
+    return []
 
 
-def _serve(listener: socket.socket, name: str, token: str) -> None:
-    while True:
-        try:
-            connection, _ = listener.accept()
-        except OSError:
-            return
-        threading.Thread(target=_greet, args=(connection, name, token), daemon=True).start()
+def _answer_all(listener: socket.socket, name: str, token: str) -> None:
+    while connection := listener.accept()[0]:
+        threading.Thread(target=_answer, args=(connection, name, token), daemon=True).start()
 
 
-def _greet(connection: socket.socket, name: str, token: str) -> None:
-    with connection:
+def _answer(connection: socket.socket, name: str, token: str) -> None:
+    with connection, suppress(OSError):  # the one who connects says what went wrong
         connection.settimeout(60)
-        with suppress(OSError):  # the one who connects says what went wrong
-            if _read(connection, len(token)) == token.encode():
-                _read(connection, PAYLOAD)
-                connection.sendall(name.encode() + b"\n")
+        received = connection.makefile("rb")
+        if received.read(len(token)) == token.encode() and len(received.read(PAYLOAD)) == PAYLOAD:
+            connection.sendall(name.encode())
 
 
-def _read(connection: socket.socket, size: int) -> bytes:
-    parts = []
-    while size and (part := connection.recv(min(size, 1 << 16))):
-        parts.append(part)
-        size -= len(part)
-    return b"".join(parts)
-
-
-def connect_to_all(peers: list[tuple[str, str, int]], token: str, seconds: float) -> dict[str, str]:
-    """Connects to hosts given as (name, address, port), each within so many ``seconds``; name → what came of it.
-
-    ``OK``, ``REFUSED`` (the host answers, nobody may connect), ``TIMED_OUT`` (nothing answers), ``UNREACHABLE`` (no way
-    there), ``STALLED`` (connected, but what is sent does not arrive), ``STRANGER`` (another program answers),
-    ``UNKNOWN_NAME``.
-    """
+def connect(peers: list[tuple[str, str, int]], token: str, seconds: float) -> dict:
+    """``outcomes`` of connections to (name, address, port), by name; each may take so many ``seconds`` at every turn."""
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        found = pool.map(lambda peer: _try(peer, token, seconds), peers)
-        return {peer[0]: outcome for peer, outcome in zip(peers, found, strict=True)}
+        outcomes = pool.map(lambda peer: _try(*peer, token, seconds), peers)
+        return {"outcomes": {name: outcome for (name, *_), outcome in zip(peers, outcomes, strict=True)}}
 
 
-def _try(peer: tuple[str, str, int], token: str, seconds: float) -> str:
-    name, address, port = peer
+def _try(name: str, address: str, port: int, token: str, seconds: float) -> str:
+    is_connected = False
     try:
-        connection = socket.create_connection((address, port), timeout=seconds)
+        with socket.create_connection((address, port), timeout=seconds) as connection:
+            is_connected = True
+            connection.sendall(token.encode() + b"\0" * PAYLOAD)
+            return OK if connection.makefile("rb").read(len(name.encode()) + 1) == name.encode() else STRANGER
     except socket.gaierror:
         return UNKNOWN_NAME
     except TimeoutError:
-        return TIMED_OUT
+        return STALLED if is_connected else TIMED_OUT
     except ConnectionRefusedError:
         return REFUSED
-    except OSError as error:
-        # A router or a host in the same network that knows of no such neighbour; or a firewall that says so.
-        return TIMED_OUT if error.errno == errno.ETIMEDOUT else UNREACHABLE
-    with connection:
-        return _exchange(connection, name, token, time.monotonic() + seconds)
-
-
-def _exchange(connection: socket.socket, name: str, token: str, deadline: float) -> str:
-    try:
-        connection.sendall(token.encode() + b"\0" * PAYLOAD)
-        answer = b""
-        while not answer.endswith(b"\n") and len(answer) < _ANSWER:
-            connection.settimeout(max(0.01, deadline - time.monotonic()))
-            part = connection.recv(_ANSWER)
-            if not part:
-                return STRANGER
-            answer += part
-    except TimeoutError:
-        return STALLED
-    except OSError:  # reset
-        return STRANGER
-    return OK if answer.decode(errors="replace").strip() == name else STRANGER
+    except OSError:  # reset; or a router, a neighbour or a firewall says that there is no way
+        return STRANGER if is_connected else UNREACHABLE

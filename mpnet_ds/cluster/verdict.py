@@ -1,334 +1,209 @@
-"""What is wrong with a cluster, from what its hosts said: pure functions that return findings.
+"""What is wrong with a cluster, from what its hosts said: pure functions that yield findings.
 
-Each finding names the host, or both hosts, and says what to do. ``facts`` are those of ``probe.look`` by host, in the
-order of the hostfile; hosts that could not be asked are not in it.
+Each names the host, or both hosts, and says what to do. Facts are what ``probe.look`` said, routes what ``links.listen``
+said, by host in the order of the hostfile; hosts that could not be asked are missing.
 """
 
-import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 
 from mpnet_ds.cluster.bandwidth import Row
-from mpnet_ds.cluster.hostfile import Host
-from mpnet_ds.cluster.links import OK, REFUSED, STALLED, STRANGER, TIMED_OUT, UNKNOWN_NAME, UNREACHABLE
+from mpnet_ds.cluster.launcher_files import Host
+from mpnet_ds.cluster.links import OK, RANK_0, REFUSED, STALLED, STRANGER, TIMED_OUT, UNKNOWN_NAME, UNREACHABLE
 from mpnet_ds.findings import Finding, disagreement
 
 GB = 10**9
 MAX_CLOCK_DIFFERENCE = 1.0  # seconds
 BUSY_SHARE = 0.1  # of a GPU's memory in the hands of others
 LEAST_SHARE_OF_SPEED = 0.2  # of an interface's, in a collective
-_NAMED_FILES, _NAMED_HOSTS = 3, 6
 
 Facts = Mapping[str, dict]
+Outcomes = Mapping[tuple[str, str], str]  # (from, to) → what came of the connection
+warning = partial(Finding, is_fatal=False)
 
 
-def check_facts(hosts: Sequence[Host], facts: Facts, min_disk: int) -> list[Finding]:
+def check_facts(hosts: Sequence[Host], facts: Facts, min_disk: int) -> Iterator[Finding]:
     """Everything that the hosts' own facts tell. ``min_disk``: bytes that checkpoints need."""
-    return [
-        *check_machines(facts),
-        *check_libraries(facts),
-        *check_code(facts),
-        *check_slots(hosts, facts),
-        *check_data(facts),
-        *check_disk(facts, min_disk),
-    ]
+    for names in _hosts_by((fact["machine"], host) for host, fact in facts.items()).values():
+        if len(names) > 1:
+            yield Finding(f"{show(names)} are one machine: name it once in the hostfile, with all its slots.")
+    problems = _hosts_by((problem, host) for host, fact in facts.items() for problem in fact["problems"])
+    yield from (Finding(f"{show(names)}: {problem}") for problem, names in problems.items())
+    yield from map(Finding, _disagreements({host: fact["versions"] for host, fact in facts.items()}))
+    yield from check_files(facts)
+    yield from check_slots(hosts, facts)
+    for host, disk in ((host, fact["disk"]) for host, fact in facts.items()):
+        if not disk["is_writable"]:
+            yield Finding(f"{host}: this user may not write to {disk['folder']}: choose another --output_dir.")
+        elif disk["free"] < min_disk:
+            text = f"{host}: {disk['folder']} has {disk['free'] / GB:.1f} GB free, {min_disk / GB:.1f} GB are wanted"
+            yield Finding(f"{text}: free some, choose another --output_dir, or lower --min_disk.")
+    yield from check_clocks({host: fact["clock"] for host, fact in facts.items()})
 
 
-def check_machines(facts: Facts) -> list[Finding]:
-    """Lines of the hostfile that lead to one machine, whose devices would be given out twice."""
-    names: dict[str, list[str]] = {}
-    for name, fact in facts.items():
-        names.setdefault(fact["machine"], []).append(name)
-    text = "{} are one machine: name it once in the hostfile, with all its slots."
-    return [Finding(text.format(show_hosts(same))) for same in names.values() if len(same) > 1]
+def show(names: Iterable[str], most: int = 6) -> str:
+    """``node-a, node-b``, or the first few and how many there are."""
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def check_libraries(facts: Facts) -> list[Finding]:
-    """Python and what a run imports: there, sound, and the same everywhere."""
-    findings = []
-    libraries = dict.fromkeys(library for fact in facts.values() for library in fact["libraries"])
-    for library in libraries:
-        errors: dict[str, list[str]] = {}
-        for name, fact in facts.items():
-            if "error" in (found := fact["libraries"].get(library, {})):
-                errors.setdefault(found["error"], []).append(name)
-        for error, names in errors.items():
-            findings.append(Finding(f"{show_hosts(names)}: cannot import {library}: {error}"))
-    versions = {"Python": lambda fact: fact["python"], "mpnet_ds": lambda fact: fact["mpnet_ds"]}
-    for library in libraries:
-        versions[library] = lambda fact, library=library: fact["libraries"].get(library, {}).get("version")
-    versions["CUDA"] = lambda fact: fact["libraries"].get("torch", {}).get("cuda")
-    versions["NCCL"] = lambda fact: fact["libraries"].get("torch", {}).get("nccl")
-    return findings + _differences(facts, versions)
+def _hosts_by(pairs: Iterable[tuple[Hashable, str]]) -> dict[Hashable, list[str]]:
+    """Groups hosts by what they have, from pairs of that and a host."""
+    groups: dict[Hashable, list[str]] = {}
+    for key, host in pairs:
+        groups.setdefault(key, []).append(host)
+    return groups
 
 
-def _differences(facts: Facts, values: Mapping[str, Callable[[dict], object]]) -> list[Finding]:
-    findings = []
-    for name, value in values.items():
-        known = [(host, value(fact)) for host, fact in facts.items() if value(fact) is not None]
-        text = disagreement(name, known, show_hosts, "hosts")
-        findings += [Finding(text)] if text else []
-    return findings
+def _disagreements(values: Mapping[str, dict]) -> Iterator[str]:
+    """Host → name → value: a text for each name of which not all hosts that have it have the same value."""
+    for name in dict.fromkeys(name for own in values.values() for name in own):
+        known = [(host, own[name]) for host, own in values.items() if name in own]
+        if text := disagreement(name, known, show, "hosts"):
+            yield text
 
 
-def check_code(facts: Facts) -> list[Finding]:
-    """The project itself: the same revision, and the same files where revisions say nothing."""
-    revisions = {host: fact["git"]["revision"][:12] for host, fact in facts.items() if "revision" in fact["git"]}
-    text = disagreement("the git revision", revisions.items(), show_hosts, "hosts")
-    findings = [Finding(text)] if text else []
-    for host, others, files in _odd_files({host: fact["code"] for host, fact in facts.items()}):
-        where = facts[host]["code_folder"]
-        what = f"{host}: the code of mpnet_ds in {where} is not that of {others}: {files}"
-        findings.append(Finding(f"{what}. Bring all hosts to the same state (git status says what was changed)."))
-    changed = {host: fact["git"].get("changed") for host, fact in facts.items() if fact["git"].get("changed")}
-    if changed and not any(finding.is_fatal for finding in findings):
-        files = _name_some(list(dict.fromkeys(file for names in changed.values() for file in names)))
-        text = f"local changes that are in no git revision ({show_hosts(changed)}): {files}"
-        findings.append(Finding(f"{text}. Commit them, if the run shall be repeatable.", is_fatal=False))
-    return findings
+def check_files(facts: Facts) -> Iterator[Finding]:
+    """Whether all hosts have the same code and data, and whether git has the code too."""
+    for name in dict.fromkeys(name for fact in facts.values() for name in fact["files"]):
+        known = {host: fact["files"][name] for host, fact in facts.items() if name in fact["files"]}
+        yield from _odd_files(name, _hosts_by((tuple(sorted(files.items())), host) for host, files in known.items()))
+    if changed := {host: fact["changed"] for host, fact in facts.items() if fact["changed"]}:
+        files = show(dict.fromkeys(file for files in changed.values() for file in files), 3)
+        text = f"local changes that are in no git revision ({show(changed)}): {files}"
+        yield warning(f"{text}. Commit them, if the run shall be repeatable.")
 
 
-def _odd_files(folders: Mapping[str, Mapping[str, str]]) -> Iterable[tuple[str, str, str]]:
-    """Hosts whose files (name → checksum) are not those of most: the host, the others, and the differences in words."""
-    groups: dict[tuple, list[str]] = {}
-    for host, files in folders.items():
-        groups.setdefault(tuple(sorted(files.items())), []).append(host)
-    by_size = sorted(groups, key=lambda group: -len(groups[group]))
-    for group in by_size[1:]:
-        usual = by_size[0]
-        there, expected = dict(group), dict(usual)
+def _odd_files(name: str, groups: Mapping[tuple, Sequence[str]]) -> Iterator[Finding]:
+    """Hosts that have not the files (pairs of file and checksum) that most have."""
+    usual, *others = sorted(groups, key=lambda group: -len(groups[group]))
+    for odd in others:
+        there, expected = dict(odd), dict(usual)
         differing = [file for file in expected if file in there and there[file] != expected[file]]
         missing, extra = [file for file in expected if file not in there], [file for file in there if file not in expected]
         kinds = (("differing", differing), ("missing", missing), ("only there", extra))
-        text = "; ".join(f"{kind}: {_name_some(files)}" for kind, files in kinds if files)
-        for host in groups[group]:
-            yield host, show_hosts(groups[usual]), text
+        how = "; ".join(f"{kind}: {show(files, 3)}" for kind, files in kinds if files)
+        text = f"is not that of {show(groups[usual])}: {how}. Copy the same files to all hosts."
+        yield from (Finding(f"{host}: {name} {text}") for host in groups[odd])
 
 
-def _name_some(files: Sequence[str]) -> str:
-    more = f" and {len(files) - _NAMED_FILES} more" if len(files) > _NAMED_FILES else ""
-    return ", ".join(files[:_NAMED_FILES]) + more
-
-
-def check_slots(hosts: Sequence[Host], facts: Facts) -> list[Finding]:
+def check_slots(hosts: Sequence[Host], facts: Facts) -> Iterator[Finding]:
     """Whether each host has the accelerators that its slots claim: GPUs where any host has some, else cores."""
-    findings = []
-    with_gpus = any(gpus_of(fact) for fact in facts.values())
-    for host in hosts:
-        if host.name in facts and "error" not in facts[host.name]["libraries"].get("torch", {}):
-            findings += _check_gpus(host, gpus_of(facts[host.name])) if with_gpus else _check_cores(host, facts[host.name])
-    kinds = {host: sorted({gpu["name"] for gpu in gpus_of(fact)}) for host, fact in facts.items() if gpus_of(fact)}
-    if len({tuple(kind) for kind in kinds.values()}) > 1:
-        text = ", ".join(f"{host} {' and '.join(kind)}" for host, kind in kinds.items())
-        findings.append(Finding(f"GPUs differ ({text}): every step takes as long as on the slowest.", is_fatal=False))
-    return findings
+    gpus = {host: fact["gpus"] for host, fact in facts.items() if fact["gpus"] is not None}
+    for host, slots in ((host, slots) for host, slots in hosts if host in gpus):
+        claim, cores = f"{host}: the hostfile says slots={slots}", facts[host]["cores"]
+        if any(gpus.values()):
+            yield from _check_gpus(host, slots, gpus[host], f"{claim}, torch sees {len(gpus[host])} GPUs there")
+        elif slots > cores:
+            found = f"there is no GPU and {cores} usable core{'' if cores == 1 else 's'}"
+            yield Finding(f"{claim}, but {found}: correct it to slots={cores} or fewer.")
+    kinds = {host: " and ".join(sorted({gpu["name"] for gpu in own})) for host, own in gpus.items() if own}
+    if len(set(kinds.values())) > 1:
+        text = ", ".join(f"{host} {kind}" for host, kind in kinds.items())
+        yield warning(f"GPUs differ ({text}): every step takes as long as on the slowest.")
 
 
-def _check_gpus(host: Host, gpus: Sequence[dict]) -> list[Finding]:
-    found = f"{host.name}: the hostfile says slots={host.slots}, torch sees {len(gpus)} GPUs there"
-    if host.slots > len(gpus):
+def _check_gpus(host: str, slots: int, gpus: Sequence[dict], claim: str) -> Iterator[Finding]:
+    if slots > len(gpus):
         cure = f"correct it to slots={len(gpus)}" if gpus else "take the host out"
-        return [Finding(f"{found}: {cure}, or look at nvidia-smi and CUDA_VISIBLE_DEVICES on {host.name}.")]
-    findings = [Finding(f"{found}: the others stay idle.", is_fatal=False)] if host.slots < len(gpus) else []
-    for number, gpu in enumerate(gpus[: host.slots]):
-        taken = gpu["memory"] - gpu["free"]
-        if taken > BUSY_SHARE * gpu["memory"]:
-            text = (
-                f"{host.name}: {taken / GB:.0f} of {gpu['memory'] / GB:.0f} GB of GPU {number} are taken by other programs"
-            )
-            findings.append(Finding(f"{text} (nvidia-smi names them).", is_fatal=False))
-    return findings
+        yield Finding(f"{claim}: {cure}, or look at nvidia-smi and CUDA_VISIBLE_DEVICES on {host}.")
+    elif slots < len(gpus):
+        yield warning(f"{claim}: the others stay idle.")
+    for number, gpu in enumerate(gpus[:slots]):
+        taken, memory = gpu["memory"] - gpu["free"], gpu["memory"]
+        if taken > BUSY_SHARE * memory:
+            text = f"{taken / GB:.0f} of {memory / GB:.0f} GB of GPU {number} are taken by other programs"
+            yield warning(f"{host}: {text} (nvidia-smi names them).")
 
 
-def _check_cores(host: Host, fact: dict) -> list[Finding]:
-    cores = fact["cores"]
-    if host.slots <= cores:
-        return []
-    text = f"{host.name}: the hostfile says slots={host.slots}, but there is no GPU and {_count(cores, 'usable core')}"
-    return [Finding(f"{text}: correct it to slots={cores} or fewer.")]
+def check_clocks(ahead: Mapping[str, float]) -> Iterator[Finding]:
+    """Clocks that are wrong. ``ahead``: seconds by which each host's is ahead of one and the same clock."""
+    usual = sorted(ahead, key=ahead.get)[(len(ahead) - 1) // 2 :][:1]
+    for host in ahead:
+        seconds = ahead[host] - ahead[usual[0]]
+        if abs(seconds) > MAX_CLOCK_DIFFERENCE:
+            text = f"its clock is {abs(seconds):.1f} s {'ahead of' if seconds > 0 else 'behind'} that of {usual[0]}"
+            yield Finding(f"{host}: {text}: set it, and keep it with NTP (timedatectl set-ntp true).")
 
 
-def gpus_of(fact: dict) -> list[dict]:
-    """Of a host, as torch sees them."""
-    return fact["libraries"].get("torch", {}).get("gpus", [])
-
-
-def check_data(facts: Facts) -> list[Finding]:
-    """Each dataset: there, whole, and the same everywhere; otherwise which files are not."""
-    findings = []
-    for folder in dict.fromkeys(folder for fact in facts.values() for folder in fact["data"]):
-        entries = {host: fact["data"][folder] for host, fact in facts.items()}
-        errors: dict[str, list[str]] = {}
-        for host, entry in entries.items():
-            if "error" in entry:
-                errors.setdefault(entry["error"], []).append(host)
-        findings += [Finding(f"{show_hosts(names)}: dataset {folder}: {error}") for error, names in errors.items()]
-        sound = {host: entry for host, entry in entries.items() if "error" not in entry}
-        for host, others, files in _odd_files({host: entry["files"] for host, entry in sound.items()}):
-            what = f"{host}: dataset {folder} is not that of {others} (checksum {sound[host]['checksum']}): {files}"
-            findings.append(Finding(f"{what}. Copy the same dataset to all hosts."))
-        tokenizers = [(host, entry["tokenizer"]) for host, entry in sound.items()]
-        text = disagreement(f"the tokenizer of dataset {folder}", tokenizers, show_hosts, "hosts")
-        findings += [Finding(text)] if text else []
-    return findings
-
-
-def check_disk(facts: Facts, min_disk: int) -> list[Finding]:
-    """Whether checkpoints have a place."""
-    findings = []
-    for host, fact in facts.items():
-        disk = fact["disk"]
-        if not disk["is_writable"]:
-            findings.append(Finding(f"{host}: this user may not write to {disk['folder']}: choose another --output_dir."))
-        elif disk["free"] < min_disk:
-            text = f"{host}: {disk['folder']} has {disk['free'] / GB:.1f} GB free, {min_disk / GB:.1f} GB are wanted"
-            findings.append(Finding(f"{text}: free some, choose another --output_dir, or lower --min_disk."))
-    return findings
-
-
-def check_clocks(offsets: Mapping[str, float]) -> list[Finding]:
-    """Clocks that go wrong. ``offsets``: seconds by which each host is ahead of one and the same clock."""
-    if not offsets:
-        return []
-    usual = statistics.median_low(offsets.values())
-    reference = next(host for host, offset in offsets.items() if offset == usual)
-    findings = []
-    for host, offset in offsets.items():
-        if abs(offset - usual) > MAX_CLOCK_DIFFERENCE:
-            way = "ahead of" if offset > usual else "behind"
-            text = f"{host}: its clock is {abs(offset - usual):.1f} s {way} that of {reference}"
-            findings.append(Finding(f"{text}: set it, and keep it with NTP (timedatectl set-ntp true)."))
-    return findings
-
-
-def check_routes(routes: Mapping[str, dict], first: str, master: str) -> list[Finding]:
-    """The interfaces through which hosts speak. ``routes``: of ``probe.route`` by host; ``master``: rank 0's address."""
-    findings = []
+def check_routes(routes: Mapping[str, dict], first: str, master: str) -> Iterator[Finding]:
+    """The interfaces through which hosts speak to ``first``, where rank 0 runs, at the address ``master``."""
     is_there = first not in routes or routes[first]["is_own"]
-    if not is_there:
-        text = f"{first}: {_which(master, routes[first])} is no address of {first}, where rank 0 runs"
-        findings.append(Finding(f"{text}: name one that is with --master_addr."))
     for host, route in routes.items():
+        what = f"{host}: {master}" if route["leads_to"] == master else f"{host}: {master} ({route['leads_to']} there)"
+        if host == first and not is_there:
+            yield Finding(f"{what} is not an address of {first}, where rank 0 runs: name one that is with --master_addr.")
         if is_there and route["is_own"] and host != first:
-            text = f"{host}: {_which(master, route)}, where {first} shall wait, is {host} itself"
-            findings.append(Finding(f"{text}: correct its /etc/hosts, or name another --master_addr."))
+            text = f"{what}, where {first} is expected, is {host} itself"
+            yield Finding(f"{text}: correct its /etc/hosts, or name another --master_addr.")
         if route["interface"] == "lo" and len(routes) > 1:
-            text = f"{host}: its way to {master} is the loopback interface, through which no other host reaches it"
-            findings.append(Finding(f"{text}: set GLOO_SOCKET_IFNAME, and NCCL_SOCKET_IFNAME, to the right one."))
-        if route["wanted"] and not set(route["wanted"]) <= set(route["interfaces"]):
-            text = f"{host}: GLOO_SOCKET_IFNAME is {','.join(route['wanted'])}, its interfaces are "
-            findings.append(Finding(f"{text}{', '.join(route['interfaces'])}: unset it, and each host finds its own."))
-    for name, key, unit in (("MTU", "mtu", "bytes"), ("speed", "speed", "Mbit/s")):
-        known = [(host, route[key]) for host, route in routes.items() if route[key]]
-        text = disagreement(f"the {name} of the interface ({unit})", known, show_hosts, "hosts")
-        findings += [Finding(text.replace("must have", "should have"), is_fatal=False)] if text else []
-    return findings
+            text = f"{host}: its route to {master} is the loopback interface, through which no other host reaches it"
+            yield Finding(f"{text}: set GLOO_SOCKET_IFNAME, and NCCL_SOCKET_IFNAME, to the right one.")
+        if not set(route["wanted"]) <= set(route["interfaces"]):
+            text = f"GLOO_SOCKET_IFNAME is {','.join(route['wanted'])}, its interfaces are {', '.join(route['interfaces'])}"
+            yield Finding(f"{host}: {text}: unset it, and each host finds its own.")
+    names = {"mtu": "the MTU of the interface (bytes)", "speed": "the speed of the interface (Mbit/s)"}
+    known = {host: {name: route[key] for key, name in names.items() if route[key]} for host, route in routes.items()}
+    yield from (warning(text.replace(" must ", " should ")) for text in _disagreements(known))
 
 
-def _which(name: str, route: dict) -> str:
-    return name if route["leads_to"] == name else f"{name} ({route['leads_to']} there)"
-
-
-_MEANING = {
-    TIMED_OUT: ("no answer", "look at the firewall, the cable and the switch"),
-    UNREACHABLE: ("no way there", "look at the addresses, the cable and the switch"),
-    REFUSED: ("refused", "a firewall rejects it: let the hosts reach each other on all ports"),
-    STALLED: ("connects, but large packets vanish", "look at the MTU of both and of all between them"),
-    STRANGER: ("something else answers", "look whether another host has the same address"),
-    UNKNOWN_NAME: ("the name is unknown", "add it to DNS or /etc/hosts"),
+_CURES = {
+    TIMED_OUT: "look at the firewall, the cable and the switch",
+    UNREACHABLE: "look at the addresses, the cable and the switch",
+    REFUSED: "a firewall rejects it: let the hosts reach each other on all ports",
+    STALLED: "look at the MTU of both and of all between them",
+    STRANGER: "find out whether another host has the same address",
+    UNKNOWN_NAME: "add it to DNS or /etc/hosts",
 }
 
 
-def check_links(outcomes: Mapping[tuple[str, str], str]) -> list[Finding]:
-    """Links that do not carry, each named by its two ends. ``outcomes``: (from, to) → what ``links.connect_to_all`` says."""
-    hosts = list(dict.fromkeys(host for pair in outcomes for host in pair))
-    broken = broken_links(outcomes)
-    findings = []
+def check_links(outcomes: Outcomes) -> Iterator[Finding]:
+    """Links between hosts that do not work, each named by its two ends; one finding for a host that has no other link."""
+    hosts = list(dict.fromkeys(host for pair in outcomes for host in pair if host != RANK_0))
+    broken: dict[frozenset, dict] = {}
+    for pair, outcome in outcomes.items():
+        if outcome != OK and RANK_0 not in pair:
+            broken.setdefault(frozenset(pair), {})[pair] = outcome
     for host in hosts if len(hosts) > 2 else ():
-        ways = [outcome for pair, ways in broken.items() if host in pair for outcome in ways.values()]
+        ways = [outcome for ends, ways in broken.items() if host in ends for outcome in ways.values()]
         if len(ways) == 2 * (len(hosts) - 1) and len(set(ways)) == 1:
-            meaning, cure = _MEANING[ways[0]]
-            others = show_hosts(other for other in hosts if other != host)
-            text = f"the links between {host} and all other hosts ({others}) are broken: {meaning}"
-            findings.append(Finding(f"{text}. On {host}, {cure}."))
-            broken = {pair: ways for pair, ways in broken.items() if host not in pair}
-    return findings + [Finding(_describe_link(*pair, ways)) for pair, ways in broken.items()]
+            what = f"all other hosts ({show(other for other in hosts if other != host)})"
+            yield Finding(f"the links between {host} and {what} are broken: {ways[0]}. On {host}, {_CURES[ways[0]]}.")
+            broken = {ends: ways for ends, ways in broken.items() if host not in ends}
+    for ways in broken.values():
+        (here, there), outcome = next(iter(ways.items()))
+        how = "; ".join(f"from {one} to {other}: {outcome}" for (one, other), outcome in ways.items())
+        if len(ways) == 1:
+            how = f"{here} does not reach {there} ({outcome}), the other way works"
+        elif len(set(ways.values())) == 1:
+            how = f"neither reaches the other ({outcome})"
+        yield Finding(f"the link between {here} and {there} is broken: {how}; {_CURES[outcome]}.")
 
 
-def broken_links(outcomes: Mapping[tuple[str, str], str]) -> dict[tuple[str, str], dict[tuple[str, str], str]]:
-    """Pair of hosts → the directions between them that do not work, and how."""
-    broken: dict[tuple[str, str], dict[tuple[str, str], str]] = {}
-    for (here, there), outcome in outcomes.items():
-        if outcome != OK:
-            pair = (there, here) if (there, here) in broken else (here, there)
-            broken.setdefault(pair, {})[here, there] = outcome
-    return broken
-
-
-def _describe_link(one: str, other: str, ways: Mapping[tuple[str, str], str]) -> str:
-    meanings = {way: _MEANING[outcome][0] for way, outcome in ways.items()}
-    cure = _MEANING[next(iter(ways.values()))][1]
-    if len(ways) == 2 and len(set(meanings.values())) == 1:
-        how = f"neither reaches the other ({next(iter(meanings.values()))})"
-    elif len(ways) == 2:
-        how = "; ".join(f"from {here} to {there}: {meaning}" for (here, there), meaning in meanings.items())
-    else:
-        ((here, there), meaning), *_ = meanings.items()
-        how = f"{here} does not reach {there} ({meaning}), the other way works"
-    return f"the link between {one} and {other} is broken: {how}; {cure}."
-
-
-def check_port(first: str, port: int, listening: Mapping, reached: Mapping[str, str], outcomes: Mapping) -> list[Finding]:
-    """The port on which the ranks meet.
-
-    Args:
-        listening: what ``links.listen`` said on the first host.
-        reached: host → what came of its connection to that port.
-        outcomes: of all links; one that is broken anyhow needs no second finding.
-    """
+def check_port(port: int, routes: Mapping[str, dict], outcomes: Outcomes) -> Iterator[Finding]:
+    """The port on which ranks meet; the ``route`` of the host that tried to listen there has what came of it."""
     other = "give the run another with --master_port"
-    if "in_use_by" in listening:
-        who = f" by {', '.join(listening['in_use_by'])}" if listening["in_use_by"] else ""
-        return [Finding(f"{first}: port {port} is in use{who}: end that program, or {other}.")]
-    if "not_allowed" in listening:
-        return [Finding(f"{first}: this user may not listen on port {port}: {other}, above 1023.")]
-    closed: dict[str, list[str]] = {}
-    for host, outcome in reached.items():
-        if outcome != OK and outcomes.get((host, first)) == OK:
-            closed.setdefault(_MEANING[outcome][0], []).append(host)
-    text = "{}: its port {} cannot be reached from {} ({}): open it in the firewall, or {}."
-    return [Finding(text.format(first, port, show_hosts(hosts), how, other)) for how, hosts in closed.items()]
+    for first, listening in ((host, route["master"]) for host, route in routes.items() if "master" in route):
+        if "in_use_by" in listening:
+            who = f" by {', '.join(listening['in_use_by'])}" if listening["in_use_by"] else ""
+            yield Finding(f"{first}: port {port} is in use{who}: end that program, or {other}.")
+        if "not_allowed" in listening:
+            yield Finding(f"{first}: this user may not listen on port {port}: {other}, above 1023.")
+        reached = [(how, host) for (host, there), how in outcomes.items() if there == RANK_0 and how != OK]
+        for how, hosts in _hosts_by((how, host) for how, host in reached if outcomes.get((host, first)) == OK).items():
+            text = f"{first}: its port {port} cannot be reached from {show(hosts)} ({how})"
+            yield Finding(f"{text}: open it in the firewall, or {other}.")
 
 
-def check_bandwidth(rows: Sequence[Row], problems: Mapping[str, str], routes: Mapping[str, dict]) -> list[Finding]:
+def check_bandwidth(rows: Sequence[Row], problems: Mapping[str, str], routes: Mapping[str, dict]) -> Iterator[Finding]:
     """Collectives that failed, or are far slower than the interfaces. ``problems``: host → what went wrong there."""
+    speeds = {host: route["speed"] * 1e6 / 8 / GB for host, route in routes.items() if route["speed"]}
     if problems:
-        done = f"after {rows[-1].collective} of {show_size(rows[-1].size)}" if rows else "before anything was measured"
+        done = f"after {rows[-1].collective} of {rows[-1].size / 2**20:.0f} MiB" if rows else "before anything was measured"
         text = "; ".join(f"{host}: {problem}" for host, problem in problems.items())
-        return [Finding(f"the bandwidth could not be measured, it ended {done}: {text}")]
-    speeds = {host: route["speed"] * 1e6 / 8 for host, route in routes.items() if route["speed"]}
-    if not rows or not speeds:
-        return []
-    best, slowest = max(row.bus_bandwidth for row in rows), min(speeds, key=speeds.get)
-    if best >= LEAST_SHARE_OF_SPEED * speeds[slowest]:
-        return []
-    text = (
-        f"collectives reach {best / GB:.2f} GB/s at most, the slowest interface ({slowest}) has {speeds[slowest] / GB:.2f}"
-    )
-    return [Finding(f"{text} GB/s: look for a slow cable, a switch or other traffic between the hosts.", is_fatal=False)]
-
-
-def show_hosts(hosts: Iterable[str]) -> str:
-    """``node-a, node-b``, or the first few and how many there are."""
-    hosts = list(hosts)
-    if len(hosts) <= _NAMED_HOSTS:
-        return ", ".join(hosts)
-    return f"{', '.join(hosts[:_NAMED_HOSTS])} and {len(hosts) - _NAMED_HOSTS} more"
-
-
-def show_size(size: int) -> str:
-    """``16 MiB``."""
-    return f"{size / 2**20:.0f} MiB"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+        yield Finding(f"the bandwidth could not be measured, it ended {done}: {text}")
+    elif rows and speeds:
+        best, slowest = max(row.bus_bandwidth / GB for row in rows), min(speeds, key=speeds.get)
+        if best < LEAST_SHARE_OF_SPEED * speeds[slowest]:
+            text = f"collectives reach {best:.2f} GB/s at most, the slowest interface ({slowest}) has {speeds[slowest]:.2f}"
+            yield warning(f"{text} GB/s: look for a slow cable, a switch or other traffic between the hosts.")

@@ -8,9 +8,9 @@ from mpnet_ds.command_line import Parser, run, size
 def main() -> None:
     from mpnet_ds.cluster.check import ClusterCheck
     from mpnet_ds.cluster.report import report
-    from mpnet_ds.data.mixture import parse_weighted
+    from mpnet_ds.data.samples.mixture import parse_weighted
     from mpnet_ds.errors import UserError
-    from mpnet_ds.launchers import PORT
+    from mpnet_ds.ranks.launchers import PORT
 
     parser = Parser(
         "Check that the hosts of a hostfile can train together: ssh, versions, code, data, accelerators, disk, clocks, "

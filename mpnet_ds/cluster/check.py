@@ -20,7 +20,6 @@ from mpnet_ds.cluster.ssh import Launch, RemoteCall
 from mpnet_ds.errors import UserError
 from mpnet_ds.findings import Finding
 from mpnet_ds.progress import Progress
-from mpnet_ds.ranks.launchers import PORT
 
 LIBRARIES = ("mpnet_ds", "numpy", "torch", "deepspeed", "transformers", "tokenizers")
 SECONDS_FOR_FACTS, SECONDS_FOR_VERIFYING = 240.0, 24 * 3600.0

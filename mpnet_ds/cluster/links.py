@@ -36,7 +36,7 @@ def route(to: str) -> dict:
     ``wanted``, those of the variable; ``leads_to``, what ``to`` stands for here; ``is_own``, whether that is this host.
     Raises ``UserError`` where the name is unknown, or no route leads there.
     """
-    from mpnet_ds.network import find_interface, interfaces, resolve
+    from mpnet_ds.ranks.network import find_interface, interfaces, resolve
 
     found, own, leads_to = find_interface(to), interfaces(), resolve(to).partition("%")[0]
     wanted = [name for name in os.environ.get("GLOO_SOCKET_IFNAME", "").split(",") if name]

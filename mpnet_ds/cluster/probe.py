@@ -87,8 +87,8 @@ def dataset_of(folder: Path, verify_data: bool) -> dict:
     """
     name = f"dataset {folder}"
     try:
-        from mpnet_ds.data.manifest import HOLDOUT, DatasetManifest
-        from mpnet_ds.data.verify import verify
+        from mpnet_ds.data.storage.manifest import HOLDOUT, DatasetManifest
+        from mpnet_ds.data.storage.verify import verify
 
         folders = [folder, *(path for path in (folder / HOLDOUT,) if path.is_dir())]
         manifests = [(each, DatasetManifest.load(each)) for each in folders]

@@ -7,7 +7,7 @@ import pytest
 
 from mpnet_ds.cluster import probe
 from mpnet_ds.cluster.check import LIBRARIES
-from mpnet_ds.data.manifest import DatasetManifest
+from mpnet_ds.data.storage.manifest import DatasetManifest
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@
 
 Each sweep changes one size and keeps the others: tokens of a sequence (128 … 4,096), layers, sequences of a micro-batch, or
 ranks (each with the same micro-batch). The table has the time of a step as a multiple of the first, the same multiple of the
-arithmetic, counted from shapes (mpnet_ds/models/mpnet/sizes.py; of one rank), and the first divided by the second: where that is
+arithmetic, counted from shapes (models/mpnet/sizes.py; of one rank), and the first divided by the second: where that is
 above 1, time grows faster than arithmetic; below, slower, as it does where the smallest size is mostly overhead.
 
     step MiB    memory of a step beyond what is held between steps

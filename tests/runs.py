@@ -42,7 +42,7 @@ class Run:
 
     @property
     def losses(self) -> list[float]:
-        """Of the updates that were logged, but for those that were skipped, nats."""
+        """Of the steps that were logged, but for those that were skipped, nats."""
         return [line["loss"] for line in self.metrics if line.get("loss") is not None and "event" not in line]
 
     @property
@@ -140,7 +140,7 @@ def run_once(made_once):
 
 @pytest.fixture(scope="session")
 def trained(dataset_folder, run_once):
-    """``trained(config, ranks)``: eight updates without dropout on the shared dataset; each combination runs once."""
+    """``trained(config, ranks)``: eight steps without dropout on the shared dataset; each combination runs once."""
 
     def train(config: str = "zero2", ranks: int = 1) -> Run:
         arguments = ["--recipe", RECIPE, "--data", dataset_folder, *(["--micro_batch_size", 4] if ranks == 2 else [])]

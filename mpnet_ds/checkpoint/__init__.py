@@ -1,10 +1,10 @@
-"""Checkpoints: saving as transactions, reading ZeRO shards, consolidation, Hugging Face folders and back.
+"""Checkpoints: saved as transactions, read whatever the ZeRO stage, consolidated, exported to Hugging Face and back.
 
 named_tensors(folder)            (name, tensor) of any checkpoint of DeepSpeed, one after another
 load_consolidated(folder)        all of them in memory
-consolidate(folder, output)      … in safetensors files
+consolidate(folder, output)      all of them in safetensors files
 export_huggingface(run, output)  a complete Hugging Face folder of a run of this project
-make_start(output, folder)       … of any MPNet, for ``--init_from``
+make_start(output, folder)       a complete Hugging Face folder of any MPNet, for ``--init_from``
 """
 
 from mpnet_ds.checkpoint.consolidate import consolidate, load_consolidated, named_tensors
@@ -13,7 +13,7 @@ __all__ = ["consolidate", "export_huggingface", "load_consolidated", "make_start
 
 
 def __getattr__(name: str):
-    """What imports a good part of transformers is imported when it is asked for: training needs none of it."""
+    """Import on request what needs a good part of transformers: training needs none of it."""
     if name == "export_huggingface":
         from mpnet_ds.hub.export import export_huggingface
 

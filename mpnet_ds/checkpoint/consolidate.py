@@ -1,4 +1,4 @@
-"""From the shards of a checkpoint to one set of weights, in the memory of a few MiB."""
+"""Consolidation: one set of weights from the shards of a checkpoint, in a few MiB of memory."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,18 +15,18 @@ from mpnet_ds.zero.universal import is_universal, open_universal
 
 
 def named_tensors(folder: str | Path) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of a checkpoint, read one after another; a tied parameter comes once, under its first name.
+    """Yield (name, tensor) of a checkpoint, read one after another; a tied parameter comes once, under its first name.
 
-    Floating-point numbers are fp32, from the fp32 masters where there are any. ``folder`` and errors as in ``open_weights``;
-    damage of a file may be found out at the end only.
+    Floating-point values are fp32, from the master weights where there are any. ``folder`` and errors as in
+    ``open_weights``; damage of a file may be found at the end only.
     """
     return open_weights(folder).named_tensors()
 
 
 def load_consolidated(folder: str | Path) -> dict[str, Tensor]:
-    """Name → tensor of a checkpoint, all in memory; the names are those of the module's state dict.
+    """Load all weights of a checkpoint into memory: name in the module's state dict → tensor.
 
-    Floating-point numbers are fp32. A tied parameter appears under each of its names, as one tensor. ``folder`` and errors
+    Floating-point values are fp32. A tied parameter appears under each of its names, as one tensor. ``folder`` and errors
     as in ``open_weights``.
     """
     return open_weights(folder).load()
@@ -39,9 +39,9 @@ def consolidate(
     max_shard_size: int | str = "5GB",
     show_progress: bool = False,
 ) -> list[Path]:
-    """Writes ``model.safetensors``, or several files and their index above ``max_shard_size``, to a new folder.
+    """Write ``model.safetensors``, or several files and their index above ``max_shard_size``, to a new folder.
 
-    A tied parameter is written once, under its first name. The folder appears when all is whole. Returns the files in it.
+    A tied parameter is written once, under its first name. The folder appears when all is complete. Returns its files.
     """
     torch_dtype, weights = dtype_of(dtype), open_weights(source)
     with new_folder(output) as folder:
@@ -53,14 +53,14 @@ def consolidate(
 
 
 def open_weights(folder: str | Path) -> StoredWeights:
-    """Opens a checkpoint of any program without reading its weights.
+    """Open a checkpoint of any program without reading its weights.
 
     Args:
-        folder: the checkpoint itself, also a universal one; or what holds checkpoints: then the newest of a run of this
+        folder: the checkpoint itself, also a universal one; or a folder of checkpoints: then the newest of a run of this
             project, else the one that the file ``latest`` names.
     Raises:
-        UserError: nothing of the kind is there; a file is missing, too many, damaged, of another checkpoint, or holds
-            anything but tensors and a few known types. Nothing of it is run.
+        UserError: there is no checkpoint; a file is missing, unexpected, damaged, of another checkpoint, or holds anything
+            but tensors and a few known types. Nothing of it is run.
     """
     path = Path(folder)
     if not path.is_dir():
@@ -79,7 +79,7 @@ def _locate(path: Path) -> Path:
         tag = latest.read_text(encoding="utf-8", errors="replace").strip()
         named = path / tag
         if tag in ("", ".", "..") or "/" in tag or not named.is_dir():
-            raise UserError(f"{latest} names '{tag}', which is no folder beside it: give the checkpoint's folder itself.")
+            raise UserError(f"{latest} names '{tag}', which is not a folder beside it: give the checkpoint's folder itself.")
         return named
     try:
         return find_checkpoint(path)

@@ -1,7 +1,7 @@
-"""How a DeepSpeed engine's shards reach the disk and come back.
+"""File access of a DeepSpeed engine: its shards on the way to the disk and back.
 
 DeepSpeed writes the shards of all ranks between barriers. A rank that raised there (disk full, say) would leave the others
-waiting for ever, so a write that fails is only noted; the store asks all ranks afterwards. Every file is put on disk and
+waiting for ever, so a failed write is only recorded; the store asks all ranks afterwards. Every file is synced to disk and
 read back before it counts. Reading runs no foreign code.
 """
 
@@ -16,15 +16,16 @@ from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointComm
 from mpnet_ds.deepspeed_workarounds import choose_writer_of_weights, share_names_of_tied_weights
 from mpnet_ds.errors import UserError
 from mpnet_ds.files import file_record
-from mpnet_ds.zero.torch_file import contents_checksum, load_shard
+from mpnet_ds.zero.torch_archive import contents_checksum
+from mpnet_ds.zero.torch_file import load_shard
 
 
 class ShardFiles(CheckpointEngine):
-    """Stands in for DeepSpeed's own file access: ``replace_file_access(engine, ShardFiles())``.
+    """Replacement of DeepSpeed's own file access: ``replace_file_access(engine, ShardFiles())``.
 
     Attributes:
         written: path → {"bytes", "xxh3_64", "contents"} of the files that this rank wrote since ``create``.
-        failure: what went wrong since ``create``, in words, or None.
+        failure: the first failure since ``create``, in words, or None.
     """
 
     def __init__(self):
@@ -34,18 +35,18 @@ class ShardFiles(CheckpointEngine):
         self.failure: str | None = None
 
     def create(self, info: CheckpointCommitInfo) -> None:
-        """A new checkpoint begins."""
+        """Begin a new checkpoint."""
         self.written, self.failure = {}, None
 
     def makedirs(self, path, exist_ok: bool = False) -> None:
-        """Makes a folder; a failure is noted."""
+        """Make a folder; record a failure."""
         try:
             os.makedirs(path, exist_ok=exist_ok)
         except OSError as error:
             self._note(path, error)
 
     def save(self, state_dict: Any, path: str) -> None:
-        """Writes one file, puts it on disk and reads it back; a failure is noted."""
+        """Write one file, sync it to disk and read it back; record a failure."""
         hashing = None
         try:
             with open(path, "wb") as file:
@@ -61,11 +62,11 @@ class ShardFiles(CheckpointEngine):
             self._note(path, (hashing and hashing.error) or error)
 
     def load(self, path: str, map_location=None) -> dict:
-        """One shard, in memory of its own: it is kept and changed after the file may be gone."""
+        """Load one shard into memory of its own: it is kept and changed when the file may be gone."""
         return load_shard(Path(path))
 
     def commit(self, info: CheckpointCommitInfo) -> bool:
-        """The store commits."""
+        """Do nothing: the store commits."""
         return True
 
     def _note(self, path, error: Exception) -> None:
@@ -75,7 +76,7 @@ class ShardFiles(CheckpointEngine):
 
 
 def save_on_each_disk(engine, disks) -> None:
-    """Lets the keeper of each disk write the file that all ranks read (ZeRO 0 to 2); on a shared one that is rank 0.
+    """Let the keeper of each disk write the file that all ranks read (ZeRO 0 to 2); on a shared disk that is rank 0.
 
     The file is the same on all disks, byte for byte, so whichever is kept when they are gathered is the right one.
     """
@@ -85,7 +86,7 @@ def save_on_each_disk(engine, disks) -> None:
 
 
 class _HashingFile:
-    """A file opened for writing that knows what was written."""
+    """A file opened for writing that counts and hashes what was written."""
 
     def __init__(self, file: BinaryIO):
         self.file, self.size, self.hasher = file, 0, xxhash.xxh3_64()

@@ -1,19 +1,19 @@
 """Checkpoints as transactions.
 
     OUT/checkpoints/
-      latest                      name of the newest whole checkpoint, moved by os.replace
+      latest                      name of the newest complete checkpoint, moved by os.replace
       step-00000200/
         mp_rank_00_model_states.pt, zero_pp_rank_…   what DeepSpeed writes
         tokenizer/                the run's tokenizer, so that the folder is enough to export
         manifest.json             written last: step, samples, settings, size and checksums of each file, and its own
 
-Where ranks have local disks each disk has such a folder, with the shards of its ranks (see elsewhere.py, and
-training/disks.py for who writes what). A checkpoint is whole when all of them are: they are made, and go, together.
+Where hosts save to local disks, each disk has such a folder with the shards of its ranks (see elsewhere.py, and
+ranks/disks.py for who writes what). A checkpoint is complete when all of them are: they are made and removed together.
 
-Saving: each rank writes its shards, puts them on disk and reads them back; all ranks tell each other how it went; the
-manifest is written; ``latest`` moves; checkpoints that are no longer kept go. A folder without a manifest is not a
-checkpoint: it is what a kill left, and the next save removes it. Where a rank could not write, the new folder goes and the
-others stay as they are. Kept are the newest ones (two by default) and the one with the lowest evaluation loss.
+Saving: each rank writes its shards, syncs them to disk and reads them back; all ranks exchange the outcome; the manifest is
+written; ``latest`` moves; checkpoints that are no longer kept are removed. A folder without a manifest is not a checkpoint:
+a killed save left it, and the next save removes it. Where a rank could not write, the new folder is removed and the others
+stay as they are. Kept are the newest ones (two by default) and the one with the lowest validation loss.
 """
 
 import json
@@ -29,12 +29,11 @@ import xxhash
 from mpnet_ds.checkpoint.elsewhere import check_gathered, check_rank, elsewhere_of, files_elsewhere, is_sound
 from mpnet_ds.errors import UserError
 from mpnet_ds.files import file_record, write_atomically
-from mpnet_ds.zero.torch_file import contents_checksum
+from mpnet_ds.zero.torch_archive import contents_checksum
 
 MANIFEST = "manifest.json"
 LATEST = "latest"
-FORMAT_VERSION = 4
-READABLE = (3, FORMAT_VERSION)  # 3 knew no disks but shared ones
+FORMAT_VERSION = 5
 
 
 class SaveFailed(Exception):
@@ -43,7 +42,7 @@ class SaveFailed(Exception):
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """What a checkpoint says of itself, besides its files."""
+    """What a checkpoint's manifest says besides its files."""
 
     step: int
     consumed_samples: int
@@ -52,17 +51,19 @@ class CheckpointInfo:
     zero_stage: int
     precision: str
     world_size: int
-    model_config: dict
-    """As ``transformers.MPNetConfig`` writes it."""
+    model: dict
+    """The recipe's section."""
+    vocab_size: int
+    """Rows of the model's vocabulary; those beyond the tokenizer's pieces are padding."""
     seq_length: int
     identity: dict
-    """Of the run, see training/run_folder.py: what must agree for another run to go on from here."""
+    """Identity of the run, see run/run_folder.py: what must agree for another run to resume from here."""
     eval_loss: float | None = None
-    """At this very step, nats; None if it was not evaluated here."""
+    """Validation loss at this very step, nats; None if it was not evaluated here."""
     layout: dict = field(default_factory=dict)
-    """What else decides how the optimizer's numbers lie in the shards, see training/engine.py."""
+    """What else decides how optimizer states are laid out in the shards, see ``config/deepspeed_config.py:layout``."""
     losses: dict = field(default_factory=dict)
-    """State of the trainer's ``LossWindow``, and how many updates were skipped."""
+    """State of the trainer's ``LossWindow``, and the number of skipped steps."""
 
 
 class CheckpointStore:
@@ -76,29 +77,29 @@ class CheckpointStore:
         self.root, self.keep = Path(output) / "checkpoints", keep
 
     def all(self) -> list[Path]:
-        """Folders with a manifest, oldest first."""
+        """List folders with a manifest, oldest first."""
         return sorted(path.parent for path in self.root.glob(f"step-*/{MANIFEST}"))
 
     def newest(self) -> Path | None:
-        """The checkpoint that was finished last, or None."""
+        """The newest complete checkpoint, or None."""
         whole = self.all()
         return whole[-1] if whole else None
 
     @property
     def latest(self) -> str:
-        """The name in the file ``latest``, empty if there is none."""
+        """Name in the file ``latest``; empty if there is none."""
         path = self.root / LATEST
         return path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""
 
     def save(self, engine, info: CheckpointInfo, tokenizer_folder: Path, disks) -> Path:
-        """Saves the state of an engine whose ``checkpoint_engine`` is a ``ShardFiles``.
+        """Save the state of an engine whose ``checkpoint_engine`` is a ``ShardFiles``.
 
-        Every rank must call it, and all return when the checkpoint is whole, on all disks. Raises ``SaveFailed`` on all of
-        them if any could not write: then nothing but the unfinished folders has changed, and those are gone.
+        Every rank must call it, and all return when the checkpoint is complete on all disks. Raises ``SaveFailed`` on all
+        ranks if any could not write: then nothing but the unfinished folders has changed, and those are removed.
         """
         folder = self.root / f"step-{info.step:08d}"
         if all(disks.on_each(lambda: (folder / MANIFEST).is_file())):
-            return folder  # the same run at the same update: the same state
+            return folder  # the same run at the same step: the same state
         disks.on_each(lambda: _remove_checkpoint(folder))
         engine.save_checkpoint(str(self.root), tag=folder.name, save_latest=False)
         try:
@@ -110,14 +111,14 @@ class CheckpointStore:
         return folder
 
     def _commit(self, folder: Path, info: CheckpointInfo, shards, tokenizer_folder: Path, disks) -> None:
-        """Makes a checkpoint of folders full of shards; raises ``SaveFailed`` on all ranks."""
+        """Make a checkpoint of folders full of shards; raise ``SaveFailed`` on all ranks."""
         failure = shards.failure and disks.at_host(shards.failure)
         outcomes = disks.ranks.gather((shards.written, failure, uuid.uuid4().hex))
         written = [
             {path: record | {"rank": rank} for path, record in files.items()} for rank, (files, *_) in enumerate(outcomes)
         ]
         here, others = ([written[rank] for rank in ranks] for ranks in disks.here_and_elsewhere)
-        if not disks.is_one:  # before the failures: hosts that write over each other's files have some, for this reason
+        if not disks.is_one:  # before failures: hosts that overwrite each other's files have some, for this reason
             disks.on_each(lambda: _noting(folder, lambda: _check_apart(folder, here, others), disks))
         failures = [failure for _, failure, _ in outcomes if failure]
         if failures:
@@ -136,19 +137,19 @@ class CheckpointStore:
         disks.on_each(lambda: _noting(folder, lambda: write_atomically(self.root / LATEST, folder.name), disks))
 
     def _prune(self, just_saved: Path, disks) -> None:
-        """Removes what is no longer kept, on all disks alike; what cannot be removed stays until the next time."""
+        """Remove what is no longer kept, on all disks alike; what cannot be removed stays until the next save."""
         losses = disks.on_each(lambda: {path.name: _eval_loss(path) for path in self.all()})
         kept = {just_saved.name, *_to_keep(losses, self.keep)}
 
         def remove_others() -> None:
-            for path in self.root.glob("step-*"):  # also what a kill during a save left
+            for path in self.root.glob("step-*"):  # also what a killed save left
                 if path.name not in kept:
                     _remove_checkpoint(path)
 
         disks.on_each(remove_others)
 
     def set_aside(self, checkpoint: Path) -> Path:
-        """Gives a damaged checkpoint another name, under which it is none; returns it."""
+        """Rename a damaged checkpoint so that it does not count as one; return the new path."""
         aside = checkpoint.with_name(f"damaged-{checkpoint.name}")
         _remove(aside)
         os.replace(checkpoint, aside)
@@ -156,10 +157,10 @@ class CheckpointStore:
 
 
 def _to_keep(losses: list[dict[str, float | None]], newest: int) -> set[str]:
-    """Of the checkpoints that all disks have: the newest ones and the one with the lowest evaluation loss.
+    """Choose of the checkpoints that all disks have the newest ones and the one with the lowest validation loss.
 
     Args:
-        losses: of each disk, the name of each checkpoint → its evaluation loss, if there is one.
+        losses: for each disk, the name of each checkpoint → its validation loss, if there is one.
     """
     whole = sorted(set.intersection(*map(set, losses)))
     evaluated = [name for name in whole if losses[0][name] is not None]
@@ -167,20 +168,20 @@ def _to_keep(losses: list[dict[str, float | None]], newest: int) -> set[str]:
 
 
 def _noting(folder: Path, function, disks):
-    """What ``function`` returns; ``SaveFailed`` in the place of an ``OSError``."""
+    """Return what ``function`` returns; raise ``SaveFailed`` instead of an ``OSError``."""
     try:
         return function()
-    except OSError as error:  # copytree puts its reasons into the text
+    except OSError as error:  # copytree puts the reasons into its text
         raise SaveFailed(disks.at_host(f"{folder}: {error.strerror or error}")) from error
 
 
 def _remove_checkpoint(folder: Path) -> None:
-    _remove(folder / MANIFEST)  # from here on it is no checkpoint
+    _remove(folder / MANIFEST)  # from here on it is not a checkpoint
     _remove(folder)
 
 
 def _remove(path: Path) -> None:
-    """A file or a folder, as far as that is possible."""
+    """Remove a file or a folder, as far as that is possible."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -189,7 +190,7 @@ def _remove(path: Path) -> None:
 
 
 def read_info(folder: str | Path) -> CheckpointInfo:
-    """The manifest's content without the list of files."""
+    """Read the manifest's content without the list of files."""
     return CheckpointInfo(**_read_manifest(Path(folder))["info"])
 
 
@@ -201,41 +202,41 @@ def _eval_loss(checkpoint: Path) -> float | None:
 
 
 def read_save(folder: str | Path) -> str:
-    """What the manifests of one save on several disks have in common, and no others."""
-    return _read_manifest(Path(folder)).get("save", "")
+    """Read the identifier that the manifests of one save share on all disks, and no others."""
+    return _read_manifest(Path(folder))["save"]
 
 
 def verify(folder: str | Path) -> None:
-    """Reads every file of a checkpoint and compares size and checksum; raises ``UserError`` at the first difference.
+    """Read every file of a checkpoint and compare size and checksum; raise ``UserError`` at the first difference.
 
-    Files that lie on other hosts' disks are compared if they were copied here.
+    Files of other hosts' disks are compared if they were copied here.
     """
     folder = Path(folder)
     for name, expected in _expected_files(folder).items():
         path = folder / name
         if not path.is_file():
-            raise UserError(f"{path} is missing, the checkpoint's {MANIFEST} names it. Use another checkpoint.")
+            raise UserError(f"{path} is missing, the checkpoint's {MANIFEST} lists it. Use another checkpoint.")
         found = file_record(path)
         if found != {key: expected[key] for key in found}:
-            raise UserError(f"{path} is not what {MANIFEST} says (size or checksum): damaged. Use another checkpoint.")
+            raise UserError(f"{path} is damaged: its size or checksum is not what {MANIFEST} says. Use another checkpoint.")
 
 
 def verify_quickly(folder: str | Path) -> None:
-    """Whether a checkpoint's files are those that its manifest names, by sizes and the directories that shards end with.
+    """Compare a checkpoint's files with its manifest by size and by the archive directories at the end of shards.
 
-    Reads no tensors; whoever reads them holds them against the checksums in those directories (see tensor_file.py). Raises
-    ``UserError`` at the first difference, and where files lie on other hosts' disks.
+    Reads no tensors; whoever reads them compares them with the checksums in those directories (zero/torch_archive.py).
+    Raises ``UserError`` at the first difference, and where files are missing that are on other hosts' disks.
     """
     folder = Path(folder)
     check_gathered(folder, _read_manifest(folder)["elsewhere"])
     files = _expected_files(folder)
     for path in sorted(folder.glob("*.pt")):
         if path.name not in files:
-            raise UserError(f"{path} is one too many: the checkpoint's {MANIFEST} does not name it.")
+            raise UserError(f"unexpected file {path}: the checkpoint's {MANIFEST} does not list it.")
     for name, expected in files.items():
         path = folder / name
         if not path.is_file():
-            raise UserError(f"{path} is missing, the checkpoint's {MANIFEST} names it. Use another checkpoint.")
+            raise UserError(f"{path} is missing, the checkpoint's {MANIFEST} lists it. Use another checkpoint.")
         if path.stat().st_size != expected["bytes"]:
             raise UserError(f"{path} is not what {MANIFEST} says: {path.stat().st_size:,} bytes, not {expected['bytes']:,}.")
         if "contents" in expected and contents_checksum(path) != expected["contents"]:
@@ -243,14 +244,14 @@ def verify_quickly(folder: str | Path) -> None:
 
 
 def check_at_hand(folder: str | Path, rank: int, conversion: str) -> None:
-    """Whether a rank finds here what it goes on from: its own files, or those of all ranks where they are converted.
+    """Check that a rank finds here what it resumes from: its own files, or those of all ranks for a conversion.
 
     Raises ``UserError``, naming the host that has them.
     """
     folder = Path(folder)
     manifest = _read_manifest(folder)
     if conversion:
-        check_gathered(folder, manifest["elsewhere"], f"to convert it ({conversion}) takes the files of all")
+        check_gathered(folder, manifest["elsewhere"], f"a conversion ({conversion}) needs the files of all")
     check_rank(folder, manifest["elsewhere"], rank)
     for name, record in manifest["files"].items():
         if record.get("rank") == rank and not (folder / name).is_file():
@@ -258,14 +259,14 @@ def check_at_hand(folder: str | Path, rank: int, conversion: str) -> None:
 
 
 def _expected_files(folder: Path) -> dict[str, dict]:
-    """Name → record of what should be in a folder: what was saved there, and what of other disks was copied to it."""
+    """Name → record of what should be in a folder: files that were saved there, or copied there from other disks."""
     manifest = _read_manifest(folder)
     copied = {name: record for name, record in files_elsewhere(manifest["elsewhere"]).items() if (folder / name).is_file()}
     return manifest["files"] | copied
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """A checkpoint folder from itself, from a run's folder or from its ``checkpoints`` folder (then the newest)."""
+    """Find a checkpoint by its folder, or the newest one by a run's folder or its ``checkpoints`` folder."""
     path = Path(path)
     if (path / MANIFEST).is_file():
         return path
@@ -279,21 +280,22 @@ def find_checkpoint(path: str | Path) -> Path:
 def _read_manifest(folder: Path) -> dict:
     path = folder / MANIFEST
     if not path.is_file():
-        raise UserError(f"{folder} is not a whole checkpoint: {MANIFEST} is missing.")
+        raise UserError(f"{folder} is not a complete checkpoint: {MANIFEST} is missing.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         version, body = content["version"], {key: content[key] for key in content if key not in ("version", "xxh3_64")}
-        is_sane = isinstance(body["info"], dict) and isinstance(body["files"], dict) and is_sound(body.get("elsewhere", []))
+        kinds = (("save", str), ("info", dict), ("files", dict))
+        is_sane = all(isinstance(body[key], kind) for key, kind in kinds) and is_sound(body["elsewhere"])
         is_whole = is_sane and content["xxh3_64"] == _checksum(body)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged or of another version: {error!r}. Use another checkpoint.") from error
-    if version not in READABLE:
+    if version != FORMAT_VERSION:
         raise UserError(
             f"{path} has format version {version}, this program reads {FORMAT_VERSION}: use the release that wrote it."
         )
     if not is_whole:
         raise UserError(f"{path} is damaged: its checksum is not that of its content. Use another checkpoint.")
-    return {"elsewhere": []} | content
+    return content
 
 
 def _checksum(body: dict) -> str:
@@ -301,11 +303,11 @@ def _checksum(body: dict) -> str:
 
 
 def _check_apart(folder: Path, here: list[dict], others: list[dict]) -> None:
-    """Raises ``SaveFailed`` where a folder holds what only ranks of other disks wrote: it is not on a disk of its own.
+    """Raise ``SaveFailed`` where a folder holds what only ranks of other disks wrote: it is not on a disk of its own.
 
     Args:
-        here: of each rank of this disk, path → record of what it wrote.
-        others: of each other rank.
+        here: for each rank of this disk, path → record of what it wrote.
+        others: the same for each other rank.
     """
     foreign = {path for files in others for path in files}.difference(*here).intersection(folder.rglob("*"))
     if foreign:
@@ -315,10 +317,10 @@ def _check_apart(folder: Path, here: list[dict], others: list[dict]) -> None:
 
 
 def _list_files(folder: Path, here: list[dict]) -> dict[str, dict]:
-    """Name → record of what the ranks of this disk wrote, and of what else is there, which is put on disk.
+    """Name → record of what the ranks of this disk wrote, and of what else is there, which is synced to disk.
 
     Args:
-        here: of each rank of this disk, path → record.
+        here: for each rank of this disk, path → record.
     """
     written = {path: record for files in reversed(here) for path, record in files.items()}
     rest = [path for path in sorted(folder.rglob("*")) if path.is_file() and path not in written]

@@ -5,7 +5,8 @@ products and ``MemTracker`` what autograd keeps.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
@@ -29,8 +30,8 @@ def count(
     setting, micro_batch_size = setting or ComputeSetting(), len(batch["sequence_numbers"])
     with warnings.catch_warnings(), tensors_without_numbers():
         warnings.simplefilter("ignore")
-        module = build()
-        module.to(torch.float32 if setting.bytes_per_number == 4 else torch.bfloat16)
+        with _default_dtype(torch.float32 if setting.bytes_per_number == 4 else torch.bfloat16):
+            module = build()  # not built and then converted: parameters without numbers cannot always be exchanged
         for layer in module.layers()[: setting.checkpointed_layers]:
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
         tensors = {name: torch.empty(array.shape, dtype=_dtype(array)) for name, array in batch.items()}
@@ -47,6 +48,17 @@ def count(
             flops_per_sequence=flops.get_total_flops() / micro_batch_size,
             activation_bytes=held["Total"] - states,
         )
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Within it new parameters have this type."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _dtype(array: np.ndarray) -> torch.dtype:

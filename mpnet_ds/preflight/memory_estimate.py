@@ -11,7 +11,7 @@ With N parameters, W ranks and e bytes a number (4 in fp32, 2 in bf16 and fp16),
 8 are Adam's two moments in fp32; 4 more are the parameters in fp32, which ZeRO keeps even where it computes in fp32. Muon
 has one momentum: 4 less for each number of a hidden matrix. *Gathered* are parameters that a stage-3 rank holds whole for
 a while, at most ``stage3_max_live_parameters`` of them; the *bucket* is the buffer in which gradients are sent, of
-``reduce_bucket_size`` numbers. The fp32 copy of the gradients that an update makes needs less than the activations, which
+``reduce_bucket_size`` numbers. The fp32 copy of the gradients that a step makes needs less than the activations, which
 are gone by then.
 
 Activations are counted by the objective (``Objective.sizes``) for the module that it builds.
@@ -84,7 +84,7 @@ def estimate(work: Workload) -> MemoryEstimate:
         host += work.bytes_per_number * _share(work)
         parameters -= work.bytes_per_number * _share(work)
     if work.optimizer_on_host and work.zero_stage:
-        # DeepSpeed keeps gradients in fp32 beside the states, where the update is computed.
+        # DeepSpeed keeps gradients in fp32 beside the states, where the step is computed.
         host += states + 4 * _share(work)
         states = 0
     return MemoryEstimate(parameters, gradients, states, work.sizes.activation_bytes, host)

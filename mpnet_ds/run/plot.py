@@ -56,7 +56,7 @@ def read_curves(file: Path, name: str, x: str = "updates") -> Curves:
                 value = line[key]
                 getattr(curves, key).append((line[axis], float("nan") if value is None else value))
     if not curves.loss:
-        raise UserError(f"{file} has no training loss yet: wait for the run's first --log_interval updates.")
+        raise UserError(f"{file} has no training loss yet: wait for the run's first --log_interval steps.")
     return curves
 
 

@@ -1,6 +1,6 @@
 """The output folder of a run: whose run is in it, and where a run goes on.
 
-    OUT/run.json        all resolved settings and versions, written before the first update
+    OUT/run.json        all resolved settings and versions, written before the first step
     OUT/metrics.jsonl   see metrics.py
     OUT/tensorboard/    events
     OUT/tokenizer/      a copy of the dataset's tokenizer
@@ -255,7 +255,7 @@ def _conversion(checkpoint: Path, run_identity: dict, now: Setting) -> str:
     if difference:
         raise UserError(f"{checkpoint} is of another run ({difference}): take its settings, or another checkpoint.")
     pairs = [(f"ZeRO {info.zero_stage}", f"ZeRO {now.zero_stage}"), (info.precision, now.precision)]
-    keys = ["optimizer"] if "optimizer" in info.layout else []
+    keys = ["optimizer"]
     if now.zero_stage or info.zero_stage:  # at ZeRO 0 every rank has everything
         pairs.append((f"{info.world_size} rank(s)", f"{now.world_size} rank(s)"))
         keys = dict.fromkeys([*info.layout, *now.layout])

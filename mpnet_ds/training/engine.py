@@ -1,6 +1,6 @@
 """What the trainer needs of a DeepSpeed engine, alike for every ZeRO stage and precision.
 
-DeepSpeed's ZeRO and 16-bit optimizers leave an update out when the norm of the gradient is not finite. In fp32 at ZeRO 0
+DeepSpeed's ZeRO and 16-bit optimizers leave a step out when the norm of the gradient is not finite. In fp32 at ZeRO 0
 nothing does: the plain optimizer would write NaN into every weight. ``Engine`` closes that gap.
 """
 
@@ -36,8 +36,8 @@ class Engine:
 
     Attributes:
         deepspeed: the engine itself.
-        applied: whether the last update changed the weights; False if a gradient was NaN or infinite.
-        grad_norm: of the last update's gradient over all ranks, before clipping; a float, a scalar tensor or None.
+        applied: whether the last step changed the weights; False if a gradient was NaN or infinite.
+        grad_norm: of the last step's gradient over all ranks, before clipping; a float, a scalar tensor or None.
         span: ``with span("backward"):`` names a part of the work for a profiler; does nothing unless it is set.
     """
 
@@ -88,7 +88,7 @@ class Engine:
     def backward(self, loss: Tensor) -> None:
         """Adds a micro batch's gradients; the one that completes the global batch updates the weights.
 
-        Where ``loss`` is not finite, the whole update is left out.
+        Where ``loss`` is not finite, the whole step is left out.
         """
         with self.span("backward"):
             # Some infinite losses have finite gradients; times NaN none has.
@@ -115,7 +115,7 @@ class Engine:
 
     @property
     def learning_rate(self) -> float:
-        """Of the next update."""
+        """Of the next step."""
         return self.deepspeed.optimizer.param_groups[0]["lr"]
 
     @property

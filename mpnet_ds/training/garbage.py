@@ -1,11 +1,11 @@
-"""Python's garbage collection, kept out of the updates.
+"""Python's garbage collection, kept out of the steps.
 
 By itself the interpreter looks through its objects whenever there are many new ones, at another moment on each rank, and all
 ranks wait for the slowest. So what is there when training begins is set aside, and the rest is looked through where a run
 waits anyway. Updates leave no cycles behind, so there is little to wait for (tests/training/test_garbage.py).
 
 What it is worth, on two busy cores at ZeRO 2: looking through the 450,000 objects that PyTorch, DeepSpeed and transformers
-make took 600 to 800 ms, with these set aside 0.2 ms. By itself that comes after tens of thousands of updates; in 300 updates
+make took 600 to 800 ms, with these set aside 0.2 ms. By itself that comes after tens of thousands of steps; in 300 steps
 there were three small collections of 0.2 ms in all. So on a few processors the gain is nil.
 """
 

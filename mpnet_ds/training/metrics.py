@@ -8,7 +8,7 @@
 
 ``loss`` (nats) and ``accuracy`` are means over all predicted slots since the last line; ``data_wait`` is the share of the
 time that rank 0 waited for batches; ``memory`` is rank 0's peak since its start, in bytes; ``mfu`` is there where the
-device's peak is known. The first line of a session has ``first_step_seconds`` as well: in its first update kernels are
+device's peak is known. The first line of a session has ``first_step_seconds`` as well: in its first step kernels are
 loaded and perhaps compiled, so it is in none of the rates, which are null if there was no other. An evaluation line has
 ``step``, ``consumed_samples``, ``eval_loss`` and ``eval_accuracy``. Other lines have ``step`` and tell of an event. A number
 that is NaN or infinite, which JSON cannot say, is null.
@@ -138,7 +138,7 @@ class Throughput:
         self.restart(step=0)
 
     def restart(self, step: int) -> None:
-        """Measures from here on; ``step`` updates are done."""
+        """Measures from here on; ``step`` steps are done."""
         self._step, self._time = step, self._clock()
         self.waited = 0.0
         """Seconds for data since then, to be added to by the caller."""
@@ -146,7 +146,7 @@ class Throughput:
         """Targets of the first term since then, likewise."""
 
     def leave_out_first(self, step: int) -> float:
-        """Measures from here on: update number ``step``, the first of a session, is in no rate. Returns its seconds."""
+        """Measures from here on: step number ``step``, the first of a session, is in no rate. Returns its seconds."""
         self._seconds_of_first = self._clock() - self._time
         self.restart(step)
         return self._seconds_of_first
@@ -154,7 +154,7 @@ class Throughput:
     def measure(self, step: int) -> dict[str, float]:
         """``tokens_per_second``, ``predicted_tokens_per_second``, ``data_wait``, ``memory`` (bytes), perhaps ``mfu``.
 
-        Rates are NaN where no update but the first was made; the first is told in ``first_step_seconds``, once.
+        Rates are NaN where no step but the first was made; the first is told in ``first_step_seconds``, once.
         """
         seconds, done = max(self._clock() - self._time, 1e-9), step - self._step
         self.steps_per_second = done / seconds
@@ -267,7 +267,7 @@ def _open_monitors(output: Path, monitors: dict):
 
 
 def _drop_lines_from(path: Path, first_step: int) -> None:
-    """After a resume, lines of updates that will be done again (and a line that a kill cut short) would stand twice."""
+    """After a resume, lines of steps that will be done again (and a line that a kill cut short) would stand twice."""
     if path.exists():
         kept = [line for line in read_metrics(path) if line["step"] < first_step]
         write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))

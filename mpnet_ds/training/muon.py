@@ -6,7 +6,7 @@ matrix of a rows and b columns, a <= b. Times 0.2 sqrt(b) the step is as large a
 2502.16982), so one learning rate and one weight decay serve both.
 
 Both are PyTorch's. DeepSpeed has a Muon of its own, which is not used: it takes two learning rates, which a schedule
-overwrites with one, compiles at its first update without a word, and at ZeRO 1 and 2 has its steps clipped in the place of
+overwrites with one, compiles at its first step without a word, and at ZeRO 1 and 2 has its steps clipped in the place of
 gradients. Whole matrices are there at ZeRO 0 only: other stages cut them.
 """
 

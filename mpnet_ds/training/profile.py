@@ -1,9 +1,9 @@
-"""A trace of one update, by ``torch.profiler``: where its time goes, on the processor and on the device.
+"""A trace of one step, by ``torch.profiler``: where its time goes, on the processor and on the device.
 
     OUT/profile/step-00000100-rank-00000.json     one file for each rank, for chrome://tracing or https://ui.perfetto.dev
 
-Spans divide an update: ``agreement`` (waiting for what the ranks agree on), ``forward``, ``backward`` and ``optimizer`` for
-each micro batch, and ``data`` (waiting for the batches of the next update). The profiler warms up during the update before,
+Spans divide a step: ``agreement`` (waiting for what the ranks agree on), ``forward``, ``backward`` and ``optimizer`` for
+each micro batch, and ``data`` (waiting for the batches of the next step). The profiler warms up during the step before,
 whose times it would spoil.
 """
 
@@ -23,11 +23,11 @@ _NOTHING = nullcontext()
 
 
 class Profiler:
-    """Follows a run's updates and profiles one of them; where none is to be, ``is_on`` stays False and nothing is done.
+    """Follows a run's steps and profiles one of them; where none is to be, ``is_on`` stays False and nothing is done.
 
     Args:
         output: the run's folder.
-        step: the update, from 1; None profiles none.
+        step: the step, from 1; None profiles none.
         rank: this process's number.
         device: where the model is.
         say: takes text for a person; called on every rank.
@@ -45,7 +45,7 @@ class Profiler:
         return self._profile is not None
 
     def span(self, name: str) -> AbstractContextManager:
-        """A named part of the update, for ``with``."""
+        """A named part of the step, for ``with``."""
         return record_function(name) if self.is_on else _NOTHING
 
     def begin(self, step: int) -> None:
@@ -56,7 +56,7 @@ class Profiler:
             self._start(warmup=self.step - step)
 
     def done(self, step: int) -> None:
-        """The update is done: if it is the one, its trace is written."""
+        """The step is done: if it is the one, its trace is written."""
         if self.is_on and step == self.step:
             self._call("step")
             self._write()

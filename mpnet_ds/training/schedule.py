@@ -1,11 +1,11 @@
-"""The learning rate of each update, as a pure function of its number."""
+"""The learning rate of each step, as a pure function of its number."""
 
 
 def learning_rate(update: int, peak: float, warmup_steps: int, max_steps: int) -> float:
-    """Linear warm-up to ``peak``, then linear decay that would reach 0 one update after the last.
+    """Linear warm-up to ``peak``, then linear decay that would reach 0 one step after the last.
 
     Args:
-        update: number of the update, counted from 1; the first one already has ``peak / warmup_steps``.
+        step: number of the step, counted from 1; the first one already has ``peak / warmup_steps``.
     """
     if update <= warmup_steps:
         return peak * update / warmup_steps

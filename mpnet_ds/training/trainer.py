@@ -15,7 +15,7 @@ import math
 import sys
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -394,7 +394,8 @@ class Trainer:
             zero_stage=self.config.zero_stage,
             precision=self.config.precision,
             world_size=self.ranks.world_size,
-            model_config=self.recipe.model.config(self.plan.data.tokenizer.vocab_size).to_diff_dict(),
+            model=asdict(self.recipe.model),
+            vocab_size=self.plan.data.tokenizer.vocab_size,
             seq_length=self.recipe.data.seq_length,
             identity=self.start.identity,
             eval_loss=self._evaluated[1] if was_evaluated and math.isfinite(self._evaluated[1]) else None,

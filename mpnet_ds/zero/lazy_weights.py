@@ -11,16 +11,16 @@ from mpnet_ds.zero.torch_file import StoredTensor, TensorFile
 
 @dataclass(frozen=True)
 class StoredWeights:
-    """Names, shapes and places of all weights and buffers; nothing of them is in memory."""
+    """Names, shapes and locations of all weights and buffers; none of them is in memory."""
 
     tensors: dict[str, StoredTensor]
-    """Each once, in the order in which they lie in the files."""
+    """Each once, in the order in which they are in the files."""
     tied: dict[str, str]
     """Second name → first name of parameters that appear under two names."""
     files: list[TensorFile]
 
     def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, tensor) one after another, floating-point numbers as fp32. Each is in memory of its own.
+        """Yield (name, tensor) one after another, floating-point values as fp32, each in memory of its own.
 
         Raises ``UserError`` at the end if a file turns out to be damaged.
         """
@@ -30,11 +30,11 @@ class StoredWeights:
         self.check()
 
     def check(self) -> None:
-        """Holds all that was read against the files' checksums; raises ``UserError`` if a file is damaged."""
+        """Compare all that was read with the files' checksums; raise ``UserError`` if a file is damaged."""
         for file in self.files:
             file.check()
 
     def load(self) -> dict[str, Tensor]:
-        """All in memory; a tied parameter under each of its names, as one tensor."""
+        """Read all into memory; a tied parameter is one tensor under each of its names."""
         weights = dict(self.named_tensors())
         return weights | {name: weights[source] for name, source in self.tied.items() if source in weights}

@@ -1,9 +1,9 @@
-"""Going on from a checkpoint of another ZeRO stage, precision or number of ranks.
+"""Resuming from a checkpoint of another ZeRO stage, precision or number of ranks.
 
-DeepSpeed loads a ZeRO checkpoint only where all three are as they were. Here each rank reads the shards of all ranks,
-memory-mapped, one parameter at a time, and takes its own part: fp32 weights, the optimizer's states and its count of
-updates. Weights in training precision follow from the fp32 ones, as after any update. Only the loss scale of fp16 begins
-anew. The order of calls: ``load_weights``, ``deepspeed.initialize``, ``load_optimizer``.
+DeepSpeed loads a ZeRO checkpoint only where all three are as they were. Here each rank reads the shards of all ranks, one
+parameter at a time, and takes its own partition: fp32 master weights, optimizer states and the optimizer's step count.
+Weights in training precision follow from the fp32 ones, as after any step. Only the loss scale of fp16 starts again. The
+order of calls: ``load_weights``, ``deepspeed.initialize``, ``load_optimizer``.
 """
 
 import math
@@ -16,12 +16,12 @@ from mpnet_ds.zero.checkpoint_reader import MASTER, ZeroCheckpoint
 
 
 def load_weights(model: nn.Module, checkpoint: ZeroCheckpoint) -> None:
-    """Fills a model that DeepSpeed has not seen yet."""
+    """Fill a model that DeepSpeed has not seen yet."""
     model.load_state_dict(checkpoint.weights.load())
 
 
 def load_optimizer(engine, checkpoint: ZeroCheckpoint) -> None:
-    """Gives a new engine, around a model from ``load_weights``, the checkpoint's fp32 weights and optimizer states.
+    """Fill the optimizer of a new engine, around a model from ``load_weights``, with the checkpoint's states.
 
     Raises ``UserError`` where the optimizer keeps other states than the saved one.
     """
@@ -31,8 +31,8 @@ def load_optimizer(engine, checkpoint: ZeroCheckpoint) -> None:
         raise UserError(f"{checkpoint.folder}: its optimizer is not AdamW (states: {found}): resume as it was saved.")
     _make_states(engine, stage, checkpoint)
     parameters = dict(engine.module.named_parameters())
-    masters = _plain_masters(engine) if stage == 0 else {}
-    places = _places(engine) if stage in (1, 2) else {}
+    masters = _plain_master_weights(engine) if stage == 0 else {}
+    offsets = _group_offsets(engine) if stage in (1, 2) else {}
     for name, states in checkpoint.named_states():
         for key, value in states.items():
             if stage == 0:
@@ -40,16 +40,16 @@ def load_optimizer(engine, checkpoint: ZeroCheckpoint) -> None:
             elif stage == 3:
                 _set_stage_3(parameters[name], value, key, engine)
             else:
-                _set_stages_1_and_2(engine, *places[id(parameters[name])], value, key)
+                _set_stages_1_and_2(engine, *offsets[id(parameters[name])], value, key)
 
 
 def _make_states(engine, stage: int, checkpoint: ZeroCheckpoint) -> None:
-    """The optimizer's states as they are after its first update, with the saved count of updates."""
+    """Create the optimizer's states as its first step would, with the saved step count."""
     optimizer = _torch_optimizer(engine)
     for weights in _optimizer_weights(engine, stage):
         state = optimizer.state[weights]
         counts_on = weights.device if optimizer.defaults["fused"] else "cpu"
-        state["step"] = torch.tensor(float(checkpoint.num_updates), device=counts_on)
+        state["step"] = torch.tensor(float(checkpoint.num_steps), device=counts_on)
         for name in checkpoint.state_names:
             state[name] = torch.zeros_like(weights, requires_grad=False)
 
@@ -65,7 +65,7 @@ def _torch_optimizer(engine) -> torch.optim.Optimizer:
 
 
 def _optimizer_weights(engine, stage: int) -> list[Tensor]:
-    """The fp32 tensors that the optimizer updates on this rank."""
+    """List the fp32 tensors that the optimizer updates on this rank."""
     if stage == 3:
         return engine.optimizer.fp32_partitioned_groups_flat
     if stage:
@@ -73,8 +73,8 @@ def _optimizer_weights(engine, stage: int) -> list[Tensor]:
     return [weights for group in _torch_optimizer(engine).param_groups for weights in group["params"]]
 
 
-def _plain_masters(engine) -> dict[int, Tensor]:
-    """At ZeRO 0: id of a module's parameter → the fp32 tensor that the optimizer updates, in fp32 the parameter itself."""
+def _plain_master_weights(engine) -> dict[int, Tensor]:
+    """Map the id of a parameter to the fp32 tensor that the optimizer updates (ZeRO 0); in fp32 to itself."""
     masters = _optimizer_weights(engine, 0)
     groups = getattr(engine.optimizer, "fp16_groups", None)
     module = [parameter for group in groups for parameter in group] if groups else masters
@@ -87,8 +87,8 @@ def _set_plain(engine, master: Tensor, value: Tensor, key: str) -> None:
     target.copy_(value)
 
 
-def _places(engine) -> dict[int, tuple[int, int]]:
-    """At ZeRO 1 and 2: id of a module's parameter → its group, and where in the group's flat tensor it begins."""
+def _group_offsets(engine) -> dict[int, tuple[int, int]]:
+    """Map the id of a parameter to its group and its offset in the group's flat tensor (ZeRO 1 and 2)."""
     groups = zip(engine.optimizer.round_robin_bit16_groups, engine.optimizer.round_robin_bit16_offsets, strict=True)
     return {
         id(parameter): (number, offset)
@@ -98,7 +98,7 @@ def _places(engine) -> dict[int, tuple[int, int]]:
 
 
 def _set_stages_1_and_2(engine, group: int, offset: int, value: Tensor, key: str) -> None:
-    """What of ``value`` lies in this rank's part (DeepSpeed's own way confuses parameters with round_robin_gradients)."""
+    """Copy what this rank holds of ``value`` (DeepSpeed's own function confuses parameters with round_robin_gradients)."""
     zero = engine.optimizer
     target = zero.single_partition_of_fp32_groups[group]
     if key != MASTER:
@@ -111,7 +111,7 @@ def _set_stages_1_and_2(engine, group: int, offset: int, value: Tensor, key: str
 
 
 def _set_stage_3(parameter: nn.Parameter, value: Tensor, key: str, engine) -> None:
-    """DeepSpeed's own way from the whole tensor to a rank's part has no room for padding."""
+    """Copy this rank's partition of ``value`` (DeepSpeed's own function has no room for padding)."""
     from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
 
     ranks, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()

@@ -1,4 +1,4 @@
-"""What the files ``*_model_states.pt`` of a checkpoint hold: the module's entries, shapes, names that are tied."""
+"""Content of a checkpoint's ``*_model_states.pt`` files: the module's state dict, shapes, tied names."""
 
 import math
 from functools import cached_property
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mpnet_ds.errors import UserError
-from mpnet_ds.zero.torch_file import StoredTensor, Stretch, TensorFile
+from mpnet_ds.zero.torch_file import Span, StoredTensor, TensorFile
 
 _KINDS = {
     "module": dict,
@@ -22,7 +22,7 @@ _KINDS = {
 
 
 class ModelStates:
-    """The model's files, one of each rank at ZeRO 3, else one.
+    """The model's files: one of each rank at ZeRO 3, else one.
 
     Attributes:
         content: of the first file.
@@ -45,10 +45,10 @@ class ModelStates:
 
     @cached_property
     def shapes(self) -> list[dict[str, tuple[int, ...]]]:
-        """Of the trained parameters, group by group, in the order in which they lie in the flat tensors."""
+        """Shapes of the trained parameters, group by group, in the order of the flat tensors."""
         groups = self.content.get("param_shapes")
         if groups is None:
-            raise UserError(f"{self.path}: 'param_shapes' is missing in it, which the optimizer's shards need.")
+            raise UserError(f"{self.path}: 'param_shapes', which the optimizer's shards need, is missing.")
         return [_checked_shapes(self.path, group) for group in groups]
 
     @property
@@ -57,24 +57,24 @@ class ModelStates:
         return self.content.get("buffer_names") or []
 
     def untrained(self, trained: dict) -> dict[str, StoredTensor]:
-        """What the optimizer does not hold: frozen parameters and buffers."""
+        """Frozen parameters and buffers, which the optimizer does not hold."""
         names = self.buffers if self.is_divided else self.module
         others = [name for name in names if name in self.module and name not in trained and name not in self.tied]
         frozen = self._join_frozen() if self.is_divided else {}
         return frozen | {name: self.module[name] for name in others}
 
     def _join_frozen(self) -> dict[str, StoredTensor]:
-        """Each rank's part is a tensor by itself; the last ones may hold padding."""
+        """Concatenate the ranks' partitions, each a tensor by itself; the last ones may hold padding."""
         found = {}
         for name, shape in _checked_shapes(self.path, self.content.get("frozen_param_shapes") or {}).items():
-            wanted, stretches = math.prod(shape), []
+            wanted, spans = math.prod(shape), []
             for file in self.files:
-                part = file.tensor((file.content.get("frozen_param_fragments") or {}).get(name)).stretches[0]
-                stretches.append(part.part(0, wanted))
-                wanted -= stretches[-1].numel
+                part = file.tensor((file.content.get("frozen_param_fragments") or {}).get(name)).spans[0]
+                spans.append(part.part(0, wanted))
+                wanted -= spans[-1].numel
             if wanted:
-                raise UserError(f"{self.path}: {wanted:,} numbers of {name} are missing in the model's files.")
-            found[name] = joined(shape, stretches)
+                raise UserError(f"{self.path}: {wanted:,} elements of {name} are missing in the model's files.")
+            found[name] = joined(shape, spans)
         return found
 
     def _find_tied(self) -> dict[str, str]:
@@ -82,16 +82,16 @@ class ModelStates:
             return self._checked_ties(self.content["shared_params"])
         first, tied = {}, {}
         for name, tensor in self.module.items():
-            if tensor.numel and first.setdefault(tensor.place, name) != name:
-                tied[name] = first[tensor.place]
+            if tensor.numel and first.setdefault(tensor.location, name) != name:
+                tied[name] = first[tensor.location]
         return tied
 
     def _checked_ties(self, ties: dict) -> dict[str, str]:
-        """Without those of frozen parameters that the save left out (``exclude_frozen_parameters``)."""
+        """Ties without those of frozen parameters that the save left out (``exclude_frozen_parameters``)."""
         for name, source in ties.items():
             known = _checked_name(self.path, source) in self.module or name not in self.module
             if _checked_name(self.path, name) == source or source in ties or not known:
-                raise UserError(f"{self.path} is damaged: '{name}' is tied to '{source}' in it, which is no parameter.")
+                raise UserError(f"{self.path} is damaged: it ties '{name}' to '{source}', which is not a parameter.")
         found = {name: source for name, source in ties.items() if source in self.module}
         if self.is_divided:
             return found
@@ -105,29 +105,29 @@ class ModelStates:
 
 def _check_kinds(file: TensorFile) -> None:
     if not isinstance(file.content, dict) or "module" not in file.content:
-        raise UserError(f"{file.path} is no model file of DeepSpeed: 'module' is missing in it.")
+        raise UserError(f"{file.path} is not a model file of DeepSpeed: 'module' is missing.")
     for key, kind in _KINDS.items():
         value = file.content.get(key)
         if value is not None and not isinstance(value, kind):
-            raise UserError(f"{file.path} is damaged: '{key}' is a {type(value).__name__} in it, not a {kind.__name__}.")
+            raise UserError(f"{file.path} is damaged: '{key}' is a {type(value).__name__}, not a {kind.__name__}.")
 
 
 def _checked_name(path, name) -> str:
-    """Names become paths in universal checkpoints, and keys in files."""
+    """Return a name that may become a path in a universal checkpoint, and a key in files."""
     if not isinstance(name, str) or not name or "\0" in name or name.startswith("/") or ".." in PurePosixPath(name).parts:
-        raise UserError(f"{path}: {name!r} cannot be the name of a parameter.")
+        raise UserError(f"{path}: {name!r} is not a valid name of a parameter.")
     return name
 
 
 def _checked_shapes(path, group) -> dict[str, tuple[int, ...]]:
     if not isinstance(group, dict):
-        raise UserError(f"{path} is damaged: shapes are a {type(group).__name__} in it, not a dict.")
+        raise UserError(f"{path} is damaged: its shapes are a {type(group).__name__}, not a dict.")
     for name, shape in group.items():
         if not isinstance(shape, list | tuple) or not all(isinstance(size, int) and size >= 0 for size in shape):
-            raise UserError(f"{path} is damaged: {name} has the shape {shape!r} in it.")
+            raise UserError(f"{path} is damaged: {name} has the shape {shape!r}.")
     return {_checked_name(path, name): tuple(shape) for name, shape in group.items()}
 
 
-def joined(shape: tuple[int, ...], stretches: list[Stretch]) -> StoredTensor:
-    """A tensor of stretches, laid end to end."""
-    return StoredTensor(tuple(shape), stretches[0].fake.dtype if stretches else torch.float32, stretches)
+def joined(shape: tuple[int, ...], spans: list[Span]) -> StoredTensor:
+    """Concatenate spans to a tensor of the given shape."""
+    return StoredTensor(tuple(shape), spans[0].fake.dtype if spans else torch.float32, spans)

@@ -3,11 +3,11 @@
 Layout (https://huggingface.co/docs/safetensors), for one fp32 tensor "a" of shape [3]:
 
     8 bytes     length of what follows, little-endian
-    JSON        {"__metadata__": {"format": "pt"}, "a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 12]}}, filled
-                up with blanks to a multiple of 8
-    12 bytes    the numbers; offsets count from here
+    JSON        {"__metadata__": {"format": "pt"}, "a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 12]}}, padded
+                with blanks to a multiple of 8
+    12 bytes    the values; offsets count from here
 
-Wider types come first, so that every tensor begins at a multiple of its numbers' size. Above ``max_shard_size`` there
+Wider types come first, so that every tensor begins at a multiple of its element size. Above ``max_shard_size`` there
 are several files and ``model.safetensors.index.json``, as ``transformers`` writes and reads them.
 """
 
@@ -59,19 +59,19 @@ def write_weights(
     check: Callable[[str, Tensor, Tensor], None] | None = None,
     show_progress: bool = False,
 ) -> list[Path]:
-    """Writes ``model.safetensors``, or several files and their index, into ``folder``; returns the files.
+    """Write ``model.safetensors``, or several files and their index, into ``folder``; return the files.
 
     Args:
         tensors: in the order in which they are best read.
-        dtype: of all floating-point numbers; others stay as they are.
+        dtype: of all floating-point tensors; others stay as they are.
         max_shard_size: bytes, or text such as ``"5GB"``.
         tied: second name → first name of tensors that are left out; noted as ``safetensors.torch.load_model`` expects it.
-        check: called with name, numbers as they were read and as they will be written, a stretch at a time; may raise.
+        check: called with name, values as read and values as they will be written, a chunk at a time; may raise.
     """
     types = {name: dtype if tensor.dtype.is_floating_point else tensor.dtype for name, tensor in tensors.items()}
     for name, kind in types.items():
         if kind not in _NAMES:
-            raise UserError(f"{name} is {kind}, for which safetensors files are not written here.")
+            raise UserError(f"{name} is {kind}, a type that safetensors files do not have here.")
     sizes = {name: math.prod(tensor.shape) * types[name].itemsize for name, tensor in tensors.items()}
     plan = split_state_dict_into_shards_factory(
         sizes,
@@ -90,11 +90,11 @@ def write_weights(
                 file.write(header)
                 for name in names:
                     for chunk in _chunks(tensors[name]):
-                        numbers = chunk.to(types[name])
+                        values = chunk.to(types[name])
                         if check is not None:
-                            check(name, chunk, numbers)
-                        file.write(memoryview(numbers.contiguous().view(torch.uint8).numpy()))
-                        progress.update(numbers.nbytes)
+                            check(name, chunk, values)
+                        file.write(memoryview(values.contiguous().view(torch.uint8).numpy()))
+                        progress.update(values.nbytes)
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
@@ -102,7 +102,7 @@ def write_weights(
 
 
 def _allocate(file, size: int) -> None:
-    """Takes the place at once: writing is faster then, and a full disk is noticed before anything is read."""
+    """Allocate the file at once: writing is faster then, and a full disk is noticed before anything is read."""
     try:
         os.posix_fallocate(file.fileno(), 0, size)
     except OSError as error:

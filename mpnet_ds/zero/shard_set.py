@@ -1,4 +1,4 @@
-"""Which files make up a checkpoint of DeepSpeed, and whether all of them are there and belong together."""
+"""The files that make up a checkpoint of DeepSpeed, and the check that all are there and belong together."""
 
 import re
 from collections import Counter
@@ -29,12 +29,12 @@ class ShardSet:
 
 
 def open_shards(folder: Path) -> ShardSet:
-    """Raises ``UserError``, naming the file, where one is missing, too many, damaged, or of another checkpoint."""
+    """Open all shards; raise ``UserError``, naming the file, if one is missing, unexpected, damaged or of another save."""
     shards = {rank: TensorFile(path) for rank, path in _by_rank(folder, _OPTIMIZER_SHARD).items()}
     model = open_model_states(folder)
     stage = _check_ranks(shards, model.content.get("dp_world_size"))
     if not shards and model.content.get("param_shapes"):
-        raise UserError(f"{folder}: the optimizer's shards (zero_pp_rank_…_optim_states.pt) are missing, all of them.")
+        raise UserError(f"{folder}: all of the optimizer's shards (zero_pp_rank_…_optim_states.pt) are missing.")
     if shards and (stage == 3) != model.is_divided:
         raise UserError(f"{shards[0].path} was saved at ZeRO stage {stage}, {model.path.name} was not.")
     if model.is_divided and len(model.files) != len(shards):
@@ -44,14 +44,14 @@ def open_shards(folder: Path) -> ShardSet:
 
 
 def open_model_states(folder: Path) -> ModelStates:
-    """The model's files alone; errors as above."""
+    """Open the model's files alone; errors as above."""
     divided = _by_rank(folder, _MODEL_SHARD)
     known = {MODEL_STATES, *(path.name for path in [*divided.values(), *_by_rank(folder, _OPTIMIZER_SHARD).values()])}
     for path in sorted(folder.glob("*_states.pt")):
         if path.name not in known:
-            raise UserError(f"{path}: models divided by tensor, pipeline or expert parallelism are not supported.")
+            raise UserError(f"{path}: models split by tensor, pipeline or expert parallelism are not supported.")
     if divided and (folder / MODEL_STATES).is_file():
-        raise UserError(f"{folder / MODEL_STATES} and {divided[min(divided)].name} cannot be of one checkpoint.")
+        raise UserError(f"{folder / MODEL_STATES} and {divided[min(divided)].name} are of different checkpoints.")
     if not divided and not (folder / MODEL_STATES).is_file():
         raise UserError(f"{folder} holds no DeepSpeed checkpoint: {MODEL_STATES} (at ZeRO 3 zero_pp_rank_0_…) is missing.")
     if not divided:
@@ -69,25 +69,27 @@ def _by_rank(folder: Path, pattern: re.Pattern) -> dict[int, Path]:
         if match := pattern.fullmatch(path.name):
             rank = int(match[1])
             if rank in found:
-                raise UserError(f"{path} and {found[rank].name} are both of rank {rank}: one of them is too many.")
+                raise UserError(
+                    f"{path} and {found[rank].name} are both of rank {rank}: remove the one that does not belong here."
+                )
             found[rank] = path
     return found
 
 
 def _check_ranks(shards: dict[int, TensorFile], model_says: int | None) -> int:
-    """The ZeRO stage that all optimizer shards agree on, 0 where there are none."""
+    """Return the ZeRO stage that all optimizer shards agree on, 0 where there are none."""
     if not shards:
         return 0
     says = {}
     for rank, file in shards.items():
         content = file.content.get("optimizer_state_dict") if isinstance(file.content, dict) else None
         if not isinstance(content, dict) or "partition_count" not in content:
-            raise UserError(f"{file.path} is no optimizer shard of ZeRO: 'partition_count' is missing in it.")
+            raise UserError(f"{file.path} is not an optimizer shard of ZeRO: 'partition_count' is missing.")
         masters = content.get("single_partition_of_fp32_groups", content.get("fp32_flat_groups"))
         if not isinstance(masters, list) or not all(_is_flat(flat) for flat in masters):
-            raise UserError(f"{file.path} is damaged: its fp32 weights are missing, or no flat tensors.")
+            raise UserError(f"{file.path} is damaged: its fp32 master weights are missing or not flat tensors.")
         counts = content["partition_count"]
-        # BF16_Optimizer names no stage; its shards lie as at stage 1.
+        # BF16_Optimizer names no stage; its shards are laid out as at stage 1.
         says[rank] = int(content.get("zero_stage", 1)), max(counts) if isinstance(counts, list | tuple) else int(counts)
     counted = Counter(says.values())
     stage, expected = max(counted, key=lambda said: (counted[said], said[1] == model_says))
@@ -102,7 +104,7 @@ def _check_ranks(shards: dict[int, TensorFile], model_says: int | None) -> int:
 
 
 def _is_flat(value) -> bool:
-    """Masters are fp32, but for DeepSpeed's ``bf16_master_weights_and_grads`` and ``fp16_master_weights_and_grads``."""
+    """Whether a value can be flat master weights: fp32, or 16 bit with DeepSpeed's ``…_master_weights_and_grads``."""
     is_tensor = isinstance(value, Tensor) and value.dtype in (torch.float32, torch.bfloat16, torch.float16)
     return is_tensor and value.ndim == 1 and value.is_contiguous()
 
@@ -114,11 +116,11 @@ def _check_complete(paths: dict[int, Path], expected: int) -> None:
     if missing:
         raise UserError(f"{path.parent}: saved by {expected} ranks, but {', '.join(missing[:3])} is missing.")
     if max(paths) >= expected:
-        raise UserError(f"{paths[max(paths)]} is one too many: the checkpoint was saved by {expected} ranks.")
+        raise UserError(f"unexpected file {paths[max(paths)]}: the checkpoint was saved by {expected} ranks.")
 
 
 def _check_facts(files: list[TensorFile]) -> None:
-    """What all files say of their checkpoint must be the same; names the one that differs from most of the others."""
+    """Compare what all files say of their checkpoint; name the one that differs from most of the others."""
     for fact in _SHARED_FACTS:
         values = [
             (file, repr(file.content[fact])) for file in files if isinstance(file.content, dict) and fact in file.content
@@ -128,4 +130,4 @@ def _check_facts(files: list[TensorFile]) -> None:
         for file, text in values:
             if text != common:
                 others = values[texts.index(common)][0].path.name
-                raise UserError(f"{file.path} and {others} are not of one checkpoint: they differ in {fact}.")
+                raise UserError(f"{file.path} and {others} are of different checkpoints: they differ in {fact}.")

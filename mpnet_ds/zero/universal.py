@@ -4,8 +4,8 @@
                                       {"param": tensor, …}, from ZeRO 3 as a flat tensor
     *_model_states.pt                 copies of the model's files: shapes, tied names, frozen weights, buffers
 
-(From ZeRO 1 and 2 there are files of frozen weights and buffers as well, the latter as fp32 whatever they were; the model's
-file has them as they are.)
+(From ZeRO 1 and 2 there are files of frozen weights and buffers as well, the latter always as fp32; the model's file has
+them as they are.)
 """
 
 import math
@@ -25,7 +25,7 @@ def is_universal(folder: Path) -> bool:
 
 
 def open_universal(folder: Path) -> StoredWeights:
-    """Raises ``UserError``, naming the file, where one is missing, damaged, or does not have the shape that it should."""
+    """Open a universal checkpoint; raise ``UserError``, naming the file, if one is missing, damaged or of a wrong shape."""
     model = open_model_states(folder)
     files: dict[str, TensorFile] = {}
     tensors: dict[str, StoredTensor] = {}
@@ -34,13 +34,13 @@ def open_universal(folder: Path) -> StoredWeights:
         content = files[name].content
         stored = files[name].tensor(content.get("param") if isinstance(content, dict) else content)
         if stored.numel != math.prod(shape):
-            raise UserError(f"{files[name].path} holds {stored.numel:,} numbers; {name} has the shape {list(shape)}.")
-        tensors[name] = StoredTensor(shape, stored.dtype, stored.stretches)
+            raise UserError(f"{files[name].path} holds {stored.numel:,} elements; {name} has the shape {list(shape)}.")
+        tensors[name] = StoredTensor(shape, stored.dtype, stored.spans)
     return StoredWeights(tensors | model.untrained(tensors), model.tied, [*model.files, *files.values()])
 
 
 def _open_parameter(folder: Path, name: str) -> TensorFile:
     path = folder / name / "fp32.pt"
     if not path.is_file():
-        raise UserError(f"{path} is missing: the conversion to a universal checkpoint did not end, or files were lost.")
+        raise UserError(f"{path} is missing: the conversion to a universal checkpoint was interrupted, or files were lost.")
     return TensorFile(path)

@@ -23,7 +23,7 @@ from tests.runs import RECIPE, ROOT
 def main(checkpoint: Path, output: Path, kinds: list[str]) -> None:
     ranks = process_group.start()
     recipe = load_recipe(str(RECIPE))
-    vocab_size = read_info(checkpoint).model_config["vocab_size"]
+    vocab_size = read_info(checkpoint).vocab_size
     for kind in kinds:
         name, precision = kind.split(":")
         raw = load_deepspeed_config(ROOT / "ds_configs" / f"{name}.json")

@@ -141,10 +141,11 @@ def encoder_folder(trained, made_once) -> Path:
 def with_manifest(trained, tmp_path):
     """A function: a copy of a run's newest checkpoint whose manifest says otherwise, with a checksum that is right."""
 
-    def change(**model_config) -> Path:
+    def change(**model) -> Path:
         copy = shutil.copytree(trained().newest_checkpoint, tmp_path / "checkpoint", dirs_exist_ok=True)
         content = json.loads((copy / "manifest.json").read_text())
-        content["info"]["model_config"] |= model_config
+        size = {"vocab_size": model.pop("vocab_size")} if "vocab_size" in model else {}
+        content["info"] |= {"model": content["info"]["model"] | model, **size}
         write_manifest(copy, content)
         return copy
 

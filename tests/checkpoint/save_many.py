@@ -9,6 +9,7 @@ without run.json.
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -34,11 +35,11 @@ def main(output: Path, usual_tokenizer: Path, models: dict[str, dict]) -> None:
         optimization = load_recipe(str(RECIPE)).optimization
         raw = load_deepspeed_config(ROOT / "ds_configs" / f"{wanted.get('config', 'zero2')}.json")
         config = resolve(raw, optimization, ranks.world_size, process_group.supported_precisions(), name)
-        model = random_model(recipe.model.config(wanted.get("vocab_size", pieces)), wanted.get("weights", {}))
+        vocab_size = wanted.get("vocab_size", pieces)
+        model = random_model(recipe.model.config(vocab_size), wanted.get("weights", {}))
         engine = Engine(model, config, optimization.weight_decay)
-        settings = model.config.to_diff_dict()
-        stage, precision = config.zero_stage, config.precision
-        info = CheckpointInfo(1, 8, "mpnet", stage, precision, ranks.world_size, settings, seq_length, identity={})
+        objective, section, how = recipe.objective.section(), asdict(recipe.model), (config.zero_stage, config.precision)
+        info = CheckpointInfo(1, 8, objective, *how, ranks.world_size, section, vocab_size, seq_length, identity={})
         CheckpointStore(output / name).save(engine.deepspeed, info, tokenizer, Disks(ranks))
         engine.deepspeed.destroy()
     process_group.stop()

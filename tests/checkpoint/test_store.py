@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import pytest
@@ -46,11 +47,18 @@ def test_no_damage_of_the_manifest_itself_goes_unseen(trained, tmp_path):
         assert info == read_info(trained().newest_checkpoint), place  # white space
 
 
+def test_a_manifest_of_another_format_is_refused_with_its_version(trained, tmp_path):
+    content = json.loads((trained().newest_checkpoint / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps(content | {"version": content["version"] - 1}))
+    with pytest.raises(UserError, match=f"format version {content['version'] - 1}, this program reads {content['version']}"):
+        read_info(tmp_path)
+
+
 def test_a_folder_without_manifest_is_no_checkpoint(trained, tmp_path):
     run = shutil.copytree(trained().folder, tmp_path / "run")
     (find_checkpoint(run) / "manifest.json").unlink()
     assert CheckpointStore(run).newest().name == "step-00000006"
-    with pytest.raises(UserError, match=r"not a whole checkpoint|no checkpoint"):
+    with pytest.raises(UserError, match=r"not a complete checkpoint|no checkpoint"):
         find_checkpoint(run / "checkpoints" / "step-00000008")
 
 

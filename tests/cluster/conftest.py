@@ -17,7 +17,7 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def undisturbed(dataset_folder, run_once) -> Run:
-    """Eight updates without dropout, ZeRO 2, two ranks on one machine: what runs on several hosts must come to.
+    """Eight steps without dropout, ZeRO 2, two ranks on one machine: what runs on several hosts must come to.
 
     On the processor, as on the hosts, also where this machine has a GPU.
     """

@@ -17,7 +17,7 @@ from tests.cluster.hosts import Cluster, Host
 from tests.cluster.namespaces import Inside
 from tests.runs import RECIPE, ROOT, TIMEOUT, Run
 
-ROWS = 8  # of an update, in the test recipe
+ROWS = 8  # of a step, in the test recipe
 
 
 @dataclass

@@ -15,7 +15,7 @@ from tests.cluster.test_training import assert_same_losses
 from tests.runs import ROOT
 from tests.training.faulty_runs import FAULTY, saved_steps
 
-SLOW = [FAULTY, "slow@1"]  # updates of a second, so that something can happen between them
+SLOW = [FAULTY, "slow@1"]  # steps of a second, so that something can happen between them
 LOST_TIMEOUT = 10  # seconds
 KEEP_ALIVE = {"PDSH_SSH_ARGS_APPEND": "-o ServerAliveInterval=2 -o ServerAliveCountMax=2"}  # supervise.sh's, in a hurry
 
@@ -24,7 +24,7 @@ def assert_goes_on(cluster, slots, output: Path, data: Path, undisturbed) -> Non
     """The same command ends with the losses of a run that nothing happened to."""
     before = saved_steps(output)[-1]
     again = pretrain(cluster, slots, output, data)
-    assert f"at update {before}" in again.out, again.out + again.err
+    assert f"at step {before}" in again.out, again.out + again.err
     assert_same_losses(again, undisturbed)
 
 

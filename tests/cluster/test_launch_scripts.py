@@ -62,7 +62,7 @@ def wait_for_update(jobs: list[Job], output: Path, update: int) -> None:
 def assert_went_on(stopped: list[Run], ended: list[Run], output: Path, undisturbed: Run) -> None:
     said = "\n".join(run.out + run.err for run in [*stopped, *ended])
     assert [run.code for run in stopped] == [75] * len(stopped), said
-    assert re.search("at update [23] of 8; everything is saved", said), said  # 2 if it was asked before it came to wait
+    assert re.search("at step [23] of 8; everything is saved", said), said  # 2 if it was asked before it came to wait
     assert [run.code for run in ended] == [0] * len(ended), said
     assert saved_steps(output)[-1] == 8
     assert Run(0, "", "", output).losses == pytest.approx(undisturbed.losses, abs=1e-5)

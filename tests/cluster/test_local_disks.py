@@ -59,7 +59,7 @@ def disks(dataset_folder, tmp_path_factory) -> Iterator[Disks]:
 
 @pytest.fixture(scope="module")
 def killed(disks) -> Run:
-    """Two hosts; the second one's rank is killed at update 7, after the checkpoint of update 6."""
+    """Two hosts; the second one's rank is killed at step 7, after the checkpoint of step 6."""
     return disks.train(disks.hosts[:2], script=[FAULTY, "sigkill@7"])
 
 
@@ -89,8 +89,8 @@ def test_each_disk_has_its_own_shards_and_what_every_rank_reads(disks, killed):
 
 
 def test_the_same_hosts_go_on_to_the_losses_of_an_undisturbed_run(disks, resumed, undisturbed):
-    assert "Done: 8 updates" in resumed.out, resumed.out + resumed.err
-    assert "step-00000006 at update 6" in resumed.out
+    assert "Done: 8 steps" in resumed.out, resumed.out + resumed.err
+    assert "step-00000006 at step 6" in resumed.out
     assert resumed.losses == pytest.approx(undisturbed.losses, abs=1e-5)
     assert resumed.eval_losses == pytest.approx(undisturbed.eval_losses, abs=1e-5)
     assert [disks.files(number, 8) >= {OPTIM.format(number)} for number in (0, 1)] == [True, True]
@@ -101,15 +101,15 @@ def test_other_hosts_are_refused_and_nothing_is_touched(disks, resumed):
     before = disks.state()
     swapped = disks.train([second, first])
     assert swapped.code == 2, swapped.out + swapped.err
-    assert re.search(rf"{OPTIM.format(1)}, from which rank 1 goes on, lies on a local disk of node2", swapped.err)
-    assert re.search(rf"{OPTIM.format(0)}, from which rank 0 goes on, lies on a local disk of node1", swapped.err)
+    assert re.search(rf"{OPTIM.format(1)}, from which rank 1 resumes, is on a local disk of node2", swapped.err)
+    assert re.search(rf"{OPTIM.format(0)}, from which rank 0 resumes, is on a local disk of node1", swapped.err)
     replaced = disks.train([first, third])
     assert replaced.code == 2, replaced.out + replaced.err
     assert "has no checkpoints on node3, but on node1 (step-00000008)" in replaced.err
     fewer = disks.train([first])
     assert fewer.code == 2, fewer.out + fewer.err
-    assert "to convert it (2 rank(s) → 1 rank(s)) takes the files of all" in fewer.err
-    assert f"{OPTIM.format(1)} lies on a local disk of node2" in fewer.err
+    assert "a conversion (2 rank(s) → 1 rank(s)) needs the files of all" in fewer.err
+    assert f"{OPTIM.format(1)} is on a local disk of node2" in fewer.err
     assert disks.state() == before
 
 
@@ -119,7 +119,7 @@ def test_consolidation_names_the_host_whose_shards_are_missing_and_works_after_a
         with pytest.raises(UserError) as refused:
             consolidate(part, tmp_path / "refused")
         other = 1 - number
-        assert f"{OPTIM.format(other)} lies on a local disk of node{other + 1}" in str(refused.value)
+        assert f"{OPTIM.format(other)} is on a local disk of node{other + 1}" in str(refused.value)
         source = disks.path / "run" / "checkpoints" / "step-00000008"
         assert f"rsync -a --ignore-existing node{other + 1}:{source}/ {part}/" in str(refused.value)
         assert not (tmp_path / "refused").exists()
@@ -137,10 +137,10 @@ def test_a_damaged_shard_is_named_with_its_host_and_the_checkpoint_before_is_use
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
     again = disks.train(disks.hosts[:2])
-    assert "Done: 8 updates" in again.out, again.out + again.err
+    assert "Done: 8 steps" in again.out, again.out + again.err
     assert "warning: step-00000008 is damaged and set aside: node2: " in again.out
     assert OPTIM.format(1) in again.out
-    assert "step-00000006 at update 6" in again.out
+    assert "step-00000006 at step 6" in again.out
     for number in (0, 1):
         assert (disks.folders[number] / "run" / "checkpoints" / "damaged-step-00000008").is_dir()
     assert again.losses == pytest.approx(undisturbed.losses, abs=1e-5)

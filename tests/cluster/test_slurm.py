@@ -129,7 +129,7 @@ def test_a_job_is_warned_saves_is_queued_again_and_ends_with_the_undisturbed_los
     ended = wait_for_end(slurm, job, 180)
     said = log(tmp_path)
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", "1"), said
-    assert "at update 3 of 8; everything is saved" in said
+    assert "at step 3 of 8; everything is saved" in said
     assert f"slurm.sh: saved; queueing job {job} again." in said
     run = Run(0, said, "", tmp_path / "run")
     assert run.losses == pytest.approx(undisturbed.losses, abs=1e-5)

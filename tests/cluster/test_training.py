@@ -22,11 +22,11 @@ def three_hosts(dataset_folder, tmp_path_factory) -> Run:
 
 
 def go_on(cluster: Cluster, slots: Mapping[Host, int], run: Run, folder: Path, data: Path) -> Run:
-    """Resumes a copy of a run on these hosts after its sixth update, the last checkpoint but one."""
+    """Resumes a copy of a run on these hosts after its sixth step, the last checkpoint but one."""
     output = shutil.copytree(run.folder, folder / "run")
     shutil.rmtree(output / "checkpoints" / "step-00000008")
     again = pretrain(cluster, slots, output, data)
-    assert "step-00000006 at update 6" in again.out, again.out + again.err
+    assert "step-00000006 at step 6" in again.out, again.out + again.err
     return again
 
 

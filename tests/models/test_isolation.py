@@ -1,8 +1,11 @@
 """Documents of a row that are to be kept apart: nothing of one reaches another."""
 
+from functools import partial
+
 import pytest
 import torch
 
+from mpnet_ds.deepspeed_workarounds import wrap_call
 from tests.models.test_parity import model_of
 
 LENGTHS = (9, 14, 5)  # of the documents in a row, and then padding
@@ -97,9 +100,8 @@ def test_one_document_in_a_row_is_the_plain_row(objective):
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_gradients_with_checkpointed_layers_are_those_of_the_documents_alone(objective):
     packed, separate = model_of(objective), model_of(objective)
-    packed.checkpoint_function = lambda function, *arguments: torch.utils.checkpoint.checkpoint(
-        function, *arguments, use_reentrant=True
-    )
+    for layer in packed.layers():
+        wrap_call(layer, partial(torch.utils.checkpoint.checkpoint, use_reentrant=True))
     batch = row(2)
     out = packed(**batch)
     (out.loss * out.num_targets).backward()

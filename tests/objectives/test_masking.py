@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from mpnet_ds.counter_rng import below, draw, make_key
 from mpnet_ds.data import MaskingConfig
 from mpnet_ds.errors import UserError
-from mpnet_ds.objectives.masking import MaskingVocabulary, drop_slots_without_context, mask_rows
+from mpnet_ds.objectives import objective_of
+from mpnet_ds.objectives.base import Vocabulary
+from mpnet_ds.objectives.masking import drop_slots_without_context, mask_rows
 
 V = 1000
 MASK_ID = V - 1
@@ -16,10 +18,10 @@ SPECIAL = np.array([0, 1, 2, 3, 4, MASK_ID])
 TOKEN_BY_TOKEN = MaskingConfig(whole_word=False)
 
 
-def vocabulary(share_of_continuations: float = 0.4) -> MaskingVocabulary:
+def vocabulary(share_of_continuations: float = 0.4) -> Vocabulary:
     is_special = np.isin(np.arange(V), SPECIAL)
     starts_word = np.random.default_rng(0).random(V) >= share_of_continuations
-    return MaskingVocabulary(starts_word | is_special, is_special, MASK_ID)
+    return Vocabulary(starts_word | is_special, is_special, MASK_ID)
 
 
 def full_rows(num_rows: int, n: int = 512, seed: int = 0, share_of_ends: float = 0.02) -> tuple[np.ndarray, np.ndarray]:
@@ -35,7 +37,7 @@ def mask(input_ids, attention_mask, words=None, config=None, first_key=0):
     return mask_rows(input_ids, attention_mask, keys, words or vocabulary(), config or MaskingConfig())
 
 
-def words_of(row: np.ndarray, length: int, words: MaskingVocabulary) -> list[list[int]]:
+def words_of(row: np.ndarray, length: int, words: Vocabulary) -> list[list[int]]:
     """Positions of each word; a special token stands alone."""
     found = []
     for position in range(length):
@@ -152,7 +154,7 @@ def test_the_number_of_slots_rounds_as_the_original_does():
 
 def test_a_row_of_one_long_word_is_cut_to_its_number_of_slots():
     input_ids, attention_mask = full_rows(3, n=40, share_of_ends=0)
-    no_starts = MaskingVocabulary(np.zeros(V, dtype=bool), vocabulary().is_special, MASK_ID)
+    no_starts = Vocabulary(np.zeros(V, dtype=bool), vocabulary().is_special, MASK_ID)
     positions, _ = mask(input_ids, attention_mask, no_starts)
     np.testing.assert_array_equal(np.sort(positions), np.broadcast_to(np.arange(34, 40), (3, 6)))
 
@@ -286,7 +288,7 @@ def test_spans_end_at_special_tokens(predict_special_tokens):
 def test_a_piece_after_a_special_token_begins_a_word(max_ngram):
     input_ids, attention_mask = full_rows(20, n=64)
     input_ids[:, ::2] = 2
-    no_starts = MaskingVocabulary(vocabulary().is_special, vocabulary().is_special, MASK_ID)
+    no_starts = Vocabulary(vocabulary().is_special, vocabulary().is_special, MASK_ID)
     config = MaskingConfig(predict_special_tokens=True, max_ngram=max_ngram)
     found = mask(input_ids, attention_mask, no_starts, config)
     single = mask(input_ids, attention_mask, no_starts, MaskingConfig(predict_special_tokens=True, whole_word=False))
@@ -321,7 +323,7 @@ def test_the_arguments_are_left_as_they_were():
 
 
 def test_the_vocabulary_is_taken_from_the_tokenizer(tokenizer):
-    words = MaskingVocabulary.of(tokenizer)
+    words = Vocabulary.of(tokenizer)
     assert np.flatnonzero(words.is_special).tolist() == tokenizer.special_ids.tolist()
     assert words.mask_id == tokenizer.mask_id
     assert [tokenizer.pieces[i].startswith("##") for i in range(999)] == (~words.starts_word).tolist()
@@ -330,26 +332,40 @@ def test_the_vocabulary_is_taken_from_the_tokenizer(tokenizer):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"predicted_fraction": 0}, "predicted_fraction is 0"),
-        ({"predicted_fraction": 1.0}, "predicted_fraction is 1.0"),
-        ({"mask_probability": 0.9}, "sum to 1"),
-        ({"keep_probability": -0.1, "random_probability": 0.3}, "at least 0"),
-        ({"mask_probability": float("nan")}, "mask_probability nan"),
-        ({"predicted_fraction": float("nan")}, "predicted_fraction is nan"),
-        ({"predicted_fraction": "0.15"}, "predicted_fraction is '0.15'; it must be a number"),
-        ({"keep_probability": None}, "keep_probability is None; it must be a number"),
-        ({"random_probability": True}, "random_probability is True; it must be a number"),
-        ({"whole_word": 1}, "whole_word is 1; it must be true or false"),
-        ({"predict_special_tokens": "no"}, "predict_special_tokens is 'no'"),
-        ({"max_ngram": 0}, "max_ngram is 0; it must lie between 1 and 16"),
-        ({"max_ngram": 17}, "max_ngram is 17"),
-        ({"max_ngram": 2.0}, r"max_ngram is 2\.0; it must be a whole number"),
-        ({"max_ngram": True}, "max_ngram is True"),
+        ({"predicted_fraction": 0}, "predicted_fraction' is 0; it must be greater than 0"),
+        ({"predicted_fraction": 1.0}, r"predicted_fraction' is 1\.0; it must be less than 1"),
+        ({"mask_probability": 0.9, "keep_probability": 0.2}, "sum to 1"),
+        ({"mask_probability": 0.5, "keep_probability": 0.2, "random_probability": 0.2}, "sum to 1"),
+        ({"keep_probability": -0.1}, r"keep_probability' is -0\.1; it must be greater than or equal to 0"),
+        ({"mask_probability": float("nan")}, "mask_probability' is NaN"),
+        ({"predicted_fraction": "0.15"}, 'predicted_fraction\' is "0.15"; it must be a valid number'),
+        ({"random_probability": True}, "random_probability' is true; it must be a valid number"),
+        ({"whole_word": 1}, "whole_word' is 1; it must be a valid boolean"),
+        ({"predict_special_tokens": "no"}, 'predict_special_tokens\' is "no"'),
+        ({"max_ngram": 0}, "max_ngram' is 0; it must be greater than or equal to 1"),
+        ({"max_ngram": 17}, "max_ngram' is 17"),
+        ({"max_ngram": 2.5}, r"max_ngram' is 2\.5; it must be a valid integer"),
+        ({"max_ngram": True}, "max_ngram' is true"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, message):
     with pytest.raises(UserError, match=message):
-        MaskingConfig(**settings)
+        objective_of({"name": "mpnet", "masking": settings})
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, (0.8, 0.1, 0.1)),
+        ({"mask_probability": 1.0}, (1.0, 0.0, 0.0)),
+        ({"mask_probability": 0.5}, (0.5, 0.25, 0.25)),
+        ({"keep_probability": 0.0}, (8 / 9, 0.0, 1 / 9)),
+        ({"random_probability": 0.1, "keep_probability": 0.0}, (0.9, 0.0, 0.1)),
+    ],
+)
+def test_probabilities_that_are_left_out_share_the_rest_as_their_defaults_do(given, expected):
+    config = MaskingConfig(**given)
+    assert (config.mask_probability, config.keep_probability, config.random_probability) == pytest.approx(expected)
 
 
 @given(st.integers(0, 10_000), st.lists(st.integers(1, 6), min_size=1, max_size=12))

@@ -3,40 +3,61 @@ import pytest
 
 from mpnet_ds.data import MaskingConfig, PretrainingDataset
 from mpnet_ds.errors import UserError
-from mpnet_ds.objectives import OBJECTIVES, get_objective
+from mpnet_ds.objectives import OBJECTIVES, objective_of
+from mpnet_ds.objectives.base import Term
+
+ABLATION = ("mpnet", "plm", "mlm")
 
 
 def test_the_three_objectives_of_the_ablation_are_there():
-    rows = {name: (objective.has_query_stream, objective.has_mask_rows) for name, objective in OBJECTIVES.items()}
-    assert rows == {"mpnet": (True, True), "plm": (True, False), "mlm": (False, False)}
-    assert all(get_objective(name).name == name for name in OBJECTIVES)
+    assert set(ABLATION) <= set(OBJECTIVES)
+    for name in ABLATION:
+        objective = objective_of(name)
+        assert (objective.name, objective.unit, objective.terms) == (name, "block", (Term(name, "predicted_positions"),))
+        assert objective_of(objective.section()) == objective
 
 
 @pytest.mark.parametrize("name", ["mpnet", "mlm"])
 def test_mpnet_and_mlm_take_the_masking_of_the_recipe(name):
-    config = MaskingConfig(mask_probability=0.5, keep_probability=0.3, random_probability=0.2, whole_word=False)
-    assert get_objective(name).masking(config) == config
+    values = {"mask_probability": 0.5, "keep_probability": 0.3, "random_probability": 0.2, "whole_word": False}
+    assert objective_of({"name": name, "masking": values}).masking == MaskingConfig(**values)
 
 
 def test_plm_starts_every_query_from_the_mask_and_keeps_the_other_settings(dataset_folder):
-    config = MaskingConfig(predicted_fraction=0.25, whole_word=False, predict_special_tokens=True)
-    masking = get_objective("plm").masking(config)
+    values = {"predicted_fraction": 0.25, "whole_word": False, "predict_special_tokens": True}
+    objective = objective_of({"name": "plm", "masking": values})
+    masking = objective.masking
     assert (masking.predicted_fraction, masking.whole_word, masking.predict_special_tokens) == (0.25, False, True)
-    data = PretrainingDataset(dataset_folder, seq_length=64, masking=masking)
+    data = PretrainingDataset(dataset_folder, seq_length=64, objective=objective)
     assert np.all(data.batch(range(100))["predicted_inputs"] == data.tokenizer.mask_id)
 
 
-def test_plm_predicts_the_same_slots_as_mpnet(dataset_folder):
-    batches = [
-        PretrainingDataset(dataset_folder, 64, get_objective(name).masking(MaskingConfig())).batch(range(20))
-        for name in ("mpnet", "plm", "mlm")
-    ]
+def test_all_three_predict_the_same_tokens(dataset_folder):
+    batches = [PretrainingDataset(dataset_folder, 64, objective=objective_of(name)).batch(range(20)) for name in ABLATION]
     for batch in batches[1:]:
         np.testing.assert_array_equal(batch["predicted_positions"], batches[0]["predicted_positions"])
 
 
-def test_an_unknown_objective_is_refused_with_a_suggestion():
-    with pytest.raises(UserError, match=r"'mpnt'.*Did you mean 'mpnet'"):
-        get_objective("mpnt")
-    with pytest.raises(UserError, match="mlm, mpnet, plm"):
-        get_objective("electra")
+def test_targets_are_counted_and_cleared_and_nothing_else_changes(dataset_folder):
+    objective = objective_of("mpnet")
+    batch = PretrainingDataset(dataset_folder, 64, objective=objective).batch(range(4))
+    (count,) = objective.num_targets(batch)
+    assert count == (batch["predicted_positions"] >= 0).sum() > 0
+    cleared = objective.without_targets(batch, np.array([False, True, True, True]))
+    assert objective.num_targets(cleared) == [(batch["predicted_positions"][0] >= 0).sum()]
+    for name in batch.keys() - {"predicted_positions"}:
+        assert cleared[name] is batch[name]
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ("mpnt", "'mpnt'.*Did you mean 'mpnet'"),
+        ("electra", "mlm, mpnet, plm"),
+        ({"masking": {}}, "unknown objective 'None'"),
+        ({"name": "mpnet", "maskin": {}}, r"unknown key 'objective\.maskin'\. Did you mean 'masking'"),
+    ],
+)
+def test_an_unknown_name_or_key_is_refused_with_a_suggestion(section, message):
+    with pytest.raises(UserError, match=message):
+        objective_of(section)

@@ -7,25 +7,36 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch
 
-from mpnet_ds.config.deepspeed_config import examine, name_deprecated, resolve
+from mpnet_ds.config.deepspeed_config import BatchSizes, EngineConfig, examine, name_deprecated, resolve
 from mpnet_ds.config.recipe import OptimizationRecipe, load_recipe
 from mpnet_ds.data import BuildOptions, build_dataset
 from mpnet_ds.errors import UserError
+from mpnet_ds.findings import Finding
 from mpnet_ds.machine import GIB, Capacity
 from mpnet_ds.preflight import checks
 from mpnet_ds.preflight.checks import (
-    check_build_locks,
-    check_disk,
     check_memory,
     check_slots,
     check_values,
     checkpoints_at_once,
     compiled_ops,
+    find_build_locks,
+    find_room,
     named_hostfile,
 )
-from mpnet_ds.preflight.inspection import Finding, Inspection, compare, conclude, differ, facts_of_files, flatten
-from mpnet_ds.preflight.memory_estimate import Workload
+from mpnet_ds.preflight.inspection import (
+    Check,
+    Inspection,
+    differ,
+    disagreements,
+    facts_of_files,
+    flatten,
+    raise_if_fatal,
+)
+from mpnet_ds.preflight.plan import RunPlan, sizes_of
+from mpnet_ds.ranks import process_group
 from mpnet_ds.ranks.launchers import Placement
 from mpnet_ds.training.pretrain import open_data
 from tests.runs import RECIPE, ROOT, command, free_port, pretrain
@@ -35,10 +46,10 @@ BASE = load_recipe("mpnet-base")
 
 def test_one_finding_is_one_line_and_several_are_a_numbered_list():
     with pytest.raises(UserError) as caught:
-        conclude([Inspection(findings=[Finding("a is wrong.")])])
+        raise_if_fatal([Inspection(findings=[Finding("a is wrong.")])])
     assert str(caught.value) == "a is wrong."
     with pytest.raises(UserError) as caught:
-        conclude([Inspection(findings=[Finding("a is wrong."), Finding("a hint", is_fatal=False), Finding("b too.")])])
+        raise_if_fatal([Inspection(findings=[Finding("a is wrong."), Finding("a hint", is_fatal=False), Finding("b too.")])])
     assert str(caught.value) == "2 things must be changed first:\n  1. a is wrong.\n  2. b too."
 
 
@@ -47,20 +58,20 @@ def test_what_all_ranks_found_is_said_once_and_what_one_found_names_it():
     ranks = [Inspection(rank, f"node-{rank}", [everywhere]) for rank in range(3)]
     ranks[2].add([there, there])
     with pytest.raises(UserError) as caught:
-        conclude(ranks)
+        raise_if_fatal(ranks)
     assert caught.value.findings == ("fp16 is not supported.", "rank 2 (node-2): no dataset folder data.")
 
 
 def test_warnings_do_not_stop_a_run():
-    assert conclude([Inspection(findings=[Finding("beware", is_fatal=False)])] * 2) == ["beware"]
-    assert conclude([Inspection(), Inspection(1)]) == []
+    assert raise_if_fatal([Inspection(findings=[Finding("beware", is_fatal=False)])] * 2) == ["beware"]
+    assert raise_if_fatal([Inspection(), Inspection(1)]) == []
 
 
 def test_ranks_that_differ_are_named_with_their_hosts_and_what_most_have():
     ranks = [Inspection(rank, f"node-{rank // 2}", facts={"torch": "2.13.0"}) for rank in range(4)]
     ranks[3].facts = {"torch": "2.11.0"}
     with pytest.raises(UserError) as caught:
-        conclude(ranks)
+        raise_if_fatal(ranks)
     usual, odd = '"2.13.0" on ranks 0, 1 (node-0), rank 2 (node-1)', '"2.11.0" on rank 3 (node-1)'
     assert str(caught.value) == f"torch is {usual}, but {odd}: all ranks must have the same."
 
@@ -68,7 +79,7 @@ def test_ranks_that_differ_are_named_with_their_hosts_and_what_most_have():
 def test_of_many_differences_the_first_are_named():
     ranks = [Inspection(rank, facts={f"fact {i}": rank for i in range(20)}) for rank in range(2)]
     with pytest.raises(UserError) as caught:
-        conclude(ranks)
+        raise_if_fatal(ranks)
     assert [text.split(" is ")[0] for text in caught.value.findings[:8]] == [f"fact {i}" for i in range(8)]
     assert caught.value.findings[8:] == ("and 12 more differences between the ranks.",)
 
@@ -87,7 +98,7 @@ def test_the_files_are_named_in_which_two_copies_of_a_dataset_differ(dataset_fol
         ranks.append(Inspection(rank, f"node-{rank}", facts=renamed | {"checksum": data.checksum}))
     assert differ(ranks, "checksum")
     assert not differ(ranks, "the number of files of data")
-    (file,) = (text for text in (finding.text for finding in compare(ranks)) if "sha256" in text)
+    (file,) = (text for text in (finding.text for finding in disagreements(ranks)) if "sha256" in text)
     assert file.startswith("the sha256 of data/shard-00000.idx is ")
     assert '"0000' in file
     assert "rank 1 (node-1)" in file
@@ -97,9 +108,10 @@ def test_the_files_are_named_in_which_two_copies_of_a_dataset_differ(dataset_fol
 def test_more_ranks_than_a_host_has_cores_are_warned_of_or_refused(monkeypatch, others):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    ranks = [Placement(local_world_size=size, world_size=size + others) for size in (2, 3)]
-    assert check_slots(ranks[0]) == []
-    (finding,) = check_slots(ranks[1])
+    placements = [Placement(local_world_size=size, world_size=size + others) for size in (2, 3)]
+    monkeypatch.setattr(process_group, "place", lambda: placements.pop(0))
+    assert check_slots(RunPlan(), None, None) == []
+    (finding,) = check_slots(RunPlan(), None, None)
     assert "has 2 processor cores, and no GPU, and is to run 3 ranks" in finding.text
     assert finding.is_fatal == bool(others)
 
@@ -108,11 +120,11 @@ def test_settings_are_compared_value_by_value():
     facts = [flatten("recipe", {"run": {"seed": seed}, "data": {"seq_length": 64}}) for seed in (0, 1)]
     assert facts[0] == {"recipe.run.seed": 0, "recipe.data.seq_length": 64}
     with pytest.raises(UserError, match=r"^recipe\.run\.seed is 0 on rank 0 \(a\), but 1 on rank 1 \(a\)"):
-        conclude([Inspection(rank, "a", facts=own) for rank, own in enumerate(facts)])
+        raise_if_fatal([Inspection(rank, "a", facts=own) for rank, own in enumerate(facts)])
 
 
 def test_a_fact_that_a_rank_could_not_learn_is_no_difference():
-    assert conclude([Inspection(facts={"the dataset's checksum": "ab"}), Inspection(1)]) == []
+    assert raise_if_fatal([Inspection(facts={"the dataset's checksum": "ab"}), Inspection(1)]) == []
 
 
 def test_attempts_collect_what_is_wrong():
@@ -203,7 +215,8 @@ def test_evaluation_data_of_less_than_a_row_is_named_as_such(dataset_folder, tok
 def test_values_that_make_no_sense_together():
     def findings(**changes):
         run = {"seed": changes.pop("seed", 0)}
-        return check_values(replace(BASE, optimization=replace(BASE.optimization, **changes), run=replace(BASE.run, **run)))
+        recipe = replace(BASE, optimization=replace(BASE.optimization, **changes), run=replace(BASE.run, **run))
+        return check_values(RunPlan(recipe), None, None)
 
     assert findings() == []
     assert [finding.is_fatal for finding in findings(warmup_steps=10, max_steps=10)] == [False]
@@ -215,19 +228,19 @@ def test_values_that_make_no_sense_together():
 def test_checkpoints_must_fit_on_the_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(checks.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000 if path == tmp_path else 0))
     output = tmp_path / "runs" / "new"
-    assert check_disk(output, checkpoint=250, wanted=4) == []
-    assert [finding.is_fatal for finding in check_disk(output, checkpoint=300, wanted=4)] == [False]
-    assert [finding.is_fatal for finding in check_disk(output, checkpoint=600, wanted=4)] == [True]
-    assert "4 checkpoints of 0.6 KiB" in check_disk(output, checkpoint=600, wanted=4)[0].text
-    assert check_disk(output, checkpoint=900, wanted=1) == []
+    assert find_room(output, checkpoint=250, wanted=4) == []
+    assert [finding.is_fatal for finding in find_room(output, checkpoint=300, wanted=4)] == [False]
+    assert [finding.is_fatal for finding in find_room(output, checkpoint=600, wanted=4)] == [True]
+    assert "4 checkpoints of 0.6 KiB" in find_room(output, checkpoint=600, wanted=4)[0].text
+    assert find_room(output, checkpoint=900, wanted=1) == []
 
 
 def test_old_checkpoints_of_the_run_count_as_room(tmp_path, monkeypatch):
     monkeypatch.setattr(checks.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     (tmp_path / "checkpoints" / "step-1").mkdir(parents=True)
-    assert check_disk(tmp_path, checkpoint=600, wanted=3) != []
+    assert find_room(tmp_path, checkpoint=600, wanted=3) != []
     (tmp_path / "checkpoints" / "step-1" / "weights.pt").write_bytes(bytes(800))
-    assert check_disk(tmp_path, checkpoint=600, wanted=3) == []
+    assert find_room(tmp_path, checkpoint=600, wanted=3) == []
 
 
 def test_checkpoints_at_once_are_the_newest_the_best_and_one_in_the_making():
@@ -243,12 +256,12 @@ def test_locks_of_killed_builds_are_named(tmp_path, monkeypatch, ops, is_fatal):
     lock.parent.mkdir(parents=True)
     lock.touch()
     now = lock.stat().st_mtime
-    assert check_build_locks(ops, now + 60) == []
-    (finding,) = check_build_locks(ops, now + 3600)
+    assert find_build_locks(ops, now + 60) == []
+    (finding,) = find_build_locks(ops, now + 3600)
     assert finding.is_fatal is is_fatal
     assert f"rm {lock}" in finding.text
     lock.unlink()
-    assert check_build_locks(ops, now + 3600) == []
+    assert find_build_locks(ops, now + 3600) == []
 
 
 @pytest.mark.parametrize(
@@ -281,33 +294,64 @@ def test_deprecated_keys_are_named_with_what_came_after_them():
     assert text == "x.json: zero_optimization.cpu_offload is deprecated in DeepSpeed: use offload_optimizer instead."
 
 
-def work(rows: int, **options) -> Workload:
-    return Workload(BASE.model.config(30_527), "mpnet", 512, 77, rows, "bf16", **options)
+ON_HOST = {"device": "cpu"}
+RANKS = SimpleNamespace(world_size=1, device=torch.device("cuda"))
 
 
-def test_memory_that_suffices_is_not_mentioned():
-    assert check_memory(work(32), Capacity(24 * GIB, 64 * GIB, is_same=False)) == []
+def memory_findings(monkeypatch, device: int, host: int, micro_batch_size: int = 32, world_size: int = 1, **zero) -> list:
+    """Of MPNet-base in bf16 on GPUs of so many bytes."""
+    monkeypatch.setattr(checks, "capacity_of", lambda device_: Capacity(device, host, is_same=False))
+    batch = BatchSizes(micro_batch_size, 1, micro_batch_size * world_size)
+    content = {"zero_optimization": zero, "optimizer": {"type": "AdamW"}}
+    engine = EngineConfig(content, {}, batch, "bf16")
+    data = SimpleNamespace(tokenizer=SimpleNamespace(vocab_size=30_527))
+    plan, ranks = RunPlan(BASE, engine, data=data), SimpleNamespace(world_size=world_size, device=RANKS.device)
+    return check_memory(replace(plan, sizes=sizes_of(plan, ranks.device)), ranks, None)
 
 
-def test_activations_that_do_not_fit_are_a_warning_with_the_micro_batch_that_would():
-    (finding,) = check_memory(work(32), Capacity(8 * GIB, 64 * GIB, is_same=False))
+def test_memory_that_suffices_is_not_mentioned(monkeypatch):
+    assert memory_findings(monkeypatch, 24 * GIB, 64 * GIB) == []
+
+
+def test_activations_that_do_not_fit_are_a_warning_with_the_micro_batch_that_would(monkeypatch):
+    (finding,) = memory_findings(monkeypatch, 8 * GIB, 64 * GIB)
     assert not finding.is_fatal
     assert "try --micro_batch_size 16 or activation checkpointing" in finding.text
-    assert check_memory(work(16), Capacity(8 * GIB, 64 * GIB, is_same=False)) == []
+    assert memory_findings(monkeypatch, 8 * GIB, 64 * GIB, micro_batch_size=16) == []
 
 
-def test_states_that_do_not_fit_are_fatal_with_cures_that_fit_the_case():
-    small = Capacity(GIB, 64 * GIB, is_same=False)
-    (finding,) = check_memory(work(1, zero_stage=1, world_size=4), small)
+def test_states_that_do_not_fit_are_fatal_with_cures_that_fit_the_case(monkeypatch):
+    (finding,) = memory_findings(monkeypatch, GIB, 64 * GIB, 1, world_size=4, stage=1)
     assert finding.is_fatal
     assert "a ZeRO stage above 1" in finding.text
     assert "offload_optimizer" in finding.text
-    (alone,) = check_memory(work(1), small)
+    (alone,) = memory_findings(monkeypatch, GIB, 64 * GIB, 1)
     assert "a ZeRO stage above" not in alone.text
 
 
-def test_a_host_that_is_too_small_for_what_is_offloaded():
-    there = work(1, zero_stage=2, optimizer_on_host=True, reduce_bucket_size=0)
-    (finding,) = check_memory(there, Capacity(24 * GIB, GIB, is_same=False))
+def test_a_host_that_is_too_small_for_what_is_offloaded(monkeypatch):
+    (finding,) = memory_findings(
+        monkeypatch, 24 * GIB, GIB, 1, stage=2, reduce_bucket_size=0, offload_optimizer={"device": "cpu"}
+    )
     assert finding.is_fatal
     assert finding.text.startswith("What is offloaded takes about 1.6")
+
+
+def test_a_check_runs_once_as_soon_as_what_it_needs_is_known():
+    seen = []
+
+    def check_recipe(plan, ranks, disks):
+        seen.append((plan.recipe, ranks))
+        return [Finding("odd", is_fatal=False)]
+
+    def check_all(plan, ranks, disks):
+        raise UserError("wrong")
+
+    inspection = Inspection()
+    checks_to_run = [Check(check_recipe, ("recipe",)), Check(check_all, ("recipe", "ranks"))]
+    inspection.run(checks_to_run, RunPlan())
+    assert (seen, inspection.findings) == ([], [])
+    inspection.run(checks_to_run, RunPlan(BASE))
+    inspection.run(checks_to_run, RunPlan(BASE), RANKS)
+    assert seen == [(BASE, None)]
+    assert [finding.text for finding in inspection.findings] == ["odd", "wrong"]

@@ -1,6 +1,6 @@
 """The estimate against what autograd keeps, what a GPU was measured to need, and the size of real checkpoints."""
 
-from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -8,10 +8,13 @@ from torch.utils.checkpoint import checkpoint
 from transformers import MPNetConfig
 
 from mpnet_ds.config.recipe import load_recipe
+from mpnet_ds.deepspeed_workarounds import wrap_call
 from mpnet_ds.machine import GIB
 from mpnet_ds.models import MPNetForPretraining
-from mpnet_ds.models.mpnet.sizes import parameter_count
-from mpnet_ds.preflight.memory_estimate import Workload, checkpoint_bytes, estimate, saved_bytes
+from mpnet_ds.models.module import ComputeSetting
+from mpnet_ds.models.mpnet.activations import Work, saved_bytes
+from mpnet_ds.models.mpnet.sizes import parameter_count, plan_of
+from mpnet_ds.preflight.memory_estimate import Workload, checkpoint_bytes, estimate
 from tests.runs import RECIPE
 
 N = 109_518_527  # parameters of MPNet-base
@@ -25,14 +28,26 @@ def sizes(width: int, heads: int, layers: int, pieces: int, length: int, dropout
     )  # fmt: skip
 
 
-def kept_by_autograd(work: Workload) -> int:
+def work_of(config, objective="mpnet", length=512, predicted=77, sequences=1, precision="bf16", **setting) -> Work:
+    return Work(config, objective, length, predicted, sequences, ComputeSetting(4 if precision == "fp32" else 2, **setting))
+
+
+def workload(config, sequences=1, precision="bf16", stage=0, ranks=1, setting=None, **options) -> Workload:
+    setting = ComputeSetting(4 if precision == "fp32" else 2, **(setting or {}))
+    return Workload(plan_of(config, "mpnet", 512, 77, sequences, setting), precision, stage, ranks, **options)
+
+
+def kept_by_autograd(work: Work) -> int:
     """Bytes of the tensors saved for backward in one forward pass on the processor."""
-    config, rows, length, slots = work.model_config, work.micro_batch_size, work.seq_length, work.num_predicted
+    config, rows, length, slots = work.config, work.micro_batch_size, work.seq_length, work.num_predicted
     torch.manual_seed(0)
-    model = MPNetForPretraining(config, work.objective).to(torch.float32 if work.precision == "fp32" else torch.bfloat16)
+    model = MPNetForPretraining(config, work.objective).to(
+        torch.float32 if work.setting.bytes_per_number == 4 else torch.bfloat16
+    )
+    model.keep_logits = False
     parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    if work.checkpointed_layers:
-        model.checkpoint_function = lambda layer, *arguments: checkpoint(layer, *arguments, use_reentrant=False)
+    for layer in model.layers()[: work.setting.checkpointed_layers]:
+        wrap_call(layer, partial(checkpoint, use_reentrant=False))
     storages = {}
 
     def remember(tensor):
@@ -54,9 +69,10 @@ def kept_by_autograd(work: Workload) -> int:
 )
 def test_activations_are_what_autograd_keeps(config, is_checkpointed, precision, objective):
     length = config.max_position_embeddings - 2
-    work = Workload(config, objective, length, int(0.15 * length), 2, precision, on_gpu=False)
-    if is_checkpointed:
-        work = replace(work, checkpointed_layers=config.num_hidden_layers)
+    checkpointed = config.num_hidden_layers if is_checkpointed else 0
+    work = work_of(
+        config, objective, length, int(0.15 * length), 2, precision, on_gpu=False, checkpointed_layers=checkpointed
+    )
     assert saved_bytes(work) == pytest.approx(kept_by_autograd(work), rel=0.1)
 
 
@@ -75,7 +91,7 @@ def test_activations_are_what_autograd_keeps(config, is_checkpointed, precision,
 def test_the_total_is_near_what_was_measured_on_a_gpu(zero_stage, precision, checkpointed, rows, measured):
     """benchmarks/results/mpnet-base_h200_2026-11-20.md, peak GiB with sdpa, when logits still lay in memory whole."""
     config = load_recipe("mpnet-base").model.config(30_527)
-    work = Workload(config, "mpnet", 512, 77, rows, precision, zero_stage, checkpointed_layers=checkpointed)
+    work = workload(config, rows, precision, zero_stage, setting={"checkpointed_layers": checkpointed})
     assert estimate(work).total / GIB == pytest.approx(measured, rel=0.15)
 
 
@@ -93,7 +109,7 @@ def test_the_total_is_near_what_was_measured_on_a_gpu(zero_stage, precision, che
 )
 def test_states_are_divided_as_the_stage_says(stage, ranks, precision, parameters, gradients, states):
     config = load_recipe("mpnet-base").model.config(30_527)
-    work = Workload(config, "mpnet", 512, 77, 1, precision, stage, ranks, reduce_bucket_size=0, max_live_parameters=0)
+    work = workload(config, 1, precision, stage, ranks, reduce_bucket_size=0, max_live_parameters=0)
     memory = estimate(work)
     found = [memory.parameters / N, memory.gradients / N, memory.optimizer_states / N]
     assert found == pytest.approx([parameters, gradients, states], rel=1e-6)
@@ -101,9 +117,15 @@ def test_states_are_divided_as_the_stage_says(stage, ranks, precision, parameter
 
 def test_what_is_offloaded_lies_on_the_host():
     config = load_recipe("mpnet-base").model.config(30_527)
-    work = Workload(config, "mpnet", 512, 77, 1, "bf16", 3, 2, max_live_parameters=0, checkpointed_layers=12)
-    here = estimate(work)
-    there = estimate(replace(work, parameters_on_host=True, optimizer_on_host=True, checkpoints_on_host=True))
+    here, there = (
+        estimate(
+            workload(
+                config, 1, "bf16", 3, 2, max_live_parameters=0, parameters_on_host=on_host, optimizer_on_host=on_host,
+                setting={"checkpointed_layers": 12, "checkpoints_on_host": on_host},
+            )
+        )
+        for on_host in (False, True)
+    )  # fmt: skip
     assert (there.parameters, there.optimizer_states) == (0, 0)
     assert there.host > here.parameters + here.optimizer_states
     assert there.activations < here.activations
@@ -125,6 +147,6 @@ def test_a_checkpoint_is_as_large_as_it_was_said_to_be(trained, tokenizer, confi
     overhead = 40_000 * len(files)
     model_config = load_recipe(str(RECIPE)).model.config(tokenizer.vocab_size)
     stage, precision = (2, "bf16") if config == "bf16" else (int(config[-1]), "fp32")
-    said = checkpoint_bytes(Workload(model_config, "mpnet", 32, 4, 8, precision, stage, ranks))
+    said = checkpoint_bytes(workload(model_config, 8, precision, stage, ranks))
     assert said == pytest.approx(sum(path.stat().st_size for path in files), rel=0.1, abs=overhead)
     assert said > 8 * parameter_count(model_config)

@@ -20,10 +20,10 @@ SECONDS_TO_SAVE = 30
 def test_what_is_asked_after_an_agreement_began_is_for_the_next(tmp_path):
     ranks = SimpleNamespace(world_size=1, is_main=True, local_rank=0)
     control = Control(tmp_path, ranks)
-    finish = control.begin(num_targets=3)
+    finish = control.begin([3, 5])
     (tmp_path / "STOP").touch()
-    assert finish() == Agreement(Request.NOTHING, 3)
-    assert control.agree(5) == Agreement(Request.STOP, 5)
+    assert finish() == Agreement(Request.NOTHING, [3, 5])
+    assert control.agree([5]) == Agreement(Request.STOP, [5])
 
 
 def test_a_launcher_that_is_gone_before_it_is_asked_for_its_parent_has_gone_and_is_no_error(tmp_path, monkeypatch):

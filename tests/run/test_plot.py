@@ -39,7 +39,7 @@ def test_curves_are_those_of_the_run(trained, tmp_path):
     assert speeds.get_ylabel() == "throughput (tokens/s)"
     assert speeds.get_xlabel() == "updates"
     speed = [line["tokens_per_second"] for line in run.metrics if "loss" in line]
-    assert speed[0] is None  # of the first update, which is in no rate
+    assert speed[0] is None  # of the first step, which is in no rate
     assert speeds.lines[0].get_ydata().tolist()[1:] == speed[1:]
 
 

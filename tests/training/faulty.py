@@ -32,24 +32,24 @@ def is_last_rank() -> bool:
 
 
 def at_update(update: int, action) -> None:
-    """Runs ``action(batches)`` when that update begins."""
+    """Runs ``action(batches)`` when that step begins."""
     from mpnet_ds.training.trainer import Trainer
 
-    before = Trainer._update
+    before = Trainer.train_step
 
     def with_fault(self, batches, num_targets):
         if self.step == update:
             action(self)
         before(self, batches, num_targets)
 
-    Trainer._update = with_fault
+    Trainer.train_step = with_fault
 
 
 def spoil_loss(factor: float, first: int, last: int, everywhere: bool = True) -> None:
-    """Multiplies the loss of the first micro batch of some updates, and with it the gradient."""
+    """Multiplies the loss of the first micro batch of some steps, and with it the gradient."""
     from mpnet_ds.training.trainer import Trainer
 
-    update, model = Trainer._update, {}
+    update, model = Trainer.train_step, {}
 
     def with_fault(self, batches, num_targets):
         model.update(step=self.step, fresh=True)
@@ -61,14 +61,14 @@ def spoil_loss(factor: float, first: int, last: int, everywhere: bool = True) ->
     def forward(batch):
         out = model["forward"](batch)
         if first <= model.get("step", 0) <= last and model.pop("fresh", False) and (everywhere or is_last_rank()):
-            out.loss = out.loss * factor
+            out.sums = out.sums * factor
         return out
 
-    Trainer._update = with_fault
+    Trainer.train_step = with_fault
 
 
 def ask(name: str):
-    """Puts a file into the output folder at an update."""
+    """Puts a file into the output folder at a step."""
 
     def fault(update: int) -> None:
         at_update(update, lambda trainer: (trainer.start.output / name).touch())
@@ -77,7 +77,7 @@ def ask(name: str):
 
 
 def send(*signals: int):
-    """Sends this rank a signal at an update, if it is the last rank."""
+    """Sends this rank a signal at a step, if it is the last rank."""
 
     def fault(update: int) -> None:
         at_update(update, lambda trainer: [os.kill(os.getpid(), number) for number in signals if is_last_rank()])
@@ -86,7 +86,7 @@ def send(*signals: int):
 
 
 def slow_saves_with_signals(update: int) -> None:
-    """SIGTERM at an update, and again and again while the checkpoint is being written."""
+    """SIGTERM at a step, and again and again while the checkpoint is being written."""
     from mpnet_ds.checkpoint.shard_files import ShardFiles
 
     save = ShardFiles.save
@@ -102,7 +102,7 @@ def slow_saves_with_signals(update: int) -> None:
 
 
 def killed_while_saving(update: int) -> None:
-    """The last rank dies when it has written half of its first shard after an update."""
+    """The last rank dies when it has written half of its first shard after a step."""
     from mpnet_ds.checkpoint.shard_files import ShardFiles
 
     save = ShardFiles.save
@@ -119,7 +119,7 @@ def killed_while_saving(update: int) -> None:
 
 
 def no_room(update: int) -> None:
-    """From an update on no file may grow beyond 20 kB: writing fails as on a full disk; one update later it works again."""
+    """From a step on no file may grow beyond 20 kB: writing fails as on a full disk; one step later it works again."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     at_update(update, lambda trainer: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1])))
     at_update(update + 2, lambda trainer: resource.setrlimit(resource.RLIMIT_FSIZE, limits))
@@ -131,20 +131,20 @@ def hang(update: int) -> None:
 
 
 def slow(update: int) -> None:
-    """Every update from this one on takes a second longer."""
+    """Every step from this one on takes a second longer."""
     from mpnet_ds.training.trainer import Trainer
 
-    before = Trainer._update
+    before = Trainer.train_step
 
     def with_pause(self, batches, num_targets):
         time.sleep(1.0 if self.step >= update else 0)
         before(self, batches, num_targets)
 
-    Trainer._update = with_pause
+    Trainer.train_step = with_pause
 
 
 def slow_last_words(update: int) -> None:
-    """SIGTERM for the last rank at an update; rank 0 takes longer to say how it ended than a launcher waits for it."""
+    """SIGTERM for the last rank at a step; rank 0 takes longer to say how it ended than a launcher waits for it."""
     from mpnet_ds.training import pretrain
 
     before = pretrain._conclude
@@ -171,7 +171,7 @@ def warned_in_the_end(update: int) -> None:
 
 
 def until_asked(update: int) -> None:
-    """At an update the last rank waits, for three minutes at most, until it is asked to stop."""
+    """At a step the last rank waits, for three minutes at most, until it is asked to stop."""
 
     def wait(trainer) -> None:
         deadline = time.monotonic() + 180
@@ -182,7 +182,7 @@ def until_asked(update: int) -> None:
 
 
 def count_waits(update: int) -> None:
-    """Prints, for one update, who asked for a tensor's value, as a device would have to be waited for."""
+    """Prints, for one step, who asked for a tensor's value, as a device would have to be waited for."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     from mpnet_ds.training.trainer import Trainer
@@ -197,20 +197,20 @@ def count_waits(update: int) -> None:
                 print(f"{package} waits in {frame.f_code.co_name}", flush=True)
             return operation(*args, **(kwargs or {}))
 
-    before = Trainer._update
+    before = Trainer.train_step
 
     def watched(self, batches, num_targets):
         if self.step != update:
             return before(self, batches, num_targets)
         with Watch():
             before(self, batches, num_targets)
-        print("one update was watched", flush=True)
+        print("one step was watched", flush=True)
 
-    Trainer._update = watched
+    Trainer.train_step = watched
 
 
 def count_graphs(update: int) -> None:
-    """Prints, after each update and evaluation, how many graphs torch.compile has made and how often it was cut short."""
+    """Prints, after each step and evaluation, how many graphs torch.compile has made and how often it was cut short."""
     from torch._dynamo.utils import counters
 
     from mpnet_ds.training.trainer import Trainer
@@ -223,16 +223,16 @@ def count_graphs(update: int) -> None:
 
         return with_counts
 
-    Trainer._update, Trainer._evaluate = counted(Trainer._update), counted(Trainer._evaluate)
+    Trainer.train_step, Trainer._evaluate = counted(Trainer.train_step), counted(Trainer._evaluate)
 
 
 def count_garbage(update: int) -> None:
-    """Prints how many objects only a collection would have freed, of the updates from one on, and how often one ran."""
+    """Prints how many objects only a collection would have freed, of the steps from one on, and how often one ran."""
     import gc
 
     from mpnet_ds.training.trainer import Trainer
 
-    before, log, runs = Trainer._update, Trainer._log, []
+    before, log, runs = Trainer.train_step, Trainer._log, []
 
     def watched(self, batches, num_targets):
         if self.step == update:
@@ -245,7 +245,7 @@ def count_garbage(update: int) -> None:
         log(self)
         print(f"with the log: {len(runs)}, freed: {runs[-1]['collected']}", flush=True)
 
-    Trainer._update, Trainer._log = watched, logged
+    Trainer.train_step, Trainer._log = watched, logged
 
 
 FAULTS = {

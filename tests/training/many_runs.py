@@ -3,7 +3,7 @@
     python tests/training/many_runs.py LIST        deepspeed --num_accelerators 2 tests/training/many_runs.py LIST
 
 LIST is a JSON file: for each run, the arguments of launch/pretrain.py. What a run prints stands between lines
-``begin I`` and ``end I: CODE, SECONDS s``; its last lines are ``fused updates: N``, calls of PyTorch's fused AdamW, and
+``begin I`` and ``end I: CODE, SECONDS s``; its last lines are ``fused steps: N``, calls of PyTorch's fused AdamW, and
 whether inductor, PyTorch's compiler, was loaded.
 """
 
@@ -30,7 +30,7 @@ def main() -> None:
             begin = time.perf_counter()
             with mock.patch.object(torch, "_fused_adamw_", side_effect=fused) as updates:
                 code = pretrain(parser.parse_args(arguments))
-            ranks.say(f"fused updates: {updates.call_count}")
+            ranks.say(f"fused steps: {updates.call_count}")
             ranks.say(f"inductor loaded: {'torch._inductor.compile_fx' in sys.modules}")
             ranks.say(f"end {number}: {code}, {time.perf_counter() - begin:.1f} s")
     process_group.stop()

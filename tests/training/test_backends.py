@@ -13,8 +13,8 @@ from tests.runs import pretrain_all
 ATTENTION = ["eager", "processor", "sdpa"]
 UPDATES = 200
 TOLERANCE = 2e-3
-"""Nats, between means over 20 updates, in fp32 and without dropout (with it each back-end draws other masks): rounding
-differs by 1e-7 in an update, and 200 updates make more of it."""
+"""Nats, between means over 20 steps, in fp32 and without dropout (with it each back-end draws other masks): rounding
+differs by 1e-7 in a step, and 200 steps make more of it."""
 
 
 def test_over_200_updates_of_the_demos_recipe_all_losses_are_those_of_eager(dataset_folder, tmp_path):

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mpnet_ds.checkpoint import load_consolidated
 from mpnet_ds.config.recipe import load_recipe
+from mpnet_ds.deepspeed_workarounds import wrap_call
 from mpnet_ds.models import MPNetForPretraining
 from mpnet_ds.training.compilation import compile_layers
 from tests.runs import RECIPE, pretrain
@@ -18,14 +20,14 @@ TOLERANCE = 1e-5  # nats, fp32, without dropout
 
 
 def test_a_run_is_compiled_on_the_way_and_goes_on_without(trained, dataset_folder, tmp_path):
-    """ZeRO 3, whose hooks are hardest on a compiler: six updates without the flag, one or two with it, one without."""
+    """ZeRO 3, whose hooks are hardest on a compiler: six steps without the flag, one or two with it, one without."""
     plain = trained("zero3")
     output = shutil.copytree(plain.folder, tmp_path / "run")
     shutil.rmtree(output / "checkpoints" / "step-00000008")
     flags = ["--recipe", RECIPE, "--data", dataset_folder, "--eval_interval", 1, "--save_interval", 1]
     compiled = pretrain(output, *flags, "--compile", config="zero3", script=[FAULTY, "graphs"])
     assert compiled.code == 0, compiled.err
-    assert "step-00000006 at update 6" in compiled.out
+    assert "step-00000006 at step 6" in compiled.out
     assert compiled.out.index("The layers are compiled at their first use") < compiled.out.index("graphs: ")
     counts = re.findall(r"graphs: (\d+), breaks: (\d+)", compiled.out)
     # In evaluation all layers but the last, and the last; the same two in training; then nothing any more.
@@ -40,7 +42,7 @@ def test_a_run_is_compiled_on_the_way_and_goes_on_without(trained, dataset_folde
     assert all(torch.allclose(before[name], after[name], atol=1e-4) for name in before)
     shutil.rmtree(output / "checkpoints" / "step-00000008")
     again = pretrain(output, *flags, config="zero3")
-    assert "step-00000007 at update 7" in again.out, again.err
+    assert "step-00000007 at step 7" in again.out, again.err
     assert again.losses == pytest.approx(plain.losses, abs=TOLERANCE)
 
 
@@ -54,8 +56,9 @@ def test_layers_that_are_computed_again_draw_the_same_dropout():
     compile_layers(model, zero_stage=0)
     ids = torch.randint(5, 50, (2, 16))
     gradients = []
-    for run in (None, lambda layer, *given: checkpoint(layer, *given, use_reentrant=True)):
-        model.checkpoint_function = run
+    for is_checkpointed in (False, True):
+        for layer in model.layers() if is_checkpointed else []:
+            wrap_call(layer, partial(checkpoint, use_reentrant=True))
         model.zero_grad()
         torch.manual_seed(1)
         model(ids, torch.tensor([[3, 7], [1, 2]]), ids[:, :2]).loss.backward()

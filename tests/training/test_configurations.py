@@ -23,7 +23,7 @@ SECTIONS = {  # of activation_checkpointing: what the shipped ones do not reach 
 
 
 def train_all(folder: Path, data: Path, configs: dict[str, Path], ranks: int, *more) -> dict[str, Run]:
-    """Six updates with each configuration, one after the other in the same processes; runs by configuration."""
+    """Six steps with each configuration, one after the other in the same processes; runs by configuration."""
     recipes = {}
     for precision in ("fp32", "auto"):
         content = json.loads(RECIPE.read_text())
@@ -88,7 +88,7 @@ def test_every_configuration_trains_to_the_losses_of_zero2(one_rank, name):
 
 @pytest.mark.parametrize("name", [*map(on_gpu_only, SHIPPED)])
 def test_the_fused_optimizer_does_every_update(one_rank, name):
-    calls = int(re.search(r"^fused updates: (\d+)$", one_rank[name].out, re.MULTILINE)[1])
+    calls = int(re.search(r"^fused steps: (\d+)$", one_rank[name].out, re.MULTILINE)[1])
     assert calls >= 6
     assert calls % 6 == 0  # one, or one for each group of parameters
 
@@ -102,8 +102,8 @@ def test_zero0_in_bf16_trains_like_the_other_stages_in_bf16(one_rank):
 @pytest.mark.parametrize("name", ON_TWO_RANKS)
 def test_two_ranks_train_to_the_losses_of_one_that_accumulates(two_ranks, accumulated, name):
     run = two_ranks[name]
-    assert "8 rows an update = 4 × 2 accumulated × 1 rank(s)" in accumulated.out
-    assert "8 rows an update = 4 × 1 accumulated × 2 rank(s)" in run.out
+    assert "8 sequences a step = 4 × 2 accumulated × 1 rank(s)" in accumulated.out
+    assert "8 sequences a step = 4 × 1 accumulated × 2 rank(s)" in run.out
     assert run.losses == pytest.approx(accumulated.losses, abs=1e-5)
     assert run.eval_losses == pytest.approx(accumulated.eval_losses, abs=1e-5)
 

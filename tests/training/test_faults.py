@@ -20,13 +20,13 @@ def test_a_rank_killed_in_the_middle_of_a_save_costs_that_save_only(trained, dat
     assert saved_steps(killed.folder) == [2, 4]
     assert (tmp_path / "run" / "checkpoints" / "step-00000006").exists()
     again = train(tmp_path / "run", dataset_folder, ranks=2)
-    assert "at update 4" in again.out
+    assert "at step 4" in again.out
     assert again.losses == trained("zero2", 2).losses
 
 
 @pytest.mark.parametrize("kills", [pytest.param(20, marks=pytest.mark.long)])
 def test_kills_at_random_moments_end_with_the_losses_of_an_undisturbed_run(trained, dataset_folder, tmp_path, kills):
-    """Of one rank or of all; every other time in the middle of writing a checkpoint. Eight updates of a second each."""
+    """Of one rank or of all; every other time in the middle of writing a checkpoint. Eight steps of a second each."""
     output, moments, hits = tmp_path / "run", random.Random(kills), 0
     for kill in range(kills):
         done = max(step_of_newest(output), 0)
@@ -97,7 +97,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(trained, datas
     again = train(output, dataset_folder)
     assert again.code == 0, again.err
     assert "warning: step-00000008 is damaged and set aside" in again.out
-    assert "at update 6" in again.out
+    assert "at step 6" in again.out
     assert (output / "checkpoints" / "damaged-step-00000008").exists()
     assert again.losses == whole.losses
     assert saved_steps(again.folder) == [6, 8]

@@ -35,7 +35,7 @@ def test_collection_that_was_off_stays_off():
 
 
 def test_updates_collect_nothing_and_leave_nothing_to_collect(dataset_folder, tmp_path):
-    """Ninety updates, one line of the log at their end."""
+    """Ninety steps, one line of the log at their end."""
     flags = ["--max_steps", 90, "--log_interval", 90, "--eval_interval", 90, "--save_interval", 90]
     run = train(tmp_path / "run", dataset_folder, *flags, fault="garbage@2")
     assert run.code == 0, run.err

@@ -1,38 +1,90 @@
 """Losses and gradients that are not finite, and losses that jump, in real processes."""
 
+import json
 import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
 
 from mpnet_ds.checkpoint.store import verify
-from mpnet_ds.training.loss_window import LossWindow
+from mpnet_ds.models.module import Scores
+from mpnet_ds.objectives.base import Objective, Term
+from mpnet_ds.objectives.mpnet import MPNet
+from mpnet_ds.training.loss_window import LossWindow, totals_of
 from tests.runs import pretrain, recipe_with
 from tests.training.faulty_runs import FAULTY, events, saved_steps, train
 
 
-def test_the_window_has_the_mean_over_slots_since_it_was_closed_last():
-    window = LossWindow()
-    window.add(1, torch.tensor([30.0, 2.0]), 10)
-    window.add(2, torch.tensor([10.0, 4.0]), 30)
-    assert window.close() == (1.0, 0.15, [])
-    window.add(3, torch.tensor([8.0, 1.0]), 4)
+@dataclass(frozen=True)
+class TwoTerms(Objective):
+    """A first term, a second one of weight 50, and a histogram."""
+
+    name: ClassVar[str] = "two"
+
+    @property
+    def terms(self):
+        return (Term("mlm", "slots"), Term("rtd", "tokens", 50.0))
+
+    def metrics(self, counts):
+        return {"mode": int(counts["histogram"].sum(0).argmax())} if counts else {}
+
+
+def test_the_window_has_the_mean_over_targets_since_it_was_closed_last():
+    window = LossWindow(MPNet())
+    window.add(1, torch.tensor([30.0, 2.0]), [10])
+    window.add(2, torch.tensor([10.0, 4.0]), [30])
+    metrics, spikes = window.close()
+    assert metrics == {"loss": 1.0, "accuracy": 0.15, "loss/mpnet": 1.0, "accuracy/mpnet": 0.15}
+    assert spikes == []
+    window.add(3, torch.tensor([8.0, 1.0]), [4])
     assert window.arrived() == []
-    assert window.close() == (2.0, 0.25, [])
-    assert math.isnan(window.close()[0])
+    assert window.close()[0]["loss"] == 2.0
+    assert math.isnan(window.close()[0]["loss"])
+
+
+def test_the_loss_is_the_weighted_sum_of_the_terms_means_and_counts_become_metrics():
+    window, counts = LossWindow(TwoTerms()), {"histogram": torch.tensor([[1, 0, 2], [0, 0, 3]])}
+    scores = [Scores(torch.tensor([6.0, 8.0]), torch.tensor([1, 30]), counts) for _ in range(2)]
+    window.add(1, totals_of(scores), [4, 80], counts)
+    window.add(2, totals_of(scores), [2, 0], counts)
+    metrics, _ = window.close()
+    assert metrics["loss/mlm"] == 24 / 6
+    assert metrics["loss/rtd"] == 32 / 80
+    assert metrics["loss"] == pytest.approx(24 / 6 + 50 * 32 / 80)
+    assert (metrics["accuracy"], metrics["accuracy/mlm"], metrics["accuracy/rtd"]) == (4 / 6, 4 / 6, 120 / 80)
+    assert metrics["mode"] == 2
+
+
+def test_a_term_without_targets_counts_nothing():
+    window = LossWindow(TwoTerms())
+    window.add(1, torch.tensor([6.0, 0.0, 1.0, 0.0]), [3, 0])
+    metrics, _ = window.close()
+    assert metrics == {"loss": 2.0, "accuracy": 1 / 3, "loss/mlm": 2.0, "accuracy/mlm": 1 / 3}
+
+
+def test_a_window_continues_from_its_state():
+    one, other = LossWindow(MPNet(), 2.0), LossWindow(MPNet(), 2.0)
+    one.add(1, torch.tensor([30.0, 2.0]), [10])
+    other.restore(json.loads(json.dumps(one.state())))
+    for window in (one, other):
+        window.add(2, torch.tensor([10.0, 4.0]), [30])
+    assert one.state() == other.state()
+    assert one.close() == other.close()
 
 
 def test_a_spike_is_a_loss_above_a_multiple_of_the_mean_once_that_has_settled():
-    window = LossWindow(spike_factor=2.0)
-    window.add(1, torch.tensor([900.0, 0.0]), 10)  # before anything is known
+    window = LossWindow(MPNet(), spike_factor=2.0)
+    window.add(1, torch.tensor([900.0, 0.0]), [10])  # before anything is known
     for step in range(2, 40):
-        window.add(step, torch.tensor([30.0, 0.0]), 10)
+        window.add(step, torch.tensor([30.0, 0.0]), [10])
     assert window.arrived() == []
-    window.add(40, torch.tensor([170.0, 0.0]), 10)
+    window.add(40, torch.tensor([170.0, 0.0]), [10])
     (spike,) = window.arrived()
     assert (spike.step, spike.loss) == (40, 17.0)
     assert spike.running_mean == pytest.approx((90 + 38 * 3) / 39)
-    assert LossWindow(spike_factor=0.0).close()[2] == []
+    assert LossWindow(MPNet(), spike_factor=0.0).close()[1] == []
 
 
 @pytest.mark.parametrize(
@@ -48,13 +100,13 @@ def test_an_update_without_finite_loss_is_skipped_and_reported(trained, dataset_
     run = train(tmp_path / "run", dataset_folder, *arguments, fault="nan_on_one_rank@4", ranks=ranks, config=config)
     assert run.code == 0, run.err
     (event,) = events(run, "skipped")
-    # the fault is in the last rank's first rows: with one rank the first four of the update, with two the other four
+    # the fault is in the last rank's first rows: with one rank the first four of the step, with two the other four
     assert event["samples"] == [[28, 31] if ranks else [24, 27]]
     assert (event["step"], event["what"], event["skipped_updates"]) == (4, "loss", 1)
     assert f"update 4 skipped, 1 in a row: the loss is not finite (samples {28 if ranks else 24} to" in run.err
     reference = trained(config, max(ranks, 1)).losses
     assert run.losses[:3] == pytest.approx(reference[:3], abs=0.01 if config == "bf16" else 1e-5)
-    assert run.losses[3] == pytest.approx(reference[4], abs=0.2)  # update 5, from the weights of update 3
+    assert run.losses[3] == pytest.approx(reference[4], abs=0.2)  # step 5, from the weights of step 3
     assert run.losses[3] != pytest.approx(reference[4], abs=1e-4)
     assert len(run.losses) == 7
     assert "NaN" not in (run.folder / "metrics.jsonl").read_text()
@@ -65,14 +117,14 @@ def test_a_run_that_makes_no_progress_gives_up_and_leaves_its_state(dataset_fold
     flags = ["--recipe", recipe, "--data", dataset_folder]
     run = pretrain(tmp_path / "run", *flags, script=[FAULTY, "nan_from@4"])
     assert run.code == 1
-    assert "error: stopped at update 6: the last 3 updates had no finite loss or gradient" in run.err
+    assert "error: stopped at step 6: the last 3 steps had no finite loss or gradient" in run.err
     assert saved_steps(run.folder) == [2, 4]
     inspected = tmp_path / "run" / "inspection"
     verify(inspected / "checkpoints" / "step-00000006")
     assert (inspected / "batch-rank-00000.npz").exists()
     again = pretrain(tmp_path / "run", *flags)
     assert again.code == 0, again.err
-    assert "at update 4" in again.out
+    assert "at step 4" in again.out
 
 
 def test_a_jump_of_the_loss_is_reported(dataset_folder, tmp_path):
@@ -90,7 +142,7 @@ def test_no_update_waits_for_the_device_but_to_check_the_gradient(dataset_folder
     flags = ["--micro_batch_size", 4, "--log_interval", 8, "--max_steps", 3]
     run = train(tmp_path / "run", dataset_folder, *flags, fault="waits@2", config=config)
     assert run.code == 0, run.err
-    assert "one update was watched" in run.out
+    assert "one step was watched" in run.out
     own = [line for line in run.out.splitlines() if line.startswith("mpnet_ds waits")]
     if config == "zero0":  # in fp32 DeepSpeed checks nothing
         assert own == ["mpnet_ds waits in _step"]

@@ -111,7 +111,8 @@ def test_csv_files_lie_in_the_runs_folder_by_default(written):
 def throughput(recipe=None, tokens_per_row=512.0, world_size=1, precision="bf16", device="cpu", clock=None):
     recipe = recipe or load_recipe("mpnet-base")
     ranks = SimpleNamespace(device=torch.device(device), world_size=world_size)
-    return Throughput(recipe, recipe.model.config(30527), tokens_per_row, ranks, precision, clock)
+    flops = flops_per_sequence(recipe.model.config(30527), recipe.data.seq_length, 77)
+    return Throughput(flops, recipe.optimization.global_batch_size, tokens_per_row, ranks, precision, clock)
 
 
 def test_rates_are_of_the_time_since_the_last_restart():
@@ -119,8 +120,9 @@ def test_rates_are_of_the_time_since_the_last_restart():
     measured = throughput(clock=lambda: next(times))
     measured.restart(step=10)  # at second 5
     measured.waited += 0.5
+    measured.predicted += 4 * 256 * 77
     first = measured.measure(step=14)  # at 15
-    assert measured.updates_per_second == 0.4
+    assert measured.steps_per_second == 0.4
     assert first["tokens_per_second"] == pytest.approx(0.4 * 256 * 512)
     assert first["predicted_tokens_per_second"] == pytest.approx(0.4 * 256 * 77)
     assert first["data_wait"] == pytest.approx(0.05)
@@ -138,7 +140,7 @@ def test_the_first_update_is_told_apart_and_in_no_rate():
     first = measured.measure(step=1)
     assert first["first_step_seconds"] == 40
     assert math.isnan(first["tokens_per_second"])
-    assert measured.updates_per_second == 0
+    assert measured.steps_per_second == 0
     second = measured.measure(step=5)
     assert second["tokens_per_second"] == 2 * 256 * 512
     assert "first_step_seconds" not in second
@@ -149,9 +151,11 @@ def test_padding_is_no_token_but_work(monkeypatch):
     monkeypatch.setattr(metrics, "peak_flops", lambda *_: 1e15)
     times = iter([0.0, 2.0, 2.0])
     monkeypatch.setattr(metrics, "peak_memory", lambda device: 7)
-    padded = throughput(tokens_per_row=256.0, world_size=2, clock=lambda: next(times)).measure(step=1)
+    measured = throughput(tokens_per_row=256.0, world_size=2, clock=lambda: next(times))
+    measured.predicted += 256 * 38
+    padded = measured.measure(step=1)
     assert padded["tokens_per_second"] == 256 * 256 / 2
-    assert padded["predicted_tokens_per_second"] == 256 * 77 / 2 / 2
+    assert padded["predicted_tokens_per_second"] == 256 * 38 / 2
     row = flops_per_sequence(load_recipe("mpnet-base").model.config(30527), 512, 77)
     assert padded["mfu"] == pytest.approx(256 * row / 2 / (2 * 1e15))
 

@@ -1,4 +1,4 @@
-"""Muon: the same updates as PyTorch's two optimizers make, in the engine too, and refused where it would be another."""
+"""Muon: the same steps as PyTorch's two optimizers make, in the engine too, and refused where it would be another."""
 
 import shutil
 
@@ -10,10 +10,10 @@ from mpnet_ds.config.deepspeed_config import examine, resolve
 from mpnet_ds.config.recipe import OptimizationRecipe, load_recipe
 from mpnet_ds.errors import UserError
 from mpnet_ds.models import MPNetForPretraining
-from mpnet_ds.models.mpnet.sizes import hidden_matrix_numbers, parameter_count
+from mpnet_ds.models.mpnet.sizes import hidden_matrix_numbers, parameter_count, plan_of
 from mpnet_ds.preflight.memory_estimate import Workload, checkpoint_bytes, estimate
 from mpnet_ds.training.engine import parameter_groups
-from mpnet_ds.training.muon import hidden_matrices, make_muon
+from mpnet_ds.training.muon import make_muon
 from mpnet_ds.zero.torch_file import load_shard
 from tests.runs import RECIPE, pretrain, recipe_with
 from tests.training.test_reference_loop import TRAINING, assert_as_in, reference_run
@@ -64,7 +64,7 @@ def together(model: MPNetForPretraining) -> torch.optim.Optimizer:
 
 
 def test_updates_are_those_of_torchs_two_optimizers(models):
-    """Bit for bit, over three updates at other learning rates, and after its state was saved and loaded."""
+    """Bit for bit, over three steps at other learning rates, and after its state was saved and loaded."""
     optimizer, others = together(models[0]), separately(models[1])
     for update in range(3):
         put_gradients(models, update)
@@ -80,14 +80,14 @@ def test_updates_are_those_of_torchs_two_optimizers(models):
 
 
 def test_a_matrix_moves_by_a_fifth_of_the_learning_rate_whatever_its_shape(models):
-    """Root mean square of a step, as AdamW's is after its first updates; the iterations leave a third of play."""
+    """Root mean square of a step, as AdamW's is after its first steps; the iterations leave a third of play."""
     optimizer = together(models[0])
-    before = [matrix.detach().clone() for matrix in hidden_matrices(models[0])]
+    before = [matrix.detach().clone() for matrix in models[0].hidden_matrices()]
     put_gradients(models, 0)
     for group in optimizer.param_groups:
         group["weight_decay"] = 0.0
     optimizer.step()
-    steps = [matrix.detach() - old for matrix, old in zip(hidden_matrices(models[0]), before, strict=True)]
+    steps = [matrix.detach() - old for matrix, old in zip(models[0].hidden_matrices(), before, strict=True)]
     assert {tuple(step.shape) for step in steps} == {(32, 32), (64, 32), (32, 64)}
     for step in steps:
         assert float(step.square().mean().sqrt()) == pytest.approx(0.2 * VALUES["lr"], rel=0.35)
@@ -99,8 +99,8 @@ def test_what_it_keeps_is_what_the_estimate_says(models):
     optimizer.step()
     kept = sum(value.nbytes for state in optimizer.state.values() for value in state.values() if value.ndim)
     config = models[0].config
-    assert sum(matrix.numel() for matrix in hidden_matrices(models[0])) == hidden_matrix_numbers(config)
-    work = Workload(config, "mpnet", 32, 5, 1, uses_muon=True)
+    assert sum(matrix.numel() for matrix in models[0].hidden_matrices()) == hidden_matrix_numbers(config)
+    work = Workload(plan_of(config, "mpnet", 32, 5, 1), uses_muon=True)
     assert kept == estimate(work).optimizer_states == 8 * parameter_count(config) - 4 * hidden_matrix_numbers(config)
     assert checkpoint_bytes(work) == 4 * parameter_count(config) + kept
 
@@ -116,7 +116,7 @@ def test_training_is_that_of_a_plain_loop(trained, dataset_folder):
     reference = reference_run(recipe, dataset_folder, optimizer=optimizer)
     assert_as_in(reference, run, TRAINING, tolerance=1e-3)
     assert abs(run.eval_losses[-1] - trained("zero2").eval_losses[-1]) > 0.02
-    assert "updates by Muon" in run.out
+    assert "optimizer Muon" in run.out
 
 
 def test_weights_of_a_checkpoint_in_16_bits_are_its_fp32_ones(dataset_folder, tmp_path):

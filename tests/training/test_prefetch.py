@@ -2,10 +2,12 @@ import threading
 import time
 from types import SimpleNamespace as Namespace
 
+import numpy as np
 import pytest
+import torch
 
 from mpnet_ds.training import prefetch
-from mpnet_ds.training.prefetch import prefetched
+from mpnet_ds.training.prefetch import pack, prefetched, unpack
 
 
 def test_items_come_in_order_and_each_once():
@@ -61,3 +63,24 @@ def test_the_thread_ends_with_its_reader():
     next(items)
     items.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
+
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_batch_arrives_as_it_was_and_travels_at_half_its_size(padded):
+    random = np.random.default_rng(0)
+    batch = {
+        "input_ids": random.integers(0, 2**31, (2, 8)),
+        "predicted_positions": random.integers(-1, 8, (2, 3)),
+        "attention_mask": np.ones((2, 8), dtype=bool),
+    }
+    batch["attention_mask"][1, 6:] = not padded
+    packed = pack(batch, CPU, ("attention_mask",))
+    assert ("attention_mask" in packed) == padded  # without padding the model takes it for granted
+    assert sum(tensor.nbytes for tensor in packed.values()) == (2 * 8 + 2 * 3) * 4 + padded * 2 * 8
+    arrived = unpack(packed, CPU)
+    for name, tensor in arrived.items():
+        assert tensor.dtype == (torch.bool if name == "attention_mask" else torch.int64)
+        assert np.array_equal(tensor.numpy(), batch[name])

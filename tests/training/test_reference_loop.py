@@ -1,6 +1,6 @@
 """Training against a plain PyTorch loop, written from the documentation alone: neither DeepSpeed nor the trainer is in it.
 
-The loop is the contract: loss, accuracy, norm of the gradient, learning rate and held-out loss of every update. The masks
+The loop is the contract: loss, accuracy, norm of the gradient, learning rate and held-out loss of every step. The masks
 of dropout belong to it, since a run that is continued by a later version should go on as it began.
 """
 
@@ -76,7 +76,13 @@ def reference_run(
 def open_rows(recipe: Recipe, folder: Path) -> PretrainingDataset:
     rows = recipe.data
     return PretrainingDataset(
-        folder, rows.seq_length, rows.masking, recipe.run.seed, rows.sample_mode, rows.packing, rows.isolate_documents
+        folder,
+        rows.seq_length,
+        recipe.objective.masking,
+        recipe.run.seed,
+        rows.sample_mode,
+        rows.packing,
+        rows.isolate_documents,
     )
 
 
@@ -141,7 +147,7 @@ HARD = {
 
 @pytest.fixture(scope="module")
 def hard_run(dataset_folder, tmp_path_factory) -> tuple[Recipe, Run]:
-    """Two ranks, three accumulation steps, dropout, and values with which no ingredient of an update is idle."""
+    """Two ranks, three accumulation steps, dropout, and values with which no ingredient of a step is idle."""
     folder = tmp_path_factory.mktemp("hard")
     recipe = recipe_with(folder, **HARD)
     with pytest.MonkeyPatch.context() as patch:
@@ -156,7 +162,7 @@ def test_training_with_every_ingredient_is_that_of_a_plain_loop(hard_run, datase
     recipe, run = hard_run
     reference = reference_run(recipe, dataset_folder, ranks=2, micro=2)
     norms = [line["grad_norm"] for line in reference if "grad_norm" in line]
-    assert min(norms) < 1.5 < max(norms)  # clipping bites in some updates and not in others
+    assert min(norms) < 1.5 < max(norms)  # clipping bites in some steps and not in others
     assert_as_in(reference, run, TRAINING + HELD_OUT)
 
 

@@ -40,7 +40,7 @@ def test_losses_after_a_resume_are_those_of_the_run_that_never_stopped(dataset_f
     again = pretrain_all(tmp_path, runs, ranks)
     for output, run in again.items():
         assert run.code == 0, run.out
-        assert f"step-00000006 at update 6\nOutput {output}" in run.out
+        assert f"step-00000006 at step 6\nOutput {output}" in run.out
         assert (run.newest_checkpoint / "manifest.json").exists()
         assert run.repeatable == before[output], output
     assert before[tmp_path / "fp32" / "zero2"] != before[tmp_path / "bf16" / "zero2"]
@@ -53,7 +53,7 @@ def keep_checkpoints_up_to(output: Path, step: int) -> None:
 
 
 def test_ranks_and_zero_stage_change_on_the_way_and_the_losses_stay(dataset_folder, tmp_path):
-    """ZeRO 1 → 3 → 2 → 0 with 2 → 1 → 2 → 1 ranks, two updates each, against a run that nothing happened to."""
+    """ZeRO 1 → 3 → 2 → 0 with 2 → 1 → 2 → 1 ranks, two steps each, against a run that nothing happened to."""
     output, more = tmp_path / "run", ("--micro_batch_size", 4, "--keep", 9)
     undisturbed, run = None, None
     legs = [("zero1", 2), ("zero3", 1), ("zero2", 2), ("zero0", 1)]
@@ -64,7 +64,7 @@ def test_ranks_and_zero_stage_change_on_the_way_and_the_losses_stay(dataset_fold
         run = pretrain_all(tmp_path, {output: arguments(stage, RECIPE, dataset_folder, *more)}, ranks)[output]
         assert run.code == 0, run.out
         assert ("The checkpoint is converted: " + change in run.out) if change else ("converted" not in run.out)
-        assert f"step-{2 * leg:08d} at update" in run.out or not leg
+        assert f"step-{2 * leg:08d} at step" in run.out or not leg
         undisturbed = undisturbed or Run(run.code, run.out, run.err, shutil.copytree(output, tmp_path / "undisturbed"))
         assert run.losses == pytest.approx(undisturbed.losses, abs=1e-5)
         assert run.eval_losses == pytest.approx(undisturbed.eval_losses, abs=1e-5)
@@ -90,10 +90,10 @@ def test_a_run_that_began_from_a_checkpoint_goes_on_with_the_same_command(traine
     source = trained().folder / "checkpoints" / "step-00000006"
     flags = ["--recipe", RECIPE, "--data", dataset_folder, "--resume", source]
     stopped = pretrain(tmp_path / "run", *flags, script=[FAULTY, "stop@7"])
-    assert "at update 7 of 8; everything is saved" in stopped.out, stopped.err
+    assert "at step 7 of 8; everything is saved" in stopped.out, stopped.err
     again = pretrain(tmp_path / "run", *flags)
     assert again.code == 0, again.err
-    assert "at update 7" in again.out
+    assert "at step 7" in again.out
     assert again.losses == trained().losses[6:]
 
 
@@ -115,5 +115,5 @@ def test_a_longer_run_with_other_optimizer_settings_uses_them(trained, dataset_f
     other = shutil.copytree(trained().folder, tmp_path / "other")
     same = pretrain(other, "--recipe", plain, "--data", dataset_folder)
     assert changed.code == same.code == 0, changed.err + same.err
-    assert changed.losses[8] == same.losses[8]  # update 9 begins with the same weights
+    assert changed.losses[8] == same.losses[8]  # step 9 begins with the same weights
     assert abs(changed.losses[9] - same.losses[9]) > 1e-4

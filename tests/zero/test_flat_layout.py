@@ -5,18 +5,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpnet_ds.zero.flat_layout import Piece, places_of_stage_3, places_of_stages_1_and_2
+from mpnet_ds.zero.flat_layout import FlatRange, locate_stage_3, locate_stages_1_and_2
 
 SHAPES = {"a": (3,), "b": (4,)}
 shapes = st.lists(st.lists(st.integers(0, 5), max_size=3).map(tuple), min_size=1, max_size=6)
 
 
 def test_example_of_the_docstring():
-    places = places_of_stages_1_and_2([SHAPES], None, [[4], [3]])
-    assert places["b"].pieces == [Piece(0, 0, 3, 1), Piece(1, 0, 0, 3)]
-    places = places_of_stage_3([SHAPES], [[4], [4]])
-    assert places["b"].pieces == [Piece(0, 0, 2, 2), Piece(1, 0, 2, 2)]
-    assert places["a"].pieces == [Piece(0, 0, 0, 2), Piece(1, 0, 0, 1)]
+    locations = locate_stages_1_and_2([SHAPES], None, [[4], [3]])
+    assert locations["b"].ranges == [FlatRange(0, 0, 3, 1), FlatRange(1, 0, 0, 3)]
+    locations = locate_stage_3([SHAPES], [[4], [4]])
+    assert locations["b"].ranges == [FlatRange(0, 0, 2, 2), FlatRange(1, 0, 2, 2)]
+    assert locations["a"].ranges == [FlatRange(0, 0, 0, 2), FlatRange(1, 0, 0, 1)]
 
 
 def named(lists, prefix: str) -> dict:
@@ -34,13 +34,13 @@ def _items(groups):
     return [item for group in groups for item in group.items()]
 
 
-def assert_found(places, flats, tensors) -> None:
+def assert_found(locations, flats, tensors) -> None:
     """``flats[rank][number]``."""
-    assert list(places) == list(tensors)
-    for name, place in places.items():
-        pieces = [flats[rank][number][begin : begin + length] for rank, number, begin, length in place.pieces]
+    assert list(locations) == list(tensors)
+    for name, location in locations.items():
+        pieces = [flats[rank][number][begin : begin + length] for rank, number, begin, length in location.ranges]
         whole = torch.cat([torch.empty(0), *pieces])
-        assert torch.equal(whole.view(place.shape), tensors[name]), name
+        assert torch.equal(whole.view(location.shape), tensors[name]), name
 
 
 @given(st.lists(shapes, min_size=1, max_size=3), st.integers(1, 5), st.data())
@@ -56,7 +56,7 @@ def test_stages_1_and_2_find_every_number_in_the_ranks_parts(lists, ranks, data)
         for rank, part in enumerate(flat.chunk(ranks) if len(flat) else [flat] * ranks):
             flats[rank].append(part[: max(0, end - rank * len(part))])
     lengths = [[len(flat) for flat in rank] for rank in flats]
-    assert_found(places_of_stages_1_and_2(groups, paddings, lengths), flats, tensors)
+    assert_found(locate_stages_1_and_2(groups, paddings, lengths), flats, tensors)
 
 
 @given(st.lists(shapes, min_size=1, max_size=3), st.integers(1, 5), st.data())
@@ -73,23 +73,23 @@ def test_stage_3_finds_every_number_in_the_ranks_parts(lists, ranks, data):
     cuts = sorted(cuts)  # as many flat tensors as groups must be one for each
     flats = [torch.cat(rank).tensor_split(cuts) for rank in whole]
     lengths = [[len(flat) for flat in rank] for rank in flats]
-    assert_found(places_of_stage_3(groups, lengths), flats, tensors)
+    assert_found(locate_stage_3(groups, lengths), flats, tensors)
 
 
 @pytest.mark.parametrize(
-    ("lengths", "message"), [([[4], [2]], "1 numbers of b are missing"), ([[8], [8]], "16 numbers in group")]
+    ("lengths", "message"), [([[4], [2]], "1 elements of b are missing"), ([[8], [8]], "16 elements in group")]
 )
 def test_numbers_too_few_or_too_many_are_refused(lengths, message):
     with pytest.raises(ValueError, match=message):
-        places_of_stages_1_and_2([SHAPES], None, lengths)
+        locate_stages_1_and_2([SHAPES], None, lengths)
 
 
 def test_flat_tensors_that_are_not_those_of_the_groups_are_refused_at_stage_3():
-    with pytest.raises(ValueError, match=r"\[3, 1\] numbers of rank 0, \[2, 2\] expected"):
-        places_of_stage_3([{"a": (3,)}, {"b": (4,)}], [[3, 1], [3, 1]])
+    with pytest.raises(ValueError, match=r"\[3, 1\] elements of rank 0, \[2, 2\] expected"):
+        locate_stage_3([{"a": (3,)}, {"b": (4,)}], [[3, 1], [3, 1]])
 
 
 @pytest.mark.parametrize("lengths", [[[4], [3]], [[4], [5]], [[3], [3]]])
 def test_ranks_with_other_lengths_are_refused_at_stage_3(lengths):
-    with pytest.raises(ValueError, match="numbers of"):
-        places_of_stage_3([SHAPES], lengths)
+    with pytest.raises(ValueError, match="elements of"):
+        locate_stage_3([SHAPES], lengths)

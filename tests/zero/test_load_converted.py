@@ -37,7 +37,7 @@ def test_weights_moments_and_count_of_updates_arrive_bit_for_bit(trained, tmp_pa
     assert done.returncode == 0, done.stderr
     for kind in KINDS:
         after = ZeroCheckpoint(tmp_path / kind.replace(":", "-"))
-        assert after.num_updates == before.num_updates == 8
+        assert after.num_steps == before.num_steps == 8
         found = dict(after.named_states())
         assert found.keys() == expected.keys()
         for name, states in expected.items():

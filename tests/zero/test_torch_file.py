@@ -8,7 +8,8 @@ from torch.serialization import set_crc32_options
 from mpnet_ds import deepspeed_workarounds
 from mpnet_ds.errors import UserError
 from mpnet_ds.zero import torch_file
-from mpnet_ds.zero.torch_file import TensorFile, contents_checksum
+from mpnet_ds.zero.torch_archive import contents_checksum
+from mpnet_ds.zero.torch_file import TensorFile
 
 TYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
 
@@ -62,7 +63,7 @@ def test_a_flipped_bit_is_found_wherever_it_lies_in_a_tensor_that_was_read(tmp_p
     file = TensorFile(path)
     file.tensor(file.content[1]).read()
     file.check()
-    file.tensor(file.content[0]).stretches[0].part(1, 2).read()
+    file.tensor(file.content[0]).spans[0].part(1, 2).read()
     with pytest.raises(UserError, match=r"x\.pt is damaged: data/0"):
         file.check()
 

@@ -2,6 +2,7 @@ import pytest
 import torch
 from transformers import MPNetConfig
 
+from mpnet_ds.deepspeed_workarounds import wrap_call
 from mpnet_ds.errors import UserError
 from mpnet_ds.models import MPNetForPretraining
 from tests.models.test_parity import model_of, run, tiny_config
@@ -58,15 +59,16 @@ def labels_of(case: str) -> torch.Tensor:
     return tensor(f"{case}/input_ids").gather(1, tensor(f"{case}/predicted_positions"))
 
 
-def test_checkpoint_function_runs_every_layer_and_changes_nothing():
+def test_layers_can_be_recomputed_and_nothing_changes():
     calls = []
 
-    def recompute(function, *arguments):
-        calls.append(function)
-        return torch.utils.checkpoint.checkpoint(function, *arguments, use_reentrant=True)
+    def recompute(call, *arguments):
+        calls.append(call)
+        return torch.utils.checkpoint.checkpoint(call, *arguments, use_reentrant=True)
 
     plain, checkpointed = model_of("mpnet"), model_of("mpnet")
-    checkpointed.checkpoint_function = recompute
+    for layer in checkpointed.layers():
+        wrap_call(layer, recompute)
     for model in (plain, checkpointed):
         run(model, "mpnet").loss.backward()
     assert len(calls) == 2

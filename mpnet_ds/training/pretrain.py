@@ -112,7 +112,8 @@ def _engine_config(arguments, recipe: Recipe | None, world_size: int, inspection
     if recipe is None:
         return None
     supported, exact = process_group.supported_precisions(), "optimization.micro_batch_size" in overrides_of(arguments)
-    config = inspection.attempt(lambda: resolve(sound, recipe.optimization, world_size, supported, path, exact))
+    hidden_size = recipe.model.hidden_size
+    config = inspection.attempt(lambda: resolve(sound, recipe.optimization, world_size, supported, path, exact, hidden_size))
     if config is not None:
         inspection.attempt(lambda: check_accepted(config, path))
     return config

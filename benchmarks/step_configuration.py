@@ -12,7 +12,7 @@ from random_dataset import VOCAB_SIZE, make_dataset
 
 from mpnet_ds.attention_backends import check_backend
 from mpnet_ds.config.deepspeed_config import EngineConfig, check_accepted, load_deepspeed_config, resolve
-from mpnet_ds.config.deepspeed_schema import ACCUMULATION, GLOBAL, MICRO
+from mpnet_ds.config.deepspeed_keys import ACCUMULATION, GLOBAL, MICRO
 from mpnet_ds.config.recipe import Recipe, load_recipe
 from mpnet_ds.errors import UserError
 from mpnet_ds.models.mpnet.model import check_config

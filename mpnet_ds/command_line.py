@@ -36,10 +36,24 @@ def size(text: str) -> int:
     return int(float(found[1]) * UNITS[found[2].upper()])
 
 
+def invocation(program: str) -> str:
+    """What a user types to start a program: its script in the current folder if that is a checkout, else ``mpnet-ds``.
+
+    Args:
+        program: name of its file in ``mpnet_ds/programs``.
+    """
+    if program == "pretrain":
+        script = "launch/pretrain.py"
+        return f"deepspeed {script if os.path.exists(script) else '--module mpnet_ds.training.pretrain'}"
+    script = f"tools/{program}.py"
+    return f"python {script}" if os.path.exists(script) else f"mpnet-ds {program.replace('_', '-')}"
+
+
 class Parser(argparse.ArgumentParser):
     """``ArgumentParser`` whose ``--help`` keeps the examples as written and whose errors are one line.
 
     Args:
+        example: a whole command.
         explain: what to write instead of a flag that does not exist; None where that is not known.
     """
 

@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = "mpnet_ds"
 ROOMS = (
+    ("programs",),
     ("training", "evaluation"),
     ("run",),
     ("preflight",),
@@ -146,17 +147,22 @@ def needs_no_torch(module: str) -> bool:
     """Whether a module belongs to what ``--help``, data and drawing of samples are made of."""
     rooms = {room.split(".")[0] for line in ROOMS for room in line}
     is_ground = "." not in module and module not in ("", "model", *rooms)
-    return is_ground or module == "config.arguments" or module.split(".")[0] in ("data", "objectives")
+    return is_ground or module == "config.arguments" or module.split(".")[0] in ("programs", "data", "objectives")
 
 
-def test_data_objectives_and_flags_need_no_torch():
+def test_parsers_load_no_large_library_and_data_and_objectives_no_torch():
     modules = [module_of(path, ROOT / PACKAGE) for path in sorted((ROOT / PACKAGE).rglob("*.py"))]
     program = """
 import importlib, sys
-for name in sys.argv[1:]:
-    importlib.import_module(name)
+for name in sorted(sys.argv[1:], key=lambda name: "programs" not in name):
+    module = importlib.import_module(name)
+    if hasattr(module, "build_parser"):
+        module.build_parser().format_help()
+        loaded = {"torch", "transformers", "datasets", "deepspeed", "pyarrow", "pandas"} & set(sys.modules)
+        assert not loaded, (name, loaded)
     assert "torch" not in sys.modules, name
 """
     dry = [f"{PACKAGE}.{module}" for module in modules if needs_no_torch(module)]
+    assert sum("programs" in name for name in dry) > 10
     ended = subprocess.run([sys.executable, "-c", program, *dry], cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr

@@ -7,29 +7,40 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 
 import pytest
 
 from mpnet_ds.data.builder.import_indexed import import_dataset
 from tests.runs import RECIPE, ROOT, TIMEOUT, command, pretrain
 
-PROGRAMS = sorted([*(ROOT / "tools").glob("*.py"), ROOT / "launch" / "pretrain.py"])
+SCRIPTS = sorted([*(ROOT / "tools").glob("*.py"), ROOT / "launch" / "pretrain.py"])
 
 
-@pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.stem)
-def test_help_shows_an_example_that_names_the_program(program):
-    done = command(sys.executable, program, "--help")
-    assert done.returncode == 0
-    assert (
-        f"example:\n  {'deepspeed launch' if program.stem == 'pretrain' else 'python tools'}/{program.name}" in done.stdout
-    )
+def program_of(script):
+    return import_module(f"mpnet_ds.programs.{script.stem}")
 
 
-@pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.stem)
-def test_misspelt_flag_is_one_line_and_exit_code_2(program):
-    done = command(sys.executable, program, "--hlep")
-    assert done.returncode == 2
-    assert len(done.stderr.splitlines()) == 1
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_a_script_calls_the_program_of_its_name_whose_help_shows_it(script):
+    assert f"from mpnet_ds.programs.{script.stem} import main\n" in script.read_text()
+    launcher = "deepspeed launch" if script.stem == "pretrain" else "python tools"
+    assert f"example:\n  {launcher}/{script.name}" in program_of(script).build_parser().format_help()
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_misspelt_flag_is_one_line_and_exit_code_2(script, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [script.name, "--hlep"])
+    with pytest.raises(SystemExit) as ended:
+        program_of(script).main()
+    assert ended.value.code == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_help_of_a_script_is_printed_and_exits_with_0():
+    done = command(sys.executable, "tools/fill_mask.py", "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "example:\n  python tools/fill_mask.py my-model" in done.stdout
 
 
 def test_the_whole_way_from_text_to_words(corpus_files, tmp_path):

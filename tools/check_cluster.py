@@ -1,40 +1,7 @@
 """Checks the hosts of a hostfile before a run: python tools/check_cluster.py --hostfile hostfile --data my-data"""
 
-import asyncio
-
-from mpnet_ds.command_line import Parser, run, size
-
-
-def main() -> None:
-    from mpnet_ds.cluster.check import ClusterCheck
-    from mpnet_ds.cluster.report import report
-    from mpnet_ds.data.samples.mixture import parse_weighted
-    from mpnet_ds.errors import UserError
-    from mpnet_ds.ranks.launchers import PORT
-
-    parser = Parser(
-        "Check that the hosts of a hostfile can train together: ssh, versions, code, data, accelerators, disk, clocks, "
-        "links, bandwidth.\nExit code 2 with everything that must be changed.",
-        "python tools/check_cluster.py --hostfile hostfile --data my-data --output_dir runs/first",
-    )
-    parser.add_argument("--hostfile", required=True, metavar="FILE", help="as for deepspeed: lines HOST slots=N")
-    parser.add_argument("--data", nargs="+", default=[], metavar="DIR[:WEIGHT]", help="datasets, as for launch/pretrain.py")
-    parser.add_argument("--verify_data", action="store_true", help="read every byte of them on every host")
-    parser.add_argument("--output_dir", default="runs", metavar="DIR", help="where checkpoints will go (runs)")
-    parser.add_argument("--min_disk", type=size, default="10GB", metavar="SIZE", help="free space wanted there (10GB)")
-    parser.add_argument("--ssh_port", type=int, metavar="P", help="as for deepspeed")
-    parser.add_argument("--master_port", type=int, default=PORT, metavar="P", help=f"as for deepspeed ({PORT})")
-    parser.add_argument("--master_addr", metavar="A", help="as for deepspeed (the first address of the first host)")
-    parser.add_argument("--skip_bandwidth", action="store_true", help="measure nothing, which saves a minute")
-    options = parser.parse_args()
-    options.data = [parse_weighted(text)[0] for text in options.data]
-    check = ClusterCheck(options)
-    asyncio.run(check.run())
-    print(report(check))
-    if fatal := [finding.text for finding in check.findings if finding.is_fatal]:
-        raise UserError(*fatal)
-    print("\nAll checks passed.")
-
+from mpnet_ds.command_line import run
+from mpnet_ds.programs.check_cluster import main
 
 if __name__ == "__main__":
     run(main)

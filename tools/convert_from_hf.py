@@ -1,45 +1,7 @@
 """Makes a start for --init_from of a Hugging Face folder or a fairseq file: python tools/convert_from_hf.py HF_DIR start"""
 
-import json
-from dataclasses import asdict
-
-from mpnet_ds.command_line import Parser, run
-
-DESCRIPTION = """\
-Make of any MPNet model a complete Hugging Face folder that launch/pretrain.py --init_from takes, and check it.
-
---resize_vocabulary gives each piece of the new tokenizer a row by the first rule that applies: special tokens by what
-they do; pieces that both have keep their row; other pieces get the mean of the rows of the old pieces that the old tokenizer
-cuts them into (## pieces: cut as a continuation); where it cuts into the unknown piece, the mean of all ordinary rows."""
-
-
-def main() -> None:
-    parser = Parser(DESCRIPTION, "python tools/convert_from_hf.py all-mpnet-base-v2 my-start")
-    parser.add_argument(
-        "hf_dir", nargs="?", metavar="HF_DIR", help="folder of an MPNet model, of any head, or of its encoder"
-    )
-    parser.add_argument("output", metavar="OUT", help="new folder")
-    parser.add_argument("--from_fairseq", metavar="FILE", help="instead: .pt of the original MPNet or of annotated-mpnet")
-    parser.add_argument("--tokenizer", metavar="DIR", help="the vocabulary of a source that brings none, as fairseq's files")
-    parser.add_argument(
-        "--resize_vocabulary", metavar="TOKENIZER_DIR", help="give the model this tokenizer; rule: see above"
-    )
-    given = parser.parse_intermixed_args()
-    if (given.hf_dir is None) == (given.from_fairseq is None):
-        parser.error("give one source and OUT: HF_DIR OUT, or --from_fairseq FILE OUT")
-    from mpnet_ds.hub.import_model import make_start
-    from mpnet_ds.objectives.model_section import ModelSection
-
-    start = make_start(given.output, given.hf_dir, given.from_fairseq, given.tokenizer, given.resize_vocabulary)
-    for note in start.notes:
-        print(f"note: {note}")
-    print(f"{given.output} loads with transformers, and what was kept is as it was, bit for bit; largest difference of a")
-    print(f"hidden state {start.difference:.1e}. Its recipe needs this section:")
-    print(f'  "model": {json.dumps(asdict(ModelSection.of(start.config)))}')
-    print("Go on training it:")
-    what = f"--data DATA --recipe RECIPE --init_from {given.output}"
-    print(f"  deepspeed launch/pretrain.py --deepspeed_config ds_configs/zero2.json {what}")
-
+from mpnet_ds.command_line import run
+from mpnet_ds.programs.convert_from_hf import main
 
 if __name__ == "__main__":
     run(main)

@@ -3,24 +3,8 @@
 python tools/import_dataset.py --input data-bin/train --tokenizer my-tokenizer --output my-data
 """
 
-from mpnet_ds.command_line import Parser, run
-
-
-def main() -> None:
-    from mpnet_ds.data.builder.import_indexed import import_dataset
-
-    parser = Parser(
-        "Make a dataset of token files that Megatron-LM (gpt-neox, NeMo) or fairseq (mmap) wrote: pairs of .idx and .bin.",
-        "python tools/import_dataset.py --input data-bin/train --tokenizer my-tokenizer --output my-data",
-    )
-    parser.add_argument("--input", nargs="+", required=True, metavar="PREFIX", help="paths without ending, or patterns")
-    parser.add_argument("--tokenizer", required=True, metavar="DIR", help="folder of the tokenizer that made the ids")
-    parser.add_argument("--output", required=True, metavar="DIR", help="new folder for the dataset")
-    parser.add_argument("--end_of_document", type=int, default=2, metavar="ID", help="id that ends a document (default: 2)")
-    arguments = parser.parse_args()
-    made = import_dataset(arguments.input, arguments.tokenizer, arguments.output, arguments.end_of_document)
-    print(f"{made.documents:,} documents, {made.sequences:,} sequences, {made.tokens:,} tokens")
-
+from mpnet_ds.command_line import run
+from mpnet_ds.programs.import_dataset import main
 
 if __name__ == "__main__":
     run(main)

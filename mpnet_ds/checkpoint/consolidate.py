@@ -10,7 +10,7 @@ from mpnet_ds.errors import UserError
 from mpnet_ds.files import new_folder
 from mpnet_ds.zero.checkpoint_reader import ZeroCheckpoint
 from mpnet_ds.zero.lazy_weights import StoredWeights
-from mpnet_ds.zero.safetensors_writer import DTYPES, write_weights
+from mpnet_ds.zero.safetensors_writer import dtype_of, write_weights
 from mpnet_ds.zero.universal import is_universal, open_universal
 
 
@@ -43,10 +43,10 @@ def consolidate(
 
     A tied parameter is written once, under its first name. The folder appears when all is complete. Returns its files.
     """
-    weights = open_weights(source)
+    torch_dtype, weights = dtype_of(dtype), open_weights(source)
     with new_folder(output) as folder:
         written = write_weights(
-            weights.tensors, folder, DTYPES[dtype], max_shard_size, weights.tied, show_progress=show_progress
+            weights.tensors, folder, torch_dtype, max_shard_size, weights.tied, show_progress=show_progress
         )
         weights.check()
     return [Path(output) / path.name for path in written]

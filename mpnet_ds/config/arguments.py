@@ -3,20 +3,19 @@
 import argparse
 
 from mpnet_ds.attention_backends import AUTO, BACKENDS
-from mpnet_ds.command_line import Parser
+from mpnet_ds.command_line import Parser, invocation
 from mpnet_ds.config.foreign_names import our_name
 from mpnet_ds.config.overrides import FLAGS, Override, read_overrides
 from mpnet_ds.config.recipe import DEFAULT_RECIPE, DEMO_RECIPE, Recipe, load_recipe
 from mpnet_ds.ranks.launchers import JOIN_TIMEOUT
 from mpnet_ds.validation import keys_of
 
-EXAMPLE = "deepspeed launch/pretrain.py --deepspeed_config ds_configs/zero2.json --data my-data --output_dir runs/first"
-
 
 def build_parser() -> Parser:
     """The parser of the command that trains."""
     what = "Pre-train a text encoder with DeepSpeed. Without --data it trains a demo on a built-in sample."
-    parser = Parser(what, EXAMPLE, explain_flag)
+    example = f"{invocation('pretrain')} --deepspeed_config zero2 --data my-data --output_dir runs/first"
+    parser = Parser(what, example, explain_flag)
     add_arguments(parser)
     return parser
 

@@ -1,8 +1,8 @@
 """DeepSpeed's JSON: reading it, checking its keys, and filling in "auto".
 
 The file keeps DeepSpeed's own schema. Where it says "auto" the recipe's or the command line's value goes; where it gives
-a number that contradicts them, that is an error which names both. DeepSpeed itself passes over many unknown keys in
-silence, so they are refused here, at every level (see ``deepspeed_schema``). Everything that is wrong is said at once.
+a number that contradicts them, that is an error which names both. Every key is served, harmless or refused by name (see
+``deepspeed_keys.py``). Everything that is wrong is said at once.
 
 Batch arithmetic: global batch = micro batch * accumulation steps * ranks.
 """
@@ -12,37 +12,18 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from mpnet_ds.config.deepspeed_schema import (
-    ACCUMULATION,
-    GLOBAL,
-    MICRO,
-    MONITORS,
-    deprecated_keys,
-    key_tree,
-    models,
-    optimizer_names,
-    optimizer_parameters,
-)
+from mpnet_ds.config.deepspeed_keys import ACCUMULATION, GLOBAL, MICRO, MONITORS, REFUSED, is_off, key_tree
+from mpnet_ds.config.deepspeed_optimizers import optimizer_parameters, sound_optimizer
 from mpnet_ds.config.recipe import OptimizationRecipe
 from mpnet_ds.errors import UserError, did_you_mean
 
-REFUSED = {
-    "scheduler": "the recipe's optimization.warmup_steps and max_steps are the schedule",
-    "data_efficiency": "the recipe's data section says which samples are drawn",
-}
-"""Sections that would be in the recipe's way: key → why."""
-REFUSED_OPTIMIZERS = dict.fromkeys(
-    ("muadam", "muadamw", "musgd"), "the schedule would overwrite their learning rates for each width"
-)
-"""Optimizers that would train, but not as their users expect: name in small letters → why."""
-
-DEEPSPEEDS_OWN_AUTO = ("data_types.keep_in_fp32_modules", "zero_optimization.zenflow", "pipeline", "expert_parallel")
-"""Places where "auto" is a word of DeepSpeed's."""
+DEEPSPEEDS_OWN_AUTO = "data_types.keep_in_fp32_modules"
+"""Place where "auto" is a word of DeepSpeed's."""
 
 
 @dataclass(frozen=True)
 class BatchSizes:
-    """Rows of an update: global = micro × accumulation steps × ranks."""
+    """Sequences of a step: global = micro × accumulation steps × ranks."""
 
     micro_batch_size: int
     accumulation_steps: int
@@ -77,7 +58,7 @@ class EngineConfig:
 
 
 def load_deepspeed_config(path: str | Path) -> dict:
-    """Reads the file and checks its keys; ``UserError`` with all findings."""
+    """Read the file and check its keys; ``UserError`` with all findings."""
     sound, findings = examine(read_deepspeed_config(path), str(path))
     if findings:
         raise UserError(*findings)
@@ -87,7 +68,7 @@ def load_deepspeed_config(path: str | Path) -> dict:
 def read_deepspeed_config(path: str | Path) -> dict:
     """The file's content; ``UserError`` where there is none, or no JSON object."""
     if not Path(path).is_file():
-        raise UserError(f"no DeepSpeed configuration {path}. Shipped ones lie in ds_configs/, zero2.json for example.")
+        raise UserError(f"no DeepSpeed configuration {path}. Shipped ones are in ds_configs/, zero2.json for example.")
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
@@ -105,29 +86,65 @@ def examine(content: dict, origin: str) -> tuple[dict, list[str]]:
         origin: the file's name, for messages.
     """
     findings: list[str] = []
-    sound = _sound_part(content, key_tree(), "", origin, findings)
-    for key, why in REFUSED.items():
-        if key in sound:
-            findings.append(f"{origin}: remove '{key}': {why}.")
-            del sound[key]
+    sound = _sound_part(content, key_tree(), "", findings)
     for key in (MICRO, ACCUMULATION, GLOBAL):
         value = sound.get(key, "auto")
         if value != "auto" and not (type(value) is int and value > 0):
-            findings.append(f"{origin}: '{key}' is {json.dumps(value)}; it must be \"auto\" or a whole number above 0.")
+            findings.append(f"'{key}' is {json.dumps(value)}; it must be \"auto\" or a whole number above 0.")
             del sound[key]
     if "optimizer" in sound:
-        sound["optimizer"] = _sound_optimizer(sound["optimizer"], _is_on_host(sound), origin, findings)
-    return sound, findings
+        sound["optimizer"], more = sound_optimizer(sound["optimizer"], _is_on_host(sound))
+        findings += more
+    return sound, [f"{origin}: {text}" for text in findings]
+
+
+def _sound_part(section: dict, tree: dict, place: str, findings: list[str]) -> dict:
+    """``section`` without what ``tree`` does not know; keys of the top level that begin with _ are the user's remarks."""
+    sound = {}
+    for key, value in section.items():
+        where = f"{place}.{key}" if place else key
+        if where in REFUSED:
+            if not is_off(where, value):
+                findings.append(f"remove '{where}': {REFUSED[where]}.")
+        elif key not in tree and not (key.startswith("_") and not place):
+            findings.append(f"unknown key '{where}'. {did_you_mean(key, tree)}")
+        elif tree.get(key) is None or (value is None and place):
+            sound[key] = value
+        elif not isinstance(value, dict):
+            findings.append(f"'{where}' must be an object, not {json.dumps(value)}.")
+        else:
+            sound[key] = _sound_part(value, tree[key], where, findings)
+    return sound
 
 
 def name_deprecated(content: dict, origin: str) -> list[str]:
     """A sentence for each key of ``zero_optimization`` that DeepSpeed still takes, but calls deprecated."""
-    section = content.get("zero_optimization", {})
-    found = deprecated_keys(section, "zero_optimization").items()
+    fields, section = section_models()["zero_optimization"].model_fields, content.get("zero_optimization", {})
+    extras = {name: fields[name].json_schema_extra or {} for name in section if name in fields}
     return [
         f"{origin}: zero_optimization.{key} is deprecated in DeepSpeed" + (f": use {instead} instead." if instead else ".")
-        for key, instead in found
+        for key, instead in ((key, extra.get("new_param")) for key, extra in extras.items() if extra.get("deprecated"))
     ]
+
+
+def section_models() -> dict[str, type]:
+    """DeepSpeed's pydantic models of the sections that a file may have, by their place."""
+    from deepspeed.monitor.config import CometConfig, CSVConfig, TensorBoardConfig, WandbConfig
+    from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    from deepspeed.utils.config import DeepSpeedThroughputTimerConfig
+
+    return {
+        "zero_optimization": DeepSpeedZeroConfig,
+        "bf16": DeepSpeedBF16Config,
+        "bfloat16": DeepSpeedBF16Config,
+        "fp16": DeepSpeedFP16Config,
+        "tensorboard": TensorBoardConfig,
+        "csv_monitor": CSVConfig,
+        "wandb": WandbConfig,
+        "comet": CometConfig,
+        "timers.throughput": DeepSpeedThroughputTimerConfig,
+    }
 
 
 def resolve(
@@ -137,6 +154,7 @@ def resolve(
     supported: set[str],
     origin: str,
     exact_micro_batch: bool = False,
+    hidden_size: int | None = None,
 ) -> EngineConfig:
     """Fills in "auto" and checks what must agree; ``UserError`` with all findings.
 
@@ -146,6 +164,7 @@ def resolve(
         supported: precisions that the device computes in.
         origin: the file's name, for messages.
         exact_micro_batch: the command line asked for this micro batch size; do not lower it to fit.
+        hidden_size: of the model, from which "auto" of bucket sizes follows.
     """
     config = {key: value for key, value in copy.deepcopy(raw).items() if not key.startswith("_") and key not in MONITORS}
     monitors = {name: raw[name] for name in MONITORS if name in raw}
@@ -154,6 +173,7 @@ def resolve(
     batch = _resolve_batch(config, optimization, world_size, exact_micro_batch, origin, findings)
     _settle(config, "gradient_clipping", optimization.gradient_clipping, "gradient_clipping", origin, findings)
     _resolve_optimizer(config, optimization, origin, findings)
+    _resolve_buckets(config.get("zero_optimization", {}), hidden_size)
     if _uses_muon(config) and (config.get("zero_optimization", {}).get("stage") or _is_on_host(config)):
         why = "Muon takes whole matrices, on their device: ZeRO 1 to 3 cut them, offload_optimizer takes them elsewhere"
         findings.append(f"{origin}: {why}. Take ZeRO 0 without it, as ds_configs/muon.json does, or AdamW.")
@@ -174,7 +194,7 @@ def check_accepted(config: EngineConfig, origin: str) -> None:
     from pydantic import ValidationError
 
     sections, objections = config.engine | config.monitors, []
-    for place, model in models().items():
+    for place, model in section_models().items():
         if "." not in place and isinstance(sections.get(place), dict):
             try:
                 model(**sections[place])
@@ -200,43 +220,6 @@ def _objection(engine: dict) -> list[str]:
     return []
 
 
-def _sound_part(section: dict, tree: dict, place: str, origin: str, findings: list[str]) -> dict:
-    """``section`` without what ``tree`` does not know; keys of the top level that begin with _ are the user's remarks."""
-    sound = {}
-    for key, value in section.items():
-        where = f"{place}.{key}" if place else key
-        if key not in tree and not (key.startswith("_") and not place):
-            findings.append(f"{origin}: unknown key '{where}'. {did_you_mean(key, tree)}")
-        elif tree.get(key) is None or (value is None and place):
-            sound[key] = value
-        elif not isinstance(value, dict):
-            findings.append(f"{origin}: '{where}' must be an object, not {json.dumps(value)}.")
-        else:
-            sound[key] = _sound_part(value, tree[key], where, origin, findings)
-    return sound
-
-
-def _sound_optimizer(optimizer: dict, on_host: bool, origin: str, findings: list[str]) -> dict:
-    """The ``optimizer`` section without what its kind of optimizer does not take."""
-    kind, parameters = optimizer.get("type", "AdamW"), optimizer.get("params", {})
-    if not isinstance(kind, str) or not isinstance(parameters, dict):
-        key = "params" if isinstance(kind, str) else "type"
-        expected = "an object" if key == "params" else "a name"
-        findings.append(f"{origin}: 'optimizer.{key}' must be {expected}, not {json.dumps(optimizer[key])}.")
-        return {}
-    if why := REFUSED_OPTIMIZERS.get(kind.lower()):
-        findings.append(f"{origin}: optimizer.type '{kind}' is refused: {why}. Use AdamW.")
-        return {}
-    known = optimizer_parameters(kind, parameters, on_host)
-    if not known:
-        names = [name for name in optimizer_names() if name.lower() not in REFUSED_OPTIMIZERS]
-        findings.append(f"{origin}: unknown optimizer '{kind}'. {did_you_mean(kind, names)}")
-        return {}
-    unknown = sorted(set(parameters) - known)
-    findings += [f"{origin}: unknown key 'optimizer.params.{key}' for {kind}. {did_you_mean(key, known)}" for key in unknown]
-    return optimizer | {"params": {key: value for key, value in parameters.items() if key in known}}
-
-
 def _resolve_optimizer(config: dict, optimization: OptimizationRecipe, origin: str, findings: list[str]) -> None:
     optimizer = config.setdefault("optimizer", {})
     kind, parameters = optimizer.setdefault("type", "AdamW"), optimizer.setdefault("params", {})
@@ -256,6 +239,21 @@ def _resolve_optimizer(config: dict, optimization: OptimizationRecipe, origin: s
         parameters.setdefault("torch_adam", True)
         if parameters["torch_adam"] and not (parameters.get("foreach") or parameters.get("differentiable")):
             parameters.setdefault("fused", True)
+
+
+def _resolve_buckets(zero: dict, hidden_size: int | None) -> None:
+    """Fill in the sizes whose "auto" is transformers' word, with what its Trainer makes of it."""
+    if hidden_size is None:
+        return
+    meanings = {
+        "reduce_bucket_size": hidden_size**2,
+        "prefetch_bucket_size": int(0.9 * hidden_size * hidden_size),
+        "param_persistence_threshold": 10 * hidden_size,
+    }
+    for name, value in meanings.items():
+        for key in (name, f"stage3_{name}"):
+            if zero.get(key) == "auto":
+                zero[key] = value
 
 
 def _uses_muon(config: dict) -> bool:
@@ -316,8 +314,7 @@ def _resolve_precision(config: dict, wanted: str, supported: set[str], origin: s
     if precision == "bf16":
         section = config.setdefault("bf16", {})
         section["enabled"] = True
-        if "check_grad_overflow" in key_tree()["bf16"]:
-            section.setdefault("check_grad_overflow", True)  # an update with gradients that are not finite is skipped
+        section.setdefault("check_grad_overflow", True)  # a step with gradients that are not finite is skipped
     return precision
 
 
@@ -344,7 +341,7 @@ def _resolve_batch(
     accumulation = total // (micro * world_size)
     found = config.get(ACCUMULATION, "auto")
     if found not in ("auto", accumulation):
-        arithmetic = f"{total} rows / (micro batch {micro} × {world_size} ranks) = {accumulation}"
+        arithmetic = f"{total} sequences / (micro batch {micro} × {world_size} ranks) = {accumulation}"
         cure = 'write "auto" there, or change the batch sizes'
         findings.append(f"{origin}: {ACCUMULATION} is {found}, but {arithmetic}: {cure}.")
     config[ACCUMULATION] = accumulation
@@ -378,7 +375,7 @@ def _find_leftover_auto(section, place: str, origin: str, findings: list[str]) -
     items = section.items() if isinstance(section, dict) else enumerate(section) if isinstance(section, list) else ()
     for key, value in items:
         where = f"{place}.{key}" if place else str(key)
-        if value == "auto" and not where.startswith(DEEPSPEEDS_OWN_AUTO):
+        if value == "auto" and where != DEEPSPEEDS_OWN_AUTO:
             findings.append(f"{origin}: '{where}' is \"auto\", but nothing else sets it: give a value, or leave it out.")
         _find_leftover_auto(value, where, origin, findings)
 

@@ -1,9 +1,23 @@
-"""From text to samples: corpus → token shards → order → masking → batches."""
+"""From text to samples: corpus → token shards → order → masking → batches.
 
-from mpnet_ds.data.builder.dataset_builder import build_dataset
-from mpnet_ds.data.builder.plan import BuildOptions
-from mpnet_ds.data.samples.dataset import PretrainingDataset
-from mpnet_ds.data.text.source import ReadOptions
-from mpnet_ds.objectives.masking import MaskingConfig
+build_dataset, BuildOptions, ReadOptions    text → a dataset folder
+PretrainingDataset, MaskingConfig           … → samples
+"""
 
+from importlib import import_module
+
+_MODULES = {
+    "BuildOptions": "mpnet_ds.data.builder.plan",
+    "MaskingConfig": "mpnet_ds.objectives.masking",
+    "PretrainingDataset": "mpnet_ds.data.samples.dataset",
+    "ReadOptions": "mpnet_ds.data.text.source",
+    "build_dataset": "mpnet_ds.data.builder.dataset_builder",
+}
 __all__ = ["BuildOptions", "MaskingConfig", "PretrainingDataset", "ReadOptions", "build_dataset"]
+
+
+def __getattr__(name: str):
+    """Import a public name when it is asked for: a part of the package need not wait for the others."""
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

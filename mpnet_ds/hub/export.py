@@ -22,7 +22,7 @@ from transformers import MPNetConfig
 
 from mpnet_ds.checkpoint.consolidate import open_weights
 from mpnet_ds.checkpoint.store import MANIFEST, find_checkpoint, read_info
-from mpnet_ds.errors import UserError, did_you_mean
+from mpnet_ds.errors import UserError
 from mpnet_ds.files import new_folder
 from mpnet_ds.hub.exportable import (
     check_finite,
@@ -35,7 +35,7 @@ from mpnet_ds.hub.parity import Comparison, compare
 from mpnet_ds.hub.sentence_transformers import write_sentence_encoder
 from mpnet_ds.models.mpnet.model import MODEL_KEYS, TIED_WEIGHTS, VOCABULARY_TABLES
 from mpnet_ds.tokenizer import BOS, BOS_ID, EOS, EOS_ID, PretrainingTokenizer
-from mpnet_ds.zero.safetensors_writer import DTYPES, write_weights
+from mpnet_ds.zero.safetensors_writer import dtype_of, write_weights
 
 ARCHITECTURE = "MPNetForMaskedLM"
 
@@ -59,13 +59,12 @@ def export_huggingface(
         UserError: no whole checkpoint of this project, ``output`` exists, a model that transformers cannot represent,
             weights that are missing, superfluous or not finite, or an export that differs from the training model.
     """
-    if dtype not in DTYPES:
-        raise UserError(f"unknown dtype '{dtype}'. {did_you_mean(dtype, DTYPES)}")
+    torch_dtype = dtype_of(dtype)
     checkpoint = _find(source)
     info, tokenizer = read_info(checkpoint), PretrainingTokenizer.load(checkpoint / "tokenizer")
     trained = exportable_config(info, checkpoint)
     check_vocabulary(trained, tokenizer.vocab_size, checkpoint)
-    config = _config_to_write(trained, tokenizer.vocab_size, DTYPES[dtype])
+    config = _config_to_write(trained, tokenizer.vocab_size, torch_dtype)
     with new_folder(output) as folder:
         config.save_pretrained(folder)
         _write_weights(checkpoint, folder, trained, config, max_shard_size, show_progress)

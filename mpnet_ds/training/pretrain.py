@@ -1,5 +1,7 @@
 """One pre-training run, from arguments to the last checkpoint: what ``launch/pretrain.py`` calls.
 
+Under DeepSpeed's launcher, in any folder: deepspeed --module mpnet_ds.training.pretrain --deepspeed_config zero2 --data DIR
+
 Everything that can be wrong with the input is found before a model is built, and said at once (see preflight/inspection.py):
 recipe, DeepSpeed's JSON, data and tokenizer → the ranks connect → output folder, disk, memory → model → training.
 """
@@ -13,7 +15,8 @@ from dataclasses import asdict, replace
 from importlib.metadata import version
 
 import mpnet_ds
-from mpnet_ds.config.arguments import overrides_of, recipe_of
+from mpnet_ds.command_line import invocation, run
+from mpnet_ds.config.arguments import build_parser, overrides_of, recipe_of
 from mpnet_ds.config.deepspeed_config import (
     EngineConfig,
     check_accepted,
@@ -109,7 +112,8 @@ def _engine_config(arguments, recipe: Recipe | None, world_size: int, inspection
     if recipe is None:
         return None
     supported, exact = process_group.supported_precisions(), "optimization.micro_batch_size" in overrides_of(arguments)
-    config = inspection.attempt(lambda: resolve(sound, recipe.optimization, world_size, supported, path, exact))
+    hidden_size = recipe.model.hidden_size
+    config = inspection.attempt(lambda: resolve(sound, recipe.optimization, world_size, supported, path, exact, hidden_size))
     if config is not None:
         inspection.attempt(lambda: check_accepted(config, path))
     return config
@@ -147,7 +151,7 @@ def _with_demo_data(plan: RunPlan, ranks: Ranks) -> RunPlan:
     """The plan with the demo's dataset, which is built first if it is not there."""
     folder = ranks.on_main(demo.prepare_sample)
     data, eval_data = open_data([str(folder)], None, plan.recipe)
-    ranks.say(demo.DEMO_TEXT.format(recipe=plan.recipe.name))
+    ranks.say(demo.explain(plan.recipe.name))
     return replace(plan, data=data, eval_data=eval_data)
 
 
@@ -273,7 +277,7 @@ def _conclude(outcome: Outcome, plan: RunPlan, disks: Disks) -> int:
     if not disks.is_one:
         commands = "\n  ".join(disks.gather_commands(output))
         ranks.say(f"Other hosts have their part of each checkpoint on disks of their own. To bring them here:\n  {commands}")
-    ranks.say(f"To use the model: python tools/convert_to_hf.py {output} OUT")
+    ranks.say(f"To use the model: {invocation('convert_to_hf')} {output} OUT")
     return 0
 
 
@@ -281,3 +285,7 @@ def _fall(lines: list[dict], name: str) -> str:
     """First and last value of a metric, over all sessions of a run."""
     values = [line[name] for line in lines if line.get(name) is not None and "event" not in line]
     return f"{values[0]:.4f} → {values[-1]:.4f}" if values else "unknown"
+
+
+if __name__ == "__main__":
+    run(lambda: pretrain(build_parser().parse_args()))

@@ -23,7 +23,7 @@ import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 from torch import Tensor
 
-from mpnet_ds.errors import UserError
+from mpnet_ds.errors import UserError, did_you_mean
 from mpnet_ds.progress import Progress
 from mpnet_ds.zero.torch_file import StoredTensor
 
@@ -41,6 +41,13 @@ _NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """The type of numbers by its short name; ``UserError`` with the nearest one if there is no such type."""
+    if name not in DTYPES:
+        raise UserError(f"unknown dtype '{name}'. {did_you_mean(name, DTYPES)}")
+    return DTYPES[name]
 
 
 def write_weights(

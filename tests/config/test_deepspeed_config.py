@@ -1,8 +1,10 @@
 import json
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 
 from mpnet_ds.config.deepspeed_config import check_accepted, load_deepspeed_config, resolve
 from mpnet_ds.config.recipe import OptimizationRecipe
@@ -13,9 +15,9 @@ CPU, GPU = {"fp32", "bf16"}, {"fp32", "bf16", "fast-bf16", "fp16"}
 ZERO2 = ROOT / "ds_configs" / "zero2.json"
 
 
-def resolved(world_size=1, supported=CPU, exact=False, changes=None, **optimization):
+def resolved(world_size=1, supported=CPU, exact=False, changes=None, hidden_size=None, **optimization):
     raw = load_deepspeed_config(ZERO2) | (changes or {})
-    return resolve(raw, OptimizationRecipe(**optimization), world_size, supported, "zero2.json", exact)
+    return resolve(raw, OptimizationRecipe(**optimization), world_size, supported, "zero2.json", exact, hidden_size)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "ds_configs").glob("*.json")), ids=lambda path: path.stem)
@@ -78,7 +80,7 @@ def test_a_micro_batch_that_was_asked_for_is_never_changed(total, micro, ranks):
     ("changes", "message"),
     [
         ({"train_batch_size": 512}, "train_batch_size is 512, the recipe or command line says 256"),
-        ({"gradient_accumulation_steps": 3}, r"gradient_accumulation_steps is 3, but 256 rows / .* = 8"),
+        ({"gradient_accumulation_steps": 3}, r"gradient_accumulation_steps is 3, but 256 sequences / .* = 8"),
         ({"optimizer": {"type": "AdamW", "params": {"lr": 0.1}}}, r"optimizer\.params\.lr is 0\.1"),
         (
             {"zero_optimization": {"stage": 2, "reduce_bucket_size": "auto"}},
@@ -89,6 +91,45 @@ def test_a_micro_batch_that_was_asked_for_is_never_changed(total, micro, ranks):
 def test_contradictions_name_both_sides(changes, message):
     with pytest.raises(UserError, match=message):
         resolved(changes=changes)
+
+
+BUCKETS = ["reduce_bucket_size", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold"]
+
+
+class TransformersConfig(HfTrainerDeepSpeedConfig):
+    """What fills in "auto" in transformers, with the few methods that it has from accelerate, which is not needed here."""
+
+    def __init__(self, config):
+        self.config, self.mismatches = config, []
+
+    def find_config_node(self, place):
+        section, _, key = place.rpartition(".")
+        return self.config.get(section), key
+
+    def get_value(self, place):
+        section, key = self.find_config_node(place)
+        return (section or {}).get(key)
+
+    def is_zero3(self):
+        return True
+
+
+@pytest.mark.parametrize("hidden_size", [768, 1000])
+def test_auto_of_bucket_sizes_is_what_transformers_makes_of_it(hidden_size):
+    zero = {"stage": 3, **dict.fromkeys(BUCKETS, "auto")}
+    theirs = TransformersConfig({"zero_optimization": dict(zero)})
+    model = SimpleNamespace(config=SimpleNamespace(hidden_size=hidden_size))
+    theirs.trainer_config_finalize(SimpleNamespace(get_warmup_steps=lambda steps: 0), model, 1)
+    ours = resolved(changes={"zero_optimization": zero}, hidden_size=hidden_size)
+    assert ours.engine["zero_optimization"] == theirs.config["zero_optimization"]
+    assert "auto" not in theirs.config["zero_optimization"].values()
+    check_accepted(ours, "x.json")
+
+
+def test_auto_that_nothing_sets_stays_an_error():
+    for zero in ({"stage": 2, "allgather_bucket_size": "auto"}, {"stage": "auto"}):
+        with pytest.raises(UserError, match='is "auto", but nothing else sets it'):
+            resolved(changes={"zero_optimization": zero}, hidden_size=768)
 
 
 def test_micro_batch_in_the_json_counts():

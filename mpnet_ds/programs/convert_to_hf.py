@@ -1,0 +1,39 @@
+"""Export a run to a Hugging Face folder."""
+
+from mpnet_ds.command_line import Parser, invocation, run, size
+
+
+def build_parser() -> Parser:
+    """The parser of the command line."""
+    parser = Parser(
+        "Write a complete Hugging Face folder from a checkpoint, and check it against the training model.",
+        f"{invocation('convert_to_hf')} runs/first my-model",
+    )
+    parser.add_argument("checkpoint", help="run's folder (then its newest checkpoint), or a checkpoint folder")
+    parser.add_argument("output", help="new folder for the model")
+    parser.add_argument("--dtype", default="fp32", metavar="fp32|bf16|fp16", help="of the weights in the file (fp32)")
+    parser.add_argument("--max_shard_size", type=size, default="5GB", help="divide larger weights among files (5GB)")
+    parser.add_argument(
+        "--sentence_transformers", action="store_true", help="also a model of that library: the mean over the tokens"
+    )
+    return parser
+
+
+def main() -> None:
+    """Write the folder and say how it compares with the training model."""
+    arguments = build_parser().parse_args()
+    from mpnet_ds.hub.export import export_huggingface
+
+    comparison = export_huggingface(
+        arguments.checkpoint,
+        arguments.output,
+        arguments.dtype,
+        arguments.max_shard_size,
+        arguments.sentence_transformers,
+        show_progress=True,
+    )
+    print("\n".join([f"{arguments.output} is complete.", *comparison.describe()]))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,31 @@
+"""Train a WordPiece tokenizer on a corpus."""
+
+from mpnet_ds.command_line import Parser, invocation, run
+from mpnet_ds.data.text.arguments import add_reading_arguments, reading_of
+
+
+def build_parser() -> Parser:
+    """The parser of the command line."""
+    parser = Parser(
+        "Train a WordPiece tokenizer with MPNet's layout of special tokens.",
+        f"{invocation('train_tokenizer')} --input corpus/ --vocab_size 30527 --output my-tokenizer",
+    )
+    add_reading_arguments(parser)
+    parser.add_argument("--vocab_size", type=int, required=True, metavar="N", help="pieces and special tokens together")
+    parser.add_argument("--output", required=True, metavar="DIR", help="new folder for the tokenizer")
+    parser.add_argument("--cased", action="store_true", help="keep capital letters and accents")
+    return parser
+
+
+def main() -> None:
+    """Train the tokenizer and say what came of it."""
+    given = build_parser().parse_args()
+    from mpnet_ds.data.builder.learn_tokenizer import train_tokenizer_on
+
+    reading = reading_of(given)
+    tokenizer = train_tokenizer_on(given.input, given.vocab_size, given.output, reading, lower_case=not given.cased)
+    print(f"{tokenizer.vocab_size:,} pieces in {given.output}, fingerprint {tokenizer.fingerprint[:12]}")
+
+
+if __name__ == "__main__":
+    run(main)

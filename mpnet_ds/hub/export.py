@@ -89,8 +89,8 @@ def _find(source: str | Path) -> Path:
             raise
     raise UserError(
         f"{path} holds DeepSpeed shards without a {MANIFEST}: another program wrote them, or a save was interrupted. Their "
-        f"model is unknown, so no Hugging Face folder can be made. tools/consolidate.py {path} OUT joins any program's shards "
-        "to safetensors; for an export give a run's folder, or a complete step-… folder."
+        f"model is unknown, so no Hugging Face folder can be made. tools/consolidate.py {path} OUT joins any program's "
+        "shards to safetensors; for an export give a run's folder, or a complete step-… folder."
     )
 
 

@@ -20,6 +20,7 @@ from mpnet_ds.metrics_file import read_metrics
 from mpnet_ds.models.module import Part
 from mpnet_ds.objectives import Objective
 from mpnet_ds.run_record import read_record
+from mpnet_ds.tokenizer import MASK
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 PLACE = "THIS_FOLDER"
@@ -65,12 +66,7 @@ def model_card(model: TrainedModel, part: Part, sentence_transformers: bool = Fa
     run, name = RunFacts.of(model.checkpoint, info), info.objective["name"]
     fills_masks = kind in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()
     tags = [*dict.fromkeys([family, name, "mpnet_ds"]), *(["sentence-transformers"] if sentence_transformers else [])]
-    data = ModelCardData(
-        library_name="transformers",
-        pipeline_tag="fill-mask" if fills_masks else None,
-        tags=tags,
-        ignore_metadata_errors=True,
-    )
+    data = ModelCardData(library_name="transformers", pipeline_tag="fill-mask" if fills_masks else None, tags=tags)
     evaluated = {"eval_loss": info.eval_loss, "step": info.step} if info.eval_loss is not None else run.last("eval_loss")
     card = ModelCard.from_template(
         data,
@@ -78,7 +74,7 @@ def model_card(model: TrainedModel, part: Part, sentence_transformers: bool = Fa
         kind=kind,
         imports=_imports(part.model_class),
         place=PLACE,
-        mask="<mask>",
+        mask=MASK,
         fills_masks=fills_masks,
         heads=_heads(family),
         sentence_transformers=sentence_transformers,

@@ -64,15 +64,14 @@ class Comparison:
     def describe(self) -> list[str]:
         """Lines for a person."""
         found = ", ".join(f"{_in_words(name)} {value:.1e}" for name, value in self.differences.items())
+        sizes = f"{self.tokens:,} tokens, in sequences of up to {self.longest}"
         lines = [
-            f"It loads with transformers and agrees with the training model on {self.tokens:,} tokens, in sequences of up to "
-            f"{self.longest}:",
-            f"the largest difference of {found}",
+            f"It loads with transformers and agrees with the training model on {sizes}.",
+            f"Largest differences: {found}",
         ]
         if self.rounding is not None:
-            lines.append(
-                f"The weights were rounded to {self.dtype} first; this changes an output by up to {self.rounding:.1e}"
-            )
+            change = f"this changes an output by up to {self.rounding:.1e}"
+            lines.append(f"The weights were rounded to {self.dtype} first; {change}")
         if self.padding_rows:
             lines.append(f"{self.padding_rows} padding row(s) of the vocabulary were cut off")
         return lines
@@ -105,7 +104,10 @@ def compare(source: str | Path, output: str | Path) -> Comparison:
 
 
 def check_batches(folder: str | Path, seq_length: int) -> Iterator[Batch]:
-    """``input_ids`` and ``attention_mask``, int64 [B, n]: short texts; one of ``seq_length`` tokens and one of half; random ids."""
+    """``input_ids`` and ``attention_mask``, int64 [B, n], of texts and random tokens.
+
+    First short texts, then one of ``seq_length`` tokens and one of half, then ``seq_length`` tokens at random.
+    """
     tokenizer = AutoTokenizer.from_pretrained(folder)
     long_text = _text_of(CHARACTERS_PER_TOKEN * seq_length)
     texts = [[(text, seq_length) for text in CHECK_TEXTS], [(long_text, seq_length), (long_text, max(seq_length // 2, 4))]]

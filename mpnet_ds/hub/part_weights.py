@@ -1,12 +1,12 @@
 """Which weights make a part of a module: names in the part's folder, and where in the module each comes from.
 
 A folder holds what ``save_pretrained`` of the part's class would write: every entry of its state dict once, without tied
-copies. With ``Part("model.", …, rename={"head.weight": "classifier.weight"}, sums={"table.weight": ("a.table", "b.table")})``:
+copies. An example of a part with ``prefix="model."``:
 
     in the folder         in the module
     encoder.0.weight      model.encoder.0.weight
-    classifier.weight     model.head.weight
-    table.weight          a.table + b.table
+    classifier.weight     model.head.weight            rename={"head.weight": "classifier.weight"}
+    table.weight          a.table + b.table            sums={"table.weight": ("a.table", "b.table")}
 """
 
 import itertools

@@ -50,23 +50,23 @@ class TrainedModel:
     @cached_property
     def module(self) -> PretrainingModule:
         """The module without its weights (on the meta device), padding rows included."""
-        return self._build(self.info.vocab_size)
+        return self._build(self.info.vocab_size, "meta")
 
     @cached_property
     def exported(self) -> PretrainingModule:
         """The module without its weights and without padding rows: its parts are what an export writes."""
-        return self._build(self.tokenizer.vocab_size) if self.padding_rows else self.module
+        return self._build(self.tokenizer.vocab_size, "meta") if self.padding_rows else self.module
 
     @property
     def parts(self) -> dict[str, Part]:
         """Parts of an export by folder name."""
         return self.exported.parts()
 
-    def _build(self, vocab_size: int) -> PretrainingModule:
+    def _build(self, vocab_size: int, device: str) -> PretrainingModule:
         tokenizer = copy.copy(self.tokenizer)
         tokenizer.vocab_size = vocab_size
         recipe = self.recipe
-        with torch.device("meta"):
+        with torch.device(device):
             return recipe.objective.build(recipe.model, tokenizer, recipe.data.seq_length)
 
     def open_weights(self) -> StoredWeights:
@@ -77,7 +77,10 @@ class TrainedModel:
 
     def load(self) -> PretrainingModule:
         """The module with its weights, in memory once, ready to evaluate."""
-        module, names = self._build(self.info.vocab_size), first_names(self.module)
+        names = first_names(self.module)
+        unsaved = {name for name, _ in self.module.named_buffers()} - names.keys()
+        # Buffers outside of the state dict have numbers only where a module was really built.
+        module = self._build(self.info.vocab_size, "cpu" if unsaved else "meta")
         weights = {names[name]: tensor for name, tensor in load_consolidated(self.checkpoint).items()}
         module.load_state_dict({name: weights[first] for name, first in names.items()}, assign=True)
         return module.eval()

@@ -101,8 +101,8 @@ class PretrainingModule(nn.Module):
         """What the part ``name`` must compute after export, by this module's own code.
 
         An export takes its name when the loaded folder computes the same. By default, None, it is compared with the part's
-        own class, filled with this module's weights. A module whose code differs from transformers' gives more: its own
-        results. It is asked on the CPU, in fp32; only what is in its state dict has numbers.
+        own class, filled with this module's weights. A module whose code is not transformers' gives its own results, so that
+        the comparison covers that code too. It is called on the CPU, in fp32.
 
         Args:
             batch: ``input_ids`` and ``attention_mask``, int64 [B, n], padding on the right.

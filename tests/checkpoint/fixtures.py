@@ -93,6 +93,8 @@ MODELS = {
     "nan": {"weights": {WEIGHT: float("nan")}},
     "infinite": {"weights": {WEIGHT: float("inf")}, "config": "zero0"},
     "large": {"weights": {WEIGHT: 1e5}},
+    "spot": {"objective": "spot", "vocab_size": 1024},
+    "pair": {"objective": "spot-twice", "config": "zero3"},
 }
 
 

@@ -15,7 +15,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["mpnet_ds", "mpnet_ds.*"]),
-    package_data={"mpnet_ds": ["recipes/*.json"]},
+    package_data={"mpnet_ds": ["recipes/*.json", "hub/*.md"]},
     install_requires=[
         "torch>=2.9",
         "deepspeed>=0.19.8",
@@ -24,6 +24,7 @@ setup(
         "datasets>=4",
         "safetensors>=0.6",
         "huggingface-hub>=1.0",
+        "jinja2>=3.1",
         "numpy>=2.0",
         "tensorboard>=2.18",
         "tqdm>=4.66",

@@ -35,7 +35,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from mpnet_ds.training.transfer import pack, unpack
 from report import ROOT
 from step_configuration import Configuration
 
@@ -49,7 +48,7 @@ from mpnet_ds.ranks.process_group import Ranks
 from mpnet_ds.training.activation_checkpointing import SECTION, checkpointed_layers
 from mpnet_ds.training.engine import Engine
 from mpnet_ds.training.metrics import peak_flops, peak_memory
-from mpnet_ds.training.prefetch import prefetched
+from mpnet_ds.training.prefetch import pack, prefetched, unpack
 from mpnet_ds.training.pretrain import open_data
 from mpnet_ds.training.schedule import learning_rate
 

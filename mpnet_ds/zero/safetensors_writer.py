@@ -97,7 +97,7 @@ def write_weights(
                             check(name, chunk, values)
                         file.write(memoryview(values.contiguous().view(torch.uint8).numpy()))
                         progress.update(values.nbytes)
-        stem: of the files' names.
+    index_name = INDEX.replace("model", stem, 1)
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         (folder / index_name).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

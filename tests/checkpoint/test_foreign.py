@@ -1,4 +1,4 @@
-"""Checkpoints of another program, of every kind that DeepSpeed makes on a processor, are read to the last bit."""
+"""Checkpoints of another program, of every kind that DeepSpeed makes on a CPU, are read to the last bit."""
 
 import pytest
 import torch

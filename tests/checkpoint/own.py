@@ -11,7 +11,7 @@ CONFIG:RANKS:LOADED_BY:KIND,KIND…     that checkpoint, made before, loaded by 
 
 import os
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -39,7 +39,7 @@ def build(config_name: str, precision: str, ranks: process_group.Ranks, vocab_si
     raw = load_deepspeed_config(ROOT / "ds_configs" / f"{config_name}.json")
     config = resolve(raw, optimization, ranks.world_size, process_group.supported_precisions(), config_name)
     torch.manual_seed(0)
-    return MPNetForPretraining(recipe.model_config(vocab_size)), config, optimization.weight_decay
+    return MPNetForPretraining(recipe.model.config(vocab_size)), config, optimization.weight_decay
 
 
 def train(output: Path, tokenizer: Path, names: list[str]) -> None:
@@ -50,13 +50,13 @@ def train(output: Path, tokenizer: Path, names: list[str]) -> None:
         precision = "bf16" if name == "bf16" else "fp32"
         model, config, weight_decay = build(name, precision, ranks, vocab_size)
         engine, store = Engine(model, config, weight_decay), CheckpointStore(output / f"{name}-{ranks.world_size}")
-        of_model = model.config.to_diff_dict()
+        model_section = asdict(load_recipe(str(RECIPE)).model)
         for step in range(1, STEPS + 1):
             engine.backward(engine.forward(batch_of(step, ranks, vocab_size)).loss)
             if step in (STEPS - 2, STEPS):
                 info = CheckpointInfo(
-                    *(step, step * BATCH, "mpnet", config.zero_stage, config.precision, ranks.world_size),
-                    *(of_model, LENGTH, {}),
+                    *(step, step * BATCH, {"name": "mpnet"}, config.zero_stage, config.precision, ranks.world_size),
+                    *(model_section, vocab_size, LENGTH, {}),
                     layout=layout(config.engine),
                 )
                 store.save(engine.deepspeed, info, tokenizer, Disks(ranks))

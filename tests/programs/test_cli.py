@@ -62,12 +62,13 @@ def test_the_demos_commands_have_flags_that_exist():
 
 def test_the_demo_runs_what_is_still_to_do_and_stops_at_a_failure(monkeypatch, capsys, tmp_path):
     started, codes = [], iter([0, 3])
+
+    def run(words, check):
+        started.append(words)
+        return subprocess.CompletedProcess(words, next(codes))
+
     monkeypatch.setattr(sys, "argv", ["demo", "--output_dir", str(tmp_path)])
-    monkeypatch.setattr(
-        demo.subprocess,
-        "run",
-        lambda words, check: started.append(words) or demo.subprocess.CompletedProcess(words, next(codes)),
-    )
+    monkeypatch.setattr("mpnet_ds.programs.demo.subprocess.run", run)
     (tmp_path / "tokenizer").mkdir()
     assert demo.main() == 3
     assert [words[2] for words in started] == ["mpnet_ds.programs.build_dataset", "deepspeed.launcher.runner"]

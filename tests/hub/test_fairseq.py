@@ -192,7 +192,7 @@ def test_classification_heads_are_dropped_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"activation_fn": "relu"}, "activation_fn was relu, MPNet here and in transformers computes with gelu"),
+        ({"activation_fn": "relu"}, "activation_fn was relu, MPNet here and in transformers always computes with gelu"),
         ({"activation_fn": "gelu_fast"}, "activation_fn was gelu_fast"),
         ({"normalize_before": True}, "normalize_before was True"),
         ({"encoder_attention_heads": 4}, "encoder_attention_heads was 4"),
@@ -286,7 +286,7 @@ def test_damaged_and_wrong_files_are_named_in_a_line(tmp_path, write_original, a
     (tmp_path / "text.pt").write_text("no checkpoint")
     (tmp_path / "empty.pt").write_bytes(b"")
     for name in (file.name, "text.pt", "empty.pt"):
-        with pytest.raises(UserError, match=rf"{name} is damaged, or no file of torch\.save") as caught:
+        with pytest.raises(UserError, match=rf"{name} is damaged, or not a file of torch\.save") as caught:
             make_start(tmp_path / "start", fairseq_file=tmp_path / name)
         assert len(str(caught.value).splitlines()) == 1
     torch.save({"model": torch.ones(1)}, tmp_path / "other.pt")

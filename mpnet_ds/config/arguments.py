@@ -22,7 +22,9 @@ def build_parser() -> Parser:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the command that trains."""
-    parser.add_argument("--deepspeed_config", required=True, metavar="FILE", help="DeepSpeed's JSON: ZeRO, precision, …")
+    parser.add_argument(
+        "--deepspeed_config", required=True, metavar="NAME|FILE", help="DeepSpeed's JSON: zero2, zero3, … or a file"
+    )
     parser.add_argument(
         "--recipe", metavar="NAME|FILE", help="model, objective, data, optimisation (mpnet-base with --data)"
     )

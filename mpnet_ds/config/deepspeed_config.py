@@ -57,25 +57,35 @@ class EngineConfig:
         return _offload(self.engine, what)
 
 
-def load_deepspeed_config(path: str | Path) -> dict:
-    """Read the file and check its keys; ``UserError`` with all findings."""
-    sound, findings = examine(read_deepspeed_config(path), str(path))
+def load_deepspeed_config(name_or_file: str | Path) -> dict:
+    """Read a configuration and check its keys; ``UserError`` with all findings."""
+    sound, findings = examine(read_deepspeed_config(name_or_file), str(name_or_file))
     if findings:
         raise UserError(*findings)
     return sound
 
 
-def read_deepspeed_config(path: str | Path) -> dict:
-    """The file's content; ``UserError`` where there is none, or no JSON object."""
-    if not Path(path).is_file():
-        raise UserError(f"no DeepSpeed configuration {path}. Shipped ones are in ds_configs/, zero2.json for example.")
+def read_deepspeed_config(name_or_file: str | Path) -> dict:
+    """Content of a shipped configuration, by name, or of any file; ``UserError`` where there is none, or no JSON object."""
+    path = Path(name_or_file)
+    if not path.is_file() and len(path.parts) == 1 and path.suffix != ".json":
+        path = shipped_folder() / f"{name_or_file}.json"
+    if not path.is_file():
+        known = did_you_mean(Path(name_or_file).stem, [file.stem for file in shipped_folder().glob("*.json")])
+        raise UserError(f"no DeepSpeed configuration {name_or_file}. Those of ds_configs/ go by their names. {known}")
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}.") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold a JSON object.")
     return content
+
+
+def shipped_folder() -> Path:
+    """Folder of the shipped configurations: inside an installed package, at the top of a checkout."""
+    package = Path(__file__).parent.parent
+    return package / "ds_configs" if (package / "ds_configs").is_dir() else package.parent / "ds_configs"
 
 
 def examine(content: dict, origin: str) -> tuple[dict, list[str]]:

@@ -187,7 +187,7 @@ def recipe_from_dict(content: dict, path: str, sources: Mapping[str, str] = Mapp
     Raises:
         UserError: one text for each unknown key and each value of another type or out of bounds.
     """
-    origin = Origin(path, sources, tuple(keys_of(Recipe)), our_name)
+    origin = Origin(path, sources, (*keys_of(Recipe), "objective.name"), our_name)
     import_plugins(content, origin)
     findings, objective, recipe = [], MPNet(), None
     try:

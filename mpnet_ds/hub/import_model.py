@@ -20,7 +20,8 @@ from transformers.utils import logging as transformers_logging
 from mpnet_ds.errors import UserError
 from mpnet_ds.files import new_folder
 from mpnet_ds.hub.fairseq import read_fairseq
-from mpnet_ds.hub.read_folder import Pretrained, read_folder, read_tokenizer
+from mpnet_ds.hub.model_folder import read_tokenizer
+from mpnet_ds.hub.read_folder import Pretrained, read_folder
 from mpnet_ds.hub.resize_vocabulary import resize_vocabulary
 from mpnet_ds.models import MPNetForPretraining
 from mpnet_ds.tokenizer import PAD_ID, PretrainingTokenizer

@@ -1,9 +1,4 @@
-"""Reading Hugging Face folders of MPNet models, of any age and head, and starting a run from one.
-
-A folder holds config.json and its weights in the first of these forms that is there:
-
-    model.safetensors      model.safetensors.index.json and the files that its ``weight_map`` names
-    pytorch_model.bin      pytorch_model.bin.index.json and the files that its ``weight_map`` names
+"""Hugging Face folders of MPNet models, of any age and head (model_folder.py reads their files).
 
 Parameters have transformers' names in training too, so reading is a matter of these:
 
@@ -13,36 +8,25 @@ Parameters have transformers' names in training too, so reading is a matter of t
     …position_ids                                a buffer that old versions saved: ignored
     …pooler… and all others (classifier…)        heads that pre-training does not have: dropped, and named
 
-A ``.bin`` is a pickle, which may hold a program. It is read with ``weights_only=True``: whatever is no tensor, number,
-text or container is refused by its name, and nothing of it runs.
-
-What ``--init_from`` takes as it is, is a *start*: all of these names, head included, in safetensors. start.py makes one of
-everything else.
+What ``--init_from`` takes as it is, is a *start*: all of these names, head included, in safetensors. import_model.py makes
+one of everything else.
 """
 
-import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import MPNetConfig
 
 from mpnet_ds.errors import UserError
+from mpnet_ds.hub.model_folder import CONFIG, FolderWeights, model_folder, read_json, read_tokenizer
 from mpnet_ds.models import MPNetForPretraining
 from mpnet_ds.models.mpnet.model import MODEL_KEYS, TIED_WEIGHTS, VOCABULARY_TABLES, check_config
 from mpnet_ds.tokenizer import PretrainingTokenizer
-from mpnet_ds.zero.torch_file import load_torch_file
 
-CONFIG = "config.json"
-SAFE_FORMS = ("model.safetensors", "model.safetensors.index.json")
-PICKLED_FORMS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-SENTENCE_TRANSFORMERS = "0_Transformer"
-"""Where old folders of sentence-transformers keep the model."""
 KEPT = ("mpnet.embeddings.", "mpnet.encoder.", "lm_head.dense.", "lm_head.layer_norm.", "lm_head.decoder.", "lm_head.bias")
-_TIED = {*TIED_WEIGHTS, *TIED_WEIGHTS.values()}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 HEAD_SEED = 0
 
@@ -68,34 +52,6 @@ class Pretrained:
         for name in VOCABULARY_TABLES:
             self.weights[name] = self.weights[name][:size]
         self.config.vocab_size = size
-
-
-class FolderWeights:
-    """The tensors of a folder under the names they have there. A tensor's bytes are read when it is asked for.
-
-    Raises ``UserError`` for a folder without weights, missing or damaged files, and files that hold more than tensors.
-    """
-
-    def __init__(self, folder: Path):
-        self.shapes: dict[str, list[int]] = {}
-        self._files: dict[str, object] = {}
-        for path in _weight_files(folder):
-            file = _open_safetensors(path) if path.suffix == ".safetensors" else load_torch_file(path, mmap=True)
-            self._add(path, file)
-
-    def __getitem__(self, name: str) -> Tensor:
-        file = self._files[name]
-        return file[name] if isinstance(file, dict) else file.get_tensor(name)
-
-    def _add(self, path: Path, file) -> None:
-        if isinstance(file, dict):
-            if not all(isinstance(name, str) and torch.is_tensor(value) for name, value in file.items()):
-                raise UserError(f"{path} holds other things than named tensors: it is no file of weights.")
-            shapes = {name: list(tensor.shape) for name, tensor in file.items()}
-        else:
-            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-        self.shapes |= shapes
-        self._files |= dict.fromkeys(shapes, file)
 
 
 def read_folder(folder: str | Path) -> Pretrained:
@@ -129,52 +85,10 @@ def assemble(
     return Pretrained(origin, config, weights, tokenizer, notes)
 
 
-def check_start(folder: str | Path, config: MPNetConfig, tokenizer: PretrainingTokenizer) -> None:
-    """Whether a run with this model and tokenizer can start from a folder.
-
-    Reads names and shapes, and tied copies where there are some. Raises ``UserError`` with the command that converts the
-    folder, or with what differs.
-    """
-    place = Path(folder)
-    if model_folder(place) != place:
-        raise _needs_conversion(folder, "it is a sentence-transformers folder")
-    if not any((place / name).is_file() for name in SAFE_FORMS):
-        raise _needs_conversion(folder, f"{SAFE_FORMS[0]} is missing")
-    _check_vocabulary(folder, tokenizer)
-    stored = FolderWeights(place)
-    names, _ = own_names(stored.shapes, str(folder))
-    if not any(name.startswith("lm_head.") for name in names):
-        raise _needs_conversion(folder, "it has no language modelling head")
-    if any(copy in names and source not in names for copy, source in TIED_WEIGHTS.items()):
-        raise _needs_conversion(folder, "it keeps tied weights under their second names")
-    _remove_copies({own: stored[name] for own, name in names.items() if own in _TIED}, str(folder))
-    shapes = {own: stored.shapes[name] for own, name in names.items() if own not in TIED_WEIGHTS}
-    _check_model(shapes, read_config(place), config, f"--init_from {folder}")
-
-
-def load_pretrained_weights(model: MPNetForPretraining, folder: str | Path) -> None:
-    """Starts ``model`` from a folder that ``check_start`` has found good; all its weights are overwritten."""
-    stored = FolderWeights(Path(folder))
-    names, _ = own_names(stored.shapes, str(folder))
-    model.load_state_dict({own: stored[name] for own, name in names.items() if own not in TIED_WEIGHTS}, strict=True)
-
-
-def model_folder(folder: Path) -> Path:
-    """``folder``, or where in it sentence-transformers keeps the model."""
-    if not folder.is_dir():
-        raise UserError(
-            f"no folder {folder}. (A model of the hub must be downloaded first: hf download NAME --local-dir DIR)"
-        )
-    for place in (folder, folder / SENTENCE_TRANSFORMERS):
-        if (place / CONFIG).is_file() and "model_type" in _read_json(place / CONFIG):
-            return place
-    raise UserError(f"{folder} is no Hugging Face folder: it has no {CONFIG} with a model_type.")
-
-
 def read_config(folder: Path) -> MPNetConfig:
     """The model's part of config.json; what the file leaves out is as transformers has it."""
     path = folder / CONFIG
-    content = _read_json(path)
+    content = read_json(path)
     if content.get("model_type") != "mpnet":
         raise UserError(f"{path}: model_type is '{content.get('model_type')}', only 'mpnet' can be used here.")
     try:
@@ -186,13 +100,6 @@ def read_config(folder: Path) -> MPNetConfig:
     except Exception as error:  # values of other types: several kinds, by transformers' version
         raise UserError(f"{path}: {' '.join(str(error).split())}") from error
     return config
-
-
-def read_tokenizer(folder: Path) -> PretrainingTokenizer | None:
-    """The tokenizer of a folder, of the old form with vocab.txt alone too; None where there is neither file."""
-    if (folder / "tokenizer.json").is_file():
-        return PretrainingTokenizer.load(folder)
-    return PretrainingTokenizer.load_vocabulary(folder) if (folder / "vocab.txt").is_file() else None
 
 
 def own_names(names: Iterable[str], origin: str) -> tuple[dict[str, str], list[str]]:
@@ -237,36 +144,6 @@ def fresh_head(config: MPNetConfig) -> dict[str, Tensor]:
     }
 
 
-def _needs_conversion(folder: str | Path, reason: str) -> UserError:
-    cure = f"Make a start of it first: python tools/convert_from_hf.py {folder} OUT"
-    return UserError(f"--init_from {folder}: {reason}. {cure}")
-
-
-def _check_vocabulary(folder: str | Path, tokenizer: PretrainingTokenizer) -> None:
-    own = read_tokenizer(Path(folder))
-    if own is not None and own.pieces != tokenizer.pieces:
-        raise UserError(
-            f"--init_from {folder}: its vocabulary is not the data's ({tokenizer.vocab_size:,} pieces). Give it the data's: "
-            f"python tools/convert_from_hf.py {folder} OUT --resize_vocabulary {tokenizer.origin}; or build the data with "
-            f"its tokenizer (tools/build_dataset.py --tokenizer {folder})."
-        )
-
-
-def _check_model(shapes: dict[str, list[int]], theirs: MPNetConfig, own: MPNetConfig, origin: str) -> None:
-    """Raises ``UserError`` unless the folder's weights are a whole model, and that of the run."""
-    from mpnet_ds.objectives.model_section import ModelSection
-
-    for name, expected in _own_shapes(own).items():
-        if name in shapes and shapes[name] != expected:
-            cure = f"the recipe's section 'model' must be {json.dumps(asdict(ModelSection.of(theirs)))}"
-            raise UserError(f"{origin}: {name} is {shapes[name]} there, {expected} here: {cure}.")
-    check_shapes(shapes, theirs, origin)
-    for name in ("num_hidden_layers", "layer_norm_eps"):
-        found, expected = getattr(theirs, name), getattr(own, name)
-        if found != expected:
-            raise UserError(f"{origin}: {name} is {found} there, {expected} here: set it in the recipe's section 'model'.")
-
-
 def _own_shapes(config: MPNetConfig) -> dict[str, list[int]]:
     with torch.device("meta"):
         own = MPNetForPretraining(config).state_dict()
@@ -287,39 +164,3 @@ def _remove_copies(weights: dict[str, Tensor], origin: str) -> None:
         tensor = weights.pop(copy, None)
         if tensor is not None and not torch.equal(weights.setdefault(source, tensor), tensor):
             raise UserError(f"{origin}: {copy} is not {source}; the two are one tensor in MPNet's head here.")
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    for form in SAFE_FORMS + PICKLED_FORMS:
-        path = folder / form
-        if path.is_file():
-            return _shards(path) if path.suffix == ".json" else [path]
-    raise UserError(f"{folder} holds no weights: none of {', '.join(SAFE_FORMS + PICKLED_FORMS)} is there.")
-
-
-def _shards(index: Path) -> list[Path]:
-    weight_map = _read_json(index).get("weight_map")
-    names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
-    if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
-        raise UserError(f"{index} is damaged: 'weight_map' must give the file of each weight.")
-    missing = sorted(name for name in names if not (index.parent / name).is_file())
-    if missing:
-        raise UserError(f"{index.parent / missing[0]} is missing, {index.name} names it.")
-    return [index.parent / name for name in sorted(names)]
-
-
-def _open_safetensors(path: Path):
-    try:
-        return safe_open(path, "pt")
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged, or no safetensors file: {error}") from error
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}.") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold a JSON object.")
-    return content

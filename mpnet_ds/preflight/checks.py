@@ -12,7 +12,7 @@ from mpnet_ds.config.deepspeed_config import EngineConfig
 from mpnet_ds.config.recipe import Recipe
 from mpnet_ds.errors import UserError
 from mpnet_ds.findings import Finding
-from mpnet_ds.hub.read_folder import check_start
+from mpnet_ds.hub.init_from import check_start
 from mpnet_ds.machine import Capacity, available_cores, capacity_of, show_bytes
 from mpnet_ds.models.attention.backend import choose_backend
 from mpnet_ds.preflight.inspection import Check
@@ -104,8 +104,7 @@ def check_attention(plan: RunPlan, ranks: Ranks, disks: Disks | None) -> list[Fi
 
 def check_initial_weights(plan: RunPlan, ranks: Ranks, disks: Disks | None) -> list[Finding]:
     """Whether the weights of ``--init_from`` fit the model and the tokenizer."""
-    config = plan.recipe.model.config(plan.data.tokenizer.vocab_size)
-    return _found_by(lambda: check_start(plan.init_from, config, plan.data.tokenizer))
+    return _found_by(lambda: check_start(plan.init_from, plan.recipe, plan.data.tokenizer))
 
 
 def check_disk(plan: RunPlan, ranks: Ranks, disks: Disks) -> list[Finding]:

@@ -30,7 +30,7 @@ from mpnet_ds.config.recipe import Recipe
 from mpnet_ds.data.samples.mixture import open_datasets, parse_weighted
 from mpnet_ds.errors import UserError
 from mpnet_ds.findings import Finding
-from mpnet_ds.hub.read_folder import load_pretrained_weights
+from mpnet_ds.hub.init_from import load_pretrained_weights
 from mpnet_ds.lasting_output import outlive_readers
 from mpnet_ds.metrics_file import FILE_NAME as METRICS
 from mpnet_ds.metrics_file import read_metrics

@@ -89,10 +89,11 @@ def _make(output: Path, ranks: int) -> None:
 WEIGHT = "mpnet.encoder.layer.1.output.dense.weight"
 MODELS = {
     "padded": {"vocab_size": 1024, "seq_length": 160, "config": "bf16"},
-    "short": {"vocab_size": 998},
     "nan": {"weights": {WEIGHT: float("nan")}},
     "infinite": {"weights": {WEIGHT: float("inf")}, "config": "zero0"},
     "large": {"weights": {WEIGHT: 1e5}},
+    "spot": {"objective": "spot", "vocab_size": 1024},
+    "pair": {"objective": "spot-twice", "config": "zero3"},
 }
 
 

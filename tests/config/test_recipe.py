@@ -39,6 +39,7 @@ def test_every_shipped_recipe_loads_and_describes_itself(path):
         ({"model": {"layer_norm_eps": 0.0}}, r"model\.layer_norm_eps is 0\.0; it must be greater than 0\."),
         ({"optimization": {"weight_decay": -0.1}}, r"optimization\.weight_decay is -0\.1; it must be at least 0\."),
         ({"objective": "mlmm"}, "unknown objective 'mlmm'. Did you mean 'mlm'"),
+        ({"objective": {"name": "mlm", "nmae": "mlm"}}, r"unknown key 'objective\.nmae'. Did you mean 'name'"),
         ({"objective": 3}, "objective is 3; it must be a name, or an object"),
         ({"objective": {"masking": {}}}, "an objective without a name"),
         ({"data": {"seq_length": 1024}},

@@ -1,0 +1,111 @@
+"""Hugging Face folders of any model: configuration, named tensors, tokenizer.
+
+A folder holds config.json and its weights in the first of these forms that is there:
+
+    model.safetensors      model.safetensors.index.json and the files that its ``weight_map`` names
+    pytorch_model.bin      pytorch_model.bin.index.json and the files that its ``weight_map`` names
+
+A ``.bin`` is a pickle, which may hold a program. It is read with ``weights_only=True``: whatever is not a tensor, a number,
+text or a container is refused by its name, and nothing of it runs.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from mpnet_ds.errors import UserError
+from mpnet_ds.tokenizer import PretrainingTokenizer
+from mpnet_ds.zero.torch_file import load_torch_file
+
+CONFIG = "config.json"
+SAFE_FORMS = ("model.safetensors", "model.safetensors.index.json")
+PICKLED_FORMS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+SENTENCE_TRANSFORMERS = "0_Transformer"
+"""Where old folders of sentence-transformers keep the model."""
+
+
+class FolderWeights:
+    """The tensors of a folder by their names there; a tensor's bytes are read when it is asked for.
+
+    Raises ``UserError`` for a folder without weights, missing or damaged files, and files that hold more than tensors.
+    """
+
+    def __init__(self, folder: Path):
+        self.shapes: dict[str, list[int]] = {}
+        self._files: dict[str, object] = {}
+        for path in _weight_files(folder):
+            file = _open_safetensors(path) if path.suffix == ".safetensors" else load_torch_file(path, mmap=True)
+            self._add(path, file)
+
+    def __getitem__(self, name: str) -> Tensor:
+        file = self._files[name]
+        return file[name] if isinstance(file, dict) else file.get_tensor(name)
+
+    def _add(self, path: Path, file) -> None:
+        if isinstance(file, dict):
+            if not all(isinstance(name, str) and torch.is_tensor(value) for name, value in file.items()):
+                raise UserError(f"{path} holds other things than named tensors: it is not a file of weights.")
+            shapes = {name: list(tensor.shape) for name, tensor in file.items()}
+        else:
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+        self.shapes |= shapes
+        self._files |= dict.fromkeys(shapes, file)
+
+
+def model_folder(folder: Path) -> Path:
+    """Return ``folder``, or the folder in it where sentence-transformers keeps the model."""
+    if not folder.is_dir():
+        raise UserError(
+            f"no folder {folder}. (A model of the hub must be downloaded first: hf download NAME --local-dir DIR)"
+        )
+    for place in (folder, folder / SENTENCE_TRANSFORMERS):
+        if (place / CONFIG).is_file() and "model_type" in read_json(place / CONFIG):
+            return place
+    raise UserError(f"{folder} is not a Hugging Face folder: it has no {CONFIG} with a model_type.")
+
+
+def read_tokenizer(folder: Path) -> PretrainingTokenizer | None:
+    """Read the tokenizer of a folder, also of the old form with vocab.txt alone; None where there is neither file."""
+    if (folder / "tokenizer.json").is_file():
+        return PretrainingTokenizer.load(folder)
+    return PretrainingTokenizer.load_vocabulary(folder) if (folder / "vocab.txt").is_file() else None
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    for form in SAFE_FORMS + PICKLED_FORMS:
+        path = folder / form
+        if path.is_file():
+            return _shards(path) if path.suffix == ".json" else [path]
+    raise UserError(f"{folder} holds no weights: none of {', '.join(SAFE_FORMS + PICKLED_FORMS)} is there.")
+
+
+def _shards(index: Path) -> list[Path]:
+    weight_map = read_json(index).get("weight_map")
+    names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
+    if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
+        raise UserError(f"{index} is damaged: 'weight_map' must give the file of each weight.")
+    missing = sorted(name for name in names if not (index.parent / name).is_file())
+    if missing:
+        raise UserError(f"{index.parent / missing[0]} is missing, {index.name} names it.")
+    return [index.parent / name for name in sorted(names)]
+
+
+def _open_safetensors(path: Path):
+    try:
+        return safe_open(path, "pt")
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged, or not a safetensors file: {error}") from error
+
+
+def read_json(path: Path) -> dict:
+    """Read a file with a JSON object; raise ``UserError`` for anything else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a JSON object.")
+    return content

@@ -153,7 +153,7 @@ def measure(configuration: Configuration, data_folder: str, steps: int, ranks: R
     torch.manual_seed(recipe.run.seed)
     model = MPNetForPretraining(recipe.model.config(data.tokenizer.vocab_size), recipe.objective, configuration.attention)
     engine = Engine(model, config, recipe.optimization.weight_decay, compiled=configuration.compiled)
-    described = describe(configuration, recipe, config, model, ranks) | {"tokens_per_row": data.tokens_per_row}
+    described = describe(configuration, recipe, config, model, ranks) | {"tokens_per_row": data.tokens_per_sequence}
     with closing(Steps(engine, data, recipe, config, ranks, total=2 + WARMUP_STEPS + 2 * steps)) as timed:
         return described | timed.measure(steps)
 

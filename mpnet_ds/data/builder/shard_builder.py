@@ -42,7 +42,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class PieceRecord:
+class BuiltShard:
     """What became of a piece."""
 
     shards: dict[str, ShardRecord] = field(default_factory=dict)
@@ -104,7 +104,7 @@ class ShardBuilder:
                     shards[side] = ShardRecord.of(writer)
             for side in shards:
                 sync_folder(self.job.side(side))
-        record = PieceRecord(shards, empty, faults.skipped, faults.first)
+        record = BuiltShard(shards, empty, faults.skipped, faults.first)
         record.save(record_path(Path(self.job.folder), number))
 
     def _writer(self, side: str, number: int) -> TokenFileWriter:

@@ -22,6 +22,6 @@ def add_reading_arguments(parser: Parser) -> None:
     parser.add_argument("--streaming", action="store_true", help="read it over the network, without a download")
 
 
-def reading_of(arguments: argparse.Namespace):
+def read_options(arguments: argparse.Namespace):
     """What ``add_reading_arguments`` was given, as ``ReadOptions``."""
     return ReadOptions(**{name: getattr(arguments, name) for name in ReadOptions.__dataclass_fields__})

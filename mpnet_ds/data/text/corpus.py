@@ -2,7 +2,7 @@
 
 | kind | documents | can be divided at |
 |---|---|---|
-| ``.txt`` | separated by blank lines, or one a line (``txt_documents``) | a border between documents near any byte |
+| ``.txt`` | separated by blank lines, or one a line (``txt_documents``) | a boundary between documents near any byte |
 | ``.jsonl`` (``.json`` when named itself) | one a line, in the text field of an object | any line |
 | ``.csv``, ``.tsv`` | one a row, in the column of that name | nowhere: a quoted field may span lines |
 | ``.parquet`` | one a row, in the column of that name | row groups |
@@ -63,7 +63,7 @@ class Corpus:
         """All documents; ``faults`` counts those that could not be read."""
         faults = faults or Faults(self.options.on_error)
         for source in self.sources:
-            yield from read(source, 0, last_unit(source), self.options, faults)
+            yield from read(source, 0, num_units(source), self.options, faults)
 
 
 def read(source: Source, start: int, end: int, options: ReadOptions, faults: Faults) -> Iterator[Block]:
@@ -71,7 +71,7 @@ def read(source: Source, start: int, end: int, options: ReadOptions, faults: Fau
 
     Args:
         start, end: bytes of a divisible file, row groups, rows or shards of a table. The parts of a source that tile
-            0 … ``last_unit`` hold each document exactly once.
+            0 … ``num_units`` hold each document exactly once.
     Raises:
         UserError: what cannot be read, unless ``faults`` lets it pass; a source that has changed since it was listed.
     """
@@ -89,7 +89,7 @@ def read(source: Source, start: int, end: int, options: ReadOptions, faults: Fau
     check_unchanged(source)
 
 
-def last_unit(source: Source) -> int:
+def num_units(source: Source) -> int:
     """Where a source ends, in the unit by which it is divided."""
     if source.is_divisible:
         return source.num_bytes

@@ -1,7 +1,7 @@
 """Documents of text, JSON lines and CSV files, plain or compressed, by parts that begin and end between documents.
 
-A file is read in stretches of whole lines. The part (a, b) of a file holds the bytes from ``border(a)`` to ``border(b)``,
-where a border is the first place at or after a byte at which a document may begin: after a line's end, and for documents
+A file is read in stretches of whole lines. The part (a, b) of a file holds the bytes from ``find_document_start(a)`` to ``find_document_start(b)``,
+where a find_document_start is the first place at or after a byte at which a document may begin: after a line's end, and for documents
 that blank lines separate after the next blank line. So parts meet exactly, whoever reads them.
 
 Bytes that are no UTF-8 are carried as lone surrogates ("surrogateescape") as far as the document that holds them.
@@ -23,7 +23,7 @@ import pyarrow as pa
 from mpnet_ds.data.text.source import LONGEST_DOCUMENT, Block, Faults, ReadOptions, Source, split_lines
 from mpnet_ds.errors import UserError, did_you_mean
 
-STRETCH_BYTES = 1 << 22
+CHUNK_BYTES = 1 << 22
 PACKED_BYTES = 1 << 16  # taken from a compressed file at once: what is lost where it is damaged
 HALF_PAIR = "a document of the lines that begin here holds half a surrogate pair."
 _SURROGATE, _NO_TEXT = re.compile("[\ud800-\udfff]"), re.compile("[\ud800-\udfff\0]")
@@ -35,7 +35,7 @@ Fault = tuple[int, str]
 
 
 @dataclass
-class _Stretch:
+class _Chunk:
     """Whole lines of a file."""
 
     text: str
@@ -49,7 +49,7 @@ class _Stretch:
 
 
 @dataclass
-class _Found:
+class _ParsedChunk:
     """Documents of a stretch, before those with faults are mended or left out."""
 
     documents: list[list[str]]
@@ -61,11 +61,11 @@ def read(source: Source, start: int, end: int, options: ReadOptions, faults: Fau
     """The documents of a part of a file; see ``corpus.read``."""
     reader = {"txt": _read_txt, "jsonl": _read_json_lines, "csv": _read_csv, "tsv": _read_csv}[source.kind]
     with open(source.path, "rb") as stored:
-        lines = _Lines(stored, source, start, end, options, faults)
+        lines = _LineReader(stored, source, start, end, options, faults)
         done = stored.tell()
         for found in reader(lines, options):
             now = stored.tell()
-            yield Block(_mend(found, lines) if found.fault else found.documents, max(now - done, 0))
+            yield Block(_repair(found, lines) if found.fault else found.documents, max(now - done, 0))
             done = now
 
 
@@ -74,11 +74,11 @@ def decompressed(stored: BinaryIO, source: Source) -> BinaryIO:
     if source.compression == "gz":
         return gzip.GzipFile(fileobj=stored)
     if source.compression == "zst":
-        return pa.BufferedInputStream(pa.CompressedInputStream(stored, "zstd"), STRETCH_BYTES)
+        return pa.BufferedInputStream(pa.CompressedInputStream(stored, "zstd"), CHUNK_BYTES)
     return stored
 
 
-def border(
+def find_document_start(
     file: BinaryIO, byte: int, num_bytes: int, after_blank_line: bool, report_far: Callable[[int], None] = lambda place: None
 ) -> int:
     """A place at or after ``byte`` at which a document may begin, or the file's end: the first after a whole blank line.
@@ -90,7 +90,7 @@ def border(
     file.seek(byte - 1)
     place = byte - 1 + _skip_line(file)
     is_blank, limit = not after_blank_line, place + LONGEST_DOCUMENT
-    while not is_blank and (line := file.readline(STRETCH_BYTES)):
+    while not is_blank and (line := file.readline(CHUNK_BYTES)):
         place += len(line)
         is_blank = not line.decode("utf-8", "replace").strip()
         if not line.endswith(b"\n"):
@@ -105,14 +105,14 @@ def border(
 def _skip_line(file: BinaryIO) -> int:
     """Reads past the next line end and returns how many bytes that were."""
     skipped = 0
-    while part := file.readline(STRETCH_BYTES):
+    while part := file.readline(CHUNK_BYTES):
         skipped += len(part)
         if part.endswith(b"\n"):
             break
     return skipped
 
 
-def _mend(found: _Found, lines: "_Lines") -> list[list[str]]:
+def _repair(found: _ParsedChunk, lines: "_Lines") -> list[list[str]]:
     """Puts U+FFFD for lone surrogates and NUL characters, or leaves out documents that hold them, or stops there."""
     kept, no_text = [], _SURROGATE if lines.source.kind == "jsonl" else _NO_TEXT  # a NUL of JSON was written as one
     for document in found.documents:
@@ -125,7 +125,7 @@ def _mend(found: _Found, lines: "_Lines") -> list[list[str]]:
     return kept
 
 
-class _Lines:
+class _LineReader:
     """A part of a file in stretches of whole lines; a line longer than ``LONGEST_DOCUMENT`` is reported and left out."""
 
     def __init__(self, stored: BinaryIO, source: Source, start: int, end: int, options: ReadOptions, faults: Faults):
@@ -135,12 +135,12 @@ class _Lines:
         if source.is_divisible:
             blank_lines = source.kind == "txt" and options.txt_documents == "blank_line"
             self.last, self.first = (
-                border(stored, byte, source.num_bytes, blank_lines, self._report_far) for byte in (end, start)
+                find_document_start(stored, byte, source.num_bytes, blank_lines, self._report_far) for byte in (end, start)
             )
             stored.seek(self.first)
 
-    def __iter__(self) -> Iterator[_Stretch]:
-        for raw, offset in self._stretches():
+    def __iter__(self) -> Iterator[_Chunk]:
+        for raw, offset in self._chunks():
             mark = len(codecs.BOM_UTF8) if offset == 0 and raw.startswith(codecs.BOM_UTF8) else 0
             try:
                 text, first, what = raw[mark:].decode("utf-8"), raw.find(b"\0"), "a NUL character (is it UTF-16?)"
@@ -150,10 +150,10 @@ class _Lines:
             fault = (offset + first, f"{what}: convert the file.") if first >= 0 else None
             if fault and self.faults.on_error == "stop":
                 self.report(*fault, can_replace=True)
-            yield _Stretch(text, offset + mark, len(raw), fault, self._has_gap)
+            yield _Chunk(text, offset + mark, len(raw), fault, self._has_gap)
             self._has_gap = False
 
-    def _stretches(self) -> Iterator[tuple[bytes, int]]:
+    def _chunks(self) -> Iterator[tuple[bytes, int]]:
         offset, rest = self.first, b""
         while more := self._read(offset + len(rest)):
             cut = more.rfind(b"\n") + 1
@@ -180,7 +180,7 @@ class _Lines:
 
     def _read(self, offset: int) -> bytes:
         """The next bytes; none at the end, or where a damaged file cannot be read on."""
-        wanted = STRETCH_BYTES if self.last is None else min(STRETCH_BYTES, self.last - offset)
+        wanted = CHUNK_BYTES if self.last is None else min(CHUNK_BYTES, self.last - offset)
         parts: list[bytes] = []
         try:
             while wanted > 0 and (part := self.file.read1(wanted if not self.source.compression else PACKED_BYTES)):
@@ -213,16 +213,16 @@ class _Lines:
         number = 1
         with open(self.source.path, "rb") as stored:
             file = decompressed(stored, self.source)
-            while offset > 0 and (part := file.read(min(offset, STRETCH_BYTES))):
+            while offset > 0 and (part := file.read(min(offset, CHUNK_BYTES))):
                 number += part.count(b"\n")
                 offset -= len(part)
         return number
 
 
-def _read_txt(lines: _Lines, options: ReadOptions) -> Iterator[_Found]:
+def _read_txt(lines: _LineReader, options: ReadOptions) -> Iterator[_ParsedChunk]:
     if options.txt_documents == "line":
         for stretch in lines:
-            yield _Found([[line] for line in split_lines(stretch.text)], stretch.fault)
+            yield _ParsedChunk([[line] for line in split_lines(stretch.text)], stretch.fault)
         return
     paragraphs = _Paragraphs(lines)
     for stretch in lines:
@@ -233,7 +233,7 @@ def _read_txt(lines: _Lines, options: ReadOptions) -> Iterator[_Found]:
 class _Paragraphs:
     """Documents that blank lines separate; one may reach over several stretches."""
 
-    def __init__(self, lines: _Lines):
+    def __init__(self, lines: _LineReader):
         self.lines = lines
         self._begin()
 
@@ -241,14 +241,14 @@ class _Paragraphs:
         self.begun: list[str] = []
         self.size, self.offset, self.fault, self.is_too_long = 0, 0, None, False
 
-    def of(self, stretch: _Stretch) -> _Found:
+    def of(self, stretch: _Chunk) -> _ParsedChunk:
         """The documents that end in this stretch."""
         if stretch.follows_gap:  # a line of the document was left out, and counted: so is the document
             self.is_too_long, self.begun = True, []
         stripped = list(map(str.strip, stretch.text.split("\n")))
         if stretch.text.endswith("\n"):
             stripped.pop()
-        found, start = _Found([], stretch.fault), 0
+        found, start = _ParsedChunk([], stretch.fault), 0
         for _ in range(stripped.count("")):
             end = stripped.index("", start)
             if not self.is_too_long and (document := self.begun + stripped[start:end]):
@@ -259,7 +259,7 @@ class _Paragraphs:
         self._continue(stripped[start:], stretch)
         return found
 
-    def _continue(self, sequences: list[str], stretch: _Stretch) -> None:
+    def _continue(self, sequences: list[str], stretch: _Chunk) -> None:
         if self.is_too_long or not sequences:
             return
         self.offset = self.offset if self.begun else stretch.offset
@@ -270,13 +270,13 @@ class _Paragraphs:
             self.lines.report_too_long(self.offset)
             self.is_too_long, self.begun = True, []
 
-    def rest(self) -> _Found:
-        return _Found([self.begun] if self.begun else [], self.fault)
+    def rest(self) -> _ParsedChunk:
+        return _ParsedChunk([self.begun] if self.begun else [], self.fault)
 
 
-def _read_json_lines(lines: _Lines, options: ReadOptions) -> Iterator[_Found]:
+def _read_json_lines(lines: _LineReader, options: ReadOptions) -> Iterator[_ParsedChunk]:
     for stretch in lines:
-        found = _Found([], stretch.fault)
+        found = _ParsedChunk([], stretch.fault)
         for number, line in enumerate(stretch.text.split("\n")):
             if line and not line.isspace():
                 text, fault = _text_of_json(line, options.text_field)
@@ -305,14 +305,14 @@ def _text_of_json(line: str, field: str) -> tuple[str, str]:
     return "", f"no text in field '{field}' (found: {', '.join(sorted(record))}): use --text_field."
 
 
-def _offset_of_line(stretch: _Stretch, number: int) -> int:
+def _offset_of_line(stretch: _Chunk, number: int) -> int:
     before = stretch.text.split("\n")[:number]
     return stretch.offset + sum(len(line.encode("utf-8", "surrogatepass")) + 1 for line in before)
 
 
-def _read_csv(lines: _Lines, options: ReadOptions) -> Iterator[_Found]:
+def _read_csv(lines: _LineReader, options: ReadOptions) -> Iterator[_ParsedChunk]:
     csv.field_size_limit(LONGEST_DOCUMENT)
-    pending = _Found([])
+    pending = _ParsedChunk([])
     begins = []  # stretches that the reader has entered
 
     def rows_of_text() -> Iterator[str]:
@@ -336,12 +336,12 @@ def _read_csv(lines: _Lines, options: ReadOptions) -> Iterator[_Found]:
             pending.fault = next((stretch.fault for stretch in begins if stretch.fault), None)
             del begins[:-1]
             yield pending
-            pending = _Found([])
+            pending = _ParsedChunk([])
     pending.fault = next((stretch.fault for stretch in begins if stretch.fault), None)
     yield pending
 
 
-def _next_row(rows, lines: _Lines, begins: list[_Stretch]) -> list[str] | None:
+def _next_row(rows, lines: _LineReader, begins: list[_Chunk]) -> list[str] | None:
     try:
         return next(rows, None)
     except csv.Error as error:

@@ -24,7 +24,7 @@ def recorded(source: Source) -> Source:
 
 
 @contextmanager
-def with_standard_input(inputs: list[str], folder: Path, kind: str) -> Iterator[list[str]]:
+def stored_standard_input(inputs: list[str], folder: Path, kind: str) -> Iterator[list[str]]:
     """The inputs with ``-`` replaced by a file in ``folder`` that holds what standard input had; gone at the end."""
     if STANDARD_INPUT not in inputs:
         yield inputs

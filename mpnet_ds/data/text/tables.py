@@ -37,7 +37,7 @@ def row_group_bytes(source: Source) -> list[int]:
 def dataset_source(options: ReadOptions) -> Source:
     """The ``datasets`` set of the options as a source; it is downloaded here, unless it is streamed."""
     name = options.dataset
-    data = load_set(name, options.dataset_config, options.split, options.streaming)
+    data = load_datasets_set(name, options.dataset_config, options.split, options.streaming)
     names = data.column_names
     if names is not None and options.text_field not in names:
         raise UserError(
@@ -50,7 +50,7 @@ def dataset_source(options: ReadOptions) -> Source:
 
 
 @lru_cache(maxsize=2)
-def load_set(name: str, config: str | None, split: str, streaming: bool) -> Any:
+def load_datasets_set(name: str, config: str | None, split: str, streaming: bool) -> Any:
     """One split of a set: a folder that ``save_to_disk`` wrote, or whatever ``load_dataset`` knows."""
     import datasets
 
@@ -107,7 +107,7 @@ def _read_parquet(source: Source, start: int, end: int, options: ReadOptions, fa
 
 
 def _read_rows(source: Source, start: int, end: int, options: ReadOptions, faults: Faults) -> Iterator[tuple[list, int]]:
-    data = load_set(source.path, options.dataset_config, options.split, False)
+    data = load_datasets_set(source.path, options.dataset_config, options.split, False)
     for row in range(start, end, ROWS_AT_ONCE):
         part = data.with_format("arrow")[row : min(row + ROWS_AT_ONCE, end)]
         column = part.column(options.text_field).combine_chunks()
@@ -130,7 +130,7 @@ def _texts_of(column: pa.Array, place: str, faults: Faults) -> list:
 
 
 def _read_streamed(source: Source, start: int, end: int, options: ReadOptions, _: Faults) -> Iterator[tuple[list, int]]:
-    data = load_set(source.path, options.dataset_config, options.split, True)
+    data = load_datasets_set(source.path, options.dataset_config, options.split, True)
     for number in range(start, end):
         row = 0
         for batch in data.shard(source.units, number).iter(ROWS_AT_ONCE):

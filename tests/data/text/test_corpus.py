@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from mpnet_ds.data import ReadOptions
 from mpnet_ds.data.text import builtin_sample
 from mpnet_ds.data.text import corpus as corpus_module
-from mpnet_ds.data.text.corpus import Corpus, last_unit, read
+from mpnet_ds.data.text.corpus import Corpus, num_units, read
 from mpnet_ds.data.text.source import Faults, Source
 from mpnet_ds.errors import UserError
 
@@ -251,7 +251,7 @@ def test_a_source_that_changes_while_it_is_read_is_noticed(tmp_path):
 def parts_of(path, cuts, **reading):
     options = ReadOptions(**reading)
     (source,) = Corpus([str(path)], options).sources
-    edges = sorted({0, *(min(cut, source.num_bytes) for cut in cuts), last_unit(source)})
+    edges = sorted({0, *(min(cut, source.num_bytes) for cut in cuts), num_units(source)})
     return [
         [document for block in read(source, a, b, options, Faults()) for document in block.documents]
         for a, b in itertools.pairwise(edges)

@@ -178,7 +178,7 @@ def settings_of(corpus: Corpus, tokenizer_fingerprint: str, options: BuildOption
         del recorded[name]
     if options.part is not None:
         recorded["part"] = [options.part.number, options.part.of]
-    sources = [standard_input.recorded(source) for source in corpus.sources]
+    sources = [standard_input.as_recorded(source) for source in corpus.sources]
     settings = {
         "sources": [asdict(source) for source in sources],
         "tokenizer_fingerprint": tokenizer_fingerprint,

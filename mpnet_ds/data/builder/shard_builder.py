@@ -56,7 +56,7 @@ class BuiltShard:
         write_atomically(path, json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
-    def load(cls, path: Path) -> "PieceRecord":
+    def load(cls, path: Path) -> "BuiltShard":
         """OSError if it is missing; ValueError, LookupError, TypeError or AttributeError if it is damaged."""
         content = json.loads(path.read_text(encoding="utf-8"))
         shards = {side: shard_record(entry) for side, entry in content.pop("shards").items()}

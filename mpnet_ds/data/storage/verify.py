@@ -234,7 +234,7 @@ def _index_problems(shard: TokenFile, manifest: DatasetManifest, record: ShardRe
     return problems + places.lines
 
 
-def _check_sequences(shard: TokenFile, begin: int, end: int, places: "_Places") -> None:
+def _check_sequences(shard: TokenFile, begin: int, end: int, places: "_FaultsOfFile") -> None:
     """Entries ``begin`` … ``end - 1`` of sizes and offsets."""
     width = shard.dtype.itemsize
     sizes, offsets = shard.sizes[begin:end].astype(np.int64), shard.offsets[begin:end]

@@ -166,7 +166,7 @@ def test_growth_is_told_from_arithmetic(monkeypatch, capsys):
         n = configuration.seq_length
         found = dict.fromkeys(bench_step.MEASURED, 1.0) | {"step_seconds": n**2 / 1e4, "step_bytes": n, "peak_bytes": None}
         found |= {"flops": flops_per_sequence(sizes, n, round(0.15 * n)), "peak_flops": None, "all_step_seconds": []}
-        found |= {"ranks": 1, "micro_batch_size": 1, "seq_length": n, "tokens_per_row": n}
+        found |= {"ranks": 1, "micro_batch_size": 1, "seq_length": n, "tokens_per_sequence": n}
         found |= {"skipped_steps": 0, "steps": 1, "threads": 1}
         return found | {
             "device": "cpu",

@@ -8,7 +8,7 @@ below a field is its documentation (see ``docs/configuration.md``).
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, field, replace
 from importlib import import_module
 from importlib.util import find_spec
@@ -214,6 +214,11 @@ def import_plugins(content: dict, origin: Origin) -> None:
     run = content.get("run")
     plugins = _as_tuple(run.get("plugins", ())) if isinstance(run, dict) else ()
     names = [name for name in plugins if isinstance(name, str)] if isinstance(plugins, tuple) else []
+    import_modules(names, f"{origin.of('run.plugins')}: run.plugins")
+
+
+def import_modules(names: Iterable[str], origin: str) -> None:
+    """Import modules from the current folder or the Python path; ``UserError`` for one that does not exist."""
     if names and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # Python puts the program's folder there, not the current one
     for name in names:
@@ -222,6 +227,5 @@ def import_plugins(content: dict, origin: Origin) -> None:
         except (ImportError, ValueError):  # a package above it is missing; "" or ".x"
             found = None
         if found is None:
-            where = "Modules are looked for in the current folder and in PYTHONPATH"
-            raise UserError(f"{origin.of('run.plugins')}: run.plugins: no module '{name}'. {where}.")
+            raise UserError(f"{origin}: no module '{name}'. Modules are looked for in the current folder and in PYTHONPATH.")
         import_module(name)

@@ -21,9 +21,10 @@ from pydantic.dataclasses import dataclass
 
 from mpnet_ds.config.foreign_names import our_name
 from mpnet_ds.config.overrides import Override, with_overrides
-from mpnet_ds.data.samples.dataset import SampleMode
+from mpnet_ds.data.samples.dataset import MIN_SEQ_LENGTH, SampleMode
 from mpnet_ds.errors import UserError, did_you_mean
 from mpnet_ds.objectives import Objective, objective_of
+from mpnet_ds.objectives.masking import MAX_SEQ_LENGTH
 from mpnet_ds.objectives.model_section import ModelSection
 from mpnet_ds.objectives.mpnet import MPNet
 from mpnet_ds.validation import SECTION, Origin, construct, keys_of
@@ -47,7 +48,7 @@ def _as_tuple(value):
 class DataRecipe:
     """How sequences are made of a dataset; see ``PretrainingDataset``."""
 
-    seq_length: Annotated[int, Field(ge=2)] = 512
+    seq_length: Annotated[int, Field(ge=MIN_SEQ_LENGTH, le=MAX_SEQ_LENGTH)] = 512
     """Tokens of a sequence, ``<s>`` included."""
     sample_mode: SampleMode = "stream"
     """What a sequence holds. ``stream``: full blocks across documents. ``document``, ``line``: whole ones, longer ones cut,
@@ -144,7 +145,7 @@ class Recipe:
         length, positions = self.data.seq_length, self.model.max_position_embeddings
         if length + 2 > positions:
             cure = f"raise model.max_position_embeddings to {length + 2}"
-            if positions > 3:
+            if positions >= MIN_SEQ_LENGTH + 2:
                 cure += f", or lower data.seq_length to {positions - 2}"
             raise UserError(f"data.seq_length is {length}, but model.max_position_embeddings is {positions}: {cure}.")
 

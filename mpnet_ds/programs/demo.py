@@ -5,12 +5,15 @@ Finished steps are kept: started again after an interruption, it continues.
 
 import os
 import shlex
+import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from mpnet_ds.command_line import Parser, invocation, run
+from mpnet_ds.ranks.launchers import PORT
 
 
 class Step(NamedTuple):
@@ -46,10 +49,11 @@ def main() -> int:
     steps = steps_of(arguments.output_dir, arguments.max_steps)
     for number, step in enumerate(steps, 1):
         print(f"\n== {number} of {len(steps)}  {step.title}", flush=True)
-        print("$", shlex.join([*invocation(step.program).split(), *map(str, step.arguments)]), flush=True)
+        shown, started = commands_of(step)
+        print("$", shlex.join(shown), flush=True)
         if step.result is not None and step.result.exists():
             print(f"  {step.result} is there already")
-        elif code := subprocess.run([*_launcher(step.program), *map(str, step.arguments)], check=False).returncode:
+        elif code := subprocess.run(started, check=False).returncode:
             return code if code > 0 else 128 - code
     print(_conclusion(arguments.output_dir))
     return 0
@@ -84,11 +88,35 @@ def steps_of(out: Path, max_steps: int | None) -> list[Step]:
     ]
 
 
-def _launcher(program: str) -> list[str]:
-    """What starts a program with this Python, wherever it is installed."""
-    if program == "pretrain":
-        return [sys.executable, "-m", "deepspeed.launcher.runner", "--module", "mpnet_ds.training.pretrain"]
-    return [sys.executable, "-m", f"mpnet_ds.programs.{program}"]
+def commands_of(step: Step) -> tuple[list[str], list[str]]:
+    """A step as a user would type it, and with this Python, wherever it is installed."""
+    arguments = list(map(str, step.arguments))
+    if step.program != "pretrain":
+        return (
+            [*invocation(step.program).split(), *arguments],
+            [sys.executable, "-m", f"mpnet_ds.programs.{step.program}", *arguments],
+        )
+    port = [] if _is_free(PORT) else ["--master_port", str(_free_port())]
+    launcher, *script = invocation(step.program).split()
+    module = ["--module", "mpnet_ds.training.pretrain"]
+    return (
+        [launcher, *port, *script, *arguments],
+        [sys.executable, "-m", "deepspeed.launcher.runner", *port, *module, *arguments],
+    )
+
+
+def _is_free(port: int) -> bool:
+    """Whether no other run listens there."""
+    with socket.socket() as listener, suppress(OSError):
+        listener.bind(("", port))
+        return True
+    return False
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        return listener.getsockname()[1]
 
 
 def _conclusion(out: Path) -> str:

@@ -71,7 +71,7 @@ def test_a_whole_section_is_replaced_before_keys_inside_it_whatever_their_order(
 @pytest.mark.parametrize("key", sorted(FLAGS))
 def test_a_flag_means_the_same_as_its_set_and_both_together_are_refused(key):
     flag = FLAGS[key]
-    value = {"objective": "mlm", "data.sample_mode": "line", "data.isolate_documents": "true"}.get(key, "4")
+    value = {"objective": "mlm", "data.sample_mode": "line", "data.isolate_documents": "true"}.get(key, "9")
     words = [flag] if key == "data.isolate_documents" else [flag, value]
     assert recipe(*words) == recipe("--set", f"{key}={value}") != recipe()
     with pytest.raises(UserError, match=f"{flag} and --set {key} give the same value"):

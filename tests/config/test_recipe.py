@@ -49,6 +49,7 @@ def test_every_shipped_recipe_loads_and_describes_itself(path):
         ({"objective": {"name": "mpnet", "masking": {"mask_probability": 0.9, "keep_probability": 0.9}}}, "sum to 1"),
         ({"objective": {"name": "mpnet", "masking": {"max_ngram": 99}}}, "max_ngram is 99; it must be at most 16"),
         ({"data": {"sample_mode": "documents"}}, r"unknown data\.sample_mode \"documents\". Did you mean 'document'"),
+        ({"data": {"seq_length": 4}}, r"data\.seq_length is 4; it must be at least 8\."),
         ({"data": {"sample_mode": 3}}, r"unknown data\.sample_mode 3. Known: document, line, stream"),
         ({"data": {"isolate_documents": "yes"}}, r"data\.isolate_documents is \"yes\"; it must be true or false"),
         ({"data": {"packing": 1}}, r"data\.packing is 1; it must be true or false"),

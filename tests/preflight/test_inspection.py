@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mpnet_ds.config.deepspeed_config import BatchSizes, EngineConfig, examine, name_deprecated, resolve
+from mpnet_ds.config.batch_sizes import BatchSizes
+from mpnet_ds.config.deepspeed_config import EngineConfig, examine, name_deprecated, resolve
 from mpnet_ds.config.recipe import OptimizationRecipe, load_recipe
 from mpnet_ds.data import BuildOptions, build_dataset
 from mpnet_ds.errors import UserError

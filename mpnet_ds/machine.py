@@ -25,7 +25,7 @@ class Capacity:
     host: int
     """Bytes of the machine's memory, divided by its ranks."""
     is_same: bool
-    """The device is the host's processor."""
+    """The device is the host's CPU."""
 
 
 def capacity_of(device: "torch.device") -> Capacity:

@@ -380,9 +380,9 @@ def test_the_plan_for_a_gpu_has_everything_once_and_the_back_ends_first():
 def test_only_back_ends_that_the_device_has_are_planned():
     base = Configuration("mpnet-base")
     on_gpu, here = (measure_gpu.backends_of(torch.device(kind), base) for kind in ("cuda", "cpu"))
-    assert "processor" not in on_gpu
+    assert "cpu" not in on_gpu
     assert (on_gpu["eager"], on_gpu["flex"]) == ({}, {"attention_dropout": 0.0})
-    assert set(here) == {"eager", "processor", "sdpa"}
+    assert set(here) == {"eager", "cpu", "sdpa"}
     plan = list(measure_gpu.plan_of("mpnet-base", [64], "sdpa", on_gpu))
     dropout = {name: {c.attention_dropout for c in plan if c.attention == name} for name in on_gpu}
     assert dropout["flex"] == {0.0}

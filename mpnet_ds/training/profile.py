@@ -95,7 +95,7 @@ def describe(averages, on_device: bool, count: int = 10) -> str:
 
     Args:
         averages: ``profile.key_averages()``.
-        on_device: by time of the device, else of the processor.
+        on_device: by time of the device, else of the CPU.
         count: of them.
     """
     attribute = "self_device_time_total" if on_device else "self_cpu_time_total"

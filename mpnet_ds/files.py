@@ -63,10 +63,10 @@ def new_folder(output: str | Path) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
             raise
         sync_files(partial)
-        take_name(partial, output)
+        rename_into_place(partial, output)
 
 
-def take_name(partial: Path, output: Path) -> None:
+def rename_into_place(partial: Path, output: Path) -> None:
     """Gives a partial folder that is complete its name. The lock goes last: nobody else may begin in between."""
     if output.exists():
         output.rmdir()

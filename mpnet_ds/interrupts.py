@@ -8,14 +8,14 @@ from types import FrameType
 
 
 @contextmanager
-def uninterrupted() -> Iterator[None]:
+def ignore_interrupts() -> Iterator[None]:
     """Ctrl-C does nothing."""
     with _handled_by(signal.SIG_IGN):
         yield
 
 
 @contextmanager
-def interrupted_later() -> Iterator[None]:
+def defer_interrupts() -> Iterator[None]:
     """Ctrl-C takes effect at the end, and never in processes that are started meanwhile: there SIGINT stays blocked.
 
     To block it here is not enough: a thread that a library started takes it, and Python raises it in the main thread.
@@ -28,7 +28,7 @@ def interrupted_later() -> Iterator[None]:
 
 
 @contextmanager
-def interrupted_once() -> Iterator[None]:
+def interrupt_once() -> Iterator[None]:
     """The first Ctrl-C interrupts; others do nothing, so that it comes out of the block as it is.
 
     A program that ignores SIGINT, or has a handler of its own, keeps that.

@@ -53,6 +53,6 @@ def show_bytes(size: int) -> str:
     return f"{size / 1024:.1f} KiB"
 
 
-def existing_folder(path: Path) -> Path:
+def nearest_existing_folder(path: Path) -> Path:
     """The path, or the nearest folder above it that is there."""
     return next(parent for parent in (path, *path.parents) if parent.exists())

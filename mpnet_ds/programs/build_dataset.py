@@ -3,7 +3,7 @@
 import os
 
 from mpnet_ds.command_line import Parser, invocation, run, size
-from mpnet_ds.data.text.arguments import add_reading_arguments, reading_of
+from mpnet_ds.data.text.arguments import add_reading_arguments, read_options
 
 
 def build_parser() -> Parser:
@@ -31,7 +31,7 @@ def main() -> None:
     from mpnet_ds.data.builder.estimate import estimate
     from mpnet_ds.data.builder.plan import BuildOptions, parse_part, part_of_environment
 
-    reading = reading_of(given)
+    reading = read_options(given)
     part = parse_part(given.part) if given.part else part_of_environment(os.environ)
     options = BuildOptions(given.holdout, given.sentences, given.shard_size, given.workers, part)
     what = (given.input, given.tokenizer, given.output, options, reading)

@@ -22,7 +22,7 @@ def main() -> int:
     """Print what was asked for; returns the exit code."""
     arguments = build_parser().parse_args()
     from mpnet_ds.data.samples.show import describe, show
-    from mpnet_ds.data.storage.lengths import draw_lengths
+    from mpnet_ds.data.storage.lengths import length_histogram
     from mpnet_ds.data.storage.verify import verify
 
     sys.stdout.reconfigure(errors="backslashreplace")  # a piece that the terminal cannot show is no reason to stop
@@ -34,7 +34,7 @@ def main() -> int:
             print(f"{len(found.problems)} problem(s): do not train on this dataset")
             return 1
         print(f"all {found.num_bytes:,} bytes are as they should be")
-    print("\n" + draw_lengths(arguments.folder))
+    print("\n" + length_histogram(arguments.folder))
     if arguments.show is not None:
         print("\n" + show(arguments.folder, arguments.show, arguments.seq_length))
     return 0

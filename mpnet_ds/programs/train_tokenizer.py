@@ -1,7 +1,7 @@
 """Train a WordPiece tokenizer on a corpus."""
 
 from mpnet_ds.command_line import Parser, invocation, run
-from mpnet_ds.data.text.arguments import add_reading_arguments, reading_of
+from mpnet_ds.data.text.arguments import add_reading_arguments, read_options
 
 
 def build_parser() -> Parser:
@@ -22,7 +22,7 @@ def main() -> None:
     given = build_parser().parse_args()
     from mpnet_ds.data.builder.learn_tokenizer import train_tokenizer_on
 
-    reading = reading_of(given)
+    reading = read_options(given)
     tokenizer = train_tokenizer_on(given.input, given.vocab_size, given.output, reading, lower_case=not given.cased)
     print(f"{tokenizer.vocab_size:,} pieces in {given.output}, fingerprint {tokenizer.fingerprint[:12]}")
 

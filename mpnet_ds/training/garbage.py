@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def collected_by_hand() -> Iterator[Callable[[], int]]:
-    """Within it nothing is collected but by calling what it gives: ``with collected_by_hand() as collect: … collect()``.
+    """Collect garbage only when called: ``with collected_by_hand() as collect: … collect()``.
 
     Objects that are there on entering are never looked through. All is as before on leaving.
     """

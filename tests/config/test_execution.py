@@ -35,7 +35,7 @@ def test_one_update_is_profiled_by_each_rank(dataset_folder, tmp_path):
     assert "profiler_st" not in run.err  # what PyTorch says of its profiler
     traces = sorted((tmp_path / "run" / "profile").iterdir())
     assert [path.name for path in traces] == [f"step-00000003-rank-0000{rank}.json" for rank in (0, 1)]
-    assert run.out.count("Update 3 is profiled in ") == 1
+    assert run.out.count("Step 3 is profiled in ") == 1
     table = run.out.split(str(traces[0]))[1].split("operator")[1].splitlines()[1:11]
     times = [float(line.split()[-2]) for line in table]
     assert times == sorted(times, reverse=True)

@@ -169,7 +169,7 @@ def test_one_voice_with_two_ranks_and_the_launchers_exit_code(tmp_path):
 def test_going_back_in_a_run_that_has_gone_on(trained, dataset_folder, tmp_path):
     run = shutil.copytree(trained().folder, tmp_path / "run")
     arguments = ["--recipe", RECIPE, "--data", dataset_folder, "--resume", run / "checkpoints" / "step-00000006"]
-    assert_refused(pretrain(run, *arguments, "--max_steps", 9), "has gone on to update 8", "choose another --output_dir")
+    assert_refused(pretrain(run, *arguments, "--max_steps", 9), "has gone on to step 8", "choose another --output_dir")
     assert (run / "checkpoints" / "step-00000008" / "manifest.json").exists()
 
 

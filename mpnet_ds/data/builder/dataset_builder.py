@@ -21,12 +21,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mpnet_ds.data.builder.plan import BuildOptions, cut, difference, settings_of
-from mpnet_ds.data.builder.shard_builder import TRAINING, Job, PieceRecord, record_path
+from mpnet_ds.data.builder.shard_builder import TRAINING, BuiltShard, Job, record_path
 from mpnet_ds.data.builder.workers import build_shards
 from mpnet_ds.data.storage.manifest import FILE_NAME, HOLDOUT, TOKENIZER, DatasetManifest
-from mpnet_ds.data.text.corpus import Corpus, check_unchanged, last_unit
+from mpnet_ds.data.text.corpus import Corpus, check_unchanged, num_units
 from mpnet_ds.data.text.source import STANDARD_INPUT, ReadOptions
-from mpnet_ds.data.text.standard_input import STORED, with_standard_input
+from mpnet_ds.data.text.standard_input import STORED, stored_standard_input
 from mpnet_ds.errors import UserError
 from mpnet_ds.files import (
     BUILD_PLAN,
@@ -34,13 +34,13 @@ from mpnet_ds.files import (
     TEMPORARY,
     empty_folder,
     partial_folder,
+    rename_into_place,
     sync_files,
     sync_folder,
-    take_name,
     write_atomically,
 )
-from mpnet_ds.interrupts import interrupted_once
-from mpnet_ds.machine import existing_folder
+from mpnet_ds.interrupts import interrupt_once
+from mpnet_ds.machine import nearest_existing_folder
 from mpnet_ds.progress import Progress
 from mpnet_ds.tokenizer import PretrainingTokenizer
 
@@ -79,7 +79,7 @@ def build_dataset(
             raise UserError(f"{tokenizer} is {loaded.kind}: {why}. Add --sentences document.")
         if show_progress:
             print(f"{loaded.kind} is encoded by the tokenizers library, many times slower than WordPiece.", file=sys.stderr)
-    with _build_folder(output) as folder, with_standard_input(inputs, folder, reading.stdin_format) as files:
+    with _build_folder(output) as folder, stored_standard_input(inputs, folder, reading.stdin_format) as files:
         corpus = Corpus(files, reading)
         settings = settings_of(corpus, loaded.fingerprint, options)
         finished = _finished_already(output, folder, settings)
@@ -108,19 +108,19 @@ def _check_outside(output: Path, inputs: list[str]) -> None:
 def _build_folder(output: Path) -> Iterator[Path]:
     """``OUT.partial``. It stays after a failure if shards in it are finished."""
     try:
-        with interrupted_once(), partial_folder(output) as folder:
+        with interrupt_once(), partial_folder(output) as folder:
             _remove_unfinished_files(folder)
             try:
                 yield folder
             except BaseException as error:
-                _say_how_to_go_on(folder, error)
+                _say_how_to_continue(folder, error)
                 if not _has_finished_shards(folder):
                     shutil.rmtree(folder)
                 raise
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        free = shutil.disk_usage(existing_folder(output)).free
+        free = shutil.disk_usage(nearest_existing_folder(output)).free
         raise UserError(
             f"{error.filename or output}: {error.strerror}, {free:,} bytes are free. Make room (--dry_run says how much is "
             "needed); the same command goes on from here."
@@ -136,7 +136,7 @@ def _has_finished_shards(folder: Path) -> bool:
     return (folder / FILE_NAME).exists() or any(folder.glob("shard-*.json"))
 
 
-def _say_how_to_go_on(folder: Path, error: BaseException) -> None:
+def _say_how_to_continue(folder: Path, error: BaseException) -> None:
     """Adds to an interruption, or an error of the data, that the finished shards are kept."""
     count = len(list(folder.glob("shard-*.json")))
     if isinstance(error, KeyboardInterrupt) and count:
@@ -149,7 +149,7 @@ def _finished_already(output: Path, folder: Path, settings: dict) -> DatasetMani
     """The manifest, if this very dataset is there; moves it to its name if only that was left to do."""
     if (folder / FILE_NAME).exists():
         _refuse_if_different(folder, difference(asdict(DatasetManifest.load(folder)), settings))
-        return _take_name(folder, output)
+        return _rename_into_place(folder, output)
     if not output.exists():
         return None
     if (output / FILE_NAME).is_file():
@@ -213,7 +213,7 @@ def _is_finished(folder: Path, number: int) -> bool:
     """Whether a shard's record is there and its files are as it says; forgets a record whose files are not."""
     path = record_path(folder, number)
     try:
-        record = PieceRecord.load(path)
+        record = BuiltShard.load(path)
     except FileNotFoundError:
         return False
     except (ValueError, LookupError, TypeError, AttributeError):
@@ -228,13 +228,13 @@ def _is_finished(folder: Path, number: int) -> bool:
 def _bytes_of(job: Job, piece) -> int:
     """Bytes of a piece: its share of its sources."""
     sources = [(job.sources[span.source], span.end - span.start) for span in piece]
-    return sum(source.num_bytes * units // last_unit(source) for source, units in sources)
+    return sum(source.num_bytes * units // num_units(source) for source, units in sources)
 
 
 def _finish(folder: Path, output: Path, tokenizer: PretrainingTokenizer, settings: dict, numbers: range) -> DatasetManifest:
     """Writes the manifests, removes what only the build needed, and gives the folder its name."""
     holdout, require_documents = settings["options"]["holdout"], "part" not in settings["options"]
-    records = [PieceRecord.load(record_path(folder, number)) for number in numbers]
+    records = [BuiltShard.load(record_path(folder, number)) for number in numbers]
     if holdout:
         held_out = _manifest(tokenizer, settings, HOLDOUT, records)
         if require_documents and not held_out.documents:
@@ -248,7 +248,7 @@ def _finish(folder: Path, output: Path, tokenizer: PretrainingTokenizer, setting
         why = "all of them are held out" if holdout and held_out.documents else "nothing to build"
         raise UserError(f"no document for training in {names}: {why}.")
     _save(manifest, tokenizer, folder)
-    return _take_name(folder, output)
+    return _rename_into_place(folder, output)
 
 
 def _discard(folder: Path) -> None:
@@ -257,7 +257,7 @@ def _discard(folder: Path) -> None:
         path.unlink()
 
 
-def _manifest(tokenizer: PretrainingTokenizer, settings: dict, side: str, records: list[PieceRecord]) -> DatasetManifest:
+def _manifest(tokenizer: PretrainingTokenizer, settings: dict, side: str, records: list[BuiltShard]) -> DatasetManifest:
     shards = [record.shards[side] for record in records if side in record.shards]
     return DatasetManifest.of(
         tokenizer,
@@ -279,10 +279,10 @@ def _save(manifest: DatasetManifest, tokenizer: PretrainingTokenizer, folder: Pa
     manifest.save(folder)
 
 
-def _take_name(folder: Path, output: Path) -> DatasetManifest:
+def _rename_into_place(folder: Path, output: Path) -> DatasetManifest:
     for path in (folder / BUILD_PLAN, *folder.glob("shard-*.json"), *folder.glob(f"{STORED}*")):
         path.unlink(missing_ok=True)
     _remove_unfinished_files(folder)  # of workers that outlived a build that was killed just before this one
     sync_folder(folder)
-    take_name(folder, output)
+    rename_into_place(folder, output)
     return DatasetManifest.load(output)

@@ -11,10 +11,10 @@ from mpnet_ds.data.storage.token_file import index_bytes
 from mpnet_ds.data.text.corpus import Corpus
 from mpnet_ds.data.text.source import STANDARD_INPUT, Faults, ReadOptions
 from mpnet_ds.errors import UserError
-from mpnet_ds.machine import existing_folder
+from mpnet_ds.machine import nearest_existing_folder
 from mpnet_ds.progress import Progress, show_duration
 
-SAMPLED_STRETCHES = 64
+SAMPLED_CHUNKS = 64
 SAMPLED_BYTES = 1 << 20
 """At the beginning of each, at most about."""
 
@@ -75,14 +75,14 @@ def estimate(
     mine = len(options.pieces(num_shards))
     job = Job(str(output), str(tokenizer), corpus.sources, reading, options)
     sample = _Sample(ShardBuilder(job), Faults(reading.on_error))
-    stretches = cut(corpus.sources, max(SAMPLED_BYTES // 4, corpus.num_bytes // (4 * SAMPLED_STRETCHES)))
-    stretches = stretches[:: max(1, -(-len(stretches) // SAMPLED_STRETCHES))]
+    stretches = cut(corpus.sources, max(SAMPLED_BYTES // 4, corpus.num_bytes // (4 * SAMPLED_CHUNKS)))
+    stretches = stretches[:: max(1, -(-len(stretches) // SAMPLED_CHUNKS))]
     with Progress("Sampling", len(stretches), unit="stretch") as progress:
         for stretch in stretches:
             sample.add(stretch)
             progress.update()
     num_bytes = corpus.num_bytes * mine // max(num_shards, 1)
-    return sample.extrapolate(num_bytes, mine, existing_folder(Path(output).resolve()))
+    return sample.extrapolate(num_bytes, mine, nearest_existing_folder(Path(output).resolve()))
 
 
 class _Sample:

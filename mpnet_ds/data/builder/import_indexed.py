@@ -112,7 +112,7 @@ class _Cleaner:
         self._check(ids, kept, begin)
         sizes = np.add.reduceat(np.append(kept, False), np.cumsum(sizes) - sizes, dtype=np.int64) * (sizes > 0)
         document_of = np.repeat(np.arange(last - first), np.diff(starts))[sizes > 0]
-        return _with_ends(ids[kept].astype(np.int32), sizes[sizes > 0], document_of)
+        return _add_ends(ids[kept].astype(np.int32), sizes[sizes > 0], document_of)
 
     def _kept(self, ids: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         """bool [ids]: False for end ids at the end of a sequence and for ``<s>`` at its beginning."""
@@ -149,7 +149,7 @@ class _Cleaner:
         raise UserError(f"{where} is '{name}', which no text gives, in the middle of a sequence: {advice}")
 
 
-def _with_ends(ids: np.ndarray, sizes: np.ndarray, document_of: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _add_ends(ids: np.ndarray, sizes: np.ndarray, document_of: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Adds ``</s>`` to each document; returns ids, sizes and the number of sequences of each document.
 
     Args:

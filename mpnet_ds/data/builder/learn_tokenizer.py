@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mpnet_ds.data.text.corpus import Corpus
 from mpnet_ds.data.text.source import Faults, ReadOptions
-from mpnet_ds.data.text.standard_input import with_standard_input
+from mpnet_ds.data.text.standard_input import stored_standard_input
 from mpnet_ds.files import new_folder
 from mpnet_ds.progress import Progress
 from mpnet_ds.tokenizer import PretrainingTokenizer, train_tokenizer
@@ -23,7 +23,7 @@ def train_tokenizer_on(
 ) -> PretrainingTokenizer:
     """Learns a tokenizer from a corpus and saves it to the new folder ``output``; arguments as ``Corpus`` takes them."""
     options = options or ReadOptions()
-    with new_folder(output) as folder, with_standard_input(inputs, folder, options.stdin_format) as files:
+    with new_folder(output) as folder, stored_standard_input(inputs, folder, options.stdin_format) as files:
         corpus = Corpus(files, options)
         with Progress("Learning the vocabulary", 2 * corpus.num_bytes or None, unit="B") as progress:
             texts = _Texts(corpus, progress)

@@ -63,7 +63,7 @@ def merge_datasets(
     every = (datasets | holdouts).items()
     total = sum(record.bytes for folder, manifest in every for _, _, record in manifest.files(folder)) if copy else 0
     with (
-        _place_for(output, datasets, copy) as place,
+        _output_folder(output, datasets, copy) as place,
         Progress("Copying", total, unit="B", enabled=show_progress and copy) as progress,
     ):
         if total > (free := shutil.disk_usage(place).free):
@@ -152,7 +152,7 @@ def _holdouts(datasets: Datasets, partial: bool) -> Datasets:
     return _load(found) if found else {}
 
 
-def _place_for(output: Path, datasets: Datasets, copy: bool) -> AbstractContextManager[Path]:
+def _output_folder(output: Path, datasets: Datasets, copy: bool) -> AbstractContextManager[Path]:
     """A new folder; or ``output`` itself where it holds the datasets, so that the manifest alone makes the difference."""
     if copy or not any(folder.parent == output for folder in datasets):
         return new_folder(output)
@@ -187,7 +187,7 @@ class _MergeWriter:
 
     def write(self, datasets: Datasets, where: Path) -> DatasetManifest:
         """One dataset in the subfolder ``where``; its manifest comes last."""
-        _put_tokenizer(next(iter(datasets)) / TOKENIZER, self.place / where / TOKENIZER)
+        _copy_tokenizer(next(iter(datasets)) / TOKENIZER, self.place / where / TOKENIZER)
         shards: list[ShardRecord] = []
         for folder, manifest in datasets.items():
             for shard in manifest.shards:
@@ -205,7 +205,7 @@ class _MergeWriter:
         return Path(os.path.relpath(prefix, self.output / where)).as_posix()
 
 
-def _put_tokenizer(source: Path, target: Path) -> None:
+def _copy_tokenizer(source: Path, target: Path) -> None:
     """A copy, whole or not there."""
     if not target.exists():
         partial = target.with_name(target.name + ".partial")

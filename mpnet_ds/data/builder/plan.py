@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 
 from mpnet_ds.data.text import standard_input
-from mpnet_ds.data.text.corpus import Corpus, last_unit
+from mpnet_ds.data.text.corpus import Corpus, num_units
 from mpnet_ds.data.text.source import Source
 from mpnet_ds.errors import UserError
 from mpnet_ds.machine import available_cores
@@ -160,7 +160,7 @@ def _units(source: Source, shard_bytes: int) -> list[tuple[int, int, int]]:
         rows = max(1, min(source.units, source.units * shard_bytes // source.num_bytes))
         size = rows * source.num_bytes // source.units
         return [(i, min(i + rows, source.units), size) for i in range(0, source.units, rows)]
-    return [(0, last_unit(source), source.num_bytes)]
+    return [(0, num_units(source), source.num_bytes)]
 
 
 def _append(piece: Piece, span: Span) -> None:
@@ -178,7 +178,7 @@ def settings_of(corpus: Corpus, tokenizer_fingerprint: str, options: BuildOption
         del recorded[name]
     if options.part is not None:
         recorded["part"] = [options.part.number, options.part.of]
-    sources = [standard_input.recorded(source) for source in corpus.sources]
+    sources = [standard_input.as_recorded(source) for source in corpus.sources]
     settings = {
         "sources": [asdict(source) for source in sources],
         "tokenizer_fingerprint": tokenizer_fingerprint,

@@ -42,7 +42,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class PieceRecord:
+class BuiltShard:
     """What became of a piece."""
 
     shards: dict[str, ShardRecord] = field(default_factory=dict)
@@ -56,7 +56,7 @@ class PieceRecord:
         write_atomically(path, json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
-    def load(cls, path: Path) -> "PieceRecord":
+    def load(cls, path: Path) -> "BuiltShard":
         """OSError if it is missing; ValueError, LookupError, TypeError or AttributeError if it is damaged."""
         content = json.loads(path.read_text(encoding="utf-8"))
         shards = {side: shard_record(entry) for side, entry in content.pop("shards").items()}
@@ -104,7 +104,7 @@ class ShardBuilder:
                     shards[side] = ShardRecord.of(writer)
             for side in shards:
                 sync_folder(self.job.side(side))
-        record = PieceRecord(shards, empty, faults.skipped, faults.first)
+        record = BuiltShard(shards, empty, faults.skipped, faults.first)
         record.save(record_path(Path(self.job.folder), number))
 
     def _writer(self, side: str, number: int) -> TokenFileWriter:

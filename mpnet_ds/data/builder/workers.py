@@ -16,7 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from mpnet_ds.data.builder.plan import Piece
 from mpnet_ds.data.builder.shard_builder import Job, ShardBuilder
 from mpnet_ds.errors import UserError
-from mpnet_ds.interrupts import interrupted_later, uninterrupted
+from mpnet_ds.interrupts import defer_interrupts, ignore_interrupts
 
 _SECONDS_BETWEEN_LOOKS = 0.2
 
@@ -34,7 +34,7 @@ def build_shards(job: Job, pieces: dict[int, Piece], advance: Callable[[int], No
     arguments = (job, done_bytes, stop, os.getpid())
     pool = ProcessPoolExecutor(workers, context, initializer=_start, initargs=arguments)
     try:
-        with interrupted_later():  # a worker that has not come to _start would print a traceback
+        with defer_interrupts():  # a worker that has not come to _start would print a traceback
             waiting = {pool.submit(_build, number, piece): number for number, piece in pieces.items()}
         _await(waiting, done_bytes, advance)
     except BrokenProcessPool as error:
@@ -43,7 +43,7 @@ def build_shards(job: Job, pieces: dict[int, Piece], advance: Callable[[int], No
             "command goes on from here. If this is a script of your own, it needs 'if __name__ == \"__main__\":'."
         ) from error
     finally:
-        with uninterrupted():  # a second Ctrl-C must not leave workers behind that were not told to end
+        with ignore_interrupts():  # a second Ctrl-C must not leave workers behind that were not told to end
             stop.value = 1
             pool.shutdown(cancel_futures=True)
 

@@ -49,13 +49,13 @@ class TokenStream:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-class StreamRows:
+class BlockSequences:
     """Rows of one dataset in sample mode ``stream``."""
 
     def __init__(self, shards: list[TokenFile], seq_length: int, seed: int):
         """``seed`` decides where each epoch starts."""
         self.stream, self.seq_length, self.seed = TokenStream(shards), seq_length, seed
-        self.tokens_per_row = float(seq_length)
+        self.tokens_per_sequence = float(seq_length)
         self._start_of = lru_cache(maxsize=16)(self._draw_start)
 
     def __len__(self) -> int:

@@ -13,8 +13,8 @@ from typing import Literal, get_args
 import numpy as np
 
 from mpnet_ds.counter_rng import make_key
-from mpnet_ds.data.samples.block_sequences import StreamRows
-from mpnet_ds.data.samples.document_sequences import UnitRows
+from mpnet_ds.data.samples.block_sequences import BlockSequences
+from mpnet_ds.data.samples.document_sequences import DocumentSequences
 from mpnet_ds.data.samples.shuffle import shuffled
 from mpnet_ds.data.storage.manifest import FILE_NAME, HOLDOUT, TOKENIZER, DatasetManifest, ShardRecord
 from mpnet_ds.data.storage.token_file import TokenFile
@@ -85,9 +85,9 @@ class PretrainingDataset:
         self.isolate_documents = isolate_documents
         shards = [self._open(shard) for shard in self.manifest.shards if shard.tokens]
         if sample_mode == "stream":
-            self.rows = StreamRows(shards, length, self._seed_for(_START))
+            self.rows = BlockSequences(shards, length, self._seed_for(_START))
         else:
-            self.rows = UnitRows(shards, length, sample_mode, packing)
+            self.rows = DocumentSequences(shards, length, sample_mode, packing)
         self.num_samples = len(self.rows)
         if not self.num_samples:
             found = f"{folder} has {self.manifest.tokens} tokens, less than one row of {seq_length}"
@@ -175,9 +175,9 @@ class PretrainingDataset:
         return self.batch(numbers % self.num_samples, numbers // self.num_samples)
 
     @property
-    def tokens_per_row(self) -> float:
+    def tokens_per_sequence(self) -> float:
         """Real tokens of a row, on average over an epoch: the rest is padding."""
-        return self.rows.tokens_per_row
+        return self.rows.tokens_per_sequence
 
     def _row_numbers(self, indices: np.ndarray, epochs: np.ndarray) -> np.ndarray:
         """Numbers of the rows that stand at ``indices`` of the epochs' orders.

@@ -28,7 +28,7 @@ ITEMS_PER_BLOCK = 1024  # at most 1 << 16
 BLOCKS_AT_ONCE = 1024
 
 
-class UnitRows:
+class DocumentSequences:
     """Rows of one dataset in sample mode ``document`` or ``line``; the same in every epoch.
 
     Raises:
@@ -42,14 +42,14 @@ class UnitRows:
         for items in self.shards:
             for begin in range(0, len(items), ITEMS_PER_BLOCK * BLOCKS_AT_ONCE):
                 lengths = items.lengths(begin, min(begin + ITEMS_PER_BLOCK * BLOCKS_AT_ONCE, len(items)))
-                opened = rows_opened(_in_blocks(lengths), seq_length, packing)
+                opened = sequences_opened(_in_blocks(lengths), seq_length, packing)
                 firsts.append(np.repeat(np.tile(np.arange(opened.shape[1], dtype=np.uint16), len(opened)), opened.ravel()))
                 rows_of_blocks.append(opened.sum(axis=1))
                 slots += int(lengths.sum() + -(-lengths // (seq_length - 1)).sum())
             self._block_ends_of_shards.append(sum(map(len, rows_of_blocks)))
         self._first_items = np.concatenate(firsts) if firsts else np.empty(0, dtype=np.uint16)
         self._row_ends_of_blocks = np.cumsum(np.concatenate(rows_of_blocks)).tolist() if firsts else []
-        self.tokens_per_row = slots / max(len(self), 1)
+        self.tokens_per_sequence = slots / max(len(self), 1)
 
     def __len__(self) -> int:
         return len(self._first_items)
@@ -175,7 +175,7 @@ def _in_blocks(lengths: np.ndarray) -> np.ndarray:
     return padded.reshape(-1, width)
 
 
-def rows_opened(lengths: np.ndarray, seq_length: int, packing: bool) -> np.ndarray:
+def sequences_opened(lengths: np.ndarray, seq_length: int, packing: bool) -> np.ndarray:
     """How many new rows each item takes, int [blocks, items], the blocks being independent of each other.
 
     Args:

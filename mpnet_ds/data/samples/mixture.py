@@ -105,9 +105,9 @@ class MixtureDataset:
         return [Fraction(slots, len(self._pattern)) for slots in self.slots_of_each]
 
     @property
-    def tokens_per_row(self) -> float:
+    def tokens_per_sequence(self) -> float:
         """Real tokens of a row, on average over all datasets by their shares."""
-        return float(sum(share * data.tokens_per_row for share, data in zip(self.shares, self.datasets, strict=True)))
+        return float(sum(share * data.tokens_per_sequence for share, data in zip(self.shares, self.datasets, strict=True)))
 
     @property
     def holdouts(self) -> list[tuple[Path, Fraction | None]]:

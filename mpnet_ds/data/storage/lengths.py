@@ -74,7 +74,7 @@ class DocumentLengths:
         ]
 
 
-def draw_lengths(folder: str | Path, width: int | None = None, unicode: bool | None = None) -> str:
+def length_histogram(folder: str | Path, width: int | None = None, unicode: bool | None = None) -> str:
     """A histogram of the documents' lengths in tokens, and a few figures.
 
     Args:

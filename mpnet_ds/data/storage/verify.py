@@ -223,7 +223,7 @@ def _index_problems(shard: TokenFile, manifest: DatasetManifest, record: ShardRe
         problems.append(
             f"{shard.index_path}: the document index goes from {first} to {last}, not 0 to {shard.num_sequences}"
         )
-    places = _Places(shard.index_path)
+    places = _FaultsOfFile(shard.index_path)
     for begin in range(0, shard.num_sequences, ENTRIES_AT_ONCE):
         _check_sequences(shard, begin, min(begin + ENTRIES_AT_ONCE, shard.num_sequences), places)
     documents_at = HEADER.size + 12 * shard.num_sequences
@@ -234,7 +234,7 @@ def _index_problems(shard: TokenFile, manifest: DatasetManifest, record: ShardRe
     return problems + places.lines
 
 
-def _check_sequences(shard: TokenFile, begin: int, end: int, places: "_Places") -> None:
+def _check_sequences(shard: TokenFile, begin: int, end: int, places: "_FaultsOfFile") -> None:
     """Entries ``begin`` … ``end - 1`` of sizes and offsets."""
     width = shard.dtype.itemsize
     sizes, offsets = shard.sizes[begin:end].astype(np.int64), shard.offsets[begin:end]
@@ -256,7 +256,7 @@ class _TokenChecks:
     def __init__(self, shard: TokenFile, vocab_size: int, knows_documents: bool):
         self.shard, self.vocab_size = shard, vocab_size
         self.lasts = shard.document_starts(0, shard.num_documents)[1:] - 1 if knows_documents else None
-        self._places = _Places(shard.bin_path)
+        self._places = _FaultsOfFile(shard.bin_path)
         self._unsigned = np.dtype(f"<u{shard.dtype.itemsize}")  # an id below 0 becomes a large one
 
     @property
@@ -291,7 +291,7 @@ class _TokenChecks:
         return byte, f"sequence {sequence}, document {document}"
 
 
-class _Places:
+class _FaultsOfFile:
     """Faults of one file by kind: the first place of each, and how many there are."""
 
     def __init__(self, path: Path):

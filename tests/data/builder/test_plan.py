@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpnet_ds.data.builder.plan import Part, cut, difference, parse_part, part_of_environment
-from mpnet_ds.data.text.corpus import last_unit
+from mpnet_ds.data.text.corpus import num_units
 from mpnet_ds.data.text.source import Source
 from mpnet_ds.errors import UserError
 
@@ -29,7 +29,7 @@ def test_pieces_tile_every_source_in_order(all_sources, shard_bytes):
     spans = [span for piece in pieces for span in piece]
     for number, source in enumerate(all_sources):
         own = [span for span in spans if span.source == number]
-        expected = [0, last_unit(source)] if last_unit(source) else []
+        expected = [0, num_units(source)] if num_units(source) else []
         assert [own[0].start, own[-1].end] == expected if own else not expected
         assert all(before.end == after.start for before, after in itertools.pairwise(own))
         assert all(span.start < span.end for span in own)

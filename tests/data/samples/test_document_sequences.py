@@ -10,7 +10,7 @@ from mpnet_ds.config.recipe import DataRecipe
 from mpnet_ds.data import MaskingConfig, PretrainingDataset, build_dataset
 from mpnet_ds.data.samples import document_sequences
 from mpnet_ds.data.samples.dataset import document_ids
-from mpnet_ds.data.samples.document_sequences import UnitRows
+from mpnet_ds.data.samples.document_sequences import DocumentSequences
 from mpnet_ds.data.storage.token_file import TokenFile, TokenFileWriter
 from mpnet_ds.errors import UserError
 from tests.shards import add_document
@@ -83,14 +83,14 @@ def expected_rows(corpus, n: int, sample_mode: str, packing: bool) -> list[list[
 @given(CORPORA, st.integers(8, 20), MODES, st.booleans())
 def test_rows_hold_whole_units_in_their_order_and_no_token_is_lost_or_doubled(scratch, sizes, n, sample_mode, packing):
     corpus = corpus_of(sizes)
-    rows = UnitRows(shards_of(corpus, scratch), n, sample_mode, packing)
+    rows = DocumentSequences(shards_of(corpus, scratch), n, sample_mode, packing)
     expected = expected_rows(corpus, n, sample_mode, packing)
     assert len(rows) == len(expected)
     if expected:
         input_ids, real = rows.read(np.arange(len(rows)), np.zeros(len(rows), dtype=int))
         assert [row[mask].tolist() for row, mask in zip(input_ids, real, strict=True)] == expected
         assert (input_ids[~real] == PAD).all()
-        assert rows.tokens_per_row == pytest.approx(real.sum() / len(rows))
+        assert rows.tokens_per_sequence == pytest.approx(real.sum() / len(rows))
         everything = [token for token in input_ids.ravel().tolist() if token > EOS]
         assert everything == [token for token in itertools.chain.from_iterable(
             line for shard in corpus for document in shard for line in document) if token > EOS]  # fmt: skip
@@ -98,7 +98,7 @@ def test_rows_hold_whole_units_in_their_order_and_no_token_is_lost_or_doubled(sc
 
 @given(CORPORA, st.integers(8, 20), MODES, st.booleans(), st.data())
 def test_a_row_is_the_same_alone_and_in_any_company(scratch, sizes, n, sample_mode, packing, data):
-    rows = UnitRows(shards_of(corpus_of(sizes), scratch), n, sample_mode, packing)
+    rows = DocumentSequences(shards_of(corpus_of(sizes), scratch), n, sample_mode, packing)
     if not len(rows):
         return
     numbers = np.array(data.draw(st.lists(st.integers(0, len(rows) - 1), min_size=1, max_size=6)))
@@ -109,7 +109,7 @@ def test_a_row_is_the_same_alone_and_in_any_company(scratch, sizes, n, sample_mo
 
 @given(CORPORA, MODES)
 def test_the_places_of_a_row_hold_its_ids(scratch, sizes, sample_mode):
-    rows = UnitRows(shards_of(corpus_of(sizes), scratch), 8, sample_mode, packing=True)
+    rows = DocumentSequences(shards_of(corpus_of(sizes), scratch), 8, sample_mode, packing=True)
     for number in range(len(rows)):
         input_ids, _ = rows.read(np.array([number]), np.array([0]))
         stored = np.concatenate([shard.tokens[first:stop] for shard, first, stop in rows.places(number, 0)])
@@ -118,7 +118,7 @@ def test_the_places_of_a_row_hold_its_ids(scratch, sizes, sample_mode):
 
 def test_a_line_that_ends_a_document_within_is_not_given_a_second_end(scratch):
     corpus = [[[[5, EOS], [6], [7, EOS]]]]
-    rows = UnitRows(shards_of(corpus, scratch), 16, "line", packing=True)
+    rows = DocumentSequences(shards_of(corpus, scratch), 16, "line", packing=True)
     input_ids, real = rows.read(np.array([0]), np.array([0]))
     assert input_ids[real].tolist() == [BOS, 5, EOS, BOS, 6, EOS, BOS, 7, EOS]
 

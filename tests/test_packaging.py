@@ -44,7 +44,7 @@ def installed(tmp_path_factory) -> Path:
 @pytest.mark.long
 def test_the_demo_of_an_installed_package_runs_in_an_empty_folder(installed, tmp_path):
     said = ended_well(installed / "mpnet-ds", "demo", "--max_steps", 3, cwd=tmp_path)
-    assert "$ deepspeed --module mpnet_ds.training.pretrain --deepspeed_config zero2" in said
+    assert " --module mpnet_ds.training.pretrain --deepspeed_config zero2" in said
     assert "== Done" in said
     assert (tmp_path / "runs" / "demo" / "model" / "config.json").is_file()
     again = ended_well(installed / "mpnet-ds", "demo", "--max_steps", 3, cwd=tmp_path)

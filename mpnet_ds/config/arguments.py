@@ -7,6 +7,7 @@ from mpnet_ds.command_line import Parser, invocation
 from mpnet_ds.config.foreign_names import our_name
 from mpnet_ds.config.overrides import FLAGS, Override, read_overrides
 from mpnet_ds.config.recipe import DEFAULT_RECIPE, DEMO_RECIPE, Recipe, load_recipe
+from mpnet_ds.objectives import OBJECTIVES
 from mpnet_ds.ranks.launchers import JOIN_TIMEOUT
 from mpnet_ds.validation import keys_of
 
@@ -109,5 +110,6 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
 def explain_flag(flag: str) -> str | None:
     """What to write instead of a flag that does not exist, where that is known."""
     name = flag.removeprefix("--").replace("-", "_")
-    keys = [key for key in keys_of(Recipe) if key.rpartition(".")[2] == name]
+    of_objectives = (key for objective in OBJECTIVES.values() for key in keys_of(objective, "objective"))
+    keys = [key for key in (*keys_of(Recipe), *of_objectives) if key.rpartition(".")[2] == name]
     return f"Write --set {keys[0]}=VALUE." if keys else our_name(name)

@@ -163,10 +163,11 @@ def test_names_of_transformers_are_answered_with_ours(name, answer, tmp_path, ca
         assert said.count("\n") == 1
 
 
-def test_a_value_of_a_recipe_without_a_flag_is_answered_with_its_set(capsys):
+@pytest.mark.parametrize("key", ["optimization.weight_decay", "objective.masking.whole_word"])
+def test_a_value_of_a_recipe_without_a_flag_is_answered_with_its_set(key, capsys):
     with pytest.raises(SystemExit):
-        parse("--weight_decay", "0.1")
-    assert "Write --set optimization.weight_decay=VALUE." in capsys.readouterr().err
+        parse(f"--{key.rpartition('.')[2]}", "0.1")
+    assert f"Write --set {key}=VALUE." in capsys.readouterr().err
 
 
 PLUGIN = """

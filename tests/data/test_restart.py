@@ -139,7 +139,7 @@ def test_going_on_builds_only_what_is_missing(interrupted, tmp_path):
     partial = tmp_path / "dataset.partial"
     before = {path.name: path.stat().st_mtime_ns for path in partial.glob("shard-*.bin")}
     done = subprocess.run(interrupted, capture_output=True, text=True)
-    assert "Going on:" in done.stderr
+    assert "Continuing:" in done.stderr
     after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "dataset").glob("shard-*.bin")}
     finished = {name for name in before if after[name] == before[name]}
     assert 3 <= len(finished) < len(after)
@@ -148,9 +148,9 @@ def test_going_on_builds_only_what_is_missing(interrupted, tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda arguments: [*arguments, "--sentences", "document"], "--sentences was line, is now document"),
+        (lambda arguments: [*arguments, "--sentences", "document"], "--sentences was line and is now document"),
         (lambda arguments: [*arguments, "--input", __file__.replace(".py", ".nothing")], "no such file"),
-        (lambda arguments: [a.replace("0.05", "0.5") for a in arguments], "--holdout was 0.05, is now 0.5"),
+        (lambda arguments: [a.replace("0.05", "0.5") for a in arguments], "--holdout was 0.05 and is now 0.5"),
     ],
 )
 def test_going_on_with_something_else_is_refused_with_the_difference(interrupted, tmp_path, change, words):
@@ -216,7 +216,7 @@ def test_an_interrupted_build_says_that_it_can_go_on(corpus, tokenizer_folder, t
         time.sleep(0.3)
     errors = only_line_of_interrupted(process)
     assert "interrupted" in errors
-    assert "the same command goes on" in errors
+    assert "the same command continues" in errors
 
 
 def test_a_second_ctrl_c_on_the_way_out_takes_nothing_from_what_is_said(
@@ -237,7 +237,7 @@ def test_a_second_ctrl_c_on_the_way_out_takes_nothing_from_what_is_said(
 
     monkeypatch.setattr("mpnet_ds.data.builder.dataset_builder.build_shards", press_after_one_shard)
     monkeypatch.setattr("mpnet_ds.data.builder.dataset_builder.partial_folder", press_when_it_is_let_go)
-    with pytest.raises(KeyboardInterrupt, match=r"1 finished shards are kept, the same command goes on"):
+    with pytest.raises(KeyboardInterrupt, match=r"1 finished shards are kept; the same command continues"):
         build_dataset([corpus_files.txt], tokenizer_folder, tmp_path / "dataset", show_progress=False)
     with pytest.raises(KeyboardInterrupt):  # it is as it was before
         signal.raise_signal(signal.SIGINT)
@@ -293,7 +293,7 @@ def test_a_worker_that_is_killed_while_it_counts_does_not_hold_the_build_up(corp
     finally:
         if process.poll() is None:
             kill(process, "all")
-    assert (process.returncode, "a worker ended before its work was done" in errors) == (2, True), errors
+    assert (process.returncode, "a worker process died" in errors) == (2, True), errors
 
 
 def test_shards_finished_before_a_fault_are_kept_and_the_fault_can_be_skipped(tokenizer_folder, tmp_path):
@@ -316,8 +316,8 @@ def test_a_build_that_failed_at_once_leaves_nothing(tokenizer_folder, tmp_path):
 
 def assert_room_is_asked_for(done, output):
     assert done.returncode == 2
-    assert "Make room" in done.stderr
-    assert "the same command goes on" in done.stderr
+    assert "Free some space" in done.stderr
+    assert "the same command continues" in done.stderr
     assert "Traceback" not in done.stderr
     assert not output.exists()
 
@@ -355,7 +355,7 @@ def test_a_full_disk_is_named_and_the_build_goes_on_when_there_is_room(corpus, t
     done = subprocess.run(shell, capture_output=True, text=True, env=os.environ | {"DISK": str(tmp_path / "disk")})
     assert_room_is_asked_for(done, tmp_path / "disk" / "dataset")
     assert "No space left on device" in done.stderr
-    assert "Going on:" in done.stderr
+    assert "Continuing:" in done.stderr
 
 
 @pytest.mark.skipif(os.geteuid() == 0 and not can_mount(), reason="root may write everywhere, and may not mount")
@@ -430,7 +430,7 @@ def test_a_damaged_dataset_is_not_taken_for_the_result(corpus_files, tokenizer_f
     what = ([corpus_files.txt], tokenizer_folder, tmp_path / "dataset")
     build_dataset(*what, show_progress=False)
     (tmp_path / "dataset" / "shard-00000.bin").unlink()
-    with pytest.raises(UserError, match=r"is there already, and: .*shard-00000\.bin is missing.* remove it first"):
+    with pytest.raises(UserError, match=r"already exists\. .*shard-00000\.bin is missing.* remove it first"):
         build_dataset(*what, show_progress=False)
 
 
@@ -455,7 +455,7 @@ def test_another_tool_does_not_take_the_folder_of_an_interrupted_build(interrupt
 def test_a_dataset_inside_of_its_corpus_is_refused_and_older_ones_are_no_text(corpus_files, tokenizer_folder, tmp_path):
     shutil.copy(corpus_files.txt, tmp_path / "text.txt")
     what = ([str(tmp_path)], tokenizer_folder)
-    with pytest.raises(UserError, match="lies inside of --input"):
+    with pytest.raises(UserError, match="is inside --input"):
         build_dataset(*what, tmp_path / "dataset", show_progress=False)
     shutil.copytree(tokenizer_folder, tmp_path / "tokenizer")  # its vocab.txt is a .txt
     built = build_dataset(*what, tmp_path.with_name("outside"), show_progress=False)

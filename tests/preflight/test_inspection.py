@@ -208,7 +208,7 @@ def test_evaluation_data_of_less_than_a_row_is_named_as_such(dataset_folder, tok
     (tmp_path / "short.txt").write_text("a few words")
     options = BuildOptions()
     build_dataset([str(tmp_path / "short.txt")], tokenizer_folder, tmp_path / "short", options, show_progress=False)
-    with pytest.raises(UserError, match=r"^evaluation data: .* less than one row of 32"):
+    with pytest.raises(UserError, match=r"^evaluation data: .* less than one sequence of 32"):
         open_data([str(dataset_folder)], [str(tmp_path / "short")], load_recipe(str(RECIPE)))
 
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from mpnet_ds.interrupts import defer_interrupts, interrupt_once, ignore_interrupts
+from mpnet_ds.interrupts import defer_interrupts, ignore_interrupts, interrupt_once
 
 BLOCKED = "import signal; print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))"
 

@@ -28,9 +28,8 @@ def test_a_small_corpus_is_counted_exactly_and_nothing_is_written(corpus_files, 
 
 
 def test_a_larger_corpus_is_estimated_from_a_part_of_it(tokenizer_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(estimate_module, "SAMPLED_CHUNKS", 32)
     monkeypatch.setattr(estimate_module, "SAMPLED_BYTES", 1 << 17)
-    (tmp_path / "text.txt").write_text("\n".join(real_text(2 << 20)), encoding="utf-8", errors="ignore")
+    (tmp_path / "text.txt").write_text("\n".join(real_text(4 << 20)), encoding="utf-8", errors="ignore")
     what = (
         [str(tmp_path / "text.txt")],
         tokenizer_folder,

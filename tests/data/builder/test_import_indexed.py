@@ -77,7 +77,7 @@ def test_any_documents_come_back(import_into, write_foreign, documents_of, tmp_p
     monkeypatch.setattr(indexed_file, "TOKENS_AT_ONCE", 7)
     monkeypatch.setattr(indexed_file, "ENTRIES_AT_ONCE", 3)
 
-    @settings(max_examples=40)
+    @settings(max_examples=20)
     @given(st.lists(sequences, min_size=1, max_size=12), st.booleans(), st.booleans(), st.integers(1, 9))
     def check(documents, begin_marked, end_marked, tokens_per_shard):
         folder = tmp_path_factory.mktemp("any")

@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpnet_ds.config.recipe import DataRecipe
 from mpnet_ds.data import MaskingConfig, PretrainingDataset, build_dataset
 from mpnet_ds.data.samples import document_sequences
 from mpnet_ds.data.samples.dataset import document_ids
@@ -182,8 +181,6 @@ def test_samples_follow_from_seed_epoch_and_index(built, sample_mode):
 def test_an_unknown_sample_mode_is_named(built, name):
     with pytest.raises(UserError, match=f"unknown sample_mode '{name}'"):
         PretrainingDataset(built, sample_mode=name)
-    with pytest.raises(UserError, match=f"unknown sample_mode '{name}'"):
-        DataRecipe(sample_mode=name)
 
 
 @pytest.mark.parametrize("sample_mode", ["document", "line"])

@@ -108,11 +108,14 @@ def test_each_dataset_is_gone_through_in_its_own_order(folders):
             np.testing.assert_array_equal(batch[name][rows], own[name])
 
 
+@pytest.fixture(scope="module")
+def opened_twice(folders):
+    return [mixture(folders, "7/10", "2/10", "1/10", sample_mode="document", isolate_documents=True) for _ in range(2)]
+
+
 @given(first=st.integers(0, 2**40), cuts=st.lists(st.integers(1, 6), min_size=1, max_size=4))
-def test_a_sample_follows_from_its_number_alone(folders, first, cuts):
-    data, again = (
-        mixture(folders, "7/10", "2/10", "1/10", sample_mode="document", isolate_documents=True) for _ in range(2)
-    )
+def test_a_sample_follows_from_its_number_alone(opened_twice, first, cuts):
+    data, again = opened_twice
     whole = data.consecutive(first, sum(cuts))
     begins = first + np.cumsum([0, *cuts[:-1]])
     parts = [again.consecutive(int(begin), count) for begin, count in zip(begins, cuts, strict=True)]

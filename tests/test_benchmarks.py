@@ -242,7 +242,7 @@ def in_process(main, monkeypatch, arguments: list) -> int:
         (["--hidden_size", "100", "200"], "hidden_size 200 is not a multiple of num_attention_heads 3"),
         (["--json", "nowhere/results.json"], "cannot write a file nowhere/results.json"),
         (["--micro_batch_size", "0"], "'0' is no whole number above 0"),
-        (["--vocab_size", "10"], "--vocab_size 10 is too small"),
+        (["--vocab_size", "10"], "--vocab_size is 10; it must be"),
     ],
 )
 def test_what_cannot_be_measured_is_said_in_a_line(arguments, message, monkeypatch, capsys):

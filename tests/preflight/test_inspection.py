@@ -51,7 +51,7 @@ def test_one_finding_is_one_line_and_several_are_a_numbered_list():
     assert str(caught.value) == "a is wrong."
     with pytest.raises(UserError) as caught:
         raise_if_fatal([Inspection(findings=[Finding("a is wrong."), Finding("a hint", is_fatal=False), Finding("b too.")])])
-    assert str(caught.value) == "2 things must be changed first:\n  1. a is wrong.\n  2. b too."
+    assert str(caught.value) == "2 problems to fix:\n  1. a is wrong.\n  2. b too."
 
 
 def test_what_all_ranks_found_is_said_once_and_what_one_found_names_it():
@@ -176,7 +176,7 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path):
     arguments = ["--recipe", RECIPE, "--data", tmp_path / "nowhere", "--micro_batch_size", 3]
     run = pretrain(tmp_path / "run", *arguments, config=str(config))
     assert run.code == 2
-    assert "error: 4 things must be changed first:\n  1. " in run.err
+    assert "error: 4 problems to fix:\n  1. " in run.err
     for part in (
         "zero_optimization.offload_param.devicee",
         "gradient_clipp1ng",
@@ -209,7 +209,7 @@ def test_evaluation_data_of_less_than_a_row_is_named_as_such(dataset_folder, tok
     (tmp_path / "short.txt").write_text("a few words")
     options = BuildOptions()
     build_dataset([str(tmp_path / "short.txt")], tokenizer_folder, tmp_path / "short", options, show_progress=False)
-    with pytest.raises(UserError, match=r"^evaluation data: .* less than one row of 32"):
+    with pytest.raises(UserError, match=r"^evaluation data: .* less than one sequence of 32"):
         open_data([str(dataset_folder)], [str(tmp_path / "short")], load_recipe(str(RECIPE)))
 
 

@@ -23,10 +23,15 @@ def files() -> list[Path]:
     return sorted(file for file in root.rglob("*.py") if not _LEFT_OUT & set(file.relative_to(root).parts))
 
 
+def iterate() -> Iterator[list[str]]:
+    """Yield the documents as lists of sequences, module by module."""
+    return itertools.chain.from_iterable(map(_documents_of, files()))
+
+
 @cache
 def documents() -> list[list[str]]:
     """Return all documents as lists of sequences."""
-    found = [document for path in files() for document in _documents_of(path)]
+    found = list(iterate())
     if not found:
         where = sysconfig.get_path("stdlib")
         raise UserError(f"the standard library in {where} has no readable docstrings: pass text with --input.")
@@ -36,7 +41,7 @@ def documents() -> list[list[str]]:
 def beginning(num_characters: int) -> list[str]:
     """Return the first sequences, ``num_characters`` or a little more in all; fewer where the library has fewer."""
     sequences, length = [], 0
-    for paragraphs in itertools.chain.from_iterable(map(_documents_of, files())):
+    for paragraphs in iterate():
         sequences += paragraphs
         length += sum(map(len, paragraphs))
         if length >= num_characters:

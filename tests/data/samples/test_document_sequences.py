@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpnet_ds.config.recipe import DataRecipe
 from mpnet_ds.data import MaskingConfig, PretrainingDataset, build_dataset
 from mpnet_ds.data.samples import document_sequences
 from mpnet_ds.data.samples.dataset import document_ids
@@ -63,8 +62,8 @@ def items_of(documents, sample_mode: str) -> list[list[int]]:
             for line, stored in zip(document, stored_document, strict=True)]  # fmt: skip
 
 
-def expected_rows(corpus, n: int, sample_mode: str, packing: bool) -> list[list[int]]:
-    """The definition, item by item: a row takes the next unit if it fits; shards and blocks begin rows."""
+def expected_sequences(corpus, n: int, sample_mode: str, packing: bool) -> list[list[int]]:
+    """The definition, item by item: a sequence takes the next unit if it fits; shards and blocks start new ones."""
     rows = []
     for documents in corpus:
         items = items_of(documents, sample_mode)
@@ -81,10 +80,10 @@ def expected_rows(corpus, n: int, sample_mode: str, packing: bool) -> list[list[
 
 
 @given(CORPORA, st.integers(8, 20), MODES, st.booleans())
-def test_rows_hold_whole_units_in_their_order_and_no_token_is_lost_or_doubled(scratch, sizes, n, sample_mode, packing):
+def test_sequences_hold_whole_units_in_their_order_and_no_token_is_lost_or_doubled(scratch, sizes, n, sample_mode, packing):
     corpus = corpus_of(sizes)
     rows = DocumentSequences(shards_of(corpus, scratch), n, sample_mode, packing)
-    expected = expected_rows(corpus, n, sample_mode, packing)
+    expected = expected_sequences(corpus, n, sample_mode, packing)
     assert len(rows) == len(expected)
     if expected:
         input_ids, real = rows.read(np.arange(len(rows)), np.zeros(len(rows), dtype=int))
@@ -97,7 +96,7 @@ def test_rows_hold_whole_units_in_their_order_and_no_token_is_lost_or_doubled(sc
 
 
 @given(CORPORA, st.integers(8, 20), MODES, st.booleans(), st.data())
-def test_a_row_is_the_same_alone_and_in_any_company(scratch, sizes, n, sample_mode, packing, data):
+def test_a_sequence_is_the_same_alone_and_in_any_company(scratch, sizes, n, sample_mode, packing, data):
     rows = DocumentSequences(shards_of(corpus_of(sizes), scratch), n, sample_mode, packing)
     if not len(rows):
         return
@@ -108,11 +107,11 @@ def test_a_row_is_the_same_alone_and_in_any_company(scratch, sizes, n, sample_mo
 
 
 @given(CORPORA, MODES)
-def test_the_places_of_a_row_hold_its_ids(scratch, sizes, sample_mode):
+def test_the_token_ranges_of_a_sequence_hold_its_ids(scratch, sizes, sample_mode):
     rows = DocumentSequences(shards_of(corpus_of(sizes), scratch), 8, sample_mode, packing=True)
     for number in range(len(rows)):
         input_ids, _ = rows.read(np.array([number]), np.array([0]))
-        stored = np.concatenate([shard.tokens[first:stop] for shard, first, stop in rows.places(number, 0)])
+        stored = np.concatenate([shard.tokens[first:stop] for shard, first, stop in rows.token_ranges(number, 0)])
         assert stored[stored > EOS].tolist() == input_ids[input_ids > EOS].tolist()
 
 
@@ -161,7 +160,7 @@ def test_padding_is_neither_predicted_nor_counted(built):
     assert (batch["predicted_positions"] < lengths[:, None]).all()
 
 
-def test_packing_fills_rows(built, monkeypatch):
+def test_packing_fills_sequences(built, monkeypatch):
     monkeypatch.setattr(document_sequences, "ITEMS_PER_BLOCK", 1024)
     rows = {p: len(PretrainingDataset(built, 256, sample_mode="line", packing=p)) for p in (True, False)}
     assert rows[True] * 15 < rows[False]
@@ -182,8 +181,6 @@ def test_samples_follow_from_seed_epoch_and_index(built, sample_mode):
 def test_an_unknown_sample_mode_is_named(built, name):
     with pytest.raises(UserError, match=f"unknown sample_mode '{name}'"):
         PretrainingDataset(built, sample_mode=name)
-    with pytest.raises(UserError, match=f"unknown sample_mode '{name}'"):
-        DataRecipe(sample_mode=name)
 
 
 @pytest.mark.parametrize("sample_mode", ["document", "line"])
@@ -197,18 +194,18 @@ def test_an_index_that_contradicts_itself_is_named(built, tmp_path, sample_mode)
         PretrainingDataset(folder, 32, sample_mode=sample_mode)
 
 
-def test_an_item_that_begins_after_its_end_is_named(built, tmp_path):
+def test_an_item_that_starts_after_its_end_is_named(built, tmp_path):
     folder = shutil.copytree(built, tmp_path / "dataset")
     path = folder / "shard-00000.idx"
     content = bytearray(path.read_bytes())
     num_sequences = int.from_bytes(content[18:26], "little")
     content[34 + 4 * num_sequences + 8 * 5 + 2] = 1  # the offset of the fifth sequence
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"shard-00000\.idx: item \d+ begins after its end"):
+    with pytest.raises(UserError, match=r"shard-00000\.idx: item \d+ starts after its end"):
         PretrainingDataset(folder, 32, sample_mode="line")
 
 
-def test_documents_of_a_row_are_numbered_from_its_ends_and_beginnings():
+def test_documents_of_a_sequence_are_numbered_from_its_ends_and_beginnings():
     rows = np.array([[0, 5, 6, 2, 7, 8, 2, 9], [0, 5, 2, 0, 6, 0, 7, 2], [0, 2, 2, 0, 5, 2, 1, 1]])
     assert document_ids(rows).tolist() == [
         [0, 0, 0, 0, 1, 1, 1, 2],

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import fork_server
+
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "tests" / "fixtures" / "recipe.json"
 TIMEOUT = 240  # seconds
@@ -55,8 +57,13 @@ class Run:
 
 
 def command(*arguments, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    """A program of the project, as a user would start it; paths of programs are relative to the repository."""
+    """Run a program of the project, as a user would start it; paths of programs are relative to the repository.
+
+    A Python script runs in a fork of fork_server.py; anything else is a process of its own.
+    """
     arguments = [str(argument) for argument in arguments]
+    if arguments[0] == sys.executable and arguments[1].endswith(".py"):
+        return fork_server.run(arguments[1:], cwd, [environment()], TIMEOUT)
     return subprocess.run(arguments, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=TIMEOUT)
 
 
@@ -66,17 +73,39 @@ def environment() -> dict[str, str]:
     return os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
+LAUNCHERS = {
+    "none": lambda ranks: [sys.executable, "-u"],
+    "deepspeed": lambda ranks: ["deepspeed", "--num_accelerators", ranks, "--master_port", free_port()],
+    "torchrun": lambda ranks: ["torchrun", "--nproc-per-node", ranks, "--master-port", free_port()],
+}
+"""The real ones: name → beginning of a command."""
+
+
+def launch(script: list, ranks: int, launcher: str = "", cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    """Run a script and its arguments in so many ranks.
+
+    Args:
+        ranks: 0 for a process that no launcher has started.
+        launcher: one of ``LAUNCHERS``; by default forks take the place of new interpreters and the tests that of DeepSpeed's
+            launcher, whose variables and argument they get.
+    """
+    if launcher or not ranks:
+        return command(*LAUNCHERS[launcher](ranks) if launcher else [sys.executable], *script, cwd=cwd)
+    common = {"WORLD_SIZE": ranks, "LOCAL_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    variables = [common | {"RANK": rank, "LOCAL_RANK": rank, "CROSS_RANK": 0, "CROSS_SIZE": 1} for rank in range(ranks)]
+    environments = [environment() | {name: str(value) for name, value in each.items()} for each in variables]
+    return fork_server.run([str(word) for word in script], cwd, environments, TIMEOUT)
+
+
 def pretrain(
-    output: Path, *arguments, config: str = "zero2", ranks: int = 0, cwd: Path = ROOT, script: list | None = None
-) -> Run:
-    """``launch/pretrain.py``, or ``script``, under the deepspeed launcher with so many ranks, or without a launcher (0)."""
-    launcher = [sys.executable]
-    if ranks:
-        launcher = ["deepspeed", "--num_accelerators", ranks, "--master_port", free_port()]
+    output: Path, *arguments, config: str = "zero2", ranks: int = 0, cwd: Path = ROOT, script: list | None = None,
+    launcher: str = "",
+) -> Run:  # fmt: skip
+    """Run ``launch/pretrain.py``, or ``script``; ranks and launcher as in ``launch``."""
     config_path = config if "/" in config else ROOT / "ds_configs" / f"{config}.json"
     where = [] if "--output_dir" in arguments else ["--output_dir", output]
-    script = [*(script or [ROOT / "launch" / "pretrain.py"]), "--deepspeed_config", config_path, *where]
-    done = command(*launcher, *script, *arguments, cwd=cwd)
+    script = [*(script or [ROOT / "launch" / "pretrain.py"]), "--deepspeed_config", config_path, *where, *arguments]
+    done = launch(script, ranks, launcher, cwd)
     return Run(done.returncode, done.stdout, done.stderr, output)
 
 
@@ -84,8 +113,7 @@ def pretrain_all(folder: Path, runs: dict[Path, list], ranks: int) -> dict[Path,
     """Several runs in the same processes, one after the other: output folder → arguments of ``launch/pretrain.py``."""
     lists = [[str(word) for word in ("--output_dir", output, *arguments)] for output, arguments in runs.items()]
     (folder / "runs.json").write_text(json.dumps(lists))
-    launcher = ["deepspeed", "--num_accelerators", ranks, "--master_port", free_port()] if ranks > 1 else [sys.executable]
-    done = command(*launcher, ROOT / "tests" / "training" / "many_runs.py", folder / "runs.json")
+    done = launch([ROOT / "tests" / "training" / "many_runs.py", folder / "runs.json"], ranks if ranks > 1 else 0)
     said = re.findall(r"^begin \d+\n(.*?)^end \d+: (\d+), ", done.stdout, re.MULTILINE | re.DOTALL)
     assert len(said) == len(runs), f"after {len(said)} runs:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     return {output: Run(int(code), out, done.stderr, output) for output, (out, code) in zip(runs, said, strict=True)}

@@ -1,4 +1,4 @@
-"""A server that starts programs as forks of itself: importing torch, DeepSpeed and transformers takes 6 CPU seconds, once.
+"""A server that starts programs as forks of itself: importing torch, DeepSpeed and transformers takes 9 CPU seconds.
 
     python tests/fork_server.py SOCKET
 
@@ -7,11 +7,13 @@ It imports at the first request and starts no thread. A request holds arguments,
 standard output and error as open files; the answers are the process ID and, at its end, the exit code, a line each. A program
 whose client closes the connection is killed. What a library reads from the environment while it is imported is the server's.
 
-A fork runs its script as ``__main__`` and ends as an interpreter ends. Where there is a GPU it starts a new interpreter instead,
-since CUDA does not survive a fork.
+A fork runs its script as ``__main__``. Where there is a GPU it starts a new interpreter instead, since CUDA does not survive a
+fork.
 """
 
+import atexit
 import gc
+import importlib
 import json
 import os
 import select
@@ -23,7 +25,9 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import traceback
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,6 +36,12 @@ from typing import IO
 ADDRESS = "MPNET_DS_TESTS_FORK_SERVER"
 """Environment variable with the path of the server's socket."""
 ROOT = Path(__file__).parent.parent
+MODULES = [
+    *["torch.utils.tensorboard", "torch.utils.cpp_extension", "torch._subclasses.schema_check_mode", "setuptools"],
+    *["deepspeed.launcher.runner", "deepspeed.ops.op_builder.all_ops", "deepspeed.module_inject.auto_ep_layer"],
+    *["deepspeed.runtime.superoffload.superoffload_stage3", "mpnet_ds.training.pretrain", "mpnet_ds.checkpoint.shard_files"],
+]
+"""What is imported at the first request."""
 
 
 class Fork:
@@ -210,14 +220,17 @@ class Server:
             client.close()
 
     def import_once(self) -> None:
-        """Import what the programs import."""
+        """Import what the programs import, those modules included that DeepSpeed loads while it builds an engine."""
         if self.has_imported:
             return
         import torch
-        import torch.utils.tensorboard
+        from transformers import AutoModelForMaskedLM, MPNetForMaskedLM  # noqa: F401 (they are loaded when they are named)
 
-        import mpnet_ds.training.pretrain  # noqa: F401
+        from mpnet_ds.deepspeed_workarounds import import_zero_without_compiler
 
+        import_zero_without_compiler()
+        for name in MODULES:
+            importlib.import_module(name)
         self.has_imported, self.has_gpu = True, torch.cuda.is_available()
         assert len(os.listdir("/proc/self/task")) == 1, "a thread would not survive a fork"
         gc.collect()
@@ -231,7 +244,7 @@ class Server:
 
 
 def execute(request: dict) -> None:
-    """Run a script as its interpreter would."""
+    """Run a script as its interpreter would, and leave."""
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["cwd"])
@@ -243,7 +256,21 @@ def execute(request: dict) -> None:
     module = types.ModuleType("__main__")
     module.__file__ = script
     sys.modules["__main__"] = module
-    exec(compile(Path(script).read_bytes(), script, "exec"), vars(module))
+    code = 0
+    try:
+        exec(compile(Path(script).read_bytes(), script, "exec"), vars(module))
+    except SystemExit as left:
+        code = left.code
+        if isinstance(code, str):
+            print(code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else bool(code))  # taking all modules apart would write to every page of theirs
 
 
 if __name__ == "__main__":

@@ -126,7 +126,7 @@ def _named_checkpoint(resume: str, output: Path, disks: Disks) -> Path:
         checkpoint, newest = find_checkpoint(resume), CheckpointStore(output).newest()
         if newest is not None and read_info(newest).step > read_info(checkpoint).step:
             raise UserError(
-                f"{output} has gone on to step {read_info(newest).step} since {checkpoint}: choose another --output_dir, "
+                f"{output} has continued to step {read_info(newest).step} since {checkpoint}: choose another --output_dir, "
                 "or remove the later checkpoints first."
             )
         _check_usable(checkpoint)

@@ -11,6 +11,7 @@ from importlib import import_module
 
 import pytest
 
+from mpnet_ds.command_line import run
 from mpnet_ds.data.builder.import_indexed import import_dataset
 from tests.runs import RECIPE, ROOT, TIMEOUT, command, pretrain
 
@@ -87,15 +88,19 @@ def test_the_whole_way_from_text_to_words(corpus_files, tmp_path):
         (["convert_from_hf", "--from_fairseq", "nowhere.pt", "out"], "no file nowhere.pt"),
         (["convert_from_hf", "nowhere", "out", "--from_fairseq", "nowhere.pt"], "give one source and OUT"),
         (["convert_from_hf", "nowhere", "--resize_vocabulary", "none", "out"], "no tokenizer at none"),
-        (["fill_mask", "nowhere", "the <mask>"], "nowhere is no Hugging Face folder"),
+        (["fill_mask", "nowhere", "the <mask>"], "nowhere is not a Hugging Face folder"),
     ],
 )
-def test_what_is_missing_is_named(arguments, message, tmp_path):
+def test_what_is_missing_is_named(arguments, message, tmp_path, monkeypatch, capsys):
     name, *rest = arguments
-    done = command(sys.executable, ROOT / "tools" / f"{name}.py", *rest, cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
-    assert message in done.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *rest])
+    with pytest.raises(SystemExit) as ended:
+        run(import_module(f"mpnet_ds.programs.{name}").main)
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert said.startswith("error: ")
+    assert message in said
     assert not list(tmp_path.iterdir())
 
 

@@ -28,17 +28,19 @@ def count(
         batch: a micro-batch, whose shapes and types count.
     """
     setting, micro_batch_size = setting or ComputeSetting(), len(batch["sequence_numbers"])
-    with warnings.catch_warnings(), tensors_without_numbers():
+    dtype = torch.float32 if setting.bytes_per_number == 4 else torch.bfloat16
+    with warnings.catch_warnings(), tensors_without_numbers(), _default_dtype(dtype):
         warnings.simplefilter("ignore")
-        with _default_dtype(torch.float32 if setting.bytes_per_number == 4 else torch.bfloat16):
-            module = build()  # not built and then converted: parameters without numbers cannot always be exchanged
+        module, flops = build(), FlopCounterMode(display=False)
+        with flops:  # apart from the memory: what is recomputed counts once
+            _run(module, batch)
+        module.zero_grad()
         for layer in module.layers()[: setting.checkpointed_layers]:
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
-        tensors = {name: torch.empty(array.shape, dtype=_dtype(array)) for name, array in batch.items()}
-        memory, flops = memory_tracker(), FlopCounterMode(display=False)
+        memory = memory_tracker()
         memory.track_external(module)
-        with memory, flops:
-            module(**tensors).sums.sum().backward()
+        with memory:
+            _run(module, batch)
         peak = next(iter(memory.get_tracker_snapshot("peak").values()))
         held = {str(kind).rpartition(".")[2]: size for kind, size in peak.items()}
         states = sum(held.get(kind, 0) for kind in ("PARAM", "GRAD", "BUFFER"))
@@ -48,6 +50,12 @@ def count(
             flops_per_sequence=flops.get_total_flops() / micro_batch_size,
             activation_bytes=held["Total"] - states,
         )
+
+
+def _run(module: PretrainingModule, batch: dict[str, np.ndarray]) -> None:
+    """Forward and backward of a batch of these shapes."""
+    tensors = {name: torch.empty(array.shape, dtype=_dtype(array)) for name, array in batch.items()}
+    module(**tensors).sums.sum().backward()
 
 
 @contextmanager

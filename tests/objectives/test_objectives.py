@@ -54,7 +54,7 @@ def test_targets_are_counted_and_cleared_and_nothing_else_changes(dataset_folder
     [
         ("mpnt", "'mpnt'.*Did you mean 'mpnet'"),
         ("electra", "mlm, mpnet, plm"),
-        ({"masking": {}}, "unknown objective 'None'"),
+        ({"masking": {}}, "an objective without a name"),
         ({"name": "mpnet", "maskin": {}}, r"unknown key 'objective\.maskin'\. Did you mean 'masking'"),
     ],
 )

@@ -249,6 +249,9 @@ def execute(request: dict) -> None:
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["cwd"])
+    if encoding := os.environ.get("PYTHONIOENCODING"):
+        for stream in (sys.stdout, sys.stderr):
+            stream.reconfigure(encoding=encoding.partition(":")[0], errors="strict")
     script, *arguments = request["arguments"]
     if request["has_gpu"]:
         os.execv(sys.executable, [sys.executable, script, *arguments])

@@ -40,7 +40,7 @@ def test_a_model_that_this_program_does_not_build_is_refused_with_the_reason(wit
 
 def test_all_that_is_wrong_is_said_at_once(with_manifest, tmp_path):
     checkpoint = with_manifest(hidden_act="relu", pre_layer_norm=True, rotary_base=1)
-    assert_refused(checkpoint, tmp_path / "model", "3 things must be changed", "hidden_act", "pre_layer_norm", "rotary_base")
+    assert_refused(checkpoint, tmp_path / "model", "3 problems to fix", "hidden_act", "pre_layer_norm", "rotary_base")
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,12 @@
     python tests/fork_server.py SOCKET
 
 One server serves a whole test session, all workers of pytest-xdist: as a plugin of pytest this file starts it and ends it.
-It imports at the first request and starts no thread. A request holds arguments, environment and working directory as JSON, and
-standard output and error as open files; the answers are the process ID and, at its end, the exit code, a line each. A program
-whose client closes the connection is killed. What a library reads from the environment while it is imported is the server's.
+It imports at the first request and starts no thread. A request holds arguments, environment and working directory as JSON,
+and standard output and error as open files; the answers are the process ID and, at its end, the exit code, a line each. A
+program whose client closes the connection is killed. What a library reads from the environment while it is imported is the
+server's.
 
-A fork runs its script as ``__main__``. Where there is a GPU it starts a new interpreter instead, since CUDA does not survive a
-fork.
+A fork runs its script as ``__main__``. Where there is a GPU it starts a new interpreter: CUDA does not survive a fork.
 """
 
 import atexit

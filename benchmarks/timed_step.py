@@ -150,7 +150,7 @@ def measure(configuration: Configuration, data_folder: str, steps: int, ranks: R
     torch.manual_seed(recipe.run.seed)
     module = recipe.objective.build(recipe.model, data.tokenizer, recipe.data.seq_length, configuration.attention)
     engine = Engine(module, config, recipe.optimization.weight_decay, compiled=configuration.compiled)
-    described = describe(configuration, recipe, config, data, ranks) | {"tokens_per_row": data.tokens_per_row}
+    described = describe(configuration, recipe, config, data, ranks) | {"tokens_per_sequence": data.tokens_per_sequence}
     with closing(Steps(engine, data, recipe, config, ranks, total=2 + WARMUP_STEPS + 2 * steps)) as timed:
         return described | timed.measure(steps)
 

@@ -1,4 +1,4 @@
-"""What every program of the project shares: argument parsing with short errors, and the exit codes.
+"""Command-line programs: argument parsing with one-line errors, and exit codes.
 
 Exit codes: 0 done, 2 the user must change something (one or two lines on standard error), 1 a fault (a traceback).
 """
@@ -29,15 +29,15 @@ UNITS = {
 
 
 def size(text: str) -> int:
-    """An argument type: ``64MB``, ``1.5GiB`` or ``1000`` in bytes."""
+    """Parse an argument such as ``64MB``, ``1.5GiB`` or ``1000`` as bytes."""
     found = re.fullmatch(r"\s*([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*([A-Za-z]*)\s*", text)
     if not found or found[2].upper() not in UNITS or float(found[1]) == 0:
-        raise argparse.ArgumentTypeError(f"'{text}' is no size such as 64MB or 2GiB")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a size such as 64MB or 2GiB")
     return int(float(found[1]) * UNITS[found[2].upper()])
 
 
 def invocation(program: str) -> str:
-    """What a user types to start a program: its script in the current folder if that is a checkout, else ``mpnet-ds``.
+    """Return the command that starts a program: its script if the current folder is a checkout, else ``mpnet-ds``.
 
     Args:
         program: name of its file in ``mpnet_ds/programs``.
@@ -50,11 +50,11 @@ def invocation(program: str) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """``ArgumentParser`` whose ``--help`` keeps the examples as written and whose errors are one line.
+    """An ``ArgumentParser`` with an example in ``--help`` and errors of one line.
 
     Args:
-        example: a whole command.
-        explain: what to write instead of a flag that does not exist; None where that is not known.
+        example: a complete command.
+        explain: returns what to use instead of an unknown flag, or None.
     """
 
     def __init__(self, description: str, example: str, explain: Callable[[str], str | None] = lambda flag: None):
@@ -67,7 +67,7 @@ class Parser(argparse.ArgumentParser):
         self.explain = explain
 
     def error(self, message: str):
-        """One line, with the nearest flag where one was misspelt; exit code 2."""
+        """Exit with code 2 and one line, with the nearest flag if one was misspelt."""
         known = [flag for action in self._actions for flag in action.option_strings]
         flags = [word.split("=")[0] for word in message.split() if word.startswith("--")]
         for flag in flags if message.startswith("unrecognized") else ():
@@ -79,7 +79,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Calls ``main`` and leaves the process with its exit code; a ``UserError`` becomes its text and exit code 2."""
+    """Call ``main`` and exit with its code; for a ``UserError``, print its text and exit with code 2."""
     try:
         code = main() or 0
     except AgreedError as error:
@@ -88,14 +88,14 @@ def run(main: Callable[[], int | None]) -> None:
     except UserError as error:
         _say_error(str(error))
         code = 2
-    except BrokenPipeError:  # whoever read the output has seen enough
+    except BrokenPipeError:  # the reader of the output has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except PermissionError as error:
         _say_error(f"{error.filename}: permission denied.")
         code = 2
     except KeyboardInterrupt as interrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is ending already
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # already exiting
         print(": ".join(filter(None, ("interrupted", str(interrupt)))), file=sys.stderr)
         code = 130
     sys.exit(code)

@@ -1,9 +1,8 @@
-"""Random numbers without state: a number is a hash of where it is used.
+"""A counter-based random number generator: stateless, each number is a hash of a key and a counter.
 
-``draw(key, counter)`` gives 64 random bits for each counter under each key; nothing is stored, so a sample comes
-out the same in any process, in any order, alone or in a batch. The hash is the finaliser of SplitMix64 (Steele, Lea
-and Flood, *Fast Splittable Pseudorandom Number Generators*, OOPSLA 2014), applied to a Weyl sequence as there.
-All arithmetic is modulo 2^64.
+``draw(key, counter)`` returns 64 random bits for each counter under each key, so a sample is the same in any process, in
+any order, alone or in a batch. The hash is the finaliser of SplitMix64 (Steele, Lea and Flood, *Fast Splittable
+Pseudorandom Number Generators*, OOPSLA 2014), applied to a Weyl sequence as there. All arithmetic is modulo 2^64.
 """
 
 import numpy as np
@@ -15,7 +14,7 @@ _SHIFT_1, _SHIFT_2, _SHIFT_3 = np.uint64(30), np.uint64(27), np.uint64(31)
 
 
 def mix(x: np.ndarray) -> np.ndarray:
-    """A bijection of uint64 in which every input bit flips each output bit with probability one half."""
+    """Apply a bijection of uint64 in which every input bit flips each output bit with probability one half."""
     x = np.asarray(x)
     mixed = np.right_shift(x, _SHIFT_1, out=np.empty_like(x))
     mixed ^= x
@@ -29,7 +28,7 @@ def mix(x: np.ndarray) -> np.ndarray:
 
 
 def make_key(seed: int, *parts) -> np.ndarray:
-    """uint64 key(s) of a seed and any integers or integer arrays (broadcast): epoch, sample number, purpose …"""
+    """Derive uint64 key(s) from a seed and integers or integer arrays (broadcast): epoch, sample index, purpose …"""
     with np.errstate(over="ignore"):
         key = mix(np.asarray(int(seed) % 2**64, dtype=np.uint64) + _WEYL)
         for part in parts:
@@ -38,16 +37,16 @@ def make_key(seed: int, *parts) -> np.ndarray:
 
 
 def draw(key: np.ndarray, counter: np.ndarray) -> np.ndarray:
-    """64 random bits for each pair of key and counter, broadcast together."""
+    """Draw 64 random bits for each pair of key and counter, broadcast against each other."""
     with np.errstate(over="ignore"):
         return mix(key + (np.asarray(counter).astype(np.uint64) + np.uint64(1)) * _WEYL)
 
 
 def below(bits: np.ndarray, limit) -> np.ndarray:
-    """Maps 64 random bits to 0 … limit-1 (limit < 2^32) by multiplication; the bias is below limit / 2^32."""
+    """Map 64 random bits to 0 … limit-1 (limit < 2^32) by multiplication; the bias is below limit / 2^32."""
     return (((bits >> np.uint64(32)) * np.asarray(limit, dtype=np.uint64)) >> np.uint64(32)).astype(np.int64)
 
 
 def unit_interval(bits: np.ndarray) -> np.ndarray:
-    """Maps 64 random bits to [0, 1), float64, in steps of 2^-53."""
+    """Map 64 random bits to [0, 1), float64, in steps of 2^-53."""
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and their checksums."""
+"""Files and folders that appear atomically, locks, and checksums."""
 
 import fcntl
 import os
@@ -15,47 +15,49 @@ from mpnet_ds.errors import UserError
 
 BLOCK = 1 << 22
 LOCK = ".mpnet_ds.lock"
-"""Held in a folder that is being made; also the mark of such a folder."""
+"""Lock file in an unfinished folder, which it also identifies as ours."""
 BUILD_PLAN = "plan.json"
-"""In such a folder: it belongs to a build that can go on."""
+"""File in the unfinished folder of a build that can be continued."""
 TEMPORARY = ".tmp"
-"""Ending of files that are being written."""
+"""Suffix of files that are being written."""
 
 
 @contextmanager
 def partial_folder(output: Path) -> Iterator[Path]:
-    """``OUT.partial``, held by this process alone, with whatever an earlier one left in it.
+    """Open and lock ``OUT.partial``, with whatever an earlier process left in it.
 
-    Raises ``UserError`` if it cannot be made, is in use, or holds something that no program of this project left: its mark
-    is the file ``LOCK``.
+    Raises:
+        UserError: it cannot be created, is in use, or is not ours: it holds something, but no file ``LOCK``.
     """
     if not output.name:
-        raise UserError(f"{output} cannot be an output: name a new folder.")
+        raise UserError(f"{output} is not a valid output: name a new folder.")
     folder = output.with_name(output.name + ".partial")
     is_ours = (folder / LOCK).is_file() and not folder.is_symlink()
     if os.path.lexists(folder) and not is_ours and (folder.is_symlink() or not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is needed while {output.name} is made, and holds something else: move it away.")
+        raise UserError(f"{folder} is needed for creating {output.name}, but holds something else: move it away.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {output.parent}: {error.strerror}.") from error
-    with locked(folder / LOCK, f"{output} is being made by another program"):
+    with locked(folder / LOCK, f"{output} is being created by another process"):
         yield folder
 
 
 @contextmanager
 def new_folder(output: str | Path) -> Iterator[Path]:
-    """A folder that appears whole or not at all: fill the yielded one, it takes its name when the block ends well.
+    """Create a folder atomically: fill the yielded one, which is renamed to ``output`` when the block succeeds.
 
-    Raises ``UserError`` if ``output`` holds anything, or cannot be made. What a killed program left is removed first, but
-    not the finished shards of a build.
+    Leftovers of a killed process are removed first, except for the finished shards of a build.
+
+    Raises:
+        UserError: ``output`` is not empty or cannot be created; an interrupted build is there.
     """
     output = Path(output).resolve()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} exists and is not empty: choose another output or remove it.")
     with partial_folder(output) as partial:
         if (partial / BUILD_PLAN).exists():
-            raise UserError(f"{partial} holds an interrupted build: go on with it, or remove it.")
+            raise UserError(f"{partial} holds an interrupted build: continue it, or remove it.")
         empty_folder(partial)
         try:
             yield partial
@@ -63,11 +65,11 @@ def new_folder(output: str | Path) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
             raise
         sync_files(partial)
-        take_name(partial, output)
+        rename_into_place(partial, output)
 
 
-def take_name(partial: Path, output: Path) -> None:
-    """Gives a partial folder that is complete its name. The lock goes last: nobody else may begin in between."""
+def rename_into_place(partial: Path, output: Path) -> None:
+    """Rename a finished partial folder. The lock is removed last, so that no other process starts in between."""
     if output.exists():
         output.rmdir()
     os.replace(partial, output)
@@ -76,7 +78,7 @@ def take_name(partial: Path, output: Path) -> None:
 
 
 def empty_folder(folder: Path, keep: str = "") -> None:
-    """Removes all from a folder but its lock, and files whose names begin with ``keep``."""
+    """Remove everything from a folder except its lock and files whose names start with ``keep``."""
     for path in folder.iterdir():
         if path.name != LOCK and not (keep and path.name.startswith(keep)):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
@@ -84,24 +86,28 @@ def empty_folder(folder: Path, keep: str = "") -> None:
 
 @contextmanager
 def locked(path: Path, what: str) -> Iterator[None]:
-    """Holds ``path`` as a lock of this process; it is free again as soon as the process ends, however that happens.
+    """Hold ``path`` as a lock, which is released when the process ends in whatever way.
 
-    Raises ``UserError`` if another process holds it: ``what`` says what that one is doing.
+    Args:
+        what: what a process is doing that holds the lock, for the error.
+    Raises:
+        UserError: another process holds it.
     """
     try:
         file = open(path, "a+")
     except FileNotFoundError:  # its folder has just been renamed
-        raise UserError(f"{what}: that one has just ended. Start again.") from None
+        raise UserError(f"{what}, which has just ended: start again.") from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise UserError(f"{what} ({file.read().strip()}): wait for it, or end it.") from None
+            raise UserError(f"{what} ({file.read().strip()}): wait for it, or stop it.") from None
         except OSError as error:
-            print(f"{path}: no locks here ({error.strerror}): do not run two programs on it.", file=sys.stderr, flush=True)
+            warning = f"warning: {path} cannot be locked ({error.strerror}): do not run two processes on this folder."
+            print(warning, file=sys.stderr, flush=True)
         if not path.exists() or path.stat().st_ino != os.fstat(file.fileno()).st_ino:
-            raise UserError(f"{what}: that one has just ended. Start again.")
+            raise UserError(f"{what}, which has just ended: start again.")
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}\n")
         file.flush()
@@ -109,16 +115,16 @@ def locked(path: Path, what: str) -> Iterator[None]:
 
 
 def sync_files(folder: Path) -> None:
-    """Puts all files of a folder, and their names, on disk."""
-    for place, _, names in os.walk(folder):
+    """Sync all files of a folder, and the folders themselves, to disk."""
+    for where, _, names in os.walk(folder):
         for name in names:
-            with open(os.path.join(place, name), "rb") as file:
+            with open(os.path.join(where, name), "rb") as file:
                 os.fsync(file.fileno())
-        sync_folder(Path(place))
+        sync_folder(Path(where))
 
 
 def sync_folder(folder: Path) -> None:
-    """Puts the names in a folder on disk: what ``os.replace`` did survives a power cut."""
+    """Sync the entries of a folder to disk, so that an ``os.replace`` survives a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -127,7 +133,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Puts a text file in place in one step: readers see the old one or all of the new one."""
+    """Write a text file atomically: readers see the old content or all of the new one."""
     temporary = path.with_name(path.name + TEMPORARY)
     with open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
@@ -137,7 +143,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def fast_checksum(path: Path) -> str:
-    """xxh3_64 of a file, hexadecimal: finds damage, not malice."""
+    """Compute xxh3_64 (hex) of a file: detects damage, not tampering."""
     hasher = xxhash.xxh3_64()
     with open(path, "rb") as file:
         while block := file.read(BLOCK):
@@ -146,5 +152,5 @@ def fast_checksum(path: Path) -> str:
 
 
 def file_record(path: Path) -> dict:
-    """Size and checksum of a file, as manifests keep them."""
+    """Return size and checksum of a file, as manifests of checkpoints store them."""
     return {"bytes": path.stat().st_size, "xxh3_64": fast_checksum(path)}

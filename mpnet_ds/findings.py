@@ -1,4 +1,4 @@
-"""What checks find, and how facts are told in which ranks or hosts must agree."""
+"""Findings of checks, and the wording of disagreements between ranks or hosts."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -10,7 +10,7 @@ Holder = TypeVar("Holder")
 
 @dataclass(frozen=True)
 class Finding:
-    """Something to be changed, or only to be known."""
+    """An error that must be fixed, or a warning."""
 
     text: str
     is_fatal: bool = True
@@ -19,13 +19,13 @@ class Finding:
 def disagreement(
     name: str, facts: Iterable[tuple[Holder, Any]], show: Callable[[list[Holder]], str], everyone: str
 ) -> str | None:
-    """What most holders of a fact have, and who has something else; None where all have the same.
+    """Describe which value most holders of a fact have, and who has another one; None if all agree.
 
     Args:
-        name: of the fact.
-        facts: holder → value that can be written as JSON, the most trusted first: where it is even, its value counts.
-        show: some holders in words.
-        everyone: all of them in a word: ``ranks``.
+        name: name of the fact.
+        facts: (holder, JSON value) pairs, the most trusted holder first: its value counts in a tie.
+        show: formats some holders.
+        everyone: word for all holders: ``ranks``.
     """
     who: dict[str, list[Holder]] = {}
     for holder, value in facts:

@@ -1,4 +1,4 @@
-"""What Ctrl-C (SIGINT) does for a while. Only the main thread can say so: in others the handler stays as it is."""
+"""Temporary handling of Ctrl-C (SIGINT). Only the main thread can change it; in other threads these do nothing."""
 
 import signal
 import threading
@@ -8,17 +8,17 @@ from types import FrameType
 
 
 @contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Ctrl-C does nothing."""
+def ignore_interrupts() -> Iterator[None]:
+    """Ignore Ctrl-C."""
     with _handled_by(signal.SIG_IGN):
         yield
 
 
 @contextmanager
-def interrupted_later() -> Iterator[None]:
-    """Ctrl-C takes effect at the end, and never in processes that are started meanwhile: there SIGINT stays blocked.
+def defer_interrupts() -> Iterator[None]:
+    """Delay Ctrl-C to the end of the block; processes that are started in it have SIGINT blocked.
 
-    To block it here is not enough: a thread that a library started takes it, and Python raises it in the main thread.
+    Blocking it is not enough: a thread of a library would receive it, and Python would raise it in the main thread.
     """
     pressed = []
     with _handled_by(lambda *what: pressed.append(what)), _blocked():
@@ -28,8 +28,8 @@ def interrupted_later() -> Iterator[None]:
 
 
 @contextmanager
-def interrupted_once() -> Iterator[None]:
-    """The first Ctrl-C interrupts; others do nothing, so that it comes out of the block as it is.
+def interrupt_once() -> Iterator[None]:
+    """Let the first Ctrl-C interrupt the block and ignore the others, so that cleaning up is not interrupted.
 
     A program that ignores SIGINT, or has a handler of its own, keeps that.
     """

@@ -1,7 +1,7 @@
-"""Standard output and error that outlive their readers.
+"""Standard output and standard error that survive the loss of their reader.
 
-A launcher that is told to stop dies first, and with it the pipe into which its ranks print. They still have a checkpoint to
-write, and must not die of a message about it.
+A launcher that is told to stop exits first, and with it the pipe into which its ranks print. They still have to write a
+checkpoint, and must not fail because of a message.
 """
 
 import os
@@ -10,13 +10,13 @@ from typing import TextIO
 
 
 class LastingStream:
-    """A text stream that throws away what nobody reads any more; all else is that of ``stream``."""
+    """A text stream that discards output once its reader is gone; otherwise it behaves like ``stream``."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Writes ``text``, or drops it if the reader has gone."""
+        """Write ``text``, or discard it if the reader is gone."""
         try:
             return self._stream.write(text)
         except OSError:
@@ -24,7 +24,7 @@ class LastingStream:
             return len(text)
 
     def flush(self) -> None:
-        """Hands on what is buffered, or drops it."""
+        """Flush the buffer, or discard it if the reader is gone."""
         try:
             self._stream.flush()
         except OSError:
@@ -34,14 +34,14 @@ class LastingStream:
         return getattr(self._stream, name)
 
     def _let_go(self) -> None:
-        """From now on it all goes nowhere, also what other code writes to the same file."""
+        """Redirect the file to /dev/null, also for other code that writes to it."""
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self._stream.fileno())
         os.close(nowhere)
 
 
 def outlive_readers() -> None:
-    """Makes ``sys.stdout`` and ``sys.stderr`` such streams."""
+    """Replace ``sys.stdout`` and ``sys.stderr`` by such streams."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is not None and not isinstance(stream, LastingStream):

@@ -1,4 +1,4 @@
-"""The machine under a process: cores, memory, folders; numbers for a person."""
+"""The machine: cores, memory, folders, and sizes in readable form."""
 
 import os
 from dataclasses import dataclass
@@ -12,24 +12,24 @@ GIB = 2**30
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
+    """Count the CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
 class Capacity:
-    """Memory that a rank has."""
+    """Memory of a rank."""
 
     device: int
     """Bytes."""
     host: int
-    """Bytes of the machine's memory, divided by its ranks."""
+    """Bytes of host memory for each rank of the machine."""
     is_same: bool
-    """The device is the host's processor."""
+    """Whether the device is the CPU, so that both are the same memory."""
 
 
 def capacity_of(device: "torch.device") -> Capacity:
-    """Asks the device and the machine, and the control group that this process may be confined to."""
+    """Query the device and the machine, and the limit of this process's control group."""
     import psutil
 
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -46,13 +46,13 @@ def capacity_of(device: "torch.device") -> Capacity:
 
 
 def show_bytes(size: int) -> str:
-    """``1.50 GiB``, ``23 MiB``."""
+    """Format a size as ``1.50 GiB`` or ``23 MiB``."""
     for unit, name in ((GIB, "GiB"), (2**20, "MiB")):
         if size >= unit:
             return f"{size / unit:,.{2 if size < 10 * unit else 1}f} {name}"
     return f"{size / 1024:.1f} KiB"
 
 
-def existing_folder(path: Path) -> Path:
-    """The path, or the nearest folder above it that is there."""
+def nearest_existing_folder(path: Path) -> Path:
+    """Return the path, or the nearest parent of it that exists."""
     return next(parent for parent in (path, *path.parents) if parent.exists())

@@ -1,4 +1,4 @@
-"""The lines of a run's ``metrics.jsonl``; what they hold is told in ``training/metrics.py``."""
+"""Reading the ``metrics.jsonl`` of a run; ``training/metrics.py`` describes its content."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ FILE_NAME = "metrics.jsonl"
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The lines of a ``metrics.jsonl``, without those that a kill or a full disk cut short; none of a missing file."""
+    """Read all lines, except those that a kill or a full disk truncated; a missing file has none."""
     lines = []
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:

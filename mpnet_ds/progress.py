@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a plain line now and then everywhere else."""
+"""Progress of long operations: a bar on a terminal, occasional plain lines elsewhere."""
 
 import sys
 import time
@@ -10,10 +10,10 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress:
-    """Counts ``total`` units of work (None: nobody knows how many) and shows them on standard error.
+    """Counts ``total`` units of work (None: unknown) and shows the progress on standard error.
 
-    On a terminal this is a ``tqdm`` bar; in a log file or a pipe it is one line at least
-    ``SECONDS_BETWEEN_LINES`` after the last, so that logs stay readable (or none, where the work prints lines itself).
+    On a terminal this is a ``tqdm`` bar; in a log file or a pipe it prints a line every ``SECONDS_BETWEEN_LINES``, or none
+    with ``plain_lines=False``, for work that prints lines itself.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Progress:
         self.close()
 
     def update(self, count: int = 1) -> None:
-        """``count`` units more are done."""
+        """Add ``count`` finished units."""
         self.done += count
         if self._bar is not None:
             self._bar.update(count)
@@ -56,25 +56,25 @@ class Progress:
             print(f"{self.what}: {self.done:,}{of} {self.unit}{share}{note}", file=sys.stderr, flush=True)
 
     def note(self, text: str) -> None:
-        """Shows ``text`` behind the bar, or at the end of the next line."""
+        """Show ``text`` after the bar, or at the end of the next line."""
         self._note = text
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
 
     def write(self, line: str, file: TextIO | None = None) -> None:
-        """Prints a whole line, to standard output by default, without tearing the bar."""
+        """Print a line, by default to standard output, without breaking the bar."""
         if self._enabled:
             file = file or sys.stdout
             tqdm.write(line, file=file) if self._bar is not None else print(line, file=file, flush=True)
 
     def close(self) -> None:
-        """Leaves the bar as it stands."""
+        """Stop updating the bar."""
         if self._bar is not None:
             self._bar.close()
 
 
 def show_duration(seconds: float) -> str:
-    """``2h05m``, ``3m20s`` or ``12s``."""
+    """Format a duration as ``2h05m``, ``3m20s`` or ``12s``."""
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s" if minutes else f"{seconds}s"

@@ -1,4 +1,4 @@
-"""Keeps what libraries say to what a user can act on. Call it before the first import of DeepSpeed."""
+"""Limiting the output of libraries to what a user can act on. Call it before the first import of DeepSpeed."""
 
 import logging
 import os
@@ -11,8 +11,8 @@ from contextlib import contextmanager, suppress
 
 
 def quiet_libraries() -> None:
-    """Leaves DeepSpeed's and TensorBoard's real warnings, and tells DeepSpeed where there is no accelerator."""
-    import torch  # here: who only wants stderr_without need not wait for it
+    """Silence all but real warnings of DeepSpeed and TensorBoard, and tell DeepSpeed if there is no accelerator."""
+    import torch  # here: stderr_without does not need it
 
     if not torch.accelerator.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -22,13 +22,13 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
     logger = logging.getLogger("DeepSpeed")
     logger.setLevel(logging.WARNING)
-    # Updates that are left out are reported with their samples by training/trainer.py.
+    # training/trainer.py reports skipped steps with their samples.
     logger.addFilter(lambda record: "OVERFLOW!" not in record.getMessage())
 
 
 @contextmanager
 def stderr_without(pattern: str) -> Iterator[None]:
-    """Leaves out the lines that begin with ``pattern`` of what is written to standard error in the block, by C++ too.
+    """Filter lines that match ``pattern`` at their start from standard error, including output of C++ code.
 
     The other lines appear when the block ends.
     """
@@ -45,5 +45,5 @@ def stderr_without(pattern: str) -> Iterator[None]:
             kept.seek(0)
             for line in kept:
                 if not re.match(pattern.encode(), line):
-                    with suppress(OSError):  # who read it may have gone
+                    with suppress(OSError):  # the reader may be gone
                         os.write(2, line)

@@ -1,4 +1,4 @@
-"""``run.json`` in the output folder of a run: all resolved settings and versions."""
+"""Reading ``run.json``, the record of a run in its output folder: all resolved settings and versions."""
 
 import json
 from pathlib import Path
@@ -9,6 +9,7 @@ FILE_NAME = "run.json"
 
 
 def read_record(output: Path) -> dict | None:
+    """Read the record in a folder; None if there is none, ``UserError`` if it is damaged."""
     path = output / FILE_NAME
     if not path.is_file():
         return None

@@ -1,16 +1,15 @@
 """Tokenizers with MPNet's layout of special tokens: training, loading, identity.
 
-Layout of ids, the one of microsoft/mpnet-base, which ``transformers.MPNetTokenizer`` expects:
+The layout of ids is that of microsoft/mpnet-base, which ``transformers.MPNetTokenizer`` expects:
 
-    0 <s>   1 <pad>   2 </s>   3 <unk> (never produced)   4 … V-2 pieces, [UNK] among them   V-1 <mask>
+    0 <s>   1 <pad>   2 </s>   3 <unk> (never produced)   4 … V-2 pieces, including [UNK]   V-1 <mask>
 
-WordPiece is what is trained here and what MPNet's own tokenizer class holds. BPE and Unigram tokenizers with ``<s>``,
-``<pad>`` and ``</s>`` in these places (RoBERTa's, XLM-RoBERTa's) serve as well.
+WordPiece is trained here, and is what MPNet's tokenizer class supports. BPE and Unigram tokenizers with the same ids of
+``<s>``, ``<pad>`` and ``</s>`` (RoBERTa's, XLM-RoBERTa's) can be used too.
 
-A folder written here holds tokenizer.json and tokenizer_config.json (transformers 5), and vocab.txt and
-special_tokens_map.json (transformers 4, sentence-transformers). Two tokenizers are the same when their
-*fingerprints* are: the sha256 of tokenizer.json in canonical form (sorted keys, no white space, truncation and
-padding switched off, for those two are settings of a call).
+A saved folder holds tokenizer.json and tokenizer_config.json (transformers 5), and vocab.txt and special_tokens_map.json
+(transformers 4, sentence-transformers). Two tokenizers are the same if their *fingerprints* are: the sha256 of
+tokenizer.json in canonical form (sorted keys, no white space, without truncation and padding, which are settings of a call).
 """
 
 import hashlib
@@ -31,14 +30,14 @@ FIRST_TOKENS = (BOS, PAD, EOS, UNUSED_UNKNOWN)
 BOS_ID, PAD_ID, EOS_ID = 0, 1, 2
 CONTINUATION = "##"
 WORD_STARTS = {"ByteLevel": "Ġ", "Metaspace": "▁"}  # what a BPE or Unigram piece begins with where a word begins
-NONCHARACTER = "\ufdd0"  # Unicode keeps it out of texts
+NONCHARACTER = "\ufdd0"  # never used in text, by Unicode
 SMALLEST_VOCABULARY, LARGEST_VOCABULARY = 64, 10_000_000
 
 
 class PretrainingTokenizer:
     """A tokenizer as pre-training needs it: ids as arrays, word starts, special ids, a fingerprint.
 
-    Text is text: a corpus that spells ``<mask>`` gets ordinary pieces, never the special id.
+    Text never becomes a special token: a corpus that spells ``<mask>`` gets ordinary pieces.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, origin: str):
@@ -56,7 +55,7 @@ class PretrainingTokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> "PretrainingTokenizer":
-        """Reads a folder with tokenizer.json, or that file itself."""
+        """Read a folder with tokenizer.json, or that file itself."""
         file = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
         if not file.is_file():
             raise UserError(f"no tokenizer at {path}: tokenizer.json is missing. Make one with tools/train_tokenizer.py.")
@@ -68,7 +67,7 @@ class PretrainingTokenizer:
 
     @classmethod
     def load_vocabulary(cls, folder: str | Path) -> "PretrainingTokenizer":
-        """Reads a folder of the old form: vocab.txt, one piece a line; tokenizer_config.json says how text is normalised."""
+        """Read a folder in the old format: vocab.txt with one piece per line, and normalisation in tokenizer_config.json."""
         path, settings, added = (Path(folder) / name for name in ("vocab.txt", "tokenizer_config.json", "added_tokens.json"))
         try:
             pieces = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
@@ -89,11 +88,11 @@ class PretrainingTokenizer:
         prefix = content["model"].get("continuing_subword_prefix") or ""
         if self.kind == "WordPiece" and prefix != CONTINUATION:
             raise UserError(
-                f"{self.origin}: a piece that continues a word begins with '{prefix}'; MPNet has '{CONTINUATION}'."
+                f"{self.origin}: pieces that continue a word start with '{prefix}'; MPNet needs '{CONTINUATION}'."
             )
         if self.kind != "WordPiece" and self._word_start is None:
             known = " or ".join(WORD_STARTS)
-            raise UserError(f"{self.origin}: the model is {self.kind} without {known}: where a word begins cannot be told.")
+            raise UserError(f"{self.origin}: a {self.kind} model without {known} does not tell where words start.")
         for expected, token in enumerate(FIRST_TOKENS[:3]):
             found = self.backend.token_to_id(token)
             if found != expected:
@@ -106,12 +105,12 @@ class PretrainingTokenizer:
 
     @property
     def kind(self) -> str:
-        """``WordPiece``, ``BPE`` or ``Unigram``."""
+        """Model type: ``WordPiece``, ``BPE`` or ``Unigram``."""
         return self._kinds["model"]
 
     @property
     def is_mpnets(self) -> bool:
-        """Whether ``transformers.MPNetTokenizer`` can hold it: WordPiece with BERT's normalisation."""
+        """Whether ``transformers.MPNetTokenizer`` supports it: WordPiece with BERT's normalisation."""
         return list(self._kinds.values()) == ["WordPiece", "BertNormalizer", "BertPreTokenizer"]
 
     @property
@@ -126,32 +125,31 @@ class PretrainingTokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 (hex) of the canonical JSON: equal for two tokenizers that cut every text alike."""
+        """Identity of the tokenizer: sha256 (hex) of the canonical JSON."""
         content = json.loads(self.backend.to_str()) | {"truncation": None, "padding": None}
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     @cached_property
     def pieces(self) -> list[str]:
-        """The token of each id, in order of ids."""
+        """Tokens in order of their ids."""
         tokens = (self.backend.id_to_token(i) for i in range(self.vocab_size))
         return [token for token in tokens if token is not None]
 
     @property
     def mask_id(self) -> int:
-        """Of ``<mask>``, the last id of the vocabulary as a rule."""
+        """Id of ``<mask>``, usually the last of the vocabulary."""
         return self.backend.token_to_id(MASK)
 
     @cached_property
     def special_ids(self) -> np.ndarray:
-        """int64, sorted: ids that stand for no text, and the unknown piece. They are never drawn at random, nor predicted
-        by default."""
+        """Ids of special tokens and the unknown piece, int64, sorted: never drawn at random, by default not predicted."""
         unknown = self.backend.token_to_id(self.unknown)
         return np.array(sorted({*range(4), *([] if unknown is None else [unknown]), self.mask_id}))
 
     @cached_property
     def starts_word(self) -> np.ndarray:
-        """bool [V]: False for a piece that continues the word before it (``##ing``)."""
+        """Whether each piece starts a word, bool [V]; False for continuations such as ``##ing``."""
         if self.kind == "WordPiece":
             return np.array([not piece.startswith(CONTINUATION) for piece in self.pieces])
         starts = np.array([piece.startswith(self._word_start) for piece in self.pieces])
@@ -159,14 +157,14 @@ class PretrainingTokenizer:
         return starts
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
-        """Ids of each text, int32, without ``<s>`` and ``</s>``."""
+        """Encode each text as an int32 array, without ``<s>`` and ``</s>``."""
         if not self.is_mpnets:
             texts = [text.replace(NONCHARACTER, "\ufffd") for text in texts]
         encodings = self._text_backend.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
 
     def save(self, folder: str | Path, model_max_length: int = 512) -> None:
-        """Writes the files that ``AutoTokenizer`` of transformers 4 and 5 and sentence-transformers look for."""
+        """Write the files that ``AutoTokenizer`` of transformers 4 and 5 and sentence-transformers need."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if self.is_mpnets:
@@ -178,42 +176,39 @@ class PretrainingTokenizer:
         (folder / "vocab.txt").write_text("\n".join(self.pieces) + "\n", encoding="utf-8")
         special_tokens = {role: getattr(named, role) for role in sorted(named.SPECIAL_TOKENS_ATTRIBUTES)}
         (folder / "special_tokens_map.json").write_text(json.dumps(special_tokens, indent=2) + "\n")
-        # The backend as it was trained or loaded, so that the fingerprint is the same everywhere.
+        # The backend as it was trained or loaded, so that the fingerprint does not change.
         self.backend.save(str(folder / "tokenizer.json"))
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, lower_case: bool = True) -> PretrainingTokenizer:
-    """Learns WordPiece from ``texts`` and lays the vocabulary out as MPNet's. With one version of
-    tokenizers, the same texts give the same tokenizer.
+    """Train WordPiece on ``texts`` with MPNet's layout; the same version of tokenizers gives the same result.
 
     Args:
-        texts: strings; they are streamed, not held, but gone through twice, so an iterator will not do.
-        vocab_size: pieces and special tokens together. A small corpus may not yield that many: the result's
-            ``vocab_size`` tells.
+        texts: an iterable of strings, but not an iterator: it is streamed twice, not held in memory.
+        vocab_size: number of pieces and special tokens. A small corpus may give fewer: see ``vocab_size`` of the result.
         lower_case: BERT's normalisation, lower case and no accents.
     """
-    if vocab_size < SMALLEST_VOCABULARY:
-        raise UserError(f"--vocab_size {vocab_size} is too small: take at least {SMALLEST_VOCABULARY}; 30527 is usual.")
-    if vocab_size > LARGEST_VOCABULARY:
-        raise UserError(f"--vocab_size {vocab_size} is too large: take at most {LARGEST_VOCABULARY:,}; 30527 is usual.")
+    if not SMALLEST_VOCABULARY <= vocab_size <= LARGEST_VOCABULARY:
+        bounds = f"between {SMALLEST_VOCABULARY} and {LARGEST_VOCABULARY:,}"
+        raise UserError(f"--vocab_size is {vocab_size}; it must be {bounds}, 30527 is usual.")
     if iter(texts) is texts:
-        raise TypeError("texts is an iterator; give a list, or an object that can be gone through twice")
+        raise TypeError("texts is an iterator; pass a list, or another object that can be iterated twice")
     special = [*FIRST_TOKENS, UNKNOWN]
-    # The library numbers single characters in a random order, by which it then breaks ties between merges. The first
-    # pass learns the characters alone; given in sorted order to the second, they make its result repeatable.
+    # The library numbers single characters in random order and breaks ties between merges by it. The first pass learns
+    # only the characters; passing them to the second in sorted order makes its result reproducible.
     characters = sorted(set(_learn_pieces(texts, 1, special, lower_case)) - set(special))
     if not characters:
-        raise UserError("the corpus holds no text to learn a vocabulary from.")
+        raise UserError("the corpus has no text to train a tokenizer on: check --input.")
     needed = len(special) + len(characters) + 1
     if needed > vocab_size:
-        raise UserError(f"--vocab_size {vocab_size} is too small for this corpus: its characters alone take {needed}.")
+        raise UserError(f"--vocab_size {vocab_size} is too small: the characters of this corpus alone need {needed}.")
     pieces = _learn_pieces(texts, vocab_size - 1, special + characters, lower_case)
     named = _as_transformers([*pieces, MASK], {"lowercase": lower_case}, model_max_length=512)
     return PretrainingTokenizer(named.backend_tokenizer, "the trained tokenizer")
 
 
 def _learn_pieces(texts: Iterable[str], vocab_size: int, first_pieces: list[str], lower_case: bool) -> list[str]:
-    """WordPiece's pieces in order of ids, ``first_pieces`` at the beginning."""
+    """Train WordPiece; return the pieces in order of their ids, starting with ``first_pieces``."""
     learner = tokenizers.Tokenizer(models.WordPiece(unk_token=UNKNOWN))
     learner.normalizer = normalizers.BertNormalizer(lowercase=lower_case)
     learner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -228,7 +223,7 @@ def _learn_pieces(texts: Iterable[str], vocab_size: int, first_pieces: list[str]
 
 
 def _as_transformers(pieces: list[str], normalizer: dict, model_max_length: int):
-    """An ``MPNetTokenizer`` of these pieces; ``normalizer`` as tokenizer.json describes a BertNormalizer."""
+    """Make an ``MPNetTokenizer``; ``normalizer`` is a BertNormalizer as described in tokenizer.json."""
     from transformers import MPNetTokenizer
 
     return MPNetTokenizer(
@@ -241,7 +236,7 @@ def _as_transformers(pieces: list[str], normalizer: dict, model_max_length: int)
 
 
 def _as_any_tokenizer(backend: tokenizers.Tokenizer, unknown: str, model_max_length: int):
-    """A tokenizer of transformers that takes its behaviour from ``backend`` alone."""
+    """Make a tokenizer of transformers that only wraps ``backend``."""
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast(
@@ -258,10 +253,10 @@ def _as_any_tokenizer(backend: tokenizers.Tokenizer, unknown: str, model_max_len
 
 
 def _without_special_spellings(content: dict, unknown: str) -> tokenizers.Tokenizer:
-    """A tokenizer (its JSON) that takes no text for a special token.
+    """Make a tokenizer from its JSON that never encodes text as a special token.
 
-    A model may find ``<mask>`` in a text by itself, as it finds any piece (BertPreTokenizer would have cut it before); here
-    the special ones have names that no text holds.
+    A model may find ``<mask>`` in a text as it finds any other piece, unless BertPreTokenizer has split it before; here the
+    special tokens have names that no text contains.
     """
     special = {token["content"] for token in content["added_tokens"] if token["special"]} | set(FIRST_TOKENS) | {MASK}
     special -= {unknown}

@@ -62,8 +62,8 @@ class CorpusFiles:
 
 @pytest.fixture(scope="session")
 def corpus_files(made_once) -> CorpusFiles:
-    sample = map("\n".join, builtin_sample.documents())
-    documents = list({text.lower(): text for text in itertools.islice(sample, 600)}.values())
+    sample = map("\n".join, itertools.islice(builtin_sample.iterate(), 600))
+    documents = list({text.lower(): text for text in sample}.values())
 
     def write(folder: Path) -> None:
         folder.mkdir()
@@ -110,7 +110,7 @@ def save_word_tokenizer():
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard as it lies on disk."""
+    """Content of a shard."""
 
     code: int
     sequences: list[list[int]]

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from mpnet_ds.interrupts import interrupted_later, interrupted_once, uninterrupted
+from mpnet_ds.interrupts import defer_interrupts, ignore_interrupts, interrupt_once
 
 BLOCKED = "import signal; print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))"
 
@@ -36,7 +36,7 @@ def another_thread():
 def test_an_interruption_waits_for_the_end_and_is_not_lost(another_thread):
     came_to = []
     with pytest.raises(KeyboardInterrupt):  # noqa: PT012
-        with interrupted_later():
+        with defer_interrupts():
             press()
             press()
             came_to.append("the end")
@@ -50,13 +50,13 @@ def test_processes_that_start_meanwhile_do_not_hear_it():
     def is_blocked_in_a_new_process():
         return subprocess.run([sys.executable, "-c", BLOCKED], capture_output=True, text=True, check=True).stdout.strip()
 
-    with interrupted_later():
+    with defer_interrupts():
         assert is_blocked_in_a_new_process() == "True"
     assert is_blocked_in_a_new_process() == "False"
 
 
 def test_it_has_no_effect_for_a_while():
-    with uninterrupted():
+    with ignore_interrupts():
         press()
     with pytest.raises(KeyboardInterrupt):
         press()
@@ -66,7 +66,7 @@ def test_another_thread_than_the_main_one_may_ask_for_it():
     done = []
 
     def work():
-        with uninterrupted(), interrupted_later():
+        with ignore_interrupts(), defer_interrupts():
             done.append(signal.getsignal(signal.SIGINT))
 
     thread = threading.Thread(target=work)
@@ -77,7 +77,7 @@ def test_another_thread_than_the_main_one_may_ask_for_it():
 
 def test_the_way_out_is_not_interrupted_again():
     on_the_way_out = []
-    with pytest.raises(KeyboardInterrupt), interrupted_once():  # noqa: PT012
+    with pytest.raises(KeyboardInterrupt), interrupt_once():  # noqa: PT012
         try:
             press()
         finally:
@@ -91,8 +91,8 @@ def test_the_way_out_is_not_interrupted_again():
 @pytest.mark.parametrize("handler", [signal.SIG_IGN, lambda *what: None])
 def test_one_who_takes_ctrl_c_otherwise_goes_on_to_do_so(handler):
     signal.signal(signal.SIGINT, handler)
-    with interrupted_once(), interrupted_later():
+    with interrupt_once(), defer_interrupts():
         press()
-    with interrupted_once():
+    with interrupt_once():
         press()
         assert signal.getsignal(signal.SIGINT) is handler

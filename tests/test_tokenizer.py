@@ -237,7 +237,7 @@ def test_a_folder_without_a_tokenizer_is_named(tmp_path, tokenizer_folder):
 
 
 def test_training_refuses_too_small_a_vocabulary_and_an_empty_corpus():
-    with pytest.raises(UserError, match="--vocab_size 10 is too small"):
+    with pytest.raises(UserError, match="--vocab_size is 10; it must be"):
         train_tokenizer(["some text"], 10)
     with pytest.raises(UserError, match="no text"):
         train_tokenizer([" ", "\n"], 100)
@@ -247,7 +247,7 @@ def test_training_yields_no_more_pieces_than_asked_for(corpus_files):
     many_letters = "".join(chr(code) for code in range(0x4E00, 0x4E00 + 300))
     texts = [*corpus_files.documents[:50], many_letters]
     for vocab_size in (100, 300):
-        with pytest.raises(UserError, match=f"--vocab_size {vocab_size} is too small for this corpus"):
+        with pytest.raises(UserError, match=f"--vocab_size {vocab_size} is too small: the characters"):
             train_tokenizer(texts, vocab_size)
     assert train_tokenizer(texts, 600).vocab_size == 600
 

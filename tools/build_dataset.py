@@ -1,4 +1,4 @@
-"""Builds a dataset: python tools/build_dataset.py --input corpus/ --tokenizer my-tokenizer --output my-data"""
+"""Build a dataset from text: python tools/build_dataset.py --input corpus/ --tokenizer my-tokenizer --output my-data"""
 
 from mpnet_ds.command_line import run
 from mpnet_ds.programs.build_dataset import main

@@ -1,4 +1,4 @@
-"""Imports token files of Megatron-LM or fairseq:
+"""Import token files of Megatron-LM or fairseq:
 
 python tools/import_dataset.py --input data-bin/train --tokenizer my-tokenizer --output my-data
 """

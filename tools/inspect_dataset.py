@@ -1,4 +1,4 @@
-"""Looks into a dataset: python tools/inspect_dataset.py my-data --verify --show 0"""
+"""Inspect a dataset: python tools/inspect_dataset.py my-data --verify --show 0"""
 
 from mpnet_ds.command_line import run
 from mpnet_ds.programs.inspect_dataset import main

@@ -1,4 +1,4 @@
-"""Trains a WordPiece tokenizer: python tools/train_tokenizer.py --input corpus/ --vocab_size 30527 --output my-tokenizer"""
+"""Train a WordPiece tokenizer: python tools/train_tokenizer.py --input corpus/ --vocab_size 30527 --output my-tokenizer"""
 
 from mpnet_ds.command_line import run
 from mpnet_ds.programs.train_tokenizer import main

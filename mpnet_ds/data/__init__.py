@@ -1,7 +1,7 @@
-"""From text to samples: corpus → token shards → order → masking → batches.
+"""From text to samples: corpus → token shards → shuffled order → masking → batches.
 
-build_dataset, BuildOptions, ReadOptions    text → a dataset folder
-PretrainingDataset, MaskingConfig           … → samples
+build_dataset, BuildOptions, ReadOptions    text → dataset folder
+PretrainingDataset, MaskingConfig           dataset folder → samples
 """
 
 from importlib import import_module
@@ -17,7 +17,7 @@ __all__ = ["BuildOptions", "MaskingConfig", "PretrainingDataset", "ReadOptions",
 
 
 def __getattr__(name: str):
-    """Import a public name when it is asked for: a part of the package need not wait for the others."""
+    """Import a public name at its first use, so that no part of the package waits for the imports of another."""
     if name in _MODULES:
         return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,6 +14,7 @@ from mpnet_ds.config.recipe import Recipe, recipe_from_dict
 from mpnet_ds.errors import UserError
 from mpnet_ds.hub.part_weights import first_names
 from mpnet_ds.models.module import Part, PretrainingModule
+from mpnet_ds.objectives import OBJECTIVES
 from mpnet_ds.tokenizer import PretrainingTokenizer
 from mpnet_ds.zero.lazy_weights import StoredWeights
 from mpnet_ds.zero.torch_file import StoredTensor
@@ -34,6 +35,9 @@ class TrainedModel:
         """Read a checkpoint's records; raise ``UserError`` if they describe no model that this program knows."""
         info, tokenizer = read_info(checkpoint), PretrainingTokenizer.load(checkpoint / "tokenizer")
         sections = {"objective": info.objective, "model": info.model, "data": {"seq_length": info.seq_length}}
+        if info.objective["name"] not in OBJECTIVES:
+            name = info.objective["name"]
+            raise UserError(f"{checkpoint}: unknown objective '{name}': name the module that registers it with --plugins.")
         recipe = recipe_from_dict({"name": checkpoint.name, **sections}, str(checkpoint))
         if info.vocab_size < tokenizer.vocab_size:
             raise UserError(

@@ -17,8 +17,8 @@ from transformers import PreTrainedConfig
 
 from mpnet_ds.config.recipe import Recipe
 from mpnet_ds.errors import UserError
-from mpnet_ds.hub.model_folder import CONFIG, SAFE_FORMS, FolderWeights, model_folder, read_json, read_tokenizer
 from mpnet_ds.hub.part_weights import Contents, contents_of, find_sources, first_names
+from mpnet_ds.hub.read_folder import CONFIG, SAFE_FORMS, FolderWeights, model_folder, read_json, read_tokenizer
 from mpnet_ds.models.module import Part, PretrainingModule
 from mpnet_ds.tokenizer import PretrainingTokenizer
 

@@ -131,7 +131,7 @@ def _masking(objective: Objective) -> str:
 
 def _tokens(info: CheckpointInfo, run: RunFacts) -> int | None:
     """Tokens that were seen, padding left out, if that is known."""
-    per_sequence = run.settings.get("data", {}).get("tokens_per_row")
+    per_sequence = run.settings.get("data", {}).get("tokens_per_sequence")
     if per_sequence is None and info.identity.get("data", {}).get("sample_mode") == "stream":
         per_sequence = info.seq_length  # sequences are full
     return round(info.consumed_samples * per_sequence) if per_sequence else None

@@ -65,7 +65,7 @@ def named_hostfile(command: list[str]) -> str | None:
 
 
 def check_slots(plan: RunPlan, ranks: Ranks | None, disks: Disks | None) -> list[Finding]:
-    """Whether this host has a device for each of its ranks; where there is no GPU, a processor core."""
+    """Whether this host has a device for each of its ranks; where there is no GPU, a CPU core."""
     from deepspeed.accelerator import get_accelerator
 
     on_gpu = get_accelerator().device_name() != "cpu"
@@ -73,7 +73,7 @@ def check_slots(plan: RunPlan, ranks: Ranks | None, disks: Disks | None) -> list
     placement, host = process_group.place(), socket.gethostname()
     if placement.local_world_size <= found:
         return []
-    what = "GPUs that a rank can see" if on_gpu else "processor cores, and no GPU"
+    what = "GPUs that a rank can see" if on_gpu else "CPU cores, and no GPU"
     cure = "correct its slots in the hostfile, or the number of tasks"
     if on_gpu and placement.launcher == "srun":
         cure += ", or let each task see all GPUs of its node with --gpu-bind=none"

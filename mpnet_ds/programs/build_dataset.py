@@ -3,35 +3,39 @@
 import os
 
 from mpnet_ds.command_line import Parser, invocation, run, size
-from mpnet_ds.data.text.arguments import add_reading_arguments, reading_of
+from mpnet_ds.data.text.arguments import add_reading_arguments, read_options
 
 
 def build_parser() -> Parser:
     """The parser of the command line."""
     parser = Parser(
-        "Turn text into token shards and a manifest, ready for pre-training. An interrupted build continues where it was.",
+        "Build a dataset for pre-training from text. The same command continues an interrupted build.",
         f"{invocation('build_dataset')} --input corpus/ --tokenizer my-tokenizer --output my-data --holdout 0.01",
     )
     add_reading_arguments(parser)
     parser.add_argument("--tokenizer", required=True, metavar="DIR", help="folder of the tokenizer")
     parser.add_argument("--output", required=True, metavar="DIR", help="new folder for the dataset")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: all cores)")
-    parser.add_argument("--holdout", type=float, default=0.0, metavar="F", help="share of documents for evaluation")
-    parser.add_argument("--sentences", default="line", metavar="line|document", help="what a sequence of the index is")
-    parser.add_argument("--shard_size", type=size, metavar="SIZE", help="text for each shard (1MiB to 64MiB)")
-    parser.add_argument("--part", metavar="I/N", help="build part I of N; by itself in SLURM arrays, srun and mpirun")
-    parser.add_argument("--dry_run", action="store_true", help="say what it will come to, from a sample, and stop")
+    parser.add_argument("--workers", type=int, metavar="N", help="number of processes (default: one for each core)")
+    parser.add_argument(
+        "--holdout", type=float, default=0.0, metavar="F", help="share of documents to hold out for evaluation"
+    )
+    parser.add_argument(
+        "--sentences", default="line", metavar="line|document", help="what counts as a sequence in the index (default: line)"
+    )
+    parser.add_argument("--shard_size", type=size, metavar="SIZE", help="text for each shard (default: 1MiB to 64MiB)")
+    parser.add_argument("--part", metavar="I/N", help="build part I of N (default: from SLURM arrays, srun or mpirun)")
+    parser.add_argument("--dry_run", action="store_true", help="estimate size and time from a sample, and stop")
     return parser
 
 
 def main() -> None:
-    """Build the dataset, or a part of it, and say what came of it."""
+    """Build the dataset, or a part of it, and print its size."""
     given = build_parser().parse_args()
     from mpnet_ds.data.builder.dataset_builder import build_dataset
     from mpnet_ds.data.builder.estimate import estimate
     from mpnet_ds.data.builder.plan import BuildOptions, parse_part, part_of_environment
 
-    reading = reading_of(given)
+    reading = read_options(given)
     part = parse_part(given.part) if given.part else part_of_environment(os.environ)
     options = BuildOptions(given.holdout, given.sentences, given.shard_size, given.workers, part)
     what = (given.input, given.tokenizer, given.output, options, reading)
@@ -39,14 +43,13 @@ def main() -> None:
         print(estimate(*what))
         return
     if part is not None:
-        joining = invocation("merge_datasets").removeprefix("python ")
-        print(f"Part {part.number} of {part.of} (by {part.origin}). Join all with {joining}.")
+        print(f"Part {part.number} of {part.of} (from {part.origin}). Merge all parts with {invocation('merge_datasets')}.")
     built = build_dataset(*what)
     print(f"{built.documents:,} documents, {built.sequences:,} sequences, {built.tokens:,} tokens for training")
     if built.left_out["faulty_documents"]:
-        what = "were repaired or left out" if reading.on_error == "replace" else "were left out"
-        print(f"{built.left_out['faulty_documents']:,} more {what}. The first: {built.left_out['first_fault']}")
-    print(f"in {given.output}. Look at it: {invocation('inspect_dataset')} {given.output}")
+        what = "repaired or left out" if reading.on_error == "replace" else "left out"
+        print(f"{built.left_out['faulty_documents']:,} unreadable documents {what}. First: {built.left_out['first_fault']}")
+    print(f"in {given.output}. To inspect it: {invocation('inspect_dataset')} {given.output}")
 
 
 if __name__ == "__main__":

@@ -6,10 +6,10 @@ from mpnet_ds.command_line import Parser, invocation, run
 def build_parser() -> Parser:
     """The parser of the command line."""
     parser = Parser(
-        "Make a dataset of token files that Megatron-LM (gpt-neox, NeMo) or fairseq (mmap) wrote: pairs of .idx and .bin.",
+        "Import token files of Megatron-LM (gpt-neox, NeMo) or fairseq (mmap), pairs of .idx and .bin, as a dataset.",
         f"{invocation('import_dataset')} --input data-bin/train --tokenizer my-tokenizer --output my-data",
     )
-    parser.add_argument("--input", nargs="+", required=True, metavar="PREFIX", help="paths without ending, or patterns")
+    parser.add_argument("--input", nargs="+", required=True, metavar="PREFIX", help="paths without suffix, or patterns")
     parser.add_argument("--tokenizer", required=True, metavar="DIR", help="folder of the tokenizer that made the ids")
     parser.add_argument("--output", required=True, metavar="DIR", help="new folder for the dataset")
     parser.add_argument("--end_of_document", type=int, default=2, metavar="ID", help="id that ends a document (default: 2)")
@@ -17,7 +17,7 @@ def build_parser() -> Parser:
 
 
 def main() -> None:
-    """Import the files and say what came of it."""
+    """Import the files and print the size of the dataset."""
     arguments = build_parser().parse_args()
     from mpnet_ds.data.builder.import_indexed import import_dataset
 

@@ -1,4 +1,4 @@
-"""Make one dataset of several."""
+"""Merge several datasets into one."""
 
 from mpnet_ds.command_line import Parser, invocation, run
 
@@ -6,20 +6,20 @@ from mpnet_ds.command_line import Parser, invocation, run
 def build_parser() -> Parser:
     """The parser of the command line."""
     parser = Parser(
-        "Make one dataset of several of the same tokenizer, or of the parts that build_dataset.py --part wrote.",
+        "Merge datasets of the same tokenizer, or the parts that build_dataset.py --part wrote, into one.",
         f"{invocation('merge_datasets')} january february --output year",
     )
-    parser.add_argument("folders", nargs="+", metavar="DIR", help="dataset folders, in the order that they shall have")
-    parser.add_argument("--output", required=True, metavar="DIR", help="new folder, or the one that holds just the parts")
-    parser.add_argument("--copy", action="store_true", help="copy the shards (otherwise: refer to them where they are)")
+    parser.add_argument("folders", nargs="+", metavar="DIR", help="dataset folders, in the order of the result")
+    parser.add_argument("--output", required=True, metavar="DIR", help="new folder, or the one that holds only the parts")
+    parser.add_argument("--copy", action="store_true", help="copy the shards (default: refer to them)")
     parser.add_argument(
-        "--partial_holdout", action="store_true", help="take the holdouts that there are, though some datasets have none"
+        "--partial_holdout", action="store_true", help="accept datasets without a holdout beside others that have one"
     )
     return parser
 
 
 def main() -> None:
-    """Merge the datasets and say what came of it."""
+    """Merge the datasets and print the size of the result."""
     arguments = build_parser().parse_args()
     from mpnet_ds.data.builder.merge import merge_datasets
 

@@ -1,7 +1,7 @@
 """Train a WordPiece tokenizer on a corpus."""
 
 from mpnet_ds.command_line import Parser, invocation, run
-from mpnet_ds.data.text.arguments import add_reading_arguments, reading_of
+from mpnet_ds.data.text.arguments import add_reading_arguments, read_options
 
 
 def build_parser() -> Parser:
@@ -11,18 +11,20 @@ def build_parser() -> Parser:
         f"{invocation('train_tokenizer')} --input corpus/ --vocab_size 30527 --output my-tokenizer",
     )
     add_reading_arguments(parser)
-    parser.add_argument("--vocab_size", type=int, required=True, metavar="N", help="pieces and special tokens together")
+    parser.add_argument(
+        "--vocab_size", type=int, required=True, metavar="N", help="size of the vocabulary, special tokens included"
+    )
     parser.add_argument("--output", required=True, metavar="DIR", help="new folder for the tokenizer")
     parser.add_argument("--cased", action="store_true", help="keep capital letters and accents")
     return parser
 
 
 def main() -> None:
-    """Train the tokenizer and say what came of it."""
+    """Train the tokenizer and print its size."""
     given = build_parser().parse_args()
     from mpnet_ds.data.builder.learn_tokenizer import train_tokenizer_on
 
-    reading = reading_of(given)
+    reading = read_options(given)
     tokenizer = train_tokenizer_on(given.input, given.vocab_size, given.output, reading, lower_case=not given.cased)
     print(f"{tokenizer.vocab_size:,} pieces in {given.output}, fingerprint {tokenizer.fingerprint[:12]}")
 

@@ -247,7 +247,7 @@ def _record_of_data(data: Data) -> dict:
     """What model cards tell of the data; the datasets themselves may be gone by then."""
     datasets = zip(datasets_of(data), getattr(data, "shares", [1]), strict=True)
     training = [{"folder": str(one.folder), "share": float(share)} | one.manifest.summary() for one, share in datasets]
-    return {"training": training, "tokens_per_row": data.tokens_per_row}
+    return {"training": training, "tokens_per_sequence": data.tokens_per_sequence}
 
 
 def _versions() -> dict[str, str]:

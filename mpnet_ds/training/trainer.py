@@ -102,7 +102,7 @@ class Trainer:
         self._loss_scale = self.engine.loss_scale
         if start.checkpoint is not None:
             self._remember(read_info(start.checkpoint))
-        batch, tokens = config.batch.global_batch_size, plan.data.tokens_per_row
+        batch, tokens = config.batch.global_batch_size, plan.data.tokens_per_sequence
         self._throughput = Throughput(plan.sizes.flops_per_sequence, batch, tokens, ranks, config.precision)
 
     def _remember(self, info: CheckpointInfo) -> None:

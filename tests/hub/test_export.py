@@ -1,7 +1,6 @@
 import json
 import os
 import shutil
-import sys
 
 import pytest
 import torch
@@ -15,7 +14,6 @@ from mpnet_ds.hub.export import export_huggingface
 from mpnet_ds.hub.fill_mask import top_words
 from mpnet_ds.models import MPNetForPretraining
 from mpnet_ds.tokenizer import PretrainingTokenizer
-from tests.runs import ROOT, command
 
 TEXTS = ["Return the number of items.", "A much longer sentence, which says (among other things) that files are closed."]
 
@@ -118,13 +116,12 @@ def test_padding_rows_of_the_vocabulary_are_cut_off(saved, tmp_path):
     assert model.get_output_embeddings().weight.shape == (len(tokenizer), 32)
 
 
-def test_the_tool_says_what_it_found(saved, tmp_path):
+def test_the_program_says_what_it_found(saved, tmp_path, program):
     options = ["--dtype", "bf16", "--max_shard_size", "100KB", "--sentence_transformers"]
-    done = command(sys.executable, ROOT / "tools" / "convert_to_hf.py", saved / "padded", tmp_path / "model", *options)
-    assert done.returncode == 0, done.stderr
+    said = program("convert_to_hf", saved / "padded", tmp_path / "model", *options)
     for expected in ("sequences of up to 160", "rounded to bfloat16", "25 padding row(s)"):
-        assert expected in done.stdout
-    assert "warning" not in done.stderr.lower()
+        assert expected in said.out
+    assert "warning" not in said.err.lower()
     assert (tmp_path / "model" / "model.safetensors.index.json").exists()
     assert (tmp_path / "model" / "modules.json").exists()
 

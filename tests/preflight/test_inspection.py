@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mpnet_ds.config.deepspeed_config import BatchSizes, EngineConfig, examine, name_deprecated, resolve
+from mpnet_ds.config.batch_sizes import BatchSizes
+from mpnet_ds.config.deepspeed_config import EngineConfig, examine, name_deprecated, resolve
 from mpnet_ds.config.recipe import OptimizationRecipe, load_recipe
 from mpnet_ds.data import BuildOptions, build_dataset
 from mpnet_ds.errors import UserError
@@ -51,7 +52,7 @@ def test_one_finding_is_one_line_and_several_are_a_numbered_list():
     assert str(caught.value) == "a is wrong."
     with pytest.raises(UserError) as caught:
         raise_if_fatal([Inspection(findings=[Finding("a is wrong."), Finding("a hint", is_fatal=False), Finding("b too.")])])
-    assert str(caught.value) == "2 things must be changed first:\n  1. a is wrong.\n  2. b too."
+    assert str(caught.value) == "2 problems to fix:\n  1. a is wrong.\n  2. b too."
 
 
 def test_what_all_ranks_found_is_said_once_and_what_one_found_names_it():
@@ -113,7 +114,7 @@ def test_more_ranks_than_a_host_has_cores_are_warned_of_or_refused(monkeypatch, 
     monkeypatch.setattr(process_group, "place", lambda: placements.pop(0))
     assert check_slots(RunPlan(), None, None) == []
     (finding,) = check_slots(RunPlan(), None, None)
-    assert "has 2 processor cores, and no GPU, and is to run 3 ranks" in finding.text
+    assert "has 2 CPU cores, and no GPU, and is to run 3 ranks" in finding.text
     assert finding.is_fatal == bool(others)
 
 
@@ -176,7 +177,7 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path):
     arguments = ["--recipe", RECIPE, "--data", tmp_path / "nowhere", "--micro_batch_size", 3]
     run = pretrain(tmp_path / "run", *arguments, config=str(config))
     assert run.code == 2
-    assert "error: 4 things must be changed first:\n  1. " in run.err
+    assert "error: 4 problems to fix:\n  1. " in run.err
     for part in (
         "zero_optimization.offload_param.devicee",
         "gradient_clipp1ng",
@@ -200,7 +201,7 @@ def test_evaluation_data_of_less_than_a_row_is_named_as_such(dataset_folder, tok
     (tmp_path / "short.txt").write_text("a few words")
     options = BuildOptions()
     build_dataset([str(tmp_path / "short.txt")], tokenizer_folder, tmp_path / "short", options, show_progress=False)
-    with pytest.raises(UserError, match=r"^evaluation data: .* less than one row of 32"):
+    with pytest.raises(UserError, match=r"^evaluation data: .* less than one sequence of 32"):
         open_data([str(dataset_folder)], [str(tmp_path / "short")], load_recipe(str(RECIPE)))
 
 

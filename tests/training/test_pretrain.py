@@ -74,7 +74,7 @@ def test_a_mixture_of_lines_with_isolated_documents_resumes_bit_for_bit(
     data = ["--data", f"{dataset_folder}:0.7", f"{tmp_path / 'other'}:0.3", "--sample_mode", "line", "--isolate_documents"]
     run = pretrain(tmp_path / "run", "--recipe", RECIPE, *data)
     assert run.code == 0, run.err
-    assert "70.00% of the " in run.out
+    assert "70.00% of the sequences" in run.out
     assert run.losses[-1] < run.losses[0] - 0.1
     record = json.loads((run.folder / "run.json").read_text())
     assert [share for _, share in record["identity"]["dataset"]] == ["7/10", "3/10"]

@@ -1,8 +1,8 @@
-"""A hash table for NumPy: looks up a million short byte strings at once.
+"""A vectorised hash table: looks up a million short byte strings at once with NumPy.
 
-Keys are strings of at most ``8 * width`` bytes, padded with NUL bytes and given as ``width`` arrays of uint64, so that
-they are compared exactly; values are numbers. Open addressing, linear probing, at most half full. One lookup costs a few
-NumPy operations over all keys, and as many again over the few whose slot holds another key.
+Keys are strings of at most ``8 * width`` bytes, padded with NUL bytes and passed as ``width`` arrays of uint64, so that
+comparisons are exact; values are numbers. Open addressing, linear probing, at most half full. A lookup costs a few NumPy
+operations over all keys, and as many again over the few whose slot holds another key.
 
     key  "tokenise" ──► [0x6573696e656b6f74]            width 1
          "untokenised" ► [0x6e656b6f746e75…, 0x…646573]  width 2
@@ -17,18 +17,18 @@ _MASKS = np.array([(1 << (8 * count)) - 1 for count in range(9)], dtype=np.uint6
 
 
 def keys_of(text: bytes, starts: np.ndarray, sizes: np.ndarray, width: int) -> list[np.ndarray]:
-    """The keys of some pieces of ``text``: ``width`` arrays uint64 [pieces].
+    """Return the keys of some chunks of ``text``: ``width`` arrays uint64 [chunks].
 
     Args:
-        text: followed by at least ``8 * width`` bytes of anything.
-        starts, sizes: int64 [pieces], in bytes; no size above ``8 * width``.
+        text: with at least ``8 * width`` bytes after the last chunk.
+        starts, sizes: int64 [chunks], in bytes; sizes are at most ``8 * width``.
     """
-    words = np.ndarray((len(text) - 7,), "<u8", text, strides=(1,))  # the 8 bytes that begin at each byte
+    words = np.ndarray((len(text) - 7,), "<u8", text, strides=(1,))  # the 8 bytes from each byte on
     return [words[starts + 8 * i] & _MASKS[np.clip(sizes - 8 * i, 0, 8)] for i in range(width)]
 
 
 class ChunkTable:
-    """Numbers by key. ``capacity``: how many keys it may hold."""
+    """A table from keys to numbers that holds up to ``capacity`` keys."""
 
     def __init__(self, width: int, capacity: int):
         self.width, self.capacity = width, capacity
@@ -37,7 +37,7 @@ class ChunkTable:
         self.clear()
 
     def clear(self) -> None:
-        """Forgets all keys."""
+        """Remove all keys."""
         self._keys = [np.zeros(self._num_slots, np.uint64) for _ in range(self.width)]
         self._values = np.full(self._num_slots, EMPTY, np.int32)
         self._count = 0
@@ -46,7 +46,7 @@ class ChunkTable:
         return self._count
 
     def find(self, keys: list[np.ndarray]) -> np.ndarray:
-        """int32: the number of each key, ``EMPTY`` where there is none."""
+        """Look up keys: int32 [keys], ``EMPTY`` for keys that are not in the table."""
         slots = self._slots_of(keys)
         values = self._values[slots]
         others = np.flatnonzero(self._holds_another(slots, keys, values))
@@ -60,13 +60,13 @@ class ChunkTable:
         return values
 
     def add(self, keys: list[np.ndarray], values: np.ndarray) -> None:
-        """Puts in keys that are not there yet, each once; values are at least 0 and all different."""
+        """Insert keys that are not in the table yet, each once; values must be non-negative and distinct."""
         self._count += len(values)
         assert self._count <= self.capacity
         slots, left = self._slots_of(keys), np.arange(len(values))
         while len(left):
             is_free = self._values[slots] == EMPTY
-            self._values[slots[is_free]] = values[left[is_free]]  # of several keys with one free slot, the last gets it
+            self._values[slots[is_free]] = values[left[is_free]]  # if several keys want one slot, the last gets it
             is_placed = self._values[slots] == values[left]
             for table, key in zip(self._keys, keys, strict=True):
                 table[slots[is_placed]] = key[left[is_placed]]

@@ -1,14 +1,14 @@
-"""Builds a dataset: corpus → pieces → one shard each, by several processes → the manifest, last.
+"""Building a dataset: corpus → plan → shards, by several processes → manifest.
 
-While it is built, a dataset is ``OUT.partial``:
+While it is being built, a dataset is called ``OUT.partial``:
 
     plan.json                        sources, tokenizer and options of this build
-    shard-00000.bin .idx .json       finished shards; the .json says what is in them (see shard_builder.py)
+    shard-00000.bin .idx .json       finished shards; the .json is their record (see shard_builder.py)
     shard-00007.bin.4711.tmp         files that are being written
-    .mpnet_ds.lock                   held by the program that builds
+    .mpnet_ds.lock                   held by the process that builds
 
-A build that was interrupted goes on with the shards that are missing, if it is the same build. At the end the manifest is
-written, what only the build needs is removed, and the folder takes its name ``OUT`` in one step.
+The same command continues an interrupted build with the missing shards. At the end the manifest is written, files that
+only the build needs are removed, and the folder is renamed to ``OUT`` atomically.
 """
 
 import errno
@@ -20,13 +20,13 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from mpnet_ds.data.builder.plan import BuildOptions, cut, difference, settings_of
-from mpnet_ds.data.builder.shard_builder import TRAINING, Job, PieceRecord, record_path
+from mpnet_ds.data.builder.plan import BuildOptions, ShardPlan, difference, plan_shards, settings_of
+from mpnet_ds.data.builder.shard_builder import TRAINING, BuiltShard, Job, record_path
 from mpnet_ds.data.builder.workers import build_shards
 from mpnet_ds.data.storage.manifest import FILE_NAME, HOLDOUT, TOKENIZER, DatasetManifest
-from mpnet_ds.data.text.corpus import Corpus, check_unchanged, last_unit
+from mpnet_ds.data.text.corpus import Corpus, check_unchanged, num_units
 from mpnet_ds.data.text.source import STANDARD_INPUT, ReadOptions
-from mpnet_ds.data.text.standard_input import STORED, with_standard_input
+from mpnet_ds.data.text.standard_input import STORED, stored_standard_input
 from mpnet_ds.errors import UserError
 from mpnet_ds.files import (
     BUILD_PLAN,
@@ -34,13 +34,13 @@ from mpnet_ds.files import (
     TEMPORARY,
     empty_folder,
     partial_folder,
+    rename_into_place,
     sync_files,
     sync_folder,
-    take_name,
     write_atomically,
 )
-from mpnet_ds.interrupts import interrupted_once
-from mpnet_ds.machine import existing_folder
+from mpnet_ds.interrupts import interrupt_once
+from mpnet_ds.machine import nearest_existing_folder
 from mpnet_ds.progress import Progress
 from mpnet_ds.tokenizer import PretrainingTokenizer
 
@@ -53,45 +53,45 @@ def build_dataset(
     reading: ReadOptions | None = None,
     show_progress: bool = True,
 ) -> DatasetManifest:
-    """Builds the dataset folder ``output`` and returns its manifest.
+    """Build the dataset folder ``output`` and return its manifest.
 
     Args:
         inputs: files, folders, globs, ``-`` for standard input, or ``builtin-sample``; see ``corpus.py``.
         tokenizer: folder of the tokenizer; a copy of it goes into the dataset.
-        options: with several ``workers``, they start this program's main module anew, as ``multiprocessing`` does, so a
-            script that calls this needs ``if __name__ == "__main__":``.
+        options: several ``workers`` import this program's main module again, as ``multiprocessing`` does, so a script that
+            calls this needs ``if __name__ == "__main__":``.
     Raises:
-        UserError: bad input; ``output`` exists and holds something else; an interrupted build of other things is there.
+        UserError: bad input; ``output`` holds something else; ``OUT.partial`` holds an interrupted build of something else.
     """
     options, reading = options or BuildOptions(), reading or ReadOptions()
     output = Path(output).resolve()
     if options.part is not None:
         if STANDARD_INPUT in inputs:
-            raise UserError("--part with standard input: all machines must see the same text. Store it in a file.")
+            raise UserError("--part cannot read standard input, since all machines must see the same text: use a file.")
         if (output / FILE_NAME).exists():
-            raise UserError(f"{output} is a dataset already: parts go into a folder of their own. Choose another --output.")
+            raise UserError(f"{output} is already a dataset, and parts need a folder of their own: choose another --output.")
         output = output / options.part.folder_name
     _check_outside(output, inputs)
     loaded = PretrainingTokenizer.load(tokenizer)
     if not loaded.is_local:
         if options.sentences == "line":
-            why = "only WordPiece gives a line the ids that it has in its document"
-            raise UserError(f"{tokenizer} is {loaded.kind}: {why}. Add --sentences document.")
+            why = "its ids of a line depend on the rest of the document"
+            raise UserError(f"{tokenizer} is a {loaded.kind} tokenizer, and {why}: add --sentences document.")
         if show_progress:
-            print(f"{loaded.kind} is encoded by the tokenizers library, many times slower than WordPiece.", file=sys.stderr)
-    with _build_folder(output) as folder, with_standard_input(inputs, folder, reading.stdin_format) as files:
+            print(f"{loaded.kind} uses the encoder of the tokenizers library, much slower than WordPiece.", file=sys.stderr)
+    with _build_folder(output) as folder, stored_standard_input(inputs, folder, reading.stdin_format) as files:
         corpus = Corpus(files, reading)
         settings = settings_of(corpus, loaded.fingerprint, options)
         finished = _finished_already(output, folder, settings)
         if finished is not None:
             return finished
-        _continue_or_begin(folder, settings)
-        pieces = cut(corpus.sources, options.shard_bytes)
-        numbers = options.pieces(len(pieces))
+        _continue_or_start(folder, settings)
+        plans = plan_shards(corpus.sources, options.shard_bytes)
+        numbers = options.shard_numbers(len(plans))
         job = Job(str(folder), str(tokenizer), corpus.sources, reading, options)
         if options.holdout:
             (folder / HOLDOUT).mkdir(exist_ok=True)
-        _build_missing(job, {number: pieces[number] for number in numbers}, show_progress)
+        _build_missing(job, {number: plans[number] for number in numbers}, show_progress)
         for source in corpus.sources:
             check_unchanged(source)
         return _finish(folder, output, loaded, settings, numbers)
@@ -101,29 +101,29 @@ def _check_outside(output: Path, inputs: list[str]) -> None:
     for name in inputs:
         folder = Path(name).resolve()
         if folder.is_dir() and (folder == output or folder in output.parents):
-            raise UserError(f"--output {output} lies inside of --input {name}, and would become text: choose another place.")
+            raise UserError(f"--output {output} is inside --input {name} and would be read as text: choose another folder.")
 
 
 @contextmanager
 def _build_folder(output: Path) -> Iterator[Path]:
-    """``OUT.partial``. It stays after a failure if shards in it are finished."""
+    """Open ``OUT.partial``; after a failure it is kept if it holds finished shards."""
     try:
-        with interrupted_once(), partial_folder(output) as folder:
+        with interrupt_once(), partial_folder(output) as folder:
             _remove_unfinished_files(folder)
             try:
                 yield folder
             except BaseException as error:
-                _say_how_to_go_on(folder, error)
+                _say_how_to_continue(folder, error)
                 if not _has_finished_shards(folder):
                     shutil.rmtree(folder)
                 raise
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        free = shutil.disk_usage(existing_folder(output)).free
+        free = shutil.disk_usage(nearest_existing_folder(output)).free
         raise UserError(
-            f"{error.filename or output}: {error.strerror}, {free:,} bytes are free. Make room (--dry_run says how much is "
-            "needed); the same command goes on from here."
+            f"{error.filename or output}: {error.strerror}, {free:,} bytes are free. Free some space (--dry_run estimates "
+            "how much is needed); the same command continues this build."
         ) from error
 
 
@@ -136,20 +136,20 @@ def _has_finished_shards(folder: Path) -> bool:
     return (folder / FILE_NAME).exists() or any(folder.glob("shard-*.json"))
 
 
-def _say_how_to_go_on(folder: Path, error: BaseException) -> None:
-    """Adds to an interruption, or an error of the data, that the finished shards are kept."""
+def _say_how_to_continue(folder: Path, error: BaseException) -> None:
+    """Add to an interrupt, or to an error in the data, that finished shards are kept."""
     count = len(list(folder.glob("shard-*.json")))
     if isinstance(error, KeyboardInterrupt) and count:
-        error.args = (f"{count} finished shards are kept, the same command goes on with the others.",)
+        error.args = (f"{count} finished shards are kept; the same command continues this build.",)
     elif isinstance(error, UserError) and count and "--on_error" in str(error):
-        error.args = (f"{error} ({count} finished shards are kept: the same command goes on, also with --on_error.)",)
+        error.args = (f"{error} ({count} finished shards are kept; the same command continues, also with --on_error.)",)
 
 
 def _finished_already(output: Path, folder: Path, settings: dict) -> DatasetManifest | None:
-    """The manifest, if this very dataset is there; moves it to its name if only that was left to do."""
+    """Return the manifest if this very dataset exists; rename its folder first if only that was left to do."""
     if (folder / FILE_NAME).exists():
         _refuse_if_different(folder, difference(asdict(DatasetManifest.load(folder)), settings))
-        return _take_name(folder, output)
+        return _rename_into_place(folder, output)
     if not output.exists():
         return None
     if (output / FILE_NAME).is_file():
@@ -159,20 +159,18 @@ def _finished_already(output: Path, folder: Path, settings: dict) -> DatasetMani
             shutil.rmtree(folder)
             return manifest
         except UserError as error:
-            raise UserError(
-                f"{output} is there already, and: {error} Choose another --output, or remove it first."
-            ) from error
+            raise UserError(f"{output} already exists. {error} Choose another --output, or remove it first.") from error
     if not output.is_dir() or any(output.iterdir()):
         raise UserError(f"{output} exists and is not empty: choose another --output or remove it.")
     return None
 
 
 def _checked(output: Path, settings: dict) -> DatasetManifest:
-    """The manifest of a finished dataset that is as ``settings`` would make it, with all its files."""
+    """Return the manifest of a finished dataset; raise ``UserError`` if it is damaged or ``settings`` make another one."""
     manifest = DatasetManifest.load(output)
     what = difference(asdict(manifest), settings)
     if what:
-        raise UserError(f"it holds another dataset ({what}).")
+        raise UserError(f"It holds another dataset ({what}).")
     manifest.check_sizes(output)
     PretrainingTokenizer.load(output / TOKENIZER)
     if settings["options"]["holdout"]:
@@ -180,7 +178,8 @@ def _checked(output: Path, settings: dict) -> DatasetManifest:
     return manifest
 
 
-def _continue_or_begin(folder: Path, settings: dict) -> None:
+def _continue_or_start(folder: Path, settings: dict) -> None:
+    """Write ``plan.json``; refuse finished shards of another build, and remove whatever else is there."""
     plan = folder / BUILD_PLAN
     if plan.exists() and _has_finished_shards(folder):
         try:
@@ -188,76 +187,75 @@ def _continue_or_begin(folder: Path, settings: dict) -> None:
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise UserError(f"{plan} is damaged ({error}): remove {folder} and build again.") from error
         _refuse_if_different(folder, what)
-    else:  # nothing to go on with: what lies there may be of a build with other options
+    else:  # nothing to continue: files here may be of a build with other options
         empty_folder(folder, keep=STORED)
     write_atomically(plan, json.dumps(settings, indent=1) + "\n")
 
 
 def _refuse_if_different(folder: Path, what: str) -> None:
     if what:
-        raise UserError(f"{folder} holds an interrupted build of something else ({what}): go on with that, or remove it.")
+        raise UserError(f"{folder} holds an interrupted build of something else ({what}): continue that, or remove it.")
 
 
-def _build_missing(job: Job, pieces: dict, show_progress: bool) -> None:
+def _build_missing(job: Job, plans: dict[int, ShardPlan], show_progress: bool) -> None:
     folder = Path(job.folder)
-    missing = {number: piece for number, piece in pieces.items() if not _is_finished(folder, number)}
-    if len(missing) < len(pieces) and show_progress:
-        print(f"Going on: {len(pieces) - len(missing)} of {len(pieces)} shards are finished.", file=sys.stderr, flush=True)
-    sizes = [_bytes_of(job, piece) for piece in missing.values()]
+    missing = {number: plan for number, plan in plans.items() if not _is_finished(folder, number)}
+    if len(missing) < len(plans) and show_progress:
+        print(f"Continuing: {len(plans) - len(missing)} of {len(plans)} shards are finished.", file=sys.stderr, flush=True)
+    sizes = [_bytes_of(job, plan) for plan in missing.values()]
     if missing:
         with Progress("Building", sum(sizes) or None, unit="B", enabled=show_progress) as progress:
             build_shards(job, missing, progress.update)
 
 
 def _is_finished(folder: Path, number: int) -> bool:
-    """Whether a shard's record is there and its files are as it says; forgets a record whose files are not."""
+    """Whether a shard's record and the files that it names are there; a record of other files is deleted."""
     path = record_path(folder, number)
+    sides = {TRAINING: folder, HOLDOUT: folder / HOLDOUT}
     try:
-        record = PieceRecord.load(path)
+        if all(shard.has_its_files(sides[side]) for side, shard in BuiltShard.load(path).shards.items()):
+            return True
     except FileNotFoundError:
         return False
-    except (ValueError, LookupError, TypeError, AttributeError):
-        record = None
-    sides = {TRAINING: folder, HOLDOUT: folder / HOLDOUT}
-    if record is not None and all(shard.has_its_files(sides[side]) for side, shard in record.shards.items()):
-        return True
+    except ValueError:
+        pass
     path.unlink()
     return False
 
 
-def _bytes_of(job: Job, piece) -> int:
-    """Bytes of a piece: its share of its sources."""
-    sources = [(job.sources[span.source], span.end - span.start) for span in piece]
-    return sum(source.num_bytes * units // last_unit(source) for source, units in sources)
+def _bytes_of(job: Job, plan: ShardPlan) -> int:
+    """Size of the text of a shard in bytes, as a share of its sources."""
+    sources = [(job.sources[part.source], part.end - part.start) for part in plan]
+    return sum(source.num_bytes * units // num_units(source) for source, units in sources)
 
 
 def _finish(folder: Path, output: Path, tokenizer: PretrainingTokenizer, settings: dict, numbers: range) -> DatasetManifest:
-    """Writes the manifests, removes what only the build needed, and gives the folder its name."""
+    """Write the manifests, remove what only the build needed, and rename the folder."""
     holdout, require_documents = settings["options"]["holdout"], "part" not in settings["options"]
-    records = [PieceRecord.load(record_path(folder, number)) for number in numbers]
+    records = [BuiltShard.load(record_path(folder, number)) for number in numbers]
     if holdout:
         held_out = _manifest(tokenizer, settings, HOLDOUT, records)
         if require_documents and not held_out.documents:
             _discard(folder)
-            raise UserError(f"--holdout {holdout} left no document for evaluation: take a larger share or more text.")
+            raise UserError(f"--holdout {holdout} left no document for evaluation: use a larger share or more text.")
         _save(held_out, tokenizer, folder / HOLDOUT)
     manifest = _manifest(tokenizer, settings, TRAINING, records)
     if require_documents and not manifest.documents:
         _discard(folder)
         names = ", ".join(source["path"] for source in settings["sources"][:3])
-        why = "all of them are held out" if holdout and held_out.documents else "nothing to build"
+        why = "use a smaller --holdout" if holdout and held_out.documents else "it holds no text"
         raise UserError(f"no document for training in {names}: {why}.")
     _save(manifest, tokenizer, folder)
-    return _take_name(folder, output)
+    return _rename_into_place(folder, output)
 
 
 def _discard(folder: Path) -> None:
-    """Forgets the shards of a build that came to nothing."""
+    """Delete the records of a build without result, so that its folder is removed."""
     for path in folder.glob("shard-*.json"):
         path.unlink()
 
 
-def _manifest(tokenizer: PretrainingTokenizer, settings: dict, side: str, records: list[PieceRecord]) -> DatasetManifest:
+def _manifest(tokenizer: PretrainingTokenizer, settings: dict, side: str, records: list[BuiltShard]) -> DatasetManifest:
     shards = [record.shards[side] for record in records if side in record.shards]
     return DatasetManifest.of(
         tokenizer,
@@ -279,10 +277,10 @@ def _save(manifest: DatasetManifest, tokenizer: PretrainingTokenizer, folder: Pa
     manifest.save(folder)
 
 
-def _take_name(folder: Path, output: Path) -> DatasetManifest:
+def _rename_into_place(folder: Path, output: Path) -> DatasetManifest:
     for path in (folder / BUILD_PLAN, *folder.glob("shard-*.json"), *folder.glob(f"{STORED}*")):
         path.unlink(missing_ok=True)
     _remove_unfinished_files(folder)  # of workers that outlived a build that was killed just before this one
     sync_folder(folder)
-    take_name(folder, output)
+    rename_into_place(folder, output)
     return DatasetManifest.load(output)

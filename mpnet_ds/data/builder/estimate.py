@@ -1,27 +1,27 @@
-"""What a build will come to, from a sample of the corpus: documents, tokens, disk space, time."""
+"""Estimate of a build from a sample of its corpus: documents, tokens, disk space, time."""
 
 import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from mpnet_ds.data.builder.plan import BuildOptions, cut
+from mpnet_ds.data.builder.plan import BuildOptions, ShardPlan, plan_shards
 from mpnet_ds.data.builder.shard_builder import Job, ShardBuilder
 from mpnet_ds.data.storage.token_file import index_bytes
 from mpnet_ds.data.text.corpus import Corpus
 from mpnet_ds.data.text.source import STANDARD_INPUT, Faults, ReadOptions
 from mpnet_ds.errors import UserError
-from mpnet_ds.machine import existing_folder
+from mpnet_ds.machine import nearest_existing_folder
 from mpnet_ds.progress import Progress, show_duration
 
-SAMPLED_STRETCHES = 64
+SAMPLED_CHUNKS = 64
 SAMPLED_BYTES = 1 << 20
-"""At the beginning of each, at most about."""
+"""Approximate limit of what is read at the start of each chunk."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Numbers of a whole build, extrapolated by bytes."""
+    """Figures of a whole build, extrapolated by bytes."""
 
     sources: int
     shards: int
@@ -34,16 +34,17 @@ class Estimate:
     seconds: float
     workers: int
     sampled_share: float
-    """Of the bytes."""
+    """Share of the bytes that were read."""
     is_exact: bool
-    """All of the text was looked at, and no more: the numbers are those of the build, but for the time."""
+    """Whether all of the text was read, so that only the time is an estimate."""
     is_fast: bool
+    """Whether the fast encoder serves the tokenizer."""
     faulty_documents: int
-    """Among those of the sample."""
+    """Unreadable documents in the sample."""
 
     def __str__(self) -> str:
         about = "" if self.is_exact else "about "
-        encoder = "" if self.is_fast else " (this tokenizer is not WordPiece: the library's encoder, several times slower)"
+        encoder = "" if self.is_fast else " (not a WordPiece tokenizer: encoded by the library, several times slower)"
         room = "" if self.disk_bytes <= self.free_bytes else ": NOT ENOUGH"
         lines = [
             f"sources    {self.sources:,} with {self.num_bytes:,} bytes, for {self.shards:,} shards",
@@ -64,38 +65,38 @@ def estimate(
     options: BuildOptions | None = None,
     reading: ReadOptions | None = None,
 ) -> Estimate:
-    """Reads and encodes a sample; arguments as ``build_dataset`` takes them. Nothing is written."""
+    """Read and encode a sample without writing anything; the arguments are those of ``build_dataset``."""
     options, reading = options or BuildOptions(), reading or ReadOptions()
     if STANDARD_INPUT in inputs:
-        raise UserError("--dry_run cannot look at standard input and leave it: store it in a file.")
+        raise UserError("--dry_run cannot read standard input, which would be consumed by it: use a file.")
     corpus = Corpus(inputs, reading)
     if not all(source.num_bytes for source in corpus.sources if source.kind == "datasets"):
-        raise UserError("--dry_run with --streaming: nobody knows the size of a streamed set before its end.")
-    num_shards = len(cut(corpus.sources, options.shard_bytes))
-    mine = len(options.pieces(num_shards))
+        raise UserError("--dry_run does not work with --streaming: the size of a streamed dataset is unknown.")
+    num_shards = len(plan_shards(corpus.sources, options.shard_bytes))
+    mine = len(options.shard_numbers(num_shards))
     job = Job(str(output), str(tokenizer), corpus.sources, reading, options)
     sample = _Sample(ShardBuilder(job), Faults(reading.on_error))
-    stretches = cut(corpus.sources, max(SAMPLED_BYTES // 4, corpus.num_bytes // (4 * SAMPLED_STRETCHES)))
-    stretches = stretches[:: max(1, -(-len(stretches) // SAMPLED_STRETCHES))]
-    with Progress("Sampling", len(stretches), unit="stretch") as progress:
-        for stretch in stretches:
-            sample.add(stretch)
+    chunks = plan_shards(corpus.sources, max(SAMPLED_BYTES // 4, corpus.num_bytes // (4 * SAMPLED_CHUNKS)))
+    chunks = chunks[:: max(1, -(-len(chunks) // SAMPLED_CHUNKS))]
+    with Progress("Sampling", len(chunks), unit="chunk") as progress:
+        for chunk in chunks:
+            sample.add(chunk)
             progress.update()
     num_bytes = corpus.num_bytes * mine // max(num_shards, 1)
-    return sample.extrapolate(num_bytes, mine, existing_folder(Path(output).resolve()))
+    return sample.extrapolate(num_bytes, mine, nearest_existing_folder(Path(output).resolve()))
 
 
 class _Sample:
-    """Counts over the beginnings of some pieces."""
+    """Counts over the starts of some chunks."""
 
     def __init__(self, builder: ShardBuilder, faults: Faults):
         self.builder, self.faults = builder, faults
         self.num_bytes = self.documents = self.sequences = self.tokens = 0
         self.seconds = 0.0
 
-    def add(self, piece) -> None:
+    def add(self, chunk: ShardPlan) -> None:
         begin, taken = time.perf_counter(), 0
-        for block in self.builder.blocks(piece, self.faults):
+        for block in self.builder.blocks(chunk, self.faults):
             ids, sizes, lengths, _ = self.builder.encode(block.documents)
             self.tokens, self.sequences = self.tokens + len(ids), self.sequences + len(sizes)
             self.documents += len(lengths)

@@ -1,11 +1,9 @@
-"""Makes a dataset of token files that other programs wrote: Megatron-LM's, and fairseq's "mmap" files.
+"""Importing token files of other programs: Megatron-LM's, and fairseq's "mmap" files (see ``indexed_file.py``).
 
-The files and their kinds are those of ``indexed_file.py``. What becomes of the ids:
-
-* ``</s>``, and the id given as ``end_of_document``, are dropped at the end of each sequence (Megatron's end of document,
-  fairseq's end of line), ``<s>`` at its beginning. Then each document gets its one ``</s>``. Empty ones are left out.
-* Everything else must be what the tokenizer can give for text: an id outside the vocabulary is an error, and so is ``<s>``,
-  ``<pad>``, ``</s>`` or ``<mask>`` in the middle. ``<unk>`` stays: fairseq writes it for what its dictionary lacks.
+* ``</s>`` and the id ``end_of_document`` are removed from the end of each sequence (Megatron's end of document, fairseq's
+  end of line), ``<s>`` from its start. Then one ``</s>`` is added to each document. Empty documents are left out.
+* All other ids must be ids that the tokenizer gives for text: an id outside the vocabulary is an error, and so is ``<s>``,
+  ``<pad>``, ``</s>`` or ``<mask>`` inside a sequence. ``<unk>`` is kept: fairseq writes it for unknown words.
 """
 
 import glob
@@ -34,22 +32,22 @@ def import_dataset(
     tokens_per_shard: int = TOKENS_PER_SHARD,
     show_progress: bool = True,
 ) -> DatasetManifest:
-    """Imports token files into the new dataset folder ``output`` and returns its manifest.
+    """Import token files into the new dataset folder ``output`` and return its manifest.
 
     Memory: some tens of megabytes, the index of one shard, 8 bytes for each document of a fairseq file with blank lines,
     and the longest document.
 
     Args:
-        inputs: prefixes, with or without ``.idx`` or ``.bin``, or patterns of them; one dataset is made of all, in this
-            order, and of what a pattern finds in the order of names (2 before 10).
-        tokenizer: folder of the tokenizer that made the ids. The files do not say which that was.
-        end_of_document: the id that ends a document in them, where it is not that of ``</s>``.
+        inputs: paths with or without ``.idx`` or ``.bin``, or patterns; one dataset is made from all of them in this
+            order, matches of a pattern in natural order (2 before 10).
+        tokenizer: folder of the tokenizer that made the ids. The files do not say which one that was.
+        end_of_document: id that ends a document in these files, if it is not that of ``</s>``.
     Raises:
-        UserError: a file is missing, damaged or of another kind, or holds an id that this tokenizer does not give.
+        UserError: a file is missing, damaged or in another format, or holds an id that this tokenizer does not give.
     """
     text_tokenizer = PretrainingTokenizer.load(tokenizer)
     if not 0 <= end_of_document < 1 << 31:
-        raise UserError(f"--end_of_document {end_of_document}: it takes the id that ends a document.")
+        raise UserError(f"--end_of_document is {end_of_document}; it must be an id, 0 or more.")
     files = [IndexedFile(prefix, end_of_document) for prefix in find_prefixes(inputs)]
     with new_folder(output) as folder:
         writer = _ShardWriter(folder, text_tokenizer.vocab_size, tokens_per_shard)
@@ -57,12 +55,12 @@ def import_dataset(
         with Progress("Importing", total, unit="B", enabled=show_progress) as progress:
             for file in files:
                 cleaner = _Cleaner(file, text_tokenizer, end_of_document)
-                for first, last in file.parts():
+                for first, last in file.document_ranges():
                     writer.add_documents(*cleaner.documents(first, last))
                     progress.update(file.num_bytes(first, last))
         shards = writer.finish()
         if not shards:
-            raise UserError(f"no document in {', '.join(inputs)}: nothing to import.")
+            raise UserError(f"no document in {', '.join(inputs)}: there is nothing to import.")
         text_tokenizer.save(folder / TOKENIZER)
         options = {"end_of_document": end_of_document}
         manifest = DatasetManifest.of(text_tokenizer, shards, [file.source for file in files], options)
@@ -71,7 +69,7 @@ def import_dataset(
 
 
 def find_prefixes(inputs: list[str]) -> list[str]:
-    """The prefixes that ``inputs`` name, each once; raises ``UserError`` where nothing is found."""
+    """Resolve ``inputs`` to paths without suffix; raise ``UserError`` where nothing is found or a file comes twice."""
     prefixes = []
     for name in inputs:
         prefix = re.sub(r"\.(idx|bin)$", "", name)
@@ -79,12 +77,12 @@ def find_prefixes(inputs: list[str]) -> list[str]:
         if not found:
             inside = sorted(path.stem for path in Path(name).glob("*.idx")) if Path(name).is_dir() else []
             hint = f"; the folder has {', '.join(inside[:5])}" if inside else ""
-            raise UserError(f"{prefix}.idx: no such file. Name a pair of .idx and .bin without ending, or a pattern{hint}.")
+            raise UserError(f"{prefix}.idx: no such file. Give a pair of .idx and .bin without suffix, or a pattern{hint}.")
         prefixes += sorted(found, key=_natural_order)
     real = [os.path.realpath(prefix) for prefix in prefixes]
     for prefix, path in zip(prefixes, real, strict=True):
         if real.count(path) > 1:
-            raise UserError(f"{prefix} is named twice: name each file once.")
+            raise UserError(f"{prefix} is given twice: name each file once.")
     return prefixes
 
 
@@ -93,16 +91,17 @@ def _natural_order(name: str) -> list:
 
 
 class _Cleaner:
-    """Turns a file's ids into documents as they are stored here: no special id but one ``</s>`` at the end."""
+    """Converts the ids of a file to documents in our form: no special id except one ``</s>`` at the end."""
 
     def __init__(self, file: IndexedFile, tokenizer: PretrainingTokenizer, end_of_document: int):
         self.file, self.tokenizer = file, tokenizer
         self.ends = sorted({EOS_ID, end_of_document})
 
     def documents(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Ids, sizes and lengths of a range of documents, as ``TokenFileWriter.add_documents`` takes them.
+        """Convert the documents ``first`` … ``last - 1``, without empty sequences and empty documents.
 
-        Empty sequences and documents without ids are left out.
+        Returns:
+            ids, sizes and lengths as in ``TokenFileWriter.add_documents``.
         """
         starts = self.file.document_starts(first, last)
         begin, end = (int(number) for number in self.file.token_starts(starts[[0, -1]]))
@@ -112,10 +111,10 @@ class _Cleaner:
         self._check(ids, kept, begin)
         sizes = np.add.reduceat(np.append(kept, False), np.cumsum(sizes) - sizes, dtype=np.int64) * (sizes > 0)
         document_of = np.repeat(np.arange(last - first), np.diff(starts))[sizes > 0]
-        return _with_ends(ids[kept].astype(np.int32), sizes[sizes > 0], document_of)
+        return _add_ends(ids[kept].astype(np.int32), sizes[sizes > 0], document_of)
 
     def _kept(self, ids: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-        """bool [ids]: False for end ids at the end of a sequence and for ``<s>`` at its beginning."""
+        """Which ids to keep, bool [ids]: not end ids at the end of a sequence, and not ``<s>`` at its start."""
         kept = np.ones(len(ids), dtype=bool)
         stops = np.cumsum(sizes)
         begins = stops - sizes
@@ -130,7 +129,7 @@ class _Cleaner:
         return kept
 
     def _check(self, ids: np.ndarray, kept: np.ndarray, begin: int) -> None:
-        """Raises ``UserError`` at the first kept id that text does not give."""
+        """Raise ``UserError`` for the first kept id that the tokenizer does not give for text."""
         outside = (ids < 0) | (ids >= self.tokenizer.vocab_size)
         special = np.isin(ids, [BOS_ID, PAD_ID, self.tokenizer.mask_id, *self.ends])
         wrong = np.flatnonzero((outside | special) & kept)
@@ -143,18 +142,21 @@ class _Cleaner:
         advice = f"were the ids made with {self.tokenizer.origin}?"
         if outside[wrong[0]]:
             size = f"{self.tokenizer.vocab_size:,}"
-            end = "An id that ends documents is named with --end_of_document."
+            end = "If it ends documents, pass it as --end_of_document."
             raise UserError(f"{where} is outside the vocabulary of {size} ids: {advice} {end}")
         name = self.tokenizer.pieces[found]
-        raise UserError(f"{where} is '{name}', which no text gives, in the middle of a sequence: {advice}")
+        raise UserError(f"{where} is '{name}', which is never the id of text, inside a sequence: {advice}")
 
 
-def _with_ends(ids: np.ndarray, sizes: np.ndarray, document_of: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Adds ``</s>`` to each document; returns ids, sizes and the number of sequences of each document.
+def _add_ends(ids: np.ndarray, sizes: np.ndarray, document_of: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Add ``</s>`` to each document.
 
     Args:
-        ids: of all sequences, end to end.
-        sizes: ids in each sequence, none 0; document_of: number of its document, rising.
+        ids: int [tokens], all sequences concatenated.
+        sizes: int [sequences], none 0.
+        document_of: int [sequences], non-decreasing: index of the document.
+    Returns:
+        ids, sizes and lengths as in ``TokenFileWriter.add_documents``.
     """
     is_last = np.append(document_of[1:] != document_of[:-1], True)[: len(sizes)]
     ids = np.insert(ids, np.cumsum(sizes)[is_last], EOS_ID)
@@ -162,7 +164,7 @@ def _with_ends(ids: np.ndarray, sizes: np.ndarray, document_of: np.ndarray) -> t
 
 
 class _ShardWriter:
-    """Writes documents into shards, a new one after so many tokens."""
+    """Writes documents into shards of about ``tokens_per_shard``."""
 
     def __init__(self, folder: Path, vocab_size: int, tokens_per_shard: int):
         self.folder, self.dtype, self.tokens_per_shard = folder, token_dtype(vocab_size), tokens_per_shard
@@ -170,7 +172,7 @@ class _ShardWriter:
         self._writer: TokenFileWriter | None = None
 
     def add_documents(self, ids: np.ndarray, sizes: np.ndarray, lengths: np.ndarray) -> None:
-        """As ``TokenFileWriter.add_documents``."""
+        """Append documents; arguments as for ``TokenFileWriter.add_documents``."""
         if not len(lengths):
             return
         if self._writer is None:
@@ -180,6 +182,7 @@ class _ShardWriter:
             self._close_shard()
 
     def finish(self) -> list[ShardRecord]:
+        """Close the last shard and return the records of all."""
         if self._writer is not None:
             self._close_shard()
         return self._shards

@@ -1,4 +1,4 @@
-"""Learns a tokenizer from a corpus and saves it."""
+"""Training a tokenizer on a corpus."""
 
 import sys
 import threading
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mpnet_ds.data.text.corpus import Corpus
 from mpnet_ds.data.text.source import Faults, ReadOptions
-from mpnet_ds.data.text.standard_input import with_standard_input
+from mpnet_ds.data.text.standard_input import stored_standard_input
 from mpnet_ds.files import new_folder
 from mpnet_ds.progress import Progress
 from mpnet_ds.tokenizer import PretrainingTokenizer, train_tokenizer
@@ -21,27 +21,27 @@ def train_tokenizer_on(
     options: ReadOptions | None = None,
     lower_case: bool = True,
 ) -> PretrainingTokenizer:
-    """Learns a tokenizer from a corpus and saves it to the new folder ``output``; arguments as ``Corpus`` takes them."""
+    """Train a tokenizer on a corpus and save it to the new folder ``output``; inputs and options as for ``Corpus``."""
     options = options or ReadOptions()
-    with new_folder(output) as folder, with_standard_input(inputs, folder, options.stdin_format) as files:
+    with new_folder(output) as folder, stored_standard_input(inputs, folder, options.stdin_format) as files:
         corpus = Corpus(files, options)
         with Progress("Learning the vocabulary", 2 * corpus.num_bytes or None, unit="B") as progress:
             texts = _Texts(corpus, progress)
             tokenizer = _interruptible(lambda: train_tokenizer(texts, vocab_size, lower_case), texts)
         if texts.faults.skipped:
-            found = f"{texts.faults.skipped:,} documents could not be read. The first: {texts.faults.first}"
+            found = f"{texts.faults.skipped:,} documents could not be read. First: {texts.faults.first}"
             print(found, file=sys.stderr, flush=True)
         tokenizer.save(folder)
     return tokenizer
 
 
-def _interruptible(learn: Callable[[], PretrainingTokenizer], texts: "_Texts") -> PretrainingTokenizer:
-    """What ``learn`` returns. It gets a thread: within the library, the main one would hear Ctrl-C only at the very end."""
+def _interruptible(train: Callable[[], PretrainingTokenizer], texts: "_Texts") -> PretrainingTokenizer:
+    """Run ``train`` in a thread: inside the library, the main thread would notice Ctrl-C only at the very end."""
     result: Future[PretrainingTokenizer] = Future()
 
     def work() -> None:
         try:
-            result.set_result(learn())
+            result.set_result(train())
         except BaseException as error:
             result.set_exception(error)
 
@@ -51,13 +51,13 @@ def _interruptible(learn: Callable[[], PretrainingTokenizer], texts: "_Texts") -
         return result.result()
     except KeyboardInterrupt:
         texts.are_wanted = False
-        while thread.is_alive() and not texts.are_read:  # then it only merges pieces, and the program may end meanwhile
+        while thread.is_alive() and not texts.are_read:  # afterwards it only merges pieces, and the program may exit
             thread.join(0.1)
         raise
 
 
 class _Texts:
-    """The documents' texts, as often as one likes while ``are_wanted``. ``are_read``: the last pass came to its end."""
+    """The texts of a corpus, for several passes while ``are_wanted``. ``are_read``: the last pass is complete."""
 
     are_wanted, are_read = True, False
 
@@ -65,7 +65,7 @@ class _Texts:
         self.corpus, self.progress = corpus, progress
 
     def __iter__(self) -> Iterator[str]:
-        self.faults, self.are_read = Faults(self.corpus.options.on_error), False  # of one pass
+        self.faults, self.are_read = Faults(self.corpus.options.on_error), False  # of this pass
         for block in self.corpus.blocks(self.faults):
             for document in block.documents:
                 if not self.are_wanted:

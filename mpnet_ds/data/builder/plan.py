@@ -1,13 +1,13 @@
-"""How a build is divided, and whether an interrupted one can be continued.
+"""Plan of a build: which text goes into which shard, and whether an interrupted build can be continued.
 
-The corpus, source after source, is cut into *pieces* of about ``shard_bytes``; each piece becomes the shard of its number,
-whoever builds it and whenever. So the files do not depend on the number of processes or machines, and a build that was
-interrupted continues with the pieces that are missing. A piece may hold many small files, or a stretch of a large one:
+The corpus, source after source, is split into *shard plans* of about ``shard_bytes``; plan i becomes shard i, whichever
+process builds it. So the files do not depend on the number of processes or machines, and an interrupted build continues
+with the missing shards. A shard may take many small files, or a byte range of a large one:
 
     sources   |  a.txt  | b.jsonl |          c.txt          | d.gz |
-    pieces    |---- 0 -----|--- 1 ---|--- 2 ---|--- 3 ---|-- 4 --|
+    shards    |---- 0 -----|--- 1 ---|--- 2 ---|--- 3 ---|-- 4 --|
 
-Where several machines build, each takes a run of consecutive pieces.
+When several machines build, each takes a run of consecutive shards.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 
 from mpnet_ds.data.text import standard_input
-from mpnet_ds.data.text.corpus import Corpus, last_unit
+from mpnet_ds.data.text.corpus import Corpus, num_units
 from mpnet_ds.data.text.source import Source
 from mpnet_ds.errors import UserError
 from mpnet_ds.machine import available_cores
@@ -30,21 +30,22 @@ SENTENCES = ("line", "document")
 
 
 @dataclass(frozen=True)
-class Span:
-    """A part of a source; ``start`` and ``end`` as ``corpus.read`` takes them."""
+class SourceRange:
+    """A range of a source, with ``start`` and ``end`` as in ``corpus.read``."""
 
     source: int
-    """Number of the source."""
+    """Index of the source."""
     start: int
     end: int
 
 
-Piece = list[Span]
+ShardPlan = list[SourceRange]
+"""What one shard is built from."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Which of several machines this is."""
+    """One machine's part of a build: ``--part I/N``."""
 
     number: int
     """From 1 to ``of``."""
@@ -53,68 +54,69 @@ class Part:
 
     def __post_init__(self):
         if not 1 <= self.number <= self.of:
-            raise UserError(f"{self.origin}: part {self.number} of {self.of} cannot be; parts count from 1/{self.of}.")
+            found = f"{self.origin}: part {self.number} of {self.of} does not exist"
+            raise UserError(f"{found}; parts are numbered from 1/{self.of} to {self.of}/{self.of}.")
 
     @property
     def folder_name(self) -> str:
-        """Sorts in the order of the parts."""
+        """Folder of the part's output; the names sort in the order of the parts."""
         return f"part-{self.number:05d}-of-{self.of:05d}"
 
-    def pieces(self, count: int) -> range:
-        """The numbers of this part's pieces among ``count``: parts tile them in order."""
+    def shard_numbers(self, count: int) -> range:
+        """Numbers of this part's shards among ``count``; the parts tile them in order."""
         return range((self.number - 1) * count // self.of, self.number * count // self.of)
 
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """How a dataset is built, beside what it is built from."""
+    """How to build a dataset."""
 
     holdout: float = 0.0
-    """Share of the documents that go to ``OUT/holdout``. A document's side follows from its text alone."""
+    """Share of the documents that goes to ``OUT/holdout``; decided for each document by its text alone."""
     sentences: str = "line"
-    """What a sequence of the index is: a ``line`` or a whole ``document``. Samples do not depend on it."""
+    """What counts as a sequence in the index: a ``line`` or a whole ``document``."""
     shard_bytes: int | None = None
-    """Bytes of text for each shard, about; what cannot be divided may make a larger one. None: see ``cut``."""
+    """Approximate bytes of text for each shard; a source that cannot be split may make a larger one. None: automatic."""
     workers: int | None = None
-    """Processes; None: all cores. The dataset does not depend on it."""
+    """Number of processes; None: one for each core. The dataset does not depend on it."""
     part: Part | None = None
-    """Builds this part alone, into a folder of its own within the output."""
+    """Build only this part, into its own folder inside the output folder."""
 
     def __post_init__(self):
         if not 0 <= self.holdout < 1:
-            cure = "0.01 keeps one document in a hundred aside"
-            raise UserError(f"--holdout {self.holdout} must be at least 0 and below 1: {cure}.")
+            cure = "0.01 holds out one document in a hundred"
+            raise UserError(f"--holdout is {self.holdout}; it must be at least 0 and below 1: {cure}.")
         if self.sentences not in SENTENCES:
-            raise UserError(f"--sentences {self.sentences}: it takes {' or '.join(SENTENCES)}.")
+            raise UserError(f"--sentences is '{self.sentences}'; it must be {' or '.join(SENTENCES)}.")
         if self.shard_bytes is not None and self.shard_bytes < 1:
-            raise UserError(f"--shard_size {self.shard_bytes} must be at least 1 byte.")
+            raise UserError(f"--shard_size is {self.shard_bytes}; it must be at least 1 byte.")
         if self.workers is not None and self.workers < 1:
-            raise UserError(f"--workers {self.workers} must be at least 1.")
+            raise UserError(f"--workers is {self.workers}; it must be at least 1.")
 
     def num_workers(self) -> int:
-        """``workers``, or the cores that this process may use."""
+        """Number of processes to use: ``workers``, or the cores that this process may use."""
         return self.workers or available_cores()
 
-    def pieces(self, count: int) -> range:
-        """The numbers of the pieces to build among ``count``."""
-        return (self.part or Part(1, 1)).pieces(count)
+    def shard_numbers(self, count: int) -> range:
+        """Numbers of the shards to build among ``count``."""
+        return (self.part or Part(1, 1)).shard_numbers(count)
 
 
 def parse_part(text: str) -> Part:
-    """``2/8`` as a part."""
+    """Parse ``2/8``."""
     found = re.fullmatch(r"([0-9]{1,9})/([1-9][0-9]{0,8})", text.strip())
     if not found:
-        raise UserError(f"--part {text}: it takes two numbers such as 2/8, the second part of eight.")
+        raise UserError(f"--part is '{text}'; it must be I/N, such as 2/8 for the second part of eight.")
     return Part(int(found[1]), int(found[2]))
 
 
 def part_of_environment(environment: Mapping[str, str]) -> Part | None:
-    """The part that a task of a SLURM array, ``srun`` or ``mpirun`` is; None outside of these, or where it is alone."""
+    """Return the part of this task of a SLURM array, ``srun`` or ``mpirun``; None outside of these or for a single task."""
     if "SLURM_ARRAY_TASK_COUNT" in environment:
         names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_MAX", "SLURM_ARRAY_TASK_COUNT")
         number, first, last, count = (_number(environment, name) for name in names)
         if last - first + 1 != count:
-            raise UserError(f"{names[0]}: the array {first}…{last} has gaps ({count} tasks): say --part I/N.")
+            raise UserError(f"{names[0]}: the array {first}…{last} has gaps ({count} tasks): pass --part I/N.")
         return Part(number - first + 1, count, names[0]) if count > 1 else None
     task = find_task(environment)
     return Part(task.rank + 1, task.size, task.variable) if task else None
@@ -123,62 +125,67 @@ def part_of_environment(environment: Mapping[str, str]) -> Part | None:
 def _number(environment: Mapping[str, str], name: str) -> int:
     value = environment.get(name, "")
     if not re.fullmatch("[0-9]+", value):
-        raise UserError(f"the variable {name} is '{value}', not a number: say --part I/N (--part 1/1 builds all).")
+        raise UserError(f"the variable {name} is '{value}', not a number: pass --part I/N (--part 1/1 builds all).")
     return int(value)
 
 
-def cut(sources: list[Source], shard_bytes: int | None) -> list[Piece]:
-    """All pieces, in order; by default a corpus makes ``USUAL_SHARDS`` of them, not too small and not too large."""
+def plan_shards(sources: list[Source], shard_bytes: int | None) -> list[ShardPlan]:
+    """Plan all shards, in order.
+
+    Args:
+        shard_bytes: bytes of text for each shard; by default so many that there are ``USUAL_SHARDS`` shards, but at least
+            ``SMALLEST_SHARD`` and at most ``LARGEST_SHARD``.
+    """
     if shard_bytes is None:
         total = sum(source.num_bytes for source in sources)
         shard_bytes = min(max(total // USUAL_SHARDS, SMALLEST_SHARD), LARGEST_SHARD)
-    pieces: list[Piece] = [[]]
+    plans: list[ShardPlan] = [[]]
     room = shard_bytes
     for number, source in enumerate(sources):
         for start, end, size in _units(source, shard_bytes):
             while start < end:
                 taken = min(end - start, max(room, 0)) if source.is_divisible else end - start
-                if room <= 0 or (pieces[-1] and not source.is_divisible and size > room):
-                    pieces.append([])
+                if room <= 0 or (plans[-1] and not source.is_divisible and size > room):
+                    plans.append([])
                     room = shard_bytes
                     continue
-                _append(pieces[-1], Span(number, start, start + taken))
+                _append(plans[-1], SourceRange(number, start, start + taken))
                 room -= taken if source.is_divisible else size
                 start += taken
-    return [piece for piece in pieces if piece]
+    return [plan for plan in plans if plan]
 
 
 def _units(source: Source, shard_bytes: int) -> list[tuple[int, int, int]]:
-    """(start, end, bytes) of what a source is divided by; a divisible file is one, which ``cut`` divides."""
+    """List what a source can be split into as (start, end, bytes); a divisible file is one unit, to be split further."""
     if source.kind == "parquet":
         from mpnet_ds.data.text.tables import row_group_bytes
 
         return [(i, i + 1, size) for i, size in enumerate(row_group_bytes(source))]
-    if source.kind == "datasets" and not source.num_bytes:  # streamed: nobody knows the size
+    if source.kind == "datasets" and not source.num_bytes:  # streamed: its size is unknown
         return [(i, i + 1, shard_bytes) for i in range(source.units)]
     if source.kind == "datasets":
         rows = max(1, min(source.units, source.units * shard_bytes // source.num_bytes))
         size = rows * source.num_bytes // source.units
         return [(i, min(i + rows, source.units), size) for i in range(0, source.units, rows)]
-    return [(0, last_unit(source), source.num_bytes)]
+    return [(0, num_units(source), source.num_bytes)]
 
 
-def _append(piece: Piece, span: Span) -> None:
-    """Adds a span, joined to the one before where it continues that."""
-    if piece and (piece[-1].source, piece[-1].end) == (span.source, span.start):
-        span = Span(span.source, piece.pop().start, span.end)
-    piece.append(span)
+def _append(plan: ShardPlan, more: SourceRange) -> None:
+    """Add a range, joined to the last one if it continues that."""
+    if plan and (plan[-1].source, plan[-1].end) == (more.source, more.start):
+        more = SourceRange(more.source, plan.pop().start, more.end)
+    plan.append(more)
 
 
 def settings_of(corpus: Corpus, tokenizer_fingerprint: str, options: BuildOptions) -> dict:
-    """What a build depends on, as ``plan.json`` and the manifest record it: options of a set only where there is one."""
+    """Collect what a build depends on, as ``plan.json`` and the manifest record it."""
     recorded = asdict(options) | asdict(corpus.options)
-    of_a_set = ("dataset_config", "split", "streaming") if corpus.options.dataset is None else ()
-    for name in ("workers", "part", "dataset", *of_a_set):  # the set itself is one of the sources
+    unused = ("dataset_config", "split", "streaming") if corpus.options.dataset is None else ()
+    for name in ("workers", "part", "dataset", *unused):  # the dataset itself is one of the sources
         del recorded[name]
     if options.part is not None:
         recorded["part"] = [options.part.number, options.part.of]
-    sources = [standard_input.recorded(source) for source in corpus.sources]
+    sources = [standard_input.as_recorded(source) for source in corpus.sources]
     settings = {
         "sources": [asdict(source) for source in sources],
         "tokenizer_fingerprint": tokenizer_fingerprint,
@@ -188,29 +195,29 @@ def settings_of(corpus: Corpus, tokenizer_fingerprint: str, options: BuildOption
 
 
 def _digest(sources: list[Source], tokenizer_fingerprint: str, options: dict) -> str:
-    """sha256 (hex) of what all parts of a build have in common: not times, which copies of a corpus may differ in."""
+    """sha256 (hex) of what all parts of a build have in common; without times, which differ between copies of a corpus."""
     listed = [[source.path, source.num_bytes, source.units, source.version] for source in sources]
     common = {name: value for name, value in options.items() if name not in ("part", "on_error")}
     return hashlib.sha256(json.dumps([listed, tokenizer_fingerprint, common], sort_keys=True).encode()).hexdigest()
 
 
 def difference(before: dict, now: dict) -> str:
-    """The first difference between two builds' settings, for a person; empty if one may continue the other."""
+    """Describe the first difference between the settings of two builds; empty if one may continue the other."""
     if before["tokenizer_fingerprint"] != now["tokenizer_fingerprint"]:
         old, new = (settings["tokenizer_fingerprint"][:12] for settings in (before, now))
-        return f"the tokenizer was {old}, is now {new}"
+        return f"the tokenizer was {old} and is now {new}"
     for name, value in now["options"].items():
         was = before["options"].get(name)
-        may_change = name == "plan" or (name == "on_error" and was == "stop")  # what was built had no fault
+        may_change = name == "plan" or (name == "on_error" and was == "stop")  # no shard built so far had a fault
         if was != value and not may_change:
             flag = {"shard_bytes": "shard_size"}.get(name, name)
-            return f"--{flag} was {was}, is now {value}"
+            return f"--{flag} was {was} and is now {value}"
     old, new = ({source["path"]: source for source in settings["sources"]} for settings in (before, now))
     for path in old.keys() | new.keys():
         if path not in new or path not in old:
             return f"{path} is {'gone' if path in old else 'new'}"
         if old[path] != new[path]:
-            return f"{path} has changed: {_describe(old[path])} then, {_describe(new[path])} now"
+            return f"{path} has changed: it was {_describe(old[path])} and is now {_describe(new[path])}"
     order = [[source["path"] for source in settings["sources"]] for settings in (before, now)]
     return "the sources are in another order" if order[0] != order[1] else ""
 

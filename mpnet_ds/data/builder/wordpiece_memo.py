@@ -1,16 +1,16 @@
-"""Text to ids, fast: the ids of Hugging Face's tokenizers, mostly without asking it.
+"""Fast WordPiece encoding: the ids of Hugging Face's tokenizers, mostly from a cache.
 
-WordPiece is local: nothing beyond a *chunk* changes its ids, where chunks are what stands between blanks, each ASCII
-punctuation mark and each Chinese character (BertNormalizer and BertPreTokenizer work character by character; they cut at
-blanks, around punctuation and around Chinese characters, and join nothing over them). So a block of text goes
+WordPiece is local: the ids of a *chunk* depend on that chunk alone, where chunks are the strings between blanks, each ASCII
+punctuation mark and each Chinese character (BertNormalizer and BertPreTokenizer work character by character; they split at
+blanks, around punctuation and around Chinese characters, and join nothing across them). So a block of text goes
 
-    bytes ──► chunks ──► their numbers, from a table of those seen before ──► ids, from the table's store
+    bytes ──► chunks ──► their numbers, from a table of known chunks ──► ids, from the store of the table
               (all of this in NumPy, for all chunks of the block at once)
 
-A chunk that is new is asked of the library: if it is nothing but letters and digits after its normalisation, its WordPiece
-model is called directly, else all of it. What the table forgets when it is full it learns again.
+A new chunk is encoded by the library: only by its WordPiece model if the normalised chunk has letters and digits only, else
+by the whole tokenizer. A full table is cleared and fills again.
 
-Tokenizers of another kind (BPE, Unigram) are not local in this sense; their texts go to the library as they are.
+Other tokenizers (BPE, Unigram) are not local in this sense; their texts go to the library unchanged.
 """
 
 import re
@@ -26,11 +26,11 @@ from mpnet_ds.data.storage.token_file import token_dtype
 from mpnet_ds.tokenizer import PretrainingTokenizer
 
 MEMO_ENTRIES = 1 << 18
-"""Of each table and of the dictionary: less than 100 MB in all."""
+"""Capacity of each table and of the dictionary: less than 100 MB in all."""
 STORED_IDS = 1 << 23
 TABLE_WIDTHS = (1, 2, 6)  # chunks of at most 8, 16 and 48 bytes; longer ones have a dictionary
-LONGEST_REMEMBERED = 256  # characters; longer chunks hardly come twice
-BLOCK_CHARACTERS = 1 << 19  # what is computed of them stays in the cache
+LONGEST_CACHED = 256  # characters; longer chunks hardly ever recur
+BLOCK_CHARACTERS = 1 << 19  # intermediate arrays stay in the CPU's cache
 _PADDING = b" " * 8 * max(TABLE_WIDTHS)
 _WHITE_SPACE = re.compile("[ \n]")
 _END = 10  # byte: "\n" between texts
@@ -45,16 +45,13 @@ class Encoded:
     """Ids of several texts."""
 
     ids: np.ndarray
-    """uint16 or int32 [tokens], end to end."""
+    """uint16 or int32 [tokens], concatenated."""
     sizes: np.ndarray
-    """int64 [texts]: tokens in each."""
+    """Number of tokens of each text, int64 [texts]."""
 
 
 class TextEncoder:
-    """Encodes as ``PretrainingTokenizer.encode`` does, a block at a time.
-
-    ``is_fast`` tells whether the memo serves this tokenizer.
-    """
+    """Encoder with the results of ``PretrainingTokenizer.encode``; ``is_fast`` tells whether the cache is used."""
 
     def __init__(self, tokenizer: PretrainingTokenizer, memo_entries: int = MEMO_ENTRIES):
         self.tokenizer = tokenizer
@@ -72,10 +69,10 @@ class TextEncoder:
         self._normalize = normalizer.normalize_str if self.is_fast else None
 
     def encode(self, texts: list[str]) -> Encoded:
-        """Ids of each text, without ``<s>`` and ``</s>``."""
+        """Encode texts, without ``<s>`` and ``</s>``."""
         if not self.is_fast:
             return self._encode_by_library(texts)
-        slices = [_cut(text) for text in texts] if max(map(len, texts), default=0) > BLOCK_CHARACTERS else None
+        slices = [_split(text) for text in texts] if max(map(len, texts), default=0) > BLOCK_CHARACTERS else None
         blocks = _blocks(texts if slices is None else [part for parts in slices for part in parts])
         encoded = [self._encode_block(block) for block in blocks]
         if not encoded:
@@ -88,9 +85,9 @@ class TextEncoder:
 
     def _encode_block(self, texts: list[str]) -> Encoded:
         block = "\n".join([*texts, ""])
-        if block.count("\n") > len(texts):  # a line end within a text is a blank
+        if block.count("\n") > len(texts):  # a line break inside a text is a blank
             block = "\n".join([*(text.replace("\n", " ") for text in texts), ""])
-        if "\0" in block:  # what keys are padded with
+        if "\0" in block:  # keys are padded with it
             return self._encode_by_library(texts)
         text = b" " + block.encode() + _PADDING
         codes = np.frombuffer(text, np.uint8)
@@ -104,9 +101,9 @@ class TextEncoder:
         return Encoded(ids, np.diff(up_to[chunks_before], prepend=0))
 
     def _bounds(self, codes: np.ndarray, is_ascii: bool) -> tuple[np.ndarray, np.ndarray]:
-        """First byte of each chunk, and one past its last: int64 [chunks]. ``codes``: uint8, beginning with a blank."""
+        """Start and end of each chunk in bytes, int64 [chunks]. ``codes``: uint8, the first is a blank."""
         kinds = _KINDS[codes]
-        begins = kinds == _MARK  # where a chunk begins if no blank is there
+        begins = kinds == _MARK  # where a chunk starts unless there is a blank
         begins[1:] |= kinds[:-1] != _OTHER
         if self._cuts_chinese and not is_ascii:
             chinese = _chinese_characters(codes)
@@ -118,21 +115,21 @@ class TextEncoder:
         return np.flatnonzero(begins), ends
 
     def _numbers_of(self, text: bytes, starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-        """int64 [chunks]: under which numbers the store has their ids."""
+        """Number of each chunk in the store, int64 [chunks]."""
         if len(self._store) > 2 * self._memo_entries or self._store.num_ids > STORED_IDS:
             for forgetful in (self._store, self._long_chunks, *self._tables):
                 forgetful.clear()
         numbers, shorter = np.empty(len(starts), np.int64), 0
         for table in self._tables:
-            rows = np.flatnonzero((sizes > shorter) & (sizes <= 8 * table.width))
-            numbers[rows] = self._look_up(table, text, starts[rows], sizes[rows])
+            fitting = np.flatnonzero((sizes > shorter) & (sizes <= 8 * table.width))
+            numbers[fitting] = self._look_up(table, text, starts[fitting], sizes[fitting])
             shorter = 8 * table.width
-        for row in np.flatnonzero(sizes > shorter).tolist():
-            numbers[row] = self._look_up_long(text[starts[row] : starts[row] + sizes[row]].decode())
+        for chunk in np.flatnonzero(sizes > shorter).tolist():
+            numbers[chunk] = self._look_up_long(text[starts[chunk] : starts[chunk] + sizes[chunk]].decode())
         return numbers
 
     def _look_up(self, table: ChunkTable, text: bytes, starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-        """Numbers of chunks that fit ``table``; those that are new go into it."""
+        """Look up chunks that fit into ``table``; add new ones to it."""
         keys = keys_of(text, starts, sizes, table.width)
         numbers = table.find(keys)
         missing = np.flatnonzero(numbers == EMPTY)
@@ -153,7 +150,7 @@ class TextEncoder:
         number = self._long_chunks.get(chunk, EMPTY)
         if number == EMPTY:
             number = self._store.add(self._encode_chunk(chunk))
-            if len(chunk) <= LONGEST_REMEMBERED:
+            if len(chunk) <= LONGEST_CACHED:
                 self._long_chunks[chunk] = number
         return number
 
@@ -162,7 +159,7 @@ class TextEncoder:
             normal = chunk.lower() if self._lower_case else chunk
         else:
             normal = self._normalize(chunk)
-        if normal.isalnum():  # BertPreTokenizer would not cut it
+        if normal.isalnum():  # BertPreTokenizer would not split it
             return array(self._code, [piece.id for piece in self._model.tokenize(normal)]).tobytes()
         return array(self._code, self.tokenizer.backend.encode(chunk, add_special_tokens=False).ids).tobytes()
 
@@ -174,7 +171,7 @@ class TextEncoder:
 
 
 class _Store:
-    """The ids of chunks, by number."""
+    """Ids of chunks by number."""
 
     def __init__(self, dtype: np.dtype):
         self.dtype = dtype
@@ -192,28 +189,28 @@ class _Store:
         return len(self._ids)
 
     def add(self, ids: bytes) -> int:
-        """Puts in the ids of a chunk, as bytes, and returns its number."""
+        """Add the ids of a chunk, as bytes, and return its number."""
         self._starts.append(len(self._ids))
         self._ids.frombytes(ids)
         self._sizes.append(len(self._ids) - self._starts[-1])
         return len(self._sizes) - 1
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """All ids end to end; where each chunk's begin, and how many they are. To be let go before the next ``add``."""
+        """All ids, and the start and count of each chunk's. Drop the arrays before the next ``add``, which may move them."""
         return np.frombuffer(self._ids, self.dtype), np.frombuffer(self._starts, "q"), np.frombuffer(self._sizes, "q")
 
 
 def _chinese_characters(codes: np.ndarray) -> np.ndarray:
-    """int64: where the three bytes of a character between U+4E00 and U+9FFF begin, in UTF-8.
+    """Byte offsets of the characters from U+4E00 to U+9FFF, three bytes each in UTF-8: int64.
 
-    These are nearly all of what BertNormalizer takes for Chinese; it cuts around the rest when it is asked.
+    These are nearly all that BertNormalizer treats as Chinese; the library splits around the others.
     """
     leads = np.flatnonzero((codes >= 0xE4) & (codes <= 0xE9))
     return leads[(codes[leads] > 0xE4) | (codes[leads + 1] >= 0xB8)]
 
 
-def _cut(text: str) -> list[str]:
-    """The text in slices of about ``BLOCK_CHARACTERS`` that end at blanks."""
+def _split(text: str) -> list[str]:
+    """Split a text at blanks into slices of about ``BLOCK_CHARACTERS``."""
     slices, start = [], 0
     while start < len(text):
         blank = _WHITE_SPACE.search(text, start + BLOCK_CHARACTERS)
@@ -224,7 +221,7 @@ def _cut(text: str) -> list[str]:
 
 
 def _blocks(texts: list[str]) -> Iterator[list[str]]:
-    """Lists of texts of about ``BLOCK_CHARACTERS`` together."""
+    """Group texts into lists of about ``BLOCK_CHARACTERS`` in all."""
     ends = np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)))
     start = 0
     while start < len(texts):

@@ -1,13 +1,13 @@
-"""Sample mode ``stream``: rows are full blocks, cut from all documents end to end.
+"""Sample mode ``stream``: sequences are full blocks, cut from the concatenation of all documents.
 
-The shards' ids are one circular stream of T tokens (``</s>`` ends each document). A row is ``<s>`` and a slice of
-``seq_length - 1`` ids of it; an epoch has N = T // (seq_length - 1) rows that do not overlap. Each epoch starts the
-cutting at another place of the circle, so that no token is always at an edge, and none is always left over.
+The ids of all shards form a circular stream of T tokens (``</s>`` ends each document). A sequence is ``<s>`` and a slice of
+``seq_length - 1`` ids of it; an epoch has N = T // (seq_length - 1) sequences that do not overlap. Each epoch starts at
+another offset of the circle, so that no token is always at an edge, and none is always left over.
 
-    stream   … t t t </s> t t t t t t t </s> t t t t …            row k of an epoch with start a:
-    blocks      |--- k ---|-- k+1 --|-- k+2 --|                   ids at a + k (n-1) … a + (k+1) (n-1) - 1, modulo T
+    stream   … t t t </s> t t t t t t t </s> t t t t …            sequence k of an epoch with start a:
+    blocks      |--- k ---|-- k+1 --|-- k+2 --|                   ids a + k (n-1) … a + (k+1) (n-1) - 1, modulo T
 
-Nothing is read at opening: a row's place follows from its number.
+Nothing is read when a dataset is opened: the position of a sequence follows from its number.
 """
 
 from bisect import bisect_right
@@ -32,8 +32,8 @@ class TokenStream:
     def __len__(self) -> int:
         return self.ends[-1] if self.ends else 0
 
-    def places(self, start: int, length: int) -> Iterator[tuple[int, int, int]]:
-        """(number of a shard, first id, one past the last) of the parts of a slice, which goes round at the end."""
+    def ranges(self, start: int, length: int) -> Iterator[tuple[int, int, int]]:
+        """Yield the (shard, start, stop) that make up a slice, which wraps around at the end."""
         while length:
             start %= len(self)
             number = bisect_right(self.ends, start)
@@ -44,36 +44,34 @@ class TokenStream:
             start, length = start + stop - offset, length - (stop - offset)
 
     def slice(self, start: int, length: int) -> np.ndarray:
-        """``length`` ids from ``start`` on."""
-        parts = [self.tokens[number][first:stop] for number, first, stop in self.places(start, length)]
+        """Read ``length`` ids from ``start`` on."""
+        parts = [self.tokens[number][first:stop] for number, first, stop in self.ranges(start, length)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-class StreamRows:
-    """Rows of one dataset in sample mode ``stream``."""
+class BlockSequences:
+    """Sequences of one dataset in sample mode ``stream``; ``seed`` decides where each epoch starts."""
 
     def __init__(self, shards: list[TokenFile], seq_length: int, seed: int):
-        """``seed`` decides where each epoch starts."""
         self.stream, self.seq_length, self.seed = TokenStream(shards), seq_length, seed
-        self.tokens_per_row = float(seq_length)
+        self.tokens_per_sequence = float(seq_length)
         self._start_of = lru_cache(maxsize=16)(self._draw_start)
 
     def __len__(self) -> int:
-        """N, rows in an epoch."""
+        """Number of sequences in an epoch, N."""
         return len(self.stream) // (self.seq_length - 1)
 
     def read(self, numbers: np.ndarray, epochs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Rows by number: ids int64 [B, n], and which of them are real, bool [B, n] (all)."""
-        body = self.seq_length - 1
-        rows = np.empty((len(numbers), self.seq_length), dtype=np.int64)
-        rows[:, 0] = BOS_ID
-        for row, start in zip(rows, self._starts(numbers, epochs), strict=True):
-            row[1:] = self.stream.slice(start, body)
-        return rows, np.ones(rows.shape, dtype=bool)
+        """Read sequences by number: ids int64 [B, n], and which of them are not padding, bool [B, n] (all)."""
+        ids = np.empty((len(numbers), self.seq_length), dtype=np.int64)
+        ids[:, 0] = BOS_ID
+        for sequence, start in zip(ids, self._starts(numbers, epochs), strict=True):
+            sequence[1:] = self.stream.slice(start, self.seq_length - 1)
+        return ids, np.ones(ids.shape, dtype=bool)
 
-    def places(self, number: int, epoch: int) -> Iterator[tuple[TokenFile, int, int]]:
-        """Where a row's ids lie: (shard, first id, one past the last)."""
-        for shard, first, stop in self.stream.places(*self._starts([number], [epoch]), self.seq_length - 1):
+    def token_ranges(self, number: int, epoch: int) -> Iterator[tuple[TokenFile, int, int]]:
+        """Yield the (shard, start, stop) of a sequence's ids."""
+        for shard, first, stop in self.stream.ranges(*self._starts([number], [epoch]), self.seq_length - 1):
             yield self.stream.shards[shard], first, stop
 
     def _starts(self, numbers, epochs) -> list[int]:

@@ -1,18 +1,18 @@
-"""Sample modes ``document`` and ``line``: rows are made of whole units, and the rest of a row is padding.
+"""Sample modes ``document`` and ``line``: sequences of whole documents or lines, with padding.
 
-An *item* is a document, or with ``line`` one sequence of the shards' index. Its ids (a line that is not the last of its
-document gets ``</s>`` as one more) are cut into pieces of ``seq_length - 1``, the last of which is shorter; ``<s>`` and a
-piece make a *unit*. So an item that fits into a row is one unit, and a longer one fills rows until its end is left.
+An *item* is a document, or in mode ``line`` one line. Its ids (a line that is not the last of its document gets a ``</s>``)
+are cut into chunks of ``seq_length - 1``, of which the last may be shorter; ``<s>`` and a chunk make a *unit*. So an item
+that fits is one unit, and a longer one fills sequences until its last unit is left.
 
-With ``packing`` units follow one another in a row as long as they fit; without it each has a row of its own.
+With ``packing`` a sequence takes consecutive units as long as they fit; without it, each unit has its own sequence.
 
-    items    a a a a a </s>    b b </s>    c c c </s>                     at seq_length 12:
+    items    a a a a a </s>    b b </s>    c c c </s>                     with seq_length 12:
     packed   | <s> a a a a a </s> <s> b b </s> pad | <s> c c c </s> pad pad pad pad pad pad pad |
     else     | <s> a a a a a </s> pad pad pad pad pad | <s> b b </s> pad pad pad pad pad pad pad pad | …
 
-Opening reads the index (.idx) once, 8 bytes a sequence, and no ids. It keeps 2 bytes a row: shards are divided into
-blocks of 1024 items, no row spans two blocks, and for each row the number within its block of its first item is kept. The
-row's other items are those before the next row's first one; all of its ids lie end to end in the .bin.
+Opening reads the index (.idx) once, 8 bytes a line, and no ids. It keeps 2 bytes a sequence: shards are divided into blocks
+of 1024 items, no sequence spans two blocks, and for each sequence the index of its first item in its block is kept. Its
+other items are those before the first item of the next sequence; all of its ids are contiguous in the .bin.
 """
 
 from bisect import bisect_right
@@ -28,34 +28,34 @@ ITEMS_PER_BLOCK = 1024  # at most 1 << 16
 BLOCKS_AT_ONCE = 1024
 
 
-class UnitRows:
-    """Rows of one dataset in sample mode ``document`` or ``line``; the same in every epoch.
+class DocumentSequences:
+    """Sequences of one dataset in sample mode ``document`` or ``line``; the same in every epoch.
 
     Raises:
-        UserError: an index that contradicts itself, with the file's name.
+        UserError: the index of a shard is damaged.
     """
 
     def __init__(self, shards: list[TokenFile], seq_length: int, sample_mode: str, packing: bool):
         self.seq_length, self.packing = seq_length, packing
         self.shards = [_Items(shard, sample_mode) for shard in shards]
-        firsts, rows_of_blocks, self._block_ends_of_shards, slots = [], [], [], 0
+        firsts, sequences_of_blocks, self._block_ends_of_shards, num_tokens = [], [], [], 0
         for items in self.shards:
             for begin in range(0, len(items), ITEMS_PER_BLOCK * BLOCKS_AT_ONCE):
                 lengths = items.lengths(begin, min(begin + ITEMS_PER_BLOCK * BLOCKS_AT_ONCE, len(items)))
-                opened = rows_opened(_in_blocks(lengths), seq_length, packing)
+                opened = sequences_opened(_in_blocks(lengths), seq_length, packing)
                 firsts.append(np.repeat(np.tile(np.arange(opened.shape[1], dtype=np.uint16), len(opened)), opened.ravel()))
-                rows_of_blocks.append(opened.sum(axis=1))
-                slots += int(lengths.sum() + -(-lengths // (seq_length - 1)).sum())
-            self._block_ends_of_shards.append(sum(map(len, rows_of_blocks)))
+                sequences_of_blocks.append(opened.sum(axis=1))
+                num_tokens += int(lengths.sum() + -(-lengths // (seq_length - 1)).sum())
+            self._block_ends_of_shards.append(sum(map(len, sequences_of_blocks)))
         self._first_items = np.concatenate(firsts) if firsts else np.empty(0, dtype=np.uint16)
-        self._row_ends_of_blocks = np.cumsum(np.concatenate(rows_of_blocks)).tolist() if firsts else []
-        self.tokens_per_row = slots / max(len(self), 1)
+        self._sequence_ends_of_blocks = np.cumsum(np.concatenate(sequences_of_blocks)).tolist() if firsts else []
+        self.tokens_per_sequence = num_tokens / max(len(self), 1)
 
     def __len__(self) -> int:
         return len(self._first_items)
 
     def read(self, numbers: np.ndarray, epochs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Rows by number: ids int64 [B, n], and which of them are real, bool [B, n]."""
+        """Read sequences by number: ids int64 [B, n], and which of them are not padding, bool [B, n]."""
         found = [self._contents(number) for number in np.asarray(numbers).tolist()]
         ids = np.concatenate([np.empty(0, dtype=np.int64), *(tokens for tokens, _, _ in found)])
         sizes = np.concatenate([np.empty(0, dtype=np.int64), *(sizes for _, sizes, _ in found)])
@@ -67,54 +67,53 @@ class UnitRows:
         lengths = 1 + sizes + adds_end
         before = np.cumsum(lengths) - lengths
         column = before - before[np.searchsorted(row, row)]
-        begin = row * self.seq_length + column  # of each unit, in the flattened rows
-        rows = np.full((len(found), self.seq_length), PAD_ID, dtype=np.int64)
-        flat = rows.reshape(-1)
+        begin = row * self.seq_length + column  # of each unit, in the flattened batch
+        batch = np.full((len(found), self.seq_length), PAD_ID, dtype=np.int64)
+        flat = batch.reshape(-1)
         flat[np.repeat(begin + 1 - (ends - sizes), sizes) + np.arange(ids.size)] = ids
         flat[begin] = BOS_ID
         flat[(begin + 1 + sizes)[adds_end]] = EOS_ID
         used = np.bincount(row, weights=lengths, minlength=len(found))
-        return rows, np.arange(self.seq_length) < used[:, None]
+        return batch, np.arange(self.seq_length) < used[:, None]
 
-    def places(self, number: int, epoch: int) -> Iterator[tuple[TokenFile, int, int]]:
-        """Where a row's ids lie: (shard, first id, one past the last)."""
+    def token_ranges(self, number: int, epoch: int) -> Iterator[tuple[TokenFile, int, int]]:
+        """Yield the (shard, start, stop) of a sequence's ids."""
         items, bounds, _ = self._locate(number)
         yield items.shard, int(bounds[0]), int(bounds[-1])
 
     def _contents(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """A row's ids, and of each unit the number of its ids and whether ``</s>`` may have to be added."""
+        """Read the ids of a sequence; for each of its units, the number of ids and whether it may need a ``</s>``."""
         items, bounds, adds_end = self._locate(number)
         sizes = bounds[1:] - bounds[:-1]
         if not sizes.all():
-            keep = sizes > 0  # an item without ids is no unit …
-            keep[0] = True  # … but the first opened this row, with nothing but an added ``</s>`` left of it
+            keep = sizes > 0  # an item without ids has no unit …
+            keep[0] = True  # … but the first one opened this sequence, with only an added ``</s>`` left of it
             sizes, adds_end = sizes[keep], adds_end[keep]
         return items.tokens[bounds[0] : bounds[-1]], sizes, adds_end
 
     def _locate(self, number: int) -> tuple["_Items", np.ndarray, np.ndarray]:
-        """A row's items: their shard, the bounds of their units in it, and which units end a line without ``</s>``."""
-        block = bisect_right(self._row_ends_of_blocks, number)
+        """Find the shard of a sequence, the bounds of its units there, and which units end a line without ``</s>``."""
+        block = bisect_right(self._sequence_ends_of_blocks, number)
         shard = bisect_right(self._block_ends_of_shards, block)
         items = self.shards[shard]
-        first_row = self._row_ends_of_blocks[block - 1] if block else 0
-        first_items = self._first_items[first_row : self._row_ends_of_blocks[block]]
-        first, row = first_items[number - first_row], number - first_row
-        piece = row - int(first_items.searchsorted(first))
+        first_sequence = self._sequence_ends_of_blocks[block - 1] if block else 0
+        first_items = self._first_items[first_sequence : self._sequence_ends_of_blocks[block]]
+        in_block = number - first_sequence
+        first = first_items[in_block]
+        chunk = in_block - int(first_items.searchsorted(first))  # of the first item
         begin = (block - (self._block_ends_of_shards[shard - 1] if shard else 0)) * ITEMS_PER_BLOCK
         last_of_block = min(begin + ITEMS_PER_BLOCK, len(items)) - begin
-        stop = int(first_items[row + 1]) if row + 1 < len(first_items) else last_of_block
-        stop = max(stop, int(first) + 1)
-        if not self.packing:
-            stop = int(first) + 1
+        stop = int(first_items[in_block + 1]) if in_block + 1 < len(first_items) else last_of_block
+        stop = max(stop, int(first) + 1) if self.packing else int(first) + 1
         bounds = items.bounds(begin + int(first), begin + stop)
         adds_end = items.adds_end(begin + int(first), begin + stop)
-        return items, *self._cut(bounds, adds_end, piece)
+        return items, *self._cut_first_item(bounds, adds_end, chunk)
 
-    def _cut(self, bounds: np.ndarray, adds_end: np.ndarray, piece: int) -> tuple[np.ndarray, np.ndarray]:
-        """The bounds with the first item cut to its ``piece``."""
+    def _cut_first_item(self, bounds: np.ndarray, adds_end: np.ndarray, chunk: int) -> tuple[np.ndarray, np.ndarray]:
+        """Cut the first item to one of its chunks; return the bounds and ``adds_end`` of the units."""
         body = self.seq_length - 1
-        begin, end = int(bounds[0]) + piece * body, int(bounds[1])
-        if end + adds_end[0] > begin + body:  # not the item's last piece: it fills the row
+        begin, end = int(bounds[0]) + chunk * body, int(bounds[1])
+        if end + adds_end[0] > begin + body:  # not the last chunk of the item: it fills the sequence
             end = min(end, begin + body)
             return np.array([begin, end]), np.zeros(1, dtype=bool)
         bounds[0] = begin
@@ -122,7 +121,7 @@ class UnitRows:
 
 
 class _Items:
-    """The items of one shard, as the index has them."""
+    """Items of one shard, from its index."""
 
     def __init__(self, shard: TokenFile, sample_mode: str):
         self.shard, self.by_line = shard, sample_mode == "line"
@@ -135,32 +134,32 @@ class _Items:
         return len(self.offsets) if self.by_line else len(self.document_index) - 1
 
     def bounds(self, first: int, stop: int) -> np.ndarray:
-        """int64 [stop - first + 1]: where in the .bin, in ids, items ``first`` … ``stop - 1`` begin, and the last ends."""
+        """Token index at which each item ``first`` … ``stop - 1`` starts, then the end of the last: int64."""
         sequences = slice(first, stop + 1)
         if not self.by_line:
             sequences = self.document_index[sequences]
             if sequences[-1] == len(self.offsets):
                 sequences = sequences[sequences < len(self.offsets)]
         starts = self.offsets[sequences] // self.tokens.itemsize
-        missing = stop + 1 - first - len(starts)  # what begins after the last sequence begins where the ids end
+        missing = stop + 1 - first - len(starts)  # what starts after the last line starts where the ids end
         return np.append(starts, [len(self.tokens)] * missing) if missing else starts
 
     def adds_end(self, first: int, stop: int) -> np.ndarray:
-        """bool [stop - first]: lines that are not their document's last, and so have no ``</s>`` of their own."""
+        """Which items are lines that are not the last of their document, and so have no ``</s>``: bool [stop - first]."""
         adds_end = np.full(stop - first, self.by_line)
         if self.by_line:
-            # Not NumPy's searchsorted, which copies the whole of an array that does not lie at a multiple of 8 bytes.
+            # Not NumPy's searchsorted, which copies arrays that are not aligned to 8 bytes.
             after = bisect_right(self.document_index, first)
             until = bisect_right(self.document_index, stop, after)
             adds_end[self.document_index[after:until] - first - 1] = False
         return adds_end
 
     def lengths(self, first: int, stop: int) -> np.ndarray:
-        """int64: ids of items ``first`` … ``stop - 1``, the added ``</s>`` included; 0 for an item without ids."""
+        """Number of ids of the items ``first`` … ``stop - 1``, with added ``</s>``; 0 for an item without ids: int64."""
         sizes = np.diff(self.bounds(first, stop))
         if (sizes < 0).any():
-            place = f"item {first + int(np.argmax(sizes < 0))} begins after its end"
-            raise UserError(f"{self.shard.index_path}: {place}: {BUILD_AGAIN}")
+            found = f"item {first + int(np.argmax(sizes < 0))} starts after its end"
+            raise UserError(f"{self.shard.index_path}: {found}: {BUILD_AGAIN}")
         return np.where(sizes > 0, sizes + self.adds_end(first, stop), 0)
 
 
@@ -168,15 +167,15 @@ BUILD_AGAIN = "damaged, build the dataset again."
 
 
 def _in_blocks(lengths: np.ndarray) -> np.ndarray:
-    """[blocks, items of a block]: the last block is filled up with items of length 0, which open no row."""
+    """Reshape to [blocks, items of a block], with items of length 0 at the end of the last block."""
     width = min(ITEMS_PER_BLOCK, len(lengths))
     padded = np.zeros(-(-len(lengths) // width) * width, dtype=np.int64)
     padded[: len(lengths)] = lengths
     return padded.reshape(-1, width)
 
 
-def rows_opened(lengths: np.ndarray, seq_length: int, packing: bool) -> np.ndarray:
-    """How many new rows each item takes, int [blocks, items], the blocks being independent of each other.
+def sequences_opened(lengths: np.ndarray, seq_length: int, packing: bool) -> np.ndarray:
+    """Count the new sequences that each item needs, int [blocks, items]; blocks are independent of each other.
 
     Args:
         lengths: int [blocks, items], ids of each item.
@@ -188,11 +187,11 @@ def rows_opened(lengths: np.ndarray, seq_length: int, packing: bool) -> np.ndarr
     if not packing:
         return (opened + (needed > 0)).T
     needed += needed > 0  # ``<s>``
-    fills_rows = opened.any(axis=1).tolist()
-    free = np.zeros(lengths.shape[1], dtype=np.int32)  # slots of each block's newest row
+    fills_sequences = opened.any(axis=1).tolist()
+    free = np.zeros(lengths.shape[1], dtype=np.int32)  # positions in the newest sequence of each block
     for item in range(len(lengths)):
-        if fills_rows[item]:
-            free *= opened[item] == 0  # what follows a full row opens another
+        if fills_sequences[item]:
+            free *= opened[item] == 0  # what follows a full sequence opens another
         opens = needed[item] > free
         np.copyto(free, seq_length, where=opens)
         free -= needed[item]

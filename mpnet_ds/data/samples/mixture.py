@@ -1,9 +1,9 @@
-"""Several datasets as one: which of them sample i comes from is a function of i alone.
+"""A mixture of several datasets, in which the dataset of sample i is a function of i alone.
 
-A pattern of M slots, repeated for ever, says it. M is the common denominator of the weights, 10,000 at most; a dataset
-with the weight w has w * M slots, spread evenly: among the first t slots there are w * t of them, rounded up or down. So any
-M consecutive samples hold each dataset's exact share, and fewer are less than two samples away from it. The j-th sample of a
-dataset of N samples is its sample j mod N of epoch j div N.
+It follows a pattern of M slots, repeated forever. M is the common denominator of the weights, at most 10,000; a dataset of
+weight w has w * M slots, spread evenly: w * t of the first t slots, rounded up or down. So any M consecutive samples have
+the exact share of each dataset, and fewer are less than two samples away from it. The j-th sample from a dataset of N
+samples is its sample j mod N of epoch j div N.
 
     weights 0.6, 0.2, 0.2, M = 5      slots a b a c a | a b a c a | …      samples of a: 0, 2, 4, 5, 7, …
 """
@@ -18,33 +18,34 @@ import numpy as np
 from mpnet_ds.counter_rng import make_key
 from mpnet_ds.data.samples.dataset import PretrainingDataset
 from mpnet_ds.errors import UserError
+from mpnet_ds.tokenizer import PretrainingTokenizer
 
 LONGEST_PATTERN = 10_000
 
 
 def parse_weighted(text: str) -> tuple[str, Fraction | None]:
-    """Folder and weight of ``DIR`` or ``DIR:WEIGHT``; a weight may be written as 0.7, 7 or 7/10."""
+    """Parse ``DIR`` or ``DIR:WEIGHT`` as folder and weight, which may be written as 0.7, 7 or 7/10."""
     folder, colon, weight = text.rpartition(":")
     if not colon or Path(text).is_dir():
         return text, None
     try:
         return folder, Fraction(weight)
     except (ValueError, ZeroDivisionError) as error:
-        raise UserError(f"{text}: '{weight}' is no weight. Write --data DIR:0.7 DIR:0.3, or DIR alone.") from error
+        raise UserError(f"{text}: '{weight}' is not a weight. Write --data DIR:0.7 DIR:0.3, or only DIR.") from error
 
 
 def open_datasets(
     parts: list[tuple[str | Path, Fraction | None]], seed: int, **options
 ) -> "PretrainingDataset | MixtureDataset":
-    """One dataset, or a mixture of several.
+    """Open one dataset, or a mixture of several.
 
     Args:
-        parts: folder and weight of each; all have a weight, or none, which mixes them in proportion to their samples.
-        options: of ``PretrainingDataset``, the same for all.
+        parts: folder and weight of each; without weights they are mixed in proportion to their samples.
+        options: options of ``PretrainingDataset``, the same for all.
     """
     if len(parts) == 1 and (parts[0][1] is None or parts[0][1] > 0):
         return PretrainingDataset(parts[0][0], seed=seed, **options)
-    # Each has a seed of its own: otherwise their samples of the same number would be masked at the same places.
+    # Each has a seed of its own: otherwise their samples of the same number would be masked at the same positions.
     datasets = [
         PretrainingDataset(folder, seed=int(make_key(seed, i)), number=i, **options) for i, (folder, _) in enumerate(parts)
     ]
@@ -56,9 +57,9 @@ class MixtureDataset:
 
     Args:
         datasets: opened with the same sequence length and options.
-        weights: one for each, greater than 0, of any sum; or None for each: in proportion to their samples.
+        weights: one for each, positive, with any sum; or None for each: in proportion to their samples.
     Raises:
-        UserError: weights that make no sense, or datasets of different tokenizers.
+        UserError: invalid weights, or datasets of different tokenizers.
     """
 
     def __init__(self, datasets: list[PretrainingDataset], weights: list[Fraction | None]):
@@ -70,48 +71,48 @@ class MixtureDataset:
         self.slots_of_each = slots_for(weights)
         _check_shares(datasets, weights)
         self._pattern = spread(self.slots_of_each)
-        self._places = [np.flatnonzero(self._pattern == number) for number in range(len(datasets))]
-        self._rank = np.empty(len(self._pattern), dtype=np.int64)  # of a slot among its dataset's
-        for places in self._places:
-            self._rank[places] = np.arange(len(places))
+        self._slots = [np.flatnonzero(self._pattern == number) for number in range(len(datasets))]
+        self._rank = np.empty(len(self._pattern), dtype=np.int64)  # of a slot among those of its dataset
+        for slots in self._slots:
+            self._rank[slots] = np.arange(len(slots))
 
     def __len__(self) -> int:
-        """Samples until a dataset would begin anew: what counts as an epoch."""
+        """Number of samples until a dataset would start again, which counts as an epoch."""
         return min(self._sample_of(number, len(data)) for number, data in enumerate(self.datasets))
 
     def _sample_of(self, number: int, j: int) -> int:
-        """Where the j-th sample of a dataset stands in the mixture."""
+        """Index of the j-th sample of a dataset in the mixture."""
         rounds, rank = divmod(j, self.slots_of_each[number])
-        return rounds * len(self._pattern) + int(self._places[number][rank])
+        return rounds * len(self._pattern) + int(self._slots[number][rank])
 
     @property
-    def tokenizer(self):
-        """The one that all datasets share."""
+    def tokenizer(self) -> PretrainingTokenizer:
+        """Tokenizer of all datasets."""
         return self.datasets[0].tokenizer
 
     @property
     def tokenizer_folder(self) -> Path:
-        """Of the first dataset."""
+        """Folder of the tokenizer in the first dataset."""
         return self.datasets[0].tokenizer_folder
 
     @property
     def seq_length(self) -> int:
-        """n, tokens in a row."""
+        """Number of tokens in a sequence, n."""
         return self.datasets[0].seq_length
 
     @property
     def shares(self) -> list[Fraction]:
-        """Of the datasets among the samples; they sum to 1."""
+        """Share of each dataset in the samples; they sum to 1."""
         return [Fraction(slots, len(self._pattern)) for slots in self.slots_of_each]
 
     @property
-    def tokens_per_row(self) -> float:
-        """Real tokens of a row, on average over all datasets by their shares."""
-        return float(sum(share * data.tokens_per_row for share, data in zip(self.shares, self.datasets, strict=True)))
+    def tokens_per_sequence(self) -> float:
+        """Tokens of a sequence that are not padding, on average over all datasets by their shares."""
+        return float(sum(share * data.tokens_per_sequence for share, data in zip(self.shares, self.datasets, strict=True)))
 
     @property
     def holdouts(self) -> list[tuple[Path, Fraction | None]]:
-        """The datasets' holdouts with the shares that the datasets have; empty unless all have one."""
+        """Holdout folders with the shares of their datasets; empty unless all have one."""
         folders = [data.holdout_folder for data in self.datasets]
         return [] if None in folders else list(zip(folders, self.shares, strict=True))
 
@@ -121,41 +122,43 @@ class MixtureDataset:
         return [[data.checksum, str(share)] for data, share in zip(self.datasets, self.shares, strict=True)]
 
     def describe(self) -> str:
-        """A line for each dataset, with its share."""
+        """Summarise each dataset in a line, with its share."""
         parts = zip(self.shares, self.datasets, strict=True)
-        return "".join(f"\n  {float(share):.2%} of the rows: {data.describe()}" for share, data in parts).lstrip()
+        return "".join(f"\n  {float(share):.2%} of the sequences: {data.describe()}" for share, data in parts).lstrip()
 
     def batch(self, indices, epoch=0) -> dict[str, np.ndarray]:
-        """As ``PretrainingDataset.batch``; sample ``index`` of an epoch is number ``epoch * len + index`` of all."""
+        """Draw samples as ``PretrainingDataset.batch``; ``index`` of an epoch is sample ``epoch * len + index`` of all."""
         indices, epochs = np.broadcast_arrays(np.atleast_1d(np.asarray(indices, dtype=np.int64)), np.asarray(epoch))
         return self._samples(epochs * len(self) + indices)
 
     def consecutive(self, first: int, count: int) -> dict[str, np.ndarray]:
-        """Samples number ``first`` … ``first + count - 1`` of an endless run: the training data."""
+        """Draw the samples ``first`` … ``first + count - 1`` of an endless run: the training data."""
         return self._samples(np.arange(first, first + count))
 
     def _samples(self, numbers: np.ndarray) -> dict[str, np.ndarray]:
         which, own_numbers = self.origin(numbers)
         batch = {}
         for number, data in enumerate(self.datasets):
-            rows = np.flatnonzero(which == number)
-            if not rows.size and (batch or number + 1 < len(self.datasets)):
+            own = np.flatnonzero(which == number)
+            if not own.size and (batch or number + 1 < len(self.datasets)):
                 continue
-            part = data.batch(own_numbers[rows] % len(data), own_numbers[rows] // len(data))
+            part = data.batch(own_numbers[own] % len(data), own_numbers[own] // len(data))
             for name, array in part.items():
-                batch.setdefault(name, np.empty((len(numbers), *array.shape[1:]), dtype=array.dtype))[rows] = array
+                batch.setdefault(name, np.empty((len(numbers), *array.shape[1:]), dtype=array.dtype))[own] = array
         return batch
 
     def origin(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """For samples by number: which dataset each comes from, and which of that dataset's samples it is, from 0 on."""
+        """Return the dataset of each of these samples, and its index among the samples of that dataset, from 0 on."""
         rounds, slots = np.divmod(numbers, len(self._pattern))
         which = self._pattern[slots]
         return which, rounds * np.array(self.slots_of_each)[which] + self._rank[slots]
 
 
 def slots_for(weights: list[Fraction]) -> list[int]:
-    """Slots of each weight in the pattern, at least one; exact where the common denominator is 10,000 at most, else by
-    largest remainders."""
+    """Compute the slots of each weight in the pattern, at least one.
+
+    They are exact if the common denominator is at most ``LONGEST_PATTERN``, else rounded by largest remainders.
+    """
     shares = [weight / sum(weights) for weight in weights]
     length = math.lcm(*(share.denominator for share in shares))
     if length <= LONGEST_PATTERN:
@@ -168,11 +171,11 @@ def slots_for(weights: list[Fraction]) -> list[int]:
 
 
 def spread(slots: list[int]) -> np.ndarray:
-    """int64 [M]: the pattern, as the number of the dataset in each slot.
+    """Compute the pattern: the index of the dataset in each slot, int64 [M].
 
-    The k-th of c slots may lie in [k M / c, (k + 1) M / c), widened to whole numbers; the slot whose interval ends first is
-    taken first. That such a schedule exists, with less than one slot of deviation: Baruah, Cohen, Plaxton and Varvel,
-    *Proportionate Progress*, Algorithmica 1996.
+    The k-th of c slots may be anywhere in [k M / c, (k + 1) M / c), widened to integers; of the open intervals, the one that
+    ends first is served first. Such a schedule with a deviation below one slot always exists: Baruah, Cohen, Plaxton and
+    Varvel, *Proportionate Progress*, Algorithmica 1996.
     """
     length = sum(slots)
     intervals = sorted(
@@ -193,15 +196,15 @@ def spread(slots: list[int]) -> np.ndarray:
 def _check_weights(datasets: list[PretrainingDataset], weights: list[Fraction | None]) -> None:
     for data, weight in zip(datasets, weights, strict=True):
         if weight is None and any(other is not None for other in weights):
-            raise UserError(f"{data.folder} has no weight, others have: give all of them one (DIR:0.7), or none.")
+            raise UserError(f"{data.folder} has no weight, but others have: give all of them one (DIR:0.7), or none.")
         if weight is not None and weight <= 0:
-            raise UserError(f"{data.folder} has the weight {float(weight)}; it must be greater than 0.")
+            raise UserError(f"{data.folder} has weight {float(weight)}; it must be greater than 0.")
 
 
 def _check_shares(datasets: list[PretrainingDataset], weights: list[Fraction]) -> None:
     for data, weight in zip(datasets, weights, strict=True):
         if weight * LONGEST_PATTERN < sum(weights):
-            share = f"{data.folder} would be less than one sample in {LONGEST_PATTERN:,}"
+            share = f"{data.folder} would get less than one sample in {LONGEST_PATTERN:,}"
             raise UserError(f"{share}: give it a larger weight, merge it into another dataset, or leave it out.")
 
 

@@ -1,4 +1,4 @@
-"""Looking into a dataset folder: what it holds, what a sample looks like."""
+"""Inspecting a dataset: what it holds, and what a sample looks like."""
 
 import os
 import sys
@@ -18,7 +18,7 @@ COLOUR_OFF = "\x1b[0m"
 
 
 def describe(folder: str | Path) -> str:
-    """A few lines for a person, from the manifests alone."""
+    """Summarise a dataset in a few lines, from its manifests."""
     manifest = DatasetManifest.load(folder)
     size = sum(record.bytes for _, _, record in manifest.files(folder))
     lines = [
@@ -28,7 +28,7 @@ def describe(folder: str | Path) -> str:
         *(f"from {source['path']}, {source['num_bytes']:,} bytes" for source in manifest.sources[:SOURCES_TO_LIST]),
     ]
     if len(manifest.sources) > SOURCES_TO_LIST:
-        lines.append(f"and {len(manifest.sources) - SOURCES_TO_LIST:,} sources more, listed in {FILE_NAME}")
+        lines.append(f"and {len(manifest.sources) - SOURCES_TO_LIST:,} more sources, listed in {FILE_NAME}")
     if "merged_from" in manifest.options:
         lines.append(f"merged by {manifest.options['merged_by']} from {', '.join(manifest.options['merged_from'])}")
     if (Path(folder) / HOLDOUT / FILE_NAME).is_file():
@@ -41,15 +41,15 @@ def _counts(manifest: DatasetManifest) -> str:
 
 
 def show(folder: str | Path, index: int, seq_length: int = 128, colour: bool | None = None) -> str:
-    """Sample ``index`` of epoch 0 as readable text with its masking, then the order of prediction.
+    """Render sample ``index`` of epoch 0 as readable text with its masking, then the order of prediction.
 
-    A predicted token stands as ``[true→input]``, or with ``colour`` as true→input in a colour that says whether the
-    model sees ``<mask>``, the token itself or a random one. By default colour is used on a terminal, unless the variable
-    NO_COLOR is set (no-color.org).
+    A predicted token is shown as ``[true→input]``, or with ``colour`` as true→input in a colour that tells whether the model
+    sees ``<mask>``, the token itself or a random one. By default, colour is used on a terminal unless the variable NO_COLOR
+    is set (no-color.org).
     """
     data = PretrainingDataset(folder, seq_length)
     if not 0 <= index < len(data):
-        raise UserError(f"--show {index}: {folder} has samples 0 … {len(data) - 1} at {seq_length} tokens.")
+        raise UserError(f"--show is {index}; {folder} has samples 0 … {len(data) - 1} of {seq_length} tokens.")
     sample = {name: array[0] for name, array in data.batch([index]).items()}
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") if colour is None else colour
     arrow = "→" if can_print("→") else "->"
@@ -65,16 +65,16 @@ def show(folder: str | Path, index: int, seq_length: int = 128, colour: bool | N
         for position, replacement in zip(positions[members], inputs[members], strict=True):
             drawn[int(position)] = f"{before}{pieces[true[position]]}{arrow}{pieces[replacement]}{after}"
     text = _joined(true, data.tokenizer, drawn)
-    counts = ", ".join(f"{members.sum()} {_painted(kind, colour)}" for kind, members in kinds.items())
+    counts = ", ".join(f"{members.sum()} {_coloured(kind, colour)}" for kind, members in kinds.items())
     return f"{text}\n\n{len(positions)} predicted: {counts}; in this order: {' '.join(pieces[true[positions]])}"
 
 
-def _painted(kind: str, colour: bool) -> str:
+def _coloured(kind: str, colour: bool) -> str:
     return f"{COLOURS[kind]}{kind}{COLOUR_OFF}" if colour else kind
 
 
 def _joined(ids: np.ndarray, tokenizer: PretrainingTokenizer, drawn: dict[int, str]) -> str:
-    """Pieces as words: what continues a word follows it without a space. ``drawn``: text for some of the positions."""
+    """Join pieces to words, continuations without a space. ``drawn``: text for some of the positions."""
     parts = []
     for position, id_ in enumerate(ids):
         if tokenizer.starts_word[id_]:

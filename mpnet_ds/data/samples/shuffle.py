@@ -1,10 +1,10 @@
-"""The order of samples: item i of a shuffled epoch, computed, never stored.
+"""The shuffled order of samples, computed for any index instead of stored.
 
-A Feistel network permutes the numbers of 2h bits (h the least with 2^2h >= N): it cuts a number into halves (L, R)
-and repeats (L, R) <- (R, L xor F(R)), which is invertible whatever F is. A result beyond N-1 is fed in again until it
-lies within ("cycle walking", on average less than 4 rounds), so the N numbers below N are permuted among themselves.
-A list of shuffled numbers would take 8 bytes a sample (400 MB for 50 M samples) and ties a run to one process's memory;
-this takes none. Source of the idea: Black and Rogaway, *Ciphers with Arbitrary Finite Domains*, CT-RSA 2002.
+A Feistel network permutes the numbers of 2h bits (the smallest h with 2^2h >= N): it splits a number into halves (L, R)
+and repeats (L, R) <- (R, L xor F(R)), which is invertible for any F. A result above N-1 is fed in again until it is within
+range ("cycle walking", on average fewer than 4 rounds), so the numbers below N are permuted among themselves. A list of
+shuffled numbers would take 8 bytes a sample (400 MB for 50 M samples) in each process; this takes no memory. Source:
+Black and Rogaway, *Ciphers with Arbitrary Finite Domains*, CT-RSA 2002.
 """
 
 import numpy as np
@@ -15,18 +15,18 @@ ROUNDS = 4
 
 
 def shuffled(positions: np.ndarray, num_samples: int, seed: int, epoch) -> np.ndarray:
-    """Sample numbers that stand at ``positions`` of an epoch's order.
+    """Compute the samples at ``positions`` of the order of an epoch.
 
     Args:
         positions: int [...], each in 0 … num_samples-1.
-        num_samples: N, the length of an epoch.
+        num_samples: N, the number of samples in an epoch.
         epoch: int, or int array broadcast against ``positions``; each epoch has its own order.
     Returns:
-        int64 [...]. Over all positions of one epoch each number 0 … N-1 comes exactly once.
+        int64 [...]. Over all positions of one epoch, each number 0 … N-1 occurs exactly once.
     """
     positions, epoch = np.broadcast_arrays(np.asarray(positions), np.asarray(epoch))
     if positions.size and not (positions.min() >= 0 and positions.max() < num_samples):
-        raise ValueError(f"positions must lie in 0 … {num_samples - 1}, got {positions.min()} … {positions.max()}")
+        raise ValueError(f"positions must be in 0 … {num_samples - 1}, got {positions.min()} … {positions.max()}")
     half_bits = max(1, (max(num_samples - 1, 1).bit_length() + 1) // 2)
     number, epoch = positions.ravel().astype(np.uint64), epoch.ravel()
     epoch = epoch[:1] if (epoch == epoch[:1]).all() else epoch

@@ -1,6 +1,6 @@
-"""Token files of other programs, opened for reading: Megatron-LM's, and fairseq's "mmap" files.
+"""Reader for token files of other programs: Megatron-LM's, and fairseq's "mmap" files.
 
-Both come as a pair PREFIX.idx and PREFIX.bin; the .bin holds ids end to end. The index, little-endian:
+Both are pairs PREFIX.idx and PREFIX.bin; the .bin holds concatenated ids. The index, little-endian:
 
     bytes    Megatron-LM, gpt-neox, NeMo                      fairseq
     9        magic "MMIDIDX\\0\\0"                              the same
@@ -13,14 +13,14 @@ Both come as a pair PREFIX.idx and PREFIX.bin; the .bin holds ids end to end. Th
     8 * D    first sequence of each document, int64; then S   -
     total    34 + 12 S + 8 D                                  26 + 12 S
 
-The total tells them apart, and always: S stands at the same place in both, and for one S the second is smaller than any
-of the first. What has neither size is refused. (A Megatron file cut off at exactly 26 + 12 S bytes passes for fairseq's,
-but then its offsets are no longer sums of its sizes.) Type codes: 1 uint8, 2 int8, 3 int16, 4 int32, 5 int64, 8 uint16,
-for fairseq also 9 uint32 and 10 uint64; 6 and 7 are floating-point numbers. Sources: Megatron-LM,
+The total size always distinguishes them: S is at the same offset in both, and for a given S fairseq's index is smaller than
+any of Megatron's. Files of neither size are refused. (A Megatron index truncated to exactly 26 + 12 S bytes looks like
+fairseq's, but then its offsets do not match its sizes.) Type codes: 1 uint8, 2 int8, 3 int16, 4 int32, 5 int64, 8 uint16;
+fairseq also has 9 uint32 and 10 uint64; 6 and 7 are floating-point types. Sources: Megatron-LM,
 ``core/datasets/indexed_dataset.py``; fairseq, ``data/indexed_dataset.py``.
 
-Where documents begin: Megatron's document index says it. fairseq has none: there a blank line, stored as ``</s>`` alone or
-as nothing, ends a document; in a file without any blank line each line is a document.
+Document boundaries come from Megatron's document index. fairseq has none: there a blank line, stored as ``</s>`` alone or as
+nothing, ends a document; in a file without blank lines each line is a document.
 """
 
 import struct
@@ -43,13 +43,13 @@ OLD_FAIRSEQ_MAGIC = b"TNTIDX\x00\x00"
 
 
 class IndexedFile:
-    """A Megatron or fairseq pair of files, opened for reading; see the top of this file.
+    """A pair of files of Megatron or fairseq, opened for reading; see the top of this file.
 
     Attributes:
         kind: ``megatron`` or ``fairseq``.
-        tokens: all ids, memory-mapped, in the file's own type.
+        tokens: all ids, memory-mapped, in the type of the file.
         sizes: int32 [S]; offsets: int64 [S]; both memory-mapped.
-        num_documents: empty ones included.
+        num_documents: including empty ones.
     """
 
     def __init__(self, prefix: str, end_of_document: int = EOS_ID):
@@ -74,7 +74,7 @@ class IndexedFile:
 
     @property
     def source(self) -> dict:
-        """An entry of ``sources`` in a manifest."""
+        """Entry for ``sources`` in a manifest."""
         documents = "document index" if self.kind == "megatron" else "blank lines"
         return {
             "path": str(self.bin_path),
@@ -85,18 +85,18 @@ class IndexedFile:
         }
 
     def document_starts(self, first: int, last: int) -> np.ndarray:
-        """First sequence of the documents ``first`` … ``last - 1``, and where the last of them ends."""
+        """Index of the first sequence of the documents ``first`` … ``last - 1``, then the end of the last."""
         return np.arange(first, last + 1) if self._starts is None else np.asarray(self._starts[first : last + 1])
 
     def token_starts(self, sequences: np.ndarray) -> np.ndarray:
-        """Number of the first token of each of these sequences; S is where the file ends."""
+        """Index of the first token of each of these sequences; S stands for the end of the file."""
         starts = np.full(len(sequences), len(self.tokens), dtype=np.int64)
         inside = sequences < self.num_sequences
         starts[inside] = self.offsets[sequences[inside]] // self.dtype.itemsize
         return starts
 
-    def parts(self) -> Iterator[tuple[int, int]]:
-        """Consecutive ranges of documents, of ``TOKENS_AT_ONCE`` at most where not one document alone has more."""
+    def document_ranges(self) -> Iterator[tuple[int, int]]:
+        """Yield consecutive ranges of documents of at most ``TOKENS_AT_ONCE``, unless a single document has more."""
         first = 0
         while first < self.num_documents:
             last = min(first + ENTRIES_AT_ONCE, self.num_documents)
@@ -106,23 +106,23 @@ class IndexedFile:
             first = last
 
     def num_bytes(self, first: int, last: int) -> int:
-        """Bytes of the ids of documents ``first`` … ``last - 1``."""
+        """Size of the ids of documents ``first`` … ``last - 1`` in bytes."""
         begin, end = self.token_starts(self.document_starts(first, last)[[0, -1]])
         return int(end - begin) * self.dtype.itemsize
 
     def _read_header(self) -> tuple[str, np.dtype, int, int]:
-        """Kind, type of an id, S, D."""
+        """Read the kind, the type of an id, S and D."""
         size = self.index_path.stat().st_size
         with open(self.index_path, "rb") as file:
             header = file.read(START.size + 8)
         if header.startswith(OLD_FAIRSEQ_MAGIC):
             cure = "binarise the text again with fairseq-preprocess --dataset-impl mmap"
-            raise UserError(f"{self.index_path} is of fairseq's older kind (TNTIDX): {cure}.")
+            raise UserError(f"{self.index_path} is in fairseq's old format (TNTIDX): {cure}.")
         if len(header) < START.size or not header.startswith(MAGIC):
-            raise UserError(f"{self.index_path} is no index of Megatron or fairseq (no MMIDIDX header).")
+            raise UserError(f"{self.index_path} is not an index of Megatron or fairseq (no MMIDIDX header).")
         _, version, code, num_sequences = START.unpack_from(header)
         if version != VERSION:
-            raise UserError(f"{self.index_path}: version {version} is unknown; expected 1.")
+            raise UserError(f"{self.index_path}: unknown version {version}; expected 1.")
         num_entries = int.from_bytes(header[START.size :], "little")
         sizes = {
             "fairseq": START.size + 12 * num_sequences,
@@ -132,17 +132,17 @@ class IndexedFile:
         if kind is None:
             found = f"{self.index_path} has {size:,} bytes for {num_sequences:,} sequences"
             expected = f"{sizes['megatron']:,} if Megatron's, {sizes['fairseq']:,} if fairseq's"
-            raise UserError(f"{found}, expected {expected}: it is damaged, or of another kind (Megatron's multimodal).")
+            raise UserError(f"{found}, expected {expected}: it is damaged, or in another format (Megatron's multimodal).")
         if code not in TYPE_CODES[kind]:
             known = ", ".join(f"{number} ({dtype.name})" for number, dtype in TYPE_CODES[kind].items())
-            raise UserError(f"{self.index_path}: type code {code} is none of whole numbers; expected {known}.")
+            raise UserError(f"{self.index_path}: type code {code} is not an integer type; expected {known}.")
         return kind, TYPE_CODES[kind][code], num_sequences, num_entries
 
     def _array(self, dtype: str, offset: int, count: int) -> np.ndarray:
         return np.asarray(self._index)[offset : offset + np.dtype(dtype).itemsize * count].view(dtype)
 
     def _check_offsets(self) -> None:
-        """Each sequence begins where the one before ends, the first at 0, and the .bin ends with the last."""
+        """Check that sequences follow each other without gaps and fill the .bin exactly."""
         end = 0
         for begin in range(0, self.num_sequences, ENTRIES_AT_ONCE):
             sizes = self.sizes[begin : begin + ENTRIES_AT_ONCE].astype(np.int64)
@@ -151,7 +151,7 @@ class IndexedFile:
             wrong = np.flatnonzero((sizes < 0) | (self.offsets[begin : begin + ENTRIES_AT_ONCE] != starts))
             if len(wrong):
                 where = f"{self.index_path}: sequence {begin + wrong[0]}"
-                raise UserError(f"{where} does not begin where the one before it ends: damaged, or not written in order.")
+                raise UserError(f"{where} does not start where the previous one ends: damaged, or not written in order.")
             end = int(ends[-1])
         if len(self.tokens) != end:
             raise UserError(f"{self.bin_path} has {len(self.tokens):,} bytes, its index says {end:,}: it is damaged.")
@@ -160,10 +160,10 @@ class IndexedFile:
         starts = self._starts
         if not len(starts) or (starts[0], starts[-1]) != (0, self.num_sequences) or (np.diff(starts) < 0).any():
             found = f"{self.index_path}: the document index does not rise from 0 to {self.num_sequences:,}"
-            raise UserError(f"{found}: it is damaged, or was merged by a tool that forgets documents.")
+            raise UserError(f"{found}: it is damaged, or was merged by a tool that loses documents.")
 
     def _starts_after_blank_lines(self, end_of_document: int) -> np.ndarray | None:
-        """First sequence of each document, and S; None where no line is blank, so that each is a document."""
+        """Index of the first sequence of each document, then S; None if no line is blank, so that each is a document."""
         blank = [np.empty(0, dtype=np.int64)]
         for begin in range(0, self.num_sequences, ENTRIES_AT_ONCE):
             sizes = self.sizes[begin : begin + ENTRIES_AT_ONCE]

@@ -1,7 +1,8 @@
-"""How long a dataset's documents are, and a histogram of it for the terminal."""
+"""Lengths of a dataset's documents, and a histogram of them for the terminal."""
 
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,76 +11,65 @@ from mpnet_ds.data.storage.manifest import DatasetManifest
 from mpnet_ds.data.storage.token_file import TokenFile
 
 DOCUMENTS_AT_ONCE = 1 << 16
-LONG_DOCUMENT = 512  # tokens: longer ones do not fit a row of the usual recipe
-COUNTED_SINGLY = 1 << 16  # lengths below it are counted one by one, longer ones are kept
+LONG_DOCUMENT = 512  # tokens: longer ones do not fit into a sequence of the usual recipe
 EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
 class DocumentLengths:
-    """How many documents have how many tokens, ``</s>`` included.
+    """How many documents have how many tokens, including ``</s>``.
 
-    Reads the indexes only, in parts: 16 bytes a document. Memory: 512 KiB, and 8 bytes for each document of 65,536
-    tokens or more.
+    Reads only the indexes: 16 bytes a document. Memory: 16 bytes for each distinct length.
     """
 
     def __init__(self, folder: str | Path):
-        folder, manifest = Path(folder), DatasetManifest.load(folder)
-        manifest.check_sizes(folder)
-        self._counts = np.zeros(COUNTED_SINGLY, dtype=np.int64)
-        self._longer = [np.empty(0, dtype=np.int64)]
-        for shard in manifest.shards:
-            self._count(TokenFile(folder / shard.name))
-        self._lengths = np.concatenate([np.arange(COUNTED_SINGLY), np.sort(np.concatenate(self._longer))])
-        self._counts = np.concatenate([self._counts, np.ones(len(self._lengths) - COUNTED_SINGLY, dtype=np.int64)])
-        self._up_to = np.cumsum(self._counts)
-
-    def _count(self, shard: TokenFile) -> None:
-        for begin in range(0, shard.num_documents, DOCUMENTS_AT_ONCE):
-            end = min(begin + DOCUMENTS_AT_ONCE, shard.num_documents)
-            lengths = np.diff(shard.document_starts(begin, end))
-            short = lengths < COUNTED_SINGLY
-            self._counts += np.bincount(lengths[short], minlength=COUNTED_SINGLY)
-            self._longer.append(lengths[~short])
+        self.lengths, self.counts = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+        for found in _lengths_of_documents(Path(folder)):
+            lengths, counts = np.unique(found, return_counts=True)
+            self.lengths, index = np.unique(np.concatenate([self.lengths, lengths]), return_inverse=True)
+            self.counts = np.bincount(index, np.concatenate([self.counts, counts])).astype(np.int64)
+        self._up_to = np.cumsum(self.counts)
 
     @property
     def num_documents(self) -> int:
-        """Of all shards."""
-        return int(self._up_to[-1])
+        """Number of documents in all shards."""
+        return int(self.counts.sum())
 
     @property
     def mean(self) -> float:
-        """Tokens in a document, on average."""
-        return float(self._lengths @ self._counts) / self.num_documents
+        """Average number of tokens in a document."""
+        return float(self.lengths @ self.counts) / self.num_documents
 
     def quantile(self, share: float) -> int:
         """The smallest length that at least this share of the documents does not exceed."""
-        return int(self._lengths[np.searchsorted(self._up_to, share * self.num_documents)])
+        return int(self.lengths[np.searchsorted(self._up_to, share * self.num_documents)])
 
     def share_above(self, length: int) -> float:
         """Share of the documents with more tokens than ``length``."""
-        return float(self._counts[self._lengths > length].sum()) / self.num_documents
+        return float(self.counts[self.lengths > length].sum()) / self.num_documents
 
     def buckets(self) -> list[tuple[int, int, int]]:
-        """(shortest, longest, documents) for 1, 2–3, 4–7, 8–15 … tokens, from the first bucket in use to the last."""
-        used = np.flatnonzero(self._counts)
-        exponents = np.frexp(self._lengths[used])[1] - 1  # floor(log2), and -1 for an empty document
-        numbers = np.bincount(exponents + 1, self._counts[used]).astype(int)
-        return [
-            (
-                2**exponent if exponent >= 0 else 0,
-                2 ** (exponent + 1) - 1 if exponent >= 0 else 0,
-                int(numbers[exponent + 1]),
-            )
-            for exponent in range(int(exponents.min()), int(exponents.max()) + 1)
-        ]
+        """(shortest, longest, documents) for 0, 1, 2–3, 4–7, 8–15 … tokens, from the first to the last bucket in use."""
+        bits = np.frexp(self.lengths)[1]  # 0 for length 0, else floor(log2) + 1
+        counts = np.bincount(bits, self.counts).astype(int)
+        return [((1 << b) >> 1, (1 << b) - 1, int(counts[b])) for b in range(int(bits.min()), int(bits.max()) + 1)]
 
 
-def draw_lengths(folder: str | Path, width: int | None = None, unicode: bool | None = None) -> str:
-    """A histogram of the documents' lengths in tokens, and a few figures.
+def _lengths_of_documents(folder: Path) -> Iterator[np.ndarray]:
+    """Yield int64 arrays with the number of tokens of each document."""
+    manifest = DatasetManifest.load(folder)
+    manifest.check_sizes(folder)
+    for record in manifest.shards:
+        shard = TokenFile(folder / record.name)
+        for begin in range(0, shard.num_documents, DOCUMENTS_AT_ONCE):
+            yield np.diff(shard.document_starts(begin, min(begin + DOCUMENTS_AT_ONCE, shard.num_documents)))
+
+
+def length_histogram(folder: str | Path, width: int | None = None, unicode: bool | None = None) -> str:
+    """Draw a histogram of document lengths in tokens, with a few figures below it.
 
     Args:
-        width: of a line; by default the terminal's.
-        unicode: draw with block characters; by default where standard output's encoding has them.
+        width: characters in a line; by default the width of the terminal.
+        unicode: draw with block characters; by default if the encoding of standard output has them.
     """
     lengths = DocumentLengths(folder)
     if not lengths.num_documents:
@@ -112,7 +102,7 @@ def _bar(length: float, unicode: bool) -> str:
 
 
 def can_print(text: str) -> bool:
-    """Whether standard output's encoding has these characters."""
+    """Whether the encoding of standard output has these characters."""
     try:
         text.encode(sys.stdout.encoding or "ascii")
     except (UnicodeEncodeError, LookupError):

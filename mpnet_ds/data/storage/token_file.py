@@ -1,6 +1,6 @@
 """Token shards in Megatron's indexed format: ``shard-00000.bin`` and ``shard-00000.idx``.
 
-The .bin holds the ids of all sequences end to end and nothing else. The .idx, little-endian:
+The .bin holds the ids of all sequences, concatenated. The .idx, little-endian:
 
     offset  bytes    content
     0       9        magic "MMIDIDX\\0\\0"
@@ -10,13 +10,13 @@ The .bin holds the ids of all sequences end to end and nothing else. The .idx, l
     26      8        D, length of the document index = number of documents + 1, uint64
     34      4 * S    tokens in each sequence, int32
     ...     8 * S    byte offset of each sequence in the .bin, int64
-    ...     8 * D    document index, int64: number of the first sequence of each document, then S
+    ...     8 * D    document index, int64: index of the first sequence of each document, then S
 
-So the file has 34 + 12 S + 8 D bytes. Example: two documents, of sequences of 3 and 2 ids and of one sequence of
-4 ids, in uint16: S = 3, D = 3, sizes 3 2 4, offsets 0 6 10, document index 0 2 3; .idx 94 bytes, .bin 18 bytes.
+So the file has 34 + 12 S + 8 D bytes. Example: two documents, the first with sequences of 3 and 2 ids, the second with one
+sequence of 4 ids, in uint16: S = 3, D = 3, sizes 3 2 4, offsets 0 6 10, document index 0 2 3; .idx 94 bytes, .bin 18 bytes.
 
-Megatron-LM, gpt-neox and NeMo read these files. Source of the layout: Megatron-LM, ``indexed_dataset.py``.
-Opening reads the header and the last sequence's entry only; each part of the index is mapped when it is first asked for.
+Megatron-LM, gpt-neox and NeMo read these files. Source of the layout: Megatron-LM, ``indexed_dataset.py``. Opening reads
+only the header and the entry of the last sequence; each array of the index is mapped at its first use.
 """
 
 import os
@@ -37,18 +37,20 @@ TYPE_CODES = {4: np.dtype("<i4"), 8: np.dtype("<u2")}
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """uint16 where every id fits, else int32."""
+    """Type of an id: uint16 if all ids fit, else int32."""
     return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<i4")
 
 
 def index_bytes(files: int, sequences: int, documents: int) -> int:
-    """Size of some .idx files that hold so much together."""
+    """Total size of some .idx files in bytes."""
     return files * (HEADER.size + 8) + 12 * sequences + 8 * documents
 
 
 class TokenFileWriter:
-    """Writes one shard. Both files appear under their names in ``close`` only, the .idx last; until then, and after
-    ``discard``, there are but temporary files. Memory does not grow with the shard."""
+    """Writes one shard in constant memory.
+
+    Both files get their names in ``close``, the .idx last; until then they are temporary files, which ``discard`` removes.
+    """
 
     def __init__(self, prefix: str | Path, dtype: np.dtype):
         self.prefix, self.dtype = Path(prefix), np.dtype(dtype)
@@ -60,12 +62,12 @@ class TokenFileWriter:
         self._documents.write(np.zeros(1, "<i8").tobytes())
 
     def add_documents(self, ids: np.ndarray, sizes: np.ndarray, lengths: np.ndarray) -> None:
-        """Appends several documents.
+        """Append several documents.
 
         Args:
-            ids: int [tokens] of all of them, end to end.
-            sizes: int [sequences], tokens in each.
-            lengths: int [documents], sequences in each.
+            ids: int [tokens], all documents concatenated.
+            sizes: int [sequences], tokens in each sequence.
+            lengths: int [documents], sequences in each document.
         """
         self._ids.write(np.ascontiguousarray(ids, self.dtype))
         self._index.write(np.ascontiguousarray(sizes, "<i4"))
@@ -75,7 +77,7 @@ class TokenFileWriter:
         self.num_documents += len(lengths)
 
     def close(self) -> None:
-        """Finishes both files; they are on disk when it returns."""
+        """Finish both files and sync them to disk."""
         self._append_offsets()
         self._documents.seek(0)
         shutil.copyfileobj(self._documents, self._index)
@@ -102,7 +104,7 @@ class TokenFileWriter:
             offset = ends[-1]
 
     def discard(self) -> None:
-        """Removes what was written."""
+        """Remove the temporary files."""
         for file, part in ((self._ids, "bin"), (self._index, "idx"), (self._documents, "documents")):
             file.close()
             self._temporary(part).unlink(missing_ok=True)
@@ -112,7 +114,7 @@ class TokenFileWriter:
 
 
 class TokenFile:
-    """A shard opened for reading: the header is read and the sizes of both files are checked, nothing more.
+    """A shard opened for reading; opening only reads the header and checks the sizes of both files.
 
     Attributes:
         tokens: all ids, memory-mapped, [tokens].
@@ -128,7 +130,7 @@ class TokenFile:
         self.num_documents = num_entries - 1
         self._check_size(self.index_path, HEADER.size + 12 * self.num_sequences + 8 * num_entries)
         self.dtype = TYPE_CODES[code]
-        self._check_size(self.bin_path, self._bytes_that_the_index_counts())
+        self._check_size(self.bin_path, self._expected_bin_bytes())
         self.tokens = np.memmap(self.bin_path, self.dtype, "r") if self.bin_path.stat().st_size else np.empty(0, self.dtype)
 
     @cached_property
@@ -138,19 +140,23 @@ class TokenFile:
 
     @cached_property
     def offsets(self) -> np.ndarray:
-        """Byte in the .bin at which each sequence begins, int64 [S], memory-mapped."""
+        """Byte offset of each sequence in the .bin, int64 [S], memory-mapped."""
         return self._mapped("<i8", HEADER.size + 4 * self.num_sequences, self.num_sequences)
 
     @cached_property
     def document_index(self) -> np.ndarray:
-        """Number of the first sequence of each document, then S: int64 [documents + 1], memory-mapped."""
+        """Index of the first sequence of each document, then S: int64 [documents + 1], memory-mapped."""
         return self._mapped("<i8", HEADER.size + 12 * self.num_sequences, self.num_documents + 1)
 
     def document_starts(self, first: int, last: int) -> np.ndarray:
-        """Number of the first token of the documents ``first`` … ``last - 1``, and where the last of them ends.
+        """Index of the first token of the documents ``first`` … ``last - 1``, then the end of the last.
 
-        Returns int64 [last - first + 1], rising; reads that part of the index only. Raises ``UserError`` where the
-        index is damaged so that they do not rise.
+        Reads only that part of the index.
+
+        Returns:
+            int64 [last - first + 1], non-decreasing.
+        Raises:
+            UserError: the index is damaged, so that they decrease.
         """
         sequences = self.document_index[first : last + 1]
         starts = np.full(len(sequences), len(self.tokens), dtype=np.int64)
@@ -162,27 +168,26 @@ class TokenFile:
         return starts
 
     def _read_header(self) -> tuple[int, int, int]:
-        """Type code, S and D."""
+        """Read type code, S and D."""
         with open(self.index_path, "rb") as file:
             header = file.read(HEADER.size)
         if len(header) < HEADER.size or not header.startswith(MAGIC):
-            raise UserError(f"{self.index_path} is not an index of tokens (no MMIDIDX header): build the dataset again.")
+            raise UserError(f"{self.index_path} is not a token index (no MMIDIDX header): build the dataset again.")
         _, version, code, num_sequences, num_entries = HEADER.unpack(header)
         if version != VERSION or code not in TYPE_CODES or not num_entries:
             found = f"{self.index_path}: version {version}, type code {code}, document index of {num_entries}"
             expected = "expected version 1, code 4 or 8, at least 1"
-            raise UserError(
-                f"{found}; {expected}. Build the dataset again; foreign files go through tools/import_dataset.py."
-            )
+            cure = "Build the dataset again; import files of other programs with tools/import_dataset.py."
+            raise UserError(f"{found}; {expected}. {cure}")
         return code, num_sequences, num_entries
 
-    def _bytes_that_the_index_counts(self) -> int:
+    def _expected_bin_bytes(self) -> int:
         if not self.num_sequences:
             return 0
         return int(self.offsets[-1]) + int(self.sizes[-1]) * self.dtype.itemsize
 
     def _mapped(self, dtype: str, offset: int, count: int) -> np.ndarray:
-        """A part of the index; an empty one cannot be mapped."""
+        """Map a part of the index, unless it is empty."""
         return np.asarray(np.memmap(self.index_path, dtype, "r", offset, (count,))) if count else np.empty(0, dtype)
 
     @staticmethod

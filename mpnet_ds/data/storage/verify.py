@@ -1,14 +1,14 @@
-"""Checks a dataset byte by byte against its manifest and its format, and lists all that it finds.
+"""Checking a dataset byte by byte against its manifest and its format, with a list of all problems.
 
-    a shard's thread:    read a MiB ──► xxh3_64 of it and of the file ──► ids and ends of documents ──┐
+    thread of a shard:   read a MiB ──► xxh3_64 of it and of the file ──► ids and ends of documents ──┐
     its second thread:                                                         sha256, in order   ◄───┘
 
-As many shards as there are cores are read at a time, each byte once; sha256 sets the pace. Memory: a few MiB and
-8 bytes a document for each shard at hand.
+As many shards as there are cores are read at a time, each byte once; sha256 is the bottleneck. Memory: a few MiB and
+8 bytes a document for each shard being read.
 
-What is checked, besides sizes and checksums: the index's header, sizes that are not negative, offsets that add up, a
-document index that rises from 0 to S; in the .bin, that ids are below the vocabulary's size and that ``</s>`` stands at
-the end of each document and nowhere else; in the manifest, the counts, and the fingerprint of the tokenizer.
+Besides sizes and checksums it checks the header of the index, sizes (not negative), offsets (they add up), the document
+index (it rises from 0 to S); in the .bin, ids (below the size of the vocabulary) and ``</s>`` (at the end of each document
+and nowhere else); in the manifest, the counts and the fingerprint of the tokenizer.
 """
 
 import hashlib
@@ -29,24 +29,25 @@ from mpnet_ds.machine import available_cores
 from mpnet_ds.progress import Progress
 from mpnet_ds.tokenizer import EOS_ID, PretrainingTokenizer
 
-ENTRIES_AT_ONCE = 1 << 14  # of an index: what is computed of them stays in the cache
+ENTRIES_AT_ONCE = 1 << 14  # of an index: intermediate arrays stay in the CPU's cache
 BLOCKS_IN_FLIGHT = 8
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What ``verify`` read and found."""
+    """Result of ``verify``."""
 
     num_bytes: int
+    """Number of bytes read."""
     problems: list[str]
-    """One line each: the file, the place in it, what is wrong. Empty where all is well."""
+    """One line each: file, position, what is wrong. Empty for a sound dataset."""
 
 
 def verify(folder: str | Path, show_progress: bool = True) -> Verification:
-    """Checks the dataset in ``folder`` and, if it has one, its holdout.
+    """Check the dataset in ``folder`` and its holdout, if there is one.
 
     Raises:
-        UserError: there is no finished dataset in ``folder``. Damage is not raised but listed.
+        UserError: there is no finished dataset in ``folder``. Damage is listed, not raised.
     """
     folder = Path(folder)
     manifests = {folder: DatasetManifest.load(folder)}
@@ -58,15 +59,15 @@ def verify(folder: str | Path, show_progress: bool = True) -> Verification:
             problems.append(str(error))
     elif manifests[folder].options.get("holdout"):
         problems.append(f"{folder / HOLDOUT} is missing, though the dataset was built with a holdout")
-    for place, manifest in manifests.items():
-        problems += _manifest_problems(place, manifest)
-    total = sum(record.bytes for place, manifest in manifests.items() for _, _, record in manifest.files(place))
+    for where, manifest in manifests.items():
+        problems += _manifest_problems(where, manifest)
+    total = sum(record.bytes for where, manifest in manifests.items() for _, _, record in manifest.files(where))
     with (
         Progress("Verifying", total, unit="B", enabled=show_progress) as progress,
         ThreadPoolExecutor(available_cores()) as pool,
     ):
         count = _Counter(progress)
-        shards = [(place, manifest, shard) for place, manifest in manifests.items() for shard in manifest.shards]
+        shards = [(where, manifest, shard) for where, manifest in manifests.items() for shard in manifest.shards]
         work = [(check, *shard) for shard in shards for check in (_index_file_problems, _shard_problems)]
         for found in pool.map(lambda task: task[0](*task[1:], count), work):
             problems += found
@@ -74,7 +75,7 @@ def verify(folder: str | Path, show_progress: bool = True) -> Verification:
 
 
 class _Counter:
-    """Bytes read by all threads."""
+    """Number of bytes read by all threads."""
 
     def __init__(self, progress: Progress):
         self.num_bytes, self._progress, self._lock = 0, progress, threading.Lock()
@@ -86,7 +87,7 @@ class _Counter:
 
 
 def _manifest_problems(folder: Path, manifest: DatasetManifest) -> list[str]:
-    """What the manifest contradicts without a look at the shards: its own sums, and the tokenizer."""
+    """Check the manifest without the shards: its sums, and the tokenizer."""
     problems = []
     for name in ("documents", "sequences", "tokens"):
         total, of_shards = getattr(manifest, name), sum(getattr(shard, name) for shard in manifest.shards)
@@ -107,7 +108,7 @@ def _index_file_problems(folder: Path, manifest: DatasetManifest, shard: ShardRe
 
 
 def _shard_problems(folder: Path, manifest: DatasetManifest, shard: ShardRecord, count: _Counter) -> list[str]:
-    """The .bin as a file, and the structure of both."""
+    """Check the .bin as a file, and the structure of both files."""
     index_path, bin_path = shard.file(folder, "idx"), shard.file(folder, "bin")
     if not (index_path.is_file() and bin_path.is_file()):
         return _file_problems(bin_path, shard.files["bin"], count)
@@ -124,12 +125,12 @@ def _shard_problems(folder: Path, manifest: DatasetManifest, shard: ShardRecord,
 def _file_problems(
     path: Path, record: FileRecord, count: _Counter, look: Callable[[int, memoryview], None] | None = None
 ) -> list[str]:
-    """Reads a file once; compares size and checksums. ``look`` gets the number and the bytes of each MiB as well."""
-    size, of_each, fast, sure = 0, [], xxhash.xxh3_64(), _Sha256Thread()
+    """Read a file once and compare size and checksums. ``look`` is called with the index and the bytes of each MiB."""
+    size, of_each, fast, sha256 = 0, [], xxhash.xxh3_64(), _Sha256Thread()
     try:
         with open(path, "rb", buffering=0) as file:
-            while block := _read_mib(file, sure.free_buffer()):
-                sure.update(block)
+            while block := _read_mib(file, sha256.free_buffer()):
+                sha256.update(block)
                 fast.update(block)
                 if look is not None:
                     look(len(of_each), block)
@@ -141,12 +142,12 @@ def _file_problems(
     except OSError as error:
         return [f"{path} cannot be read at byte {size:,}: {error.strerror}"]
     finally:
-        digest = sure.hexdigest()
+        digest = sha256.hexdigest()
     return _differences(path, FileRecord(size, fast.hexdigest(), digest, "".join(of_each)), record)
 
 
 def _differences(path: Path, found: FileRecord, expected: FileRecord) -> list[str]:
-    """Where a file is not what its record says. Of a cut file, the MiBs that are still whole are compared."""
+    """Compare a file with its record; of a truncated file, the MiBs that are still complete are compared."""
     problems, comparable = [], -(-expected.bytes // MIB)
     if found.bytes != expected.bytes:
         problems.append(f"{path} has {found.bytes:,} bytes, {FILE_NAME} says {expected.bytes:,}")
@@ -154,15 +155,15 @@ def _differences(path: Path, found: FileRecord, expected: FileRecord) -> list[st
     pairs = zip(found.mib_checksums()[:comparable], expected.mib_checksums(), strict=False)
     for first, last in _runs([number for number, (here, there) in enumerate(pairs) if here != there]):
         end = min(last * MIB, found.bytes)
-        problems.append(f"{path}: bytes {first * MIB:,} to {end - 1:,} are damaged: not the checksum of {FILE_NAME}")
+        problems.append(f"{path}: bytes {first * MIB:,} to {end - 1:,} are damaged: the checksum differs from {FILE_NAME}")
     if not problems and found != expected:
-        what = f"xxh3_64 or sha256 is not that of {FILE_NAME}, though each MiB's is"
+        what = f"xxh3_64 or sha256 differs from {FILE_NAME}, though the checksum of each MiB agrees"
         problems.append(f"{path}: {what}: {FILE_NAME} was changed")
     return problems
 
 
 def _read_mib(file, buffer: bytearray) -> memoryview:
-    """The next MiB, in ``buffer``; an unbuffered file may give it in pieces."""
+    """Read the next MiB into ``buffer``; an unbuffered file may return it in several reads."""
     block, size = memoryview(buffer), 0
     while size < MIB and (more := file.readinto(block[size:])):
         size += more
@@ -170,16 +171,16 @@ def _read_mib(file, buffer: bytearray) -> memoryview:
 
 
 def _runs(numbers: list[int]) -> list[tuple[int, int]]:
-    """Runs of consecutive numbers as (first, last + 1): 3 4 5 9 gives (3, 6), (9, 10)."""
+    """Group consecutive numbers as (first, last + 1): 3 4 5 9 gives (3, 6), (9, 10)."""
     array = np.array(numbers, dtype=np.int64)
     breaks = np.flatnonzero(np.diff(array) > 1) + 1
     return [(int(run[0]), int(run[-1]) + 1) for run in np.split(array, breaks) if len(run)]
 
 
 class _Sha256Thread:
-    """sha256 of blocks, in a thread of its own: it takes longer than all other checks together.
+    """sha256 of blocks in a thread of its own, since it takes longer than all other checks together.
 
-    The blocks lie in a few buffers that are used in turn: fresh memory for each costs a tenth of the time.
+    The blocks are in a few buffers that are reused: new memory for each costs a tenth of the time.
     """
 
     def __init__(self):
@@ -195,21 +196,22 @@ class _Sha256Thread:
             self._free.put(block.obj)
 
     def free_buffer(self) -> bytearray:
-        """A buffer whose block is done; waits for one."""
+        """Wait for a buffer that is no longer needed."""
         return self._free.get()
 
     def update(self, block: memoryview) -> None:
-        """The caller may read the block until it asks for another buffer."""
+        """Add a block; the caller may read it until it asks for another buffer."""
         self._blocks.put(block)
 
     def hexdigest(self) -> str:
+        """Wait for all blocks and return the digest."""
         self._blocks.put(b"")
         self._thread.join()
         return self._sha256.hexdigest()
 
 
 def _index_problems(shard: TokenFile, manifest: DatasetManifest, record: ShardRecord) -> list[str]:
-    """What is wrong with a shard's index. Reads it in parts."""
+    """Check the index of a shard, some entries at a time."""
     found = (shard.num_sequences, shard.num_documents, len(shard.tokens), shard.dtype.name)
     expected = (record.sequences, record.documents, record.tokens, manifest.dtype)
     names = ("sequences", "documents", "tokens", "type of an id")
@@ -223,32 +225,32 @@ def _index_problems(shard: TokenFile, manifest: DatasetManifest, record: ShardRe
         problems.append(
             f"{shard.index_path}: the document index goes from {first} to {last}, not 0 to {shard.num_sequences}"
         )
-    places = _Places(shard.index_path)
+    faults = _FaultsOfFile(shard.index_path)
     for begin in range(0, shard.num_sequences, ENTRIES_AT_ONCE):
-        _check_sequences(shard, begin, min(begin + ENTRIES_AT_ONCE, shard.num_sequences), places)
+        _check_sequences(shard, begin, min(begin + ENTRIES_AT_ONCE, shard.num_sequences), faults)
     documents_at = HEADER.size + 12 * shard.num_sequences
     for begin in range(0, shard.num_documents, ENTRIES_AT_ONCE):
         entries = shard.document_index[begin : begin + ENTRIES_AT_ONCE + 1]
-        where = begin + np.flatnonzero(np.diff(entries) <= 0)
-        places.add("a document without sequences", where, lambda i: (documents_at + 8 * i, f"document {i}"))
-    return problems + places.lines
+        empty = begin + np.flatnonzero(np.diff(entries) <= 0)
+        faults.add("a document without sequences", empty, lambda i: (documents_at + 8 * i, f"document {i}"))
+    return problems + faults.lines
 
 
-def _check_sequences(shard: TokenFile, begin: int, end: int, places: "_Places") -> None:
-    """Entries ``begin`` … ``end - 1`` of sizes and offsets."""
+def _check_sequences(shard: TokenFile, begin: int, end: int, faults: "_FaultsOfFile") -> None:
+    """Check the entries ``begin`` … ``end - 1`` of sizes and offsets."""
     width = shard.dtype.itemsize
     sizes, offsets = shard.sizes[begin:end].astype(np.int64), shard.offsets[begin:end]
     start = int(shard.offsets[begin - 1]) + int(shard.sizes[begin - 1]) * width if begin else 0
     expected = np.concatenate([[start], offsets[:-1] + sizes[:-1] * width])
     offsets_at = HEADER.size + 4 * shard.num_sequences
     negative, wrong = begin + np.flatnonzero(sizes < 0), begin + np.flatnonzero(offsets != expected)
-    places.add("a size below 0", negative, lambda i: (HEADER.size + 4 * i, f"sequence {i}"))
-    what = "an offset that is not where the sequence before it ends"
-    places.add(what, wrong, lambda i: (offsets_at + 8 * i, f"sequence {i}"))
+    faults.add("a negative size", negative, lambda i: (HEADER.size + 4 * i, f"sequence {i}"))
+    what = "an offset that is not the end of the previous sequence"
+    faults.add(what, wrong, lambda i: (offsets_at + 8 * i, f"sequence {i}"))
 
 
 class _TokenChecks:
-    """Looks at the ids of a shard, MiB by MiB.
+    """Checks the ids of a shard, MiB by MiB.
 
     ``knows_documents``: the index is sound, so that it tells where ``</s>`` belongs.
     """
@@ -256,12 +258,13 @@ class _TokenChecks:
     def __init__(self, shard: TokenFile, vocab_size: int, knows_documents: bool):
         self.shard, self.vocab_size = shard, vocab_size
         self.lasts = shard.document_starts(0, shard.num_documents)[1:] - 1 if knows_documents else None
-        self._places = _Places(shard.bin_path)
-        self._unsigned = np.dtype(f"<u{shard.dtype.itemsize}")  # an id below 0 becomes a large one
+        self._faults = _FaultsOfFile(shard.bin_path)
+        self._unsigned = np.dtype(f"<u{shard.dtype.itemsize}")  # a negative id becomes a large one
 
     @property
     def problems(self) -> list[str]:
-        return self._places.lines
+        """One line for each kind of fault."""
+        return self._faults.lines
 
     def __call__(self, number: int, block: memoryview) -> None:
         tokens = np.frombuffer(block, self._unsigned)
@@ -281,18 +284,18 @@ class _TokenChecks:
         is_end[expected] = False
         self._add("</s> before the end of a document", first + np.flatnonzero(is_end))
 
-    def _add(self, what: str, token_numbers: np.ndarray) -> None:
-        self._places.add(what, token_numbers, self._locate)
+    def _add(self, what: str, tokens: np.ndarray) -> None:
+        self._faults.add(what, tokens, self._locate)
 
-    def _locate(self, token_number: int) -> tuple[int, str]:
-        byte = token_number * self._unsigned.itemsize
+    def _locate(self, token: int) -> tuple[int, str]:
+        byte = token * self._unsigned.itemsize
         sequence = int(np.searchsorted(self.shard.offsets, byte, side="right")) - 1
         document = int(np.searchsorted(self.shard.document_index, sequence, side="right")) - 1
         return byte, f"sequence {sequence}, document {document}"
 
 
-class _Places:
-    """Faults of one file by kind: the first place of each, and how many there are."""
+class _FaultsOfFile:
+    """Faults of one file by kind: the position of the first, and how many there are."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -300,15 +303,15 @@ class _Places:
         self._count: dict[str, int] = {}
 
     def add(self, what: str, numbers: np.ndarray, locate: Callable[[int], tuple[int, str]]) -> None:
-        """``locate`` gives the byte of the entry with that number, and whose it is in words."""
+        """Add faulty entries by index; ``locate`` returns the byte offset of an entry, and what it belongs to."""
         if not len(numbers):
             return
         if what not in self._first:
-            byte, whose = locate(int(numbers[0]))
-            self._first[what] = f"byte {byte:,} ({whose})"
+            byte, owner = locate(int(numbers[0]))
+            self._first[what] = f"byte {byte:,} ({owner})"
         self._count[what] = self._count.get(what, 0) + len(numbers)
 
     @property
     def lines(self) -> list[str]:
         in_all = {what: f"; {count:,} in all" if count > 1 else "" for what, count in self._count.items()}
-        return [f"{self.path}: {place}: {what}{in_all[what]}" for what, place in self._first.items()]
+        return [f"{self.path}: {position}: {what}{in_all[what]}" for what, position in self._first.items()]

@@ -1,6 +1,6 @@
-"""The built-in sample: the documentation strings of this interpreter's standard library, about 2 MB of English.
+"""The built-in sample corpus: the docstrings of this interpreter's standard library, about 2 MB of English.
 
-Each module's and each class's or function's docstring is a document; each paragraph of it is a sequence.
+The docstring of each module, class and function is a document; each of its paragraphs is a sequence.
 """
 
 import ast
@@ -18,25 +18,30 @@ _LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__
 
 
 def files() -> list[Path]:
-    """The standard library's modules, sorted."""
+    """List the modules of the standard library, sorted."""
     root = Path(sysconfig.get_path("stdlib"))
     return sorted(file for file in root.rglob("*.py") if not _LEFT_OUT & set(file.relative_to(root).parts))
 
 
+def iterate() -> Iterator[list[str]]:
+    """Yield the documents as lists of sequences, module by module."""
+    return itertools.chain.from_iterable(map(_documents_of, files()))
+
+
 @cache
 def documents() -> list[list[str]]:
-    """Sequences of each document."""
-    found = [document for path in files() for document in _documents_of(path)]
+    """Return all documents as lists of sequences."""
+    found = list(iterate())
     if not found:
         where = sysconfig.get_path("stdlib")
-        raise UserError(f"the standard library in {where} has no readable documentation strings: pass text with --input.")
+        raise UserError(f"the standard library in {where} has no readable docstrings: pass text with --input.")
     return found
 
 
 def beginning(num_characters: int) -> list[str]:
-    """The first sequences, of so many characters or a little more; fewer, or none, where the library has fewer."""
+    """Return the first sequences, ``num_characters`` or a little more in all; fewer where the library has fewer."""
     sequences, length = [], 0
-    for paragraphs in itertools.chain.from_iterable(map(_documents_of, files())):
+    for paragraphs in iterate():
         sequences += paragraphs
         length += sum(map(len, paragraphs))
         if length >= num_characters:
@@ -47,7 +52,7 @@ def beginning(num_characters: int) -> list[str]:
 def _documents_of(path: Path) -> Iterator[list[str]]:
     try:
         tree = ast.parse(path.read_bytes())
-    except SyntaxError:  # a few files of the library are broken on purpose, or templates
+    except SyntaxError:  # a few files of the library are broken on purpose, or are templates
         return
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -57,7 +62,7 @@ def _documents_of(path: Path) -> Iterator[list[str]]:
 
 
 def _paragraphs(docstring: str) -> list[str]:
-    """Paragraphs with their line breaks and indentation folded to single spaces."""
+    """Split a docstring into paragraphs, with line breaks and indentation folded into single spaces."""
     paragraphs, lines = [], []
     for line in [*inspect.cleandoc(docstring).splitlines(), ""]:
         if line.strip():

@@ -1,19 +1,19 @@
-"""A corpus: which sources of text there are, and the documents that each of them holds.
+"""A corpus: the sources of text, and the documents in each of them.
 
-| kind | documents | can be divided at |
+| kind | documents | can be split at |
 |---|---|---|
-| ``.txt`` | separated by blank lines, or one a line (``txt_documents``) | a border between documents near any byte |
-| ``.jsonl`` (``.json`` when named itself) | one a line, in the text field of an object | any line |
-| ``.csv``, ``.tsv`` | one a row, in the column of that name | nowhere: a quoted field may span lines |
-| ``.parquet`` | one a row, in the column of that name | row groups |
-| a ``datasets`` set | one a row | rows; when it is streamed, its own shards |
+| ``.txt`` | separated by blank lines, or one per line (``txt_documents``) | a document boundary near any byte |
+| ``.jsonl`` (``.json`` if given by name) | one per line, in the text field of an object | any line |
+| ``.csv``, ``.tsv`` | one per row, in the column of that name | nowhere: a quoted field may span lines |
+| ``.parquet`` | one per row, in the column of that name | row groups |
+| a ``datasets`` dataset | one per row | rows; its own shards when streamed |
 | ``builtin-sample`` | see ``builtin_sample.py`` | nowhere |
 
-A file may be compressed as ``.gz`` or ``.zst``; then it can be divided nowhere. Sources come in a fixed order: inputs as
-given, files of a folder or glob sorted by path.
+Files may be compressed as ``.gz`` or ``.zst`` and cannot be split then. The order of sources is fixed: inputs as given,
+files of a folder or glob sorted by path.
 
-A document is a list of *sequences*: its lines without blanks at both ends, empty ones left out. Readers yield *blocks* of
-some megabytes of documents, since all that follows works on blocks.
+A document is a list of *sequences*: its stripped lines, without empty ones. Readers yield *blocks* of a few megabytes of
+documents, since all later stages work on blocks.
 """
 
 import glob
@@ -28,11 +28,11 @@ from mpnet_ds.errors import UserError
 TEXT_KINDS = {".txt": "txt", ".jsonl": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
 NAMED_KINDS = TEXT_KINDS | {".json": "jsonl", ".ndjson": "jsonl"}
 COMPRESSIONS = {".gz": "gz", ".zst": "zst"}
-NOT_TEXT = {"dataset.json", "tokenizer.json"}  # what a folder with one of these holds was made of text
+NOT_TEXT = {"dataset.json", "tokenizer.json"}  # a folder with one of these was made from text and is not a corpus
 
 
 class Corpus:
-    """All documents of some inputs. Paths are checked on construction, contents while reading.
+    """All documents of some inputs. Paths are checked at construction, contents while reading.
 
     Args:
         inputs: files, folders, globs, ``builtin-sample``; may be empty where ``options`` name a ``dataset``.
@@ -46,34 +46,34 @@ class Corpus:
 
             self.sources.append(dataset_source(self.options))
         if not self.sources:
-            raise UserError("no input: give files, folders or 'builtin-sample' with --input, or a set with --dataset.")
-        self._check_twice()
+            raise UserError("no input: pass files, folders or 'builtin-sample' with --input, or a dataset with --dataset.")
+        self._refuse_duplicates()
         self.num_bytes = sum(source.num_bytes for source in self.sources)
 
-    def _check_twice(self) -> None:
+    def _refuse_duplicates(self) -> None:
         seen: dict[str, str] = {}
         for source in self.sources:
             real = os.path.realpath(source.path) if source.modified else source.path
             if real in seen:
-                again = f" (as {seen[real]}, too)" if seen[real] != source.path else ""
-                raise UserError(f"{source.path} is named twice{again}: name each file once. To weigh texts, mix datasets.")
+                again = f" (also as {seen[real]})" if seen[real] != source.path else ""
+                raise UserError(f"{source.path} is given twice{again}: name each file once; to weight texts, mix datasets.")
             seen[real] = source.path
 
     def blocks(self, faults: Faults | None = None) -> Iterator[Block]:
-        """All documents; ``faults`` counts those that could not be read."""
+        """Yield all documents; ``faults`` counts unreadable ones."""
         faults = faults or Faults(self.options.on_error)
         for source in self.sources:
-            yield from read(source, 0, last_unit(source), self.options, faults)
+            yield from read(source, 0, num_units(source), self.options, faults)
 
 
 def read(source: Source, start: int, end: int, options: ReadOptions, faults: Faults) -> Iterator[Block]:
-    """The documents of a part of a source.
+    """Yield the documents of a range of a source.
 
     Args:
-        start, end: bytes of a divisible file, row groups, rows or shards of a table. The parts of a source that tile
-            0 … ``last_unit`` hold each document exactly once.
+        start, end: bytes of a divisible file; row groups, rows or shards of a table. Ranges that tile 0 … ``num_units``
+            hold each document exactly once.
     Raises:
-        UserError: what cannot be read, unless ``faults`` lets it pass; a source that has changed since it was listed.
+        UserError: an unreadable document, unless ``faults`` allows it; a source that changed since it was listed.
     """
     check_unchanged(source)
     if source.kind == "builtin-sample":
@@ -89,27 +89,27 @@ def read(source: Source, start: int, end: int, options: ReadOptions, faults: Fau
     check_unchanged(source)
 
 
-def last_unit(source: Source) -> int:
-    """Where a source ends, in the unit by which it is divided."""
+def num_units(source: Source) -> int:
+    """Size of a source in the units by which it is split: bytes, row groups, rows or shards; 1 if it cannot be split."""
     if source.is_divisible:
         return source.num_bytes
     return source.units if source.kind in ("parquet", "datasets") else 1
 
 
 def check_unchanged(source: Source) -> None:
-    """Raises ``UserError`` if a file's size or time are not what they were when it was listed."""
+    """Raise ``UserError`` if the size or time of a file is not what it was when it was listed."""
     if not source.modified:
         return
     try:
         now = os.stat(source.path)
     except OSError as error:
-        raise UserError(f"{source.path} cannot be read any more: {error.strerror}.") from error
+        raise UserError(f"{source.path} can no longer be read: {error.strerror}.") from error
     if (now.st_size, now.st_mtime) != (source.num_bytes, source.modified):
-        raise UserError(f"{source.path} was changed while the dataset was built from it: build again.")
+        raise UserError(f"{source.path} was changed while it was being read: start again.")
 
 
 def sources_of(name: str, options: ReadOptions) -> list[Source]:
-    """What an input stands for; raises ``UserError`` if that is nothing."""
+    """List the sources of one input; raise ``UserError`` if there are none."""
     if name == builtin_sample.NAME:
         import platform
 
@@ -119,20 +119,20 @@ def sources_of(name: str, options: ReadOptions) -> list[Source]:
     if os.path.isdir(name):
         files = [file for file in _files_below(name) if _kind(file, TEXT_KINDS)]
         if not files:
-            raise UserError(f"{name}: no {', '.join(TEXT_KINDS)} file in this folder (also .gz or .zst).")
+            raise UserError(f"{name}: this folder has no {', '.join(TEXT_KINDS)} file (also .gz or .zst).")
     elif os.path.exists(name):
         files = [Path(name)]
     elif glob.has_magic(name):
         files = sorted(Path(path) for path in glob.glob(name, recursive=True) if os.path.isfile(path))
         if not files:
-            raise UserError(f"{name}: no file has such a name.")
+            raise UserError(f"{name}: no file matches this pattern.")
     else:
         raise UserError(f"{name}: no such file or folder.")
     return [_file_source(file, options) for file in files]
 
 
 def _files_below(folder: str) -> list[Path]:
-    """All files, sorted; links are followed, each folder is entered once, datasets and tokenizers are passed over."""
+    """List all files, sorted; follow links, enter each folder once, skip datasets and tokenizers."""
 
     def refuse(error: OSError):
         raise UserError(f"{error.filename} cannot be read: {error.strerror}.")
@@ -152,7 +152,7 @@ def _file_source(file: Path, options: ReadOptions) -> Source:
     kind = _kind(file, NAMED_KINDS)
     if kind is None:
         known = ", ".join(NAMED_KINDS)
-        raise UserError(f"{file}: the kind of text is told from the ending; known are {known}, each also with .gz or .zst.")
+        raise UserError(f"{file}: unknown file extension; it must be one of {known}, also followed by .gz or .zst.")
     if not os.access(file, os.R_OK):
         raise UserError(f"{file} cannot be read: permission denied.")
     found = file.stat()

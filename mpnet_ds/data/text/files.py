@@ -1,10 +1,10 @@
-"""Documents of text, JSON lines and CSV files, plain or compressed, by parts that begin and end between documents.
+"""Documents of text, JSON lines and CSV files, plain or compressed, in byte ranges that start and end between documents.
 
-A file is read in stretches of whole lines. The part (a, b) of a file holds the bytes from ``border(a)`` to ``border(b)``,
-where a border is the first place at or after a byte at which a document may begin: after a line's end, and for documents
-that blank lines separate after the next blank line. So parts meet exactly, whoever reads them.
+Files are read in chunks of whole lines. The range (a, b) of a file stands for the bytes from ``find_document_start(a)`` to
+``find_document_start(b)``: the first offset at or after a byte where a document may start, which is after a line break, and
+for documents that are separated by blank lines after the next blank line. So neighbouring ranges meet exactly.
 
-Bytes that are no UTF-8 are carried as lone surrogates ("surrogateescape") as far as the document that holds them.
+Bytes that are not UTF-8 are carried as lone surrogates ("surrogateescape") up to the document that holds them.
 """
 
 import codecs
@@ -23,110 +23,109 @@ import pyarrow as pa
 from mpnet_ds.data.text.source import LONGEST_DOCUMENT, Block, Faults, ReadOptions, Source, split_lines
 from mpnet_ds.errors import UserError, did_you_mean
 
-STRETCH_BYTES = 1 << 22
-PACKED_BYTES = 1 << 16  # taken from a compressed file at once: what is lost where it is damaged
-HALF_PAIR = "a document of the lines that begin here holds half a surrogate pair."
+CHUNK_BYTES = 1 << 22
+COMPRESSED_CHUNK_BYTES = 1 << 16  # read from a compressed file at once: what is lost where it is damaged
+HALF_PAIR = "a document in the lines that start here holds half a surrogate pair."
 _SURROGATE, _NO_TEXT = re.compile("[\ud800-\udfff]"), re.compile("[\ud800-\udfff\0]")
-_DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile, OSError, pa.ArrowException)  # what decompression raises
-
+_DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile, OSError, pa.ArrowException)  # raised by decompression
 
 Fault = tuple[int, str]
-"""At which byte, and what."""
+"""Byte offset and description."""
 
 
 @dataclass
-class _Stretch:
+class _Chunk:
     """Whole lines of a file."""
 
     text: str
     offset: int
-    """Byte at which it begins."""
+    """Byte offset of its start."""
     num_bytes: int
     fault: Fault | None = None
-    """The first, if it holds bytes that are no UTF-8, or NUL characters."""
+    """The first bytes that are not UTF-8, or the first NUL character, if there are any."""
     follows_gap: bool = False
-    """Whether a line before it was left out."""
+    """Whether a line before it was skipped."""
 
 
 @dataclass
-class _Found:
-    """Documents of a stretch, before those with faults are mended or left out."""
+class _ParsedChunk:
+    """Documents of a chunk, before faulty ones are repaired or skipped."""
 
     documents: list[list[str]]
     fault: Fault | None = None
-    """Not None if documents of it have to be looked at."""
+    """None if every document is sound."""
 
 
 def read(source: Source, start: int, end: int, options: ReadOptions, faults: Faults) -> Iterator[Block]:
-    """The documents of a part of a file; see ``corpus.read``."""
+    """Yield the documents of a range of a file; see ``corpus.read``."""
     reader = {"txt": _read_txt, "jsonl": _read_json_lines, "csv": _read_csv, "tsv": _read_csv}[source.kind]
     with open(source.path, "rb") as stored:
-        lines = _Lines(stored, source, start, end, options, faults)
+        lines = _LineReader(stored, source, start, end, options, faults)
         done = stored.tell()
-        for found in reader(lines, options):
+        for parsed in reader(lines, options):
             now = stored.tell()
-            yield Block(_mend(found, lines) if found.fault else found.documents, max(now - done, 0))
+            yield Block(_repair(parsed, lines) if parsed.fault else parsed.documents, max(now - done, 0))
             done = now
 
 
 def decompressed(stored: BinaryIO, source: Source) -> BinaryIO:
-    """The content of an open file."""
+    """Open the content of an open file, decompressed if it is compressed."""
     if source.compression == "gz":
         return gzip.GzipFile(fileobj=stored)
     if source.compression == "zst":
-        return pa.BufferedInputStream(pa.CompressedInputStream(stored, "zstd"), STRETCH_BYTES)
+        return pa.BufferedInputStream(pa.CompressedInputStream(stored, "zstd"), CHUNK_BYTES)
     return stored
 
 
-def border(
-    file: BinaryIO, byte: int, num_bytes: int, after_blank_line: bool, report_far: Callable[[int], None] = lambda place: None
+def find_document_start(
+    file: BinaryIO, byte: int, num_bytes: int, after_blank_line: bool, report_far: Callable[[int], None]
 ) -> int:
-    """A place at or after ``byte`` at which a document may begin, or the file's end: the first after a whole blank line.
+    """Return the first offset at or after ``byte`` where a document may start: after a line, or a blank line; or the end.
 
-    ``report_far`` is told of the place if there is none for the length of ``LONGEST_DOCUMENT``.
+    Calls ``report_far(byte)`` if there is none within ``LONGEST_DOCUMENT``.
     """
     if byte == 0 or byte >= num_bytes:
         return min(byte, num_bytes)
     file.seek(byte - 1)
-    place = byte - 1 + _skip_line(file)
-    is_blank, limit = not after_blank_line, place + LONGEST_DOCUMENT
-    while not is_blank and (line := file.readline(STRETCH_BYTES)):
-        place += len(line)
+    offset = byte - 1 + _skip_line(file)
+    is_blank, limit = not after_blank_line, offset + LONGEST_DOCUMENT
+    while not is_blank and (line := file.readline(CHUNK_BYTES)):
+        offset += len(line)
         is_blank = not line.decode("utf-8", "replace").strip()
         if not line.endswith(b"\n"):
             is_blank = False
-            place += _skip_line(file)
-        if place > limit:
+            offset += _skip_line(file)
+        if offset > limit:
             report_far(byte)
             limit = num_bytes
-    return place
+    return offset
 
 
 def _skip_line(file: BinaryIO) -> int:
-    """Reads past the next line end and returns how many bytes that were."""
+    """Read past the next line break and return how many bytes that were."""
     skipped = 0
-    while part := file.readline(STRETCH_BYTES):
+    while part := file.readline(CHUNK_BYTES):
         skipped += len(part)
         if part.endswith(b"\n"):
             break
     return skipped
 
 
-def _mend(found: _Found, lines: "_Lines") -> list[list[str]]:
-    """Puts U+FFFD for lone surrogates and NUL characters, or leaves out documents that hold them, or stops there."""
-    kept, no_text = [], _SURROGATE if lines.source.kind == "jsonl" else _NO_TEXT  # a NUL of JSON was written as one
-    for document in found.documents:
+def _repair(parsed: _ParsedChunk, lines: "_LineReader") -> list[list[str]]:
+    """Replace lone surrogates and NUL characters by U+FFFD, or skip the documents that hold them, or stop there."""
+    kept, no_text = [], _SURROGATE if lines.source.kind == "jsonl" else _NO_TEXT  # a NUL in JSON was escaped, so meant
+    for document in parsed.documents:
         text = "\n".join(document)
-        mended = no_text.sub("\ufffd", text)
-        if mended != text:
-            lines.report(*found.fault, can_replace=True)
-        if mended == text or lines.faults.on_error == "replace":
-            kept.append(mended.split("\n"))
+        repaired = no_text.sub("\ufffd", text)
+        if repaired != text:
+            lines.report(*parsed.fault, can_replace=True)
+        if repaired == text or lines.faults.on_error == "replace":
+            kept.append(repaired.split("\n"))
     return kept
 
 
-class _Lines:
-    """A part of a file in stretches of whole lines; a line longer than ``LONGEST_DOCUMENT`` is reported and left out."""
+class _LineReader:
+    """A range of a file in chunks of whole lines; a line longer than ``LONGEST_DOCUMENT`` is reported and skipped."""
 
     def __init__(self, stored: BinaryIO, source: Source, start: int, end: int, options: ReadOptions, faults: Faults):
         self.source, self.faults, self._has_gap = source, faults, False
@@ -135,12 +134,12 @@ class _Lines:
         if source.is_divisible:
             blank_lines = source.kind == "txt" and options.txt_documents == "blank_line"
             self.last, self.first = (
-                border(stored, byte, source.num_bytes, blank_lines, self._report_far) for byte in (end, start)
+                find_document_start(stored, byte, source.num_bytes, blank_lines, self._report_far) for byte in (end, start)
             )
             stored.seek(self.first)
 
-    def __iter__(self) -> Iterator[_Stretch]:
-        for raw, offset in self._stretches():
+    def __iter__(self) -> Iterator[_Chunk]:
+        for raw, offset in self._chunks():
             mark = len(codecs.BOM_UTF8) if offset == 0 and raw.startswith(codecs.BOM_UTF8) else 0
             try:
                 text, first, what = raw[mark:].decode("utf-8"), raw.find(b"\0"), "a NUL character (is it UTF-16?)"
@@ -150,10 +149,10 @@ class _Lines:
             fault = (offset + first, f"{what}: convert the file.") if first >= 0 else None
             if fault and self.faults.on_error == "stop":
                 self.report(*fault, can_replace=True)
-            yield _Stretch(text, offset + mark, len(raw), fault, self._has_gap)
+            yield _Chunk(text, offset + mark, len(raw), fault, self._has_gap)
             self._has_gap = False
 
-    def _stretches(self) -> Iterator[tuple[bytes, int]]:
+    def _chunks(self) -> Iterator[tuple[bytes, int]]:
         offset, rest = self.first, b""
         while more := self._read(offset + len(rest)):
             cut = more.rfind(b"\n") + 1
@@ -170,7 +169,7 @@ class _Lines:
             yield rest, offset
 
     def _next_line(self, offset: int) -> tuple[int, bytes]:
-        """Where the next line begins, and what of it is read."""
+        """Skip to the next line; return its offset and what of it has been read."""
         while more := self._read(offset):
             cut = more.find(b"\n") + 1
             if cut:
@@ -179,118 +178,120 @@ class _Lines:
         return offset, b""
 
     def _read(self, offset: int) -> bytes:
-        """The next bytes; none at the end, or where a damaged file cannot be read on."""
-        wanted = STRETCH_BYTES if self.last is None else min(STRETCH_BYTES, self.last - offset)
-        parts: list[bytes] = []
+        """Read the next bytes; none at the end, or where a damaged file cannot be read further."""
+        wanted = CHUNK_BYTES if self.last is None else min(CHUNK_BYTES, self.last - offset)
+        read: list[bytes] = []
         try:
-            while wanted > 0 and (part := self.file.read1(wanted if not self.source.compression else PACKED_BYTES)):
-                parts.append(part)
-                wanted -= len(part)
+            while wanted > 0 and (more := self.file.read1(COMPRESSED_CHUNK_BYTES if self.source.compression else wanted)):
+                read.append(more)
+                wanted -= len(more)
         except _DAMAGE as error:
-            if not parts:
-                place = f"{self.source.path} is damaged or cut short: it ends at byte {offset} of its text ({error})."
-                self.faults.report(f"{place} Fetch it again.")
-        return b"".join(parts)
+            if not read:
+                where = f"byte {offset} of its uncompressed text" if self.source.compression else f"byte {offset}"
+                self.faults.report(f"{self.source.path} is damaged or truncated at {where} ({error}). Download it again.")
+        return b"".join(read)
 
     def report(self, offset: int, what: str, can_replace: bool = False) -> None:
-        """Says ``a.txt: byte 17 (line 3): what``, or counts it."""
-        line = f" (line {self._line_number(offset)})" if self.faults.on_error == "stop" else ""  # that takes time
-        of = " of its text" if self.source.compression else ""
+        """Report ``a.txt: byte 17 (line 3): what``, or count it."""
+        line = f" (line {self._line_number(offset)})" if self.faults.on_error == "stop" else ""  # counting takes time
+        of = " of its uncompressed text" if self.source.compression else ""
         self.faults.report(f"{self.source.path}: byte {offset}{of}{line}: {what}", can_replace)
 
-    def _report_far(self, place: int) -> None:
-        """Where no document ends for long. One who wants such documents left out has to wait for the next end."""
+    def _report_far(self, offset: int) -> None:
+        """Stop where no document ends within the limit. With ``skip`` the search for the next end continues."""
         if self.faults.on_error == "stop":
-            self.report_too_long(place)
+            self.report_too_long(offset)
 
     def report_too_long(self, offset: int) -> None:
-        cure = "break it up."
+        """Report a document that is longer than ``LONGEST_DOCUMENT``."""
+        cure = "split it."
         if self.source.kind == "txt":
-            cure = "blank lines separate documents; if each line is one, add --txt_documents line."
+            cure = "blank lines separate documents; if each line is a document, use --txt_documents line."
         self.report(offset, f"a document of more than {LONGEST_DOCUMENT >> 20} MiB: {cure}")
 
     def _line_number(self, offset: int) -> int:
         number = 1
         with open(self.source.path, "rb") as stored:
             file = decompressed(stored, self.source)
-            while offset > 0 and (part := file.read(min(offset, STRETCH_BYTES))):
+            while offset > 0 and (part := file.read(min(offset, CHUNK_BYTES))):
                 number += part.count(b"\n")
                 offset -= len(part)
         return number
 
 
-def _read_txt(lines: _Lines, options: ReadOptions) -> Iterator[_Found]:
+def _read_txt(lines: _LineReader, options: ReadOptions) -> Iterator[_ParsedChunk]:
     if options.txt_documents == "line":
-        for stretch in lines:
-            yield _Found([[line] for line in split_lines(stretch.text)], stretch.fault)
+        for chunk in lines:
+            yield _ParsedChunk([[line] for line in split_lines(chunk.text)], chunk.fault)
         return
     paragraphs = _Paragraphs(lines)
-    for stretch in lines:
-        yield paragraphs.of(stretch)
-    yield paragraphs.rest()
+    for chunk in lines:
+        yield paragraphs.parse(chunk)
+    yield paragraphs.finish()
 
 
 class _Paragraphs:
-    """Documents that blank lines separate; one may reach over several stretches."""
+    """Documents separated by blank lines; one may span several chunks."""
 
-    def __init__(self, lines: _Lines):
+    def __init__(self, lines: _LineReader):
         self.lines = lines
-        self._begin()
+        self._start_document()
 
-    def _begin(self) -> None:
-        self.begun: list[str] = []
+    def _start_document(self) -> None:
+        self.pending: list[str] = []
         self.size, self.offset, self.fault, self.is_too_long = 0, 0, None, False
 
-    def of(self, stretch: _Stretch) -> _Found:
-        """The documents that end in this stretch."""
-        if stretch.follows_gap:  # a line of the document was left out, and counted: so is the document
-            self.is_too_long, self.begun = True, []
-        stripped = list(map(str.strip, stretch.text.split("\n")))
-        if stretch.text.endswith("\n"):
+    def parse(self, chunk: _Chunk) -> _ParsedChunk:
+        """Return the documents that end in this chunk."""
+        if chunk.follows_gap:  # a line of the document was skipped and counted: skip the document too
+            self.is_too_long, self.pending = True, []
+        stripped = list(map(str.strip, chunk.text.split("\n")))
+        if chunk.text.endswith("\n"):
             stripped.pop()
-        found, start = _Found([], stretch.fault), 0
+        parsed, start = _ParsedChunk([], chunk.fault), 0
         for _ in range(stripped.count("")):
             end = stripped.index("", start)
-            if not self.is_too_long and (document := self.begun + stripped[start:end]):
-                found.documents.append(document)
-                found.fault = self.fault or found.fault
-            self._begin()
+            if not self.is_too_long and (document := self.pending + stripped[start:end]):
+                parsed.documents.append(document)
+                parsed.fault = self.fault or parsed.fault
+            self._start_document()
             start = end + 1
-        self._continue(stripped[start:], stretch)
-        return found
+        self._extend_document(stripped[start:], chunk)
+        return parsed
 
-    def _continue(self, sequences: list[str], stretch: _Stretch) -> None:
+    def _extend_document(self, sequences: list[str], chunk: _Chunk) -> None:
         if self.is_too_long or not sequences:
             return
-        self.offset = self.offset if self.begun else stretch.offset
-        self.begun += sequences
-        self.fault = self.fault or stretch.fault
+        self.offset = self.offset if self.pending else chunk.offset
+        self.pending += sequences
+        self.fault = self.fault or chunk.fault
         self.size += sum(map(len, sequences))
         if self.size > LONGEST_DOCUMENT:
             self.lines.report_too_long(self.offset)
-            self.is_too_long, self.begun = True, []
+            self.is_too_long, self.pending = True, []
 
-    def rest(self) -> _Found:
-        return _Found([self.begun] if self.begun else [], self.fault)
+    def finish(self) -> _ParsedChunk:
+        """Return the last document, if there is one."""
+        return _ParsedChunk([self.pending] if self.pending else [], self.fault)
 
 
-def _read_json_lines(lines: _Lines, options: ReadOptions) -> Iterator[_Found]:
-    for stretch in lines:
-        found = _Found([], stretch.fault)
-        for number, line in enumerate(stretch.text.split("\n")):
+def _read_json_lines(lines: _LineReader, options: ReadOptions) -> Iterator[_ParsedChunk]:
+    for chunk in lines:
+        parsed = _ParsedChunk([], chunk.fault)
+        for number, line in enumerate(chunk.text.split("\n")):
             if line and not line.isspace():
                 text, fault = _text_of_json(line, options.text_field)
                 if fault:
-                    lines.report(_offset_of_line(stretch, number), fault)
+                    lines.report(_offset_of_line(chunk, number), fault)
                 elif text:
-                    if "\\ud" in line or "\\uD" in line:  # perhaps half of a surrogate pair
-                        found.fault = found.fault or (stretch.offset, HALF_PAIR)
-                    found.documents.append(split_lines(text))
-        yield found
+                    if "\\ud" in line or "\\uD" in line:  # perhaps half a surrogate pair
+                        parsed.fault = parsed.fault or (chunk.offset, HALF_PAIR)
+                    parsed.documents.append(split_lines(text))
+        yield parsed
 
 
 def _text_of_json(line: str, field: str) -> tuple[str, str]:
-    """(text, fault): one of them is empty. No text, as in ``null``, is an empty document."""
+    """Return (text, fault), of which one is empty; both are for ``null`` and ``""``, which are empty documents."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -301,51 +302,52 @@ def _text_of_json(line: str, field: str) -> tuple[str, str]:
     if text is None or isinstance(text, str):
         return text or "", ""
     if field in record:
-        return "", f"field '{field}' is no text but {json.dumps(text)[:40]}."
-    return "", f"no text in field '{field}' (found: {', '.join(sorted(record))}): use --text_field."
+        return "", f"field '{field}' is {json.dumps(text)[:40]}, not text."
+    return "", f"no field '{field}' (found: {', '.join(sorted(record))}): use --text_field."
 
 
-def _offset_of_line(stretch: _Stretch, number: int) -> int:
-    before = stretch.text.split("\n")[:number]
-    return stretch.offset + sum(len(line.encode("utf-8", "surrogatepass")) + 1 for line in before)
+def _offset_of_line(chunk: _Chunk, number: int) -> int:
+    before = chunk.text.split("\n")[:number]
+    return chunk.offset + sum(len(line.encode("utf-8", "surrogatepass")) + 1 for line in before)
 
 
-def _read_csv(lines: _Lines, options: ReadOptions) -> Iterator[_Found]:
+def _read_csv(lines: _LineReader, options: ReadOptions) -> Iterator[_ParsedChunk]:
     csv.field_size_limit(LONGEST_DOCUMENT)
-    pending = _Found([])
-    begins = []  # stretches that the reader has entered
+    pending = _ParsedChunk([])
+    entered: list[_Chunk] = []  # chunks that the CSV reader has started since the last block
 
-    def rows_of_text() -> Iterator[str]:
-        for stretch in lines:
-            begins.append(stretch)
-            yield from io.StringIO(stretch.text, newline="\n")
+    def text_lines() -> Iterator[str]:
+        for chunk in lines:
+            entered.append(chunk)
+            yield from io.StringIO(chunk.text, newline="\n")
 
-    rows = csv.reader(rows_of_text(), delimiter="\t" if lines.source.kind == "tsv" else ",", strict=True)
+    rows = csv.reader(text_lines(), delimiter="\t" if lines.source.kind == "tsv" else ",", strict=True)
     try:
         header = next(rows, [])
     except csv.Error as error:
-        raise UserError(f"{lines.source.path}: its first line is no CSV ({error}): are its line ends CR alone?") from error
+        found = f"{lines.source.path}: the first line is not CSV ({error})"
+        raise UserError(f"{found}. If its line breaks are CR alone, convert them to LF.") from error
     column = _column(header, options.text_field, lines.source)
-    while (row := _next_row(rows, lines, begins)) is not None:
+    while (row := _next_row(rows, lines, entered)) is not None:
         if len(row) == len(header):
             pending.documents.append(split_lines(row[column]))
         elif row:
-            offset, number = begins[-1].offset, rows.line_num
-            lines.report(offset, f"a row soon after has {len(row)} of {len(header)} columns (it ends in line {number}).")
-        if len(begins) > 1:
-            pending.fault = next((stretch.fault for stretch in begins if stretch.fault), None)
-            del begins[:-1]
+            found = f"a row near here has {len(row)} columns instead of {len(header)} (it ends in line {rows.line_num})."
+            lines.report(entered[-1].offset, found)
+        if len(entered) > 1:
+            pending.fault = next((chunk.fault for chunk in entered if chunk.fault), None)
+            del entered[:-1]
             yield pending
-            pending = _Found([])
-    pending.fault = next((stretch.fault for stretch in begins if stretch.fault), None)
+            pending = _ParsedChunk([])
+    pending.fault = next((chunk.fault for chunk in entered if chunk.fault), None)
     yield pending
 
 
-def _next_row(rows, lines: _Lines, begins: list[_Stretch]) -> list[str] | None:
+def _next_row(rows, lines: _LineReader, entered: list[_Chunk]) -> list[str] | None:
     try:
         return next(rows, None)
     except csv.Error as error:
-        lines.report(begins[-1].offset, f"not CSV in line {rows.line_num} ({error}); the rest of the file is left out.")
+        lines.report(entered[-1].offset, f"not CSV in line {rows.line_num} ({error}); the rest of the file is skipped.")
         return None
 
 
@@ -353,5 +355,5 @@ def _column(header: list[str], name: str, source: Source) -> int:
     names = [cell.strip() for cell in header]
     if name not in names:
         hint = did_you_mean(name, names) if names else "The file is empty."
-        raise UserError(f"{source.path}: no column '{name}' in its first line. {hint} Name it with --text_field.")
+        raise UserError(f"{source.path}: no column '{name}' in the first line. {hint} Use --text_field.")
     return names.index(name)

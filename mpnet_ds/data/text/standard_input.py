@@ -1,4 +1,4 @@
-"""Standard input as a source: it is stored first, so that it can be divided, and read twice."""
+"""Standard input as a source: stored in a file first, so that it can be split and read twice."""
 
 import os
 import shutil
@@ -15,8 +15,8 @@ from mpnet_ds.files import BLOCK, fast_checksum
 STORED = "standard-input"
 
 
-def recorded(source: Source) -> Source:
-    """As it is recorded: the file that held standard input will be gone, only its checksum tells what it was."""
+def as_recorded(source: Source) -> Source:
+    """Return a source as the manifest records it: of standard input only the checksum, since its file is deleted."""
     stem = Path(source.path).stem
     if source.modified or not stem.startswith(f"{STORED}-"):
         return source
@@ -24,22 +24,21 @@ def recorded(source: Source) -> Source:
 
 
 @contextmanager
-def with_standard_input(inputs: list[str], folder: Path, kind: str) -> Iterator[list[str]]:
-    """The inputs with ``-`` replaced by a file in ``folder`` that holds what standard input had; gone at the end."""
+def stored_standard_input(inputs: list[str], folder: Path, kind: str) -> Iterator[list[str]]:
+    """Store standard input in ``folder`` and yield the inputs with ``-`` replaced by that file; delete it at the end."""
     if STANDARD_INPUT not in inputs:
         yield inputs
         return
     if inputs.count(STANDARD_INPUT) > 1:
-        raise UserError("--input - is named twice: standard input can be read once.")
-    if sys.stdin is None:
-        raise UserError("--input -: standard input is closed. Pipe text into this program: zcat a.gz | … --input -")
-    if sys.stdin.isatty():
-        raise UserError("--input -: standard input is a terminal. Pipe text into this program: zcat a.gz | … --input -")
+        raise UserError("--input - is given twice: standard input can be read only once.")
+    if sys.stdin is None or sys.stdin.isatty():
+        what = "closed" if sys.stdin is None else "a terminal"
+        raise UserError(f"--input -: standard input is {what}. Pipe text into this program: zcat a.gz | … --input -")
     stored = folder / STORED
     with open(stored, "wb") as file:
         shutil.copyfileobj(sys.stdin.buffer, file, BLOCK)
     os.utime(stored, (0, 0))
-    # Its name tells other contents from these when an interrupted build goes on.
+    # The checksum in its name shows whether a resumed build gets the same input.
     path = stored.rename(folder / f"{STORED}-{fast_checksum(stored)}.{kind}")
     try:
         yield [str(path) if name == STANDARD_INPUT else name for name in inputs]

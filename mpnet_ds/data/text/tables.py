@@ -1,11 +1,11 @@
-"""Documents of parquet files and of ``datasets`` sets, one a row.
+"""Documents of parquet files and ``datasets`` datasets, one per row.
 
-A parquet file is divided by row groups, a set by rows, a streamed set by the shards that it comes in.
+A parquet file is split by row groups, a dataset by rows, a streamed dataset by its own shards.
 """
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -22,27 +22,24 @@ ROWS_AT_ONCE = 1024
 
 
 def with_row_groups(source: Source, options: ReadOptions) -> Source:
-    """The source with its number of row groups; a missing column is found here, before anything is built."""
+    """Return the source with its number of row groups; a missing column is found here, before anything is built."""
     file = _open_parquet(source)
     _check_column(source.path, file.schema_arrow, options.text_field)
     return replace(source, units=file.num_row_groups)
 
 
 def row_group_bytes(source: Source) -> list[int]:
-    """Bytes of each row group, before compression."""
+    """Return the uncompressed size of each row group in bytes."""
     metadata = _open_parquet(source).metadata
     return [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
 
 
 def dataset_source(options: ReadOptions) -> Source:
-    """The ``datasets`` set of the options as a source; it is downloaded here, unless it is streamed."""
+    """Return the ``datasets`` dataset of the options as a source; it is downloaded here unless it is streamed."""
     name = options.dataset
-    data = load_set(name, options.dataset_config, options.split, options.streaming)
-    names = data.column_names
-    if names is not None and options.text_field not in names:
-        raise UserError(
-            f"{name}: no column '{options.text_field}'. {did_you_mean(options.text_field, names)} Use --text_field."
-        )
+    data = _load_dataset(name, options.dataset_config, options.split, options.streaming)
+    if data.column_names is not None:
+        _check_column_name(name, options.text_field, data.column_names)
     if options.streaming:
         return Source(name, "datasets", 0, units=data.num_shards)
     num_bytes = data.data.nbytes if data.num_rows else 0
@@ -50,8 +47,8 @@ def dataset_source(options: ReadOptions) -> Source:
 
 
 @lru_cache(maxsize=2)
-def load_set(name: str, config: str | None, split: str, streaming: bool) -> Any:
-    """One split of a set: a folder that ``save_to_disk`` wrote, or whatever ``load_dataset`` knows."""
+def _load_dataset(name: str, config: str | None, split: str, streaming: bool) -> Any:
+    """Load one split of a folder that ``save_to_disk`` wrote, or of anything that ``load_dataset`` accepts."""
     import datasets
 
     try:
@@ -61,7 +58,7 @@ def load_set(name: str, config: str | None, split: str, streaming: bool) -> Any:
         return datasets.load_dataset(name, config, split=split, streaming=streaming)
     except UserError:
         raise
-    except Exception as error:  # the library lets through whatever its readers, its cache or the network raise
+    except Exception as error:  # the library lets through anything that its readers, its cache or the network raise
         first_line = str(error).strip().split("\n")[0]
         raise UserError(f"--dataset {name}: {type(error).__name__}: {first_line}") from error
 
@@ -75,17 +72,16 @@ def _split_of(name: str, data: Any, split: str) -> Any:
 
 
 def read(source: Source, start: int, end: int, options: ReadOptions, faults: Faults) -> Iterator[Block]:
-    """The documents of some row groups, rows or shards; see ``corpus.read``."""
+    """Yield the documents of a range of row groups, rows or shards; see ``corpus.read``."""
     reader = _read_parquet if source.kind == "parquet" else _read_streamed if options.streaming else _read_rows
     num_rows = _open_parquet(source).metadata.num_rows if source.kind == "parquet" else source.units
     for texts, first_row in reader(source, start, end, options, faults):
         documents = []
         for row, text in enumerate(texts, first_row):
             if text is not None and not isinstance(text, str):
-                place = f"{source.path}, row {row}"
-                faults.report(f"{place}: '{options.text_field}' is no text but {str(text)[:40]!r}.")
+                faults.report(f"{source.path}, row {row}: '{options.text_field}' is {str(text)[:40]!r}, not text.")
             elif text is not None and len(text) > LONGEST_DOCUMENT:
-                faults.report(f"{source.path}, row {row}: a text of more than {LONGEST_DOCUMENT >> 20} MiB: break it up.")
+                faults.report(f"{source.path}, row {row}: a document of more than {LONGEST_DOCUMENT >> 20} MiB: split it.")
             elif text:
                 documents.append(split_lines(text))
         size = source.num_bytes * len(texts) // max(num_rows, 1) if source.num_bytes else sum(map(len, map(str, texts)))
@@ -102,20 +98,20 @@ def _read_parquet(source: Source, start: int, end: int, options: ReadOptions, fa
                 yield _texts_of(batch.column(0), f"{source.path}, from row {row}", faults), row
                 row += batch.num_rows
         except (pa.ArrowException, OSError) as error:
-            faults.report(f"{source.path} is damaged between rows {row} and {next_row} ({error}): fetch it again.")
+            faults.report(f"{source.path} is damaged between rows {row} and {next_row} ({error}). Download it again.")
         row = next_row
 
 
 def _read_rows(source: Source, start: int, end: int, options: ReadOptions, faults: Faults) -> Iterator[tuple[list, int]]:
-    data = load_set(source.path, options.dataset_config, options.split, False)
+    data = _load_dataset(source.path, options.dataset_config, options.split, False)
     for row in range(start, end, ROWS_AT_ONCE):
-        part = data.with_format("arrow")[row : min(row + ROWS_AT_ONCE, end)]
-        column = part.column(options.text_field).combine_chunks()
+        rows = data.with_format("arrow")[row : min(row + ROWS_AT_ONCE, end)]
+        column = rows.column(options.text_field).combine_chunks()
         yield _texts_of(column, f"{source.path}, from row {row}", faults), row
 
 
-def _texts_of(column: pa.Array, place: str, faults: Faults) -> list:
-    """Values of a column; a text that is no UTF-8 is reported, and left out or repaired."""
+def _texts_of(column: pa.Array, where: str, faults: Faults) -> list:
+    """Return the values of a column; a text that is not UTF-8 is reported, then skipped or repaired."""
     try:
         return column.to_pylist()
     except UnicodeDecodeError:
@@ -124,26 +120,24 @@ def _texts_of(column: pa.Array, place: str, faults: Faults) -> list:
             try:
                 texts.append(value if value is None else value.decode("utf-8"))
             except UnicodeDecodeError as error:
-                faults.report(f"{place}: a text is not UTF-8 ({error.reason}).", can_replace=True)
+                faults.report(f"{where}: a text is not UTF-8 ({error.reason}).", can_replace=True)
                 texts.append(value.decode("utf-8", "replace") if faults.on_error == "replace" else None)
         return texts
 
 
 def _read_streamed(source: Source, start: int, end: int, options: ReadOptions, _: Faults) -> Iterator[tuple[list, int]]:
-    data = load_set(source.path, options.dataset_config, options.split, True)
+    data = _load_dataset(source.path, options.dataset_config, options.split, True)
     for number in range(start, end):
         row = 0
         for batch in data.shard(source.units, number).iter(ROWS_AT_ONCE):
-            if options.text_field not in batch:
-                known = did_you_mean(options.text_field, batch)
-                raise UserError(f"{source.path}: no column '{options.text_field}'. {known} Use --text_field.")
+            _check_column_name(source.path, options.text_field, batch)
             yield batch[options.text_field], row
             row += len(batch[options.text_field])
 
 
 @lru_cache(maxsize=1)
 def _open_parquet(source: Source) -> pq.ParquetFile:
-    """The last one stays open: many pieces may come from a file, and a compressed one takes long to open."""
+    """Open a file, or return the last one: many ranges may come from it, and opening a compressed one takes long."""
     try:
         if not source.compression:
             return pq.ParquetFile(source.path)
@@ -152,14 +146,18 @@ def _open_parquet(source: Source) -> pq.ParquetFile:
             shutil.copyfileobj(decompressed(stored, source), plain)
         return pq.ParquetFile(plain)
     except (pa.ArrowException, OSError, EOFError) as error:
-        raise UserError(f"{source.path} is no whole parquet file ({error}): fetch it again.") from error
+        raise UserError(f"{source.path} is not a complete parquet file ({error}). Download it again.") from error
 
 
 def _check_column(path: str, schema: pa.Schema, name: str) -> None:
-    if name not in schema.names:
-        raise UserError(f"{path}: no column '{name}'. {did_you_mean(name, schema.names)} Name it with --text_field.")
+    _check_column_name(path, name, schema.names)
     if schema.names.count(name) > 1:
         raise UserError(f"{path}: several columns are called '{name}': rename all but one.")
     kind = schema.field(name).type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind)):
-        raise UserError(f"{path}: column '{name}' holds {kind}, not text. Name another with --text_field.")
+        raise UserError(f"{path}: column '{name}' holds {kind}, not text. Choose another with --text_field.")
+
+
+def _check_column_name(path: str, name: str, names: Iterable[str]) -> None:
+    if name not in names:
+        raise UserError(f"{path}: no column '{name}'. {did_you_mean(name, names)} Use --text_field.")

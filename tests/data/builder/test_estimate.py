@@ -1,4 +1,4 @@
-"""What --dry_run says, against what the build then comes to."""
+"""The estimate of --dry_run against the build itself."""
 
 import shutil
 from dataclasses import replace
@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mpnet_ds.data import BuildOptions, build_dataset
+from mpnet_ds.data.builder import estimate as estimate_module
 from mpnet_ds.data.builder.estimate import estimate
 from mpnet_ds.data.builder.plan import Part
 from mpnet_ds.errors import UserError
@@ -26,9 +27,15 @@ def test_a_small_corpus_is_counted_exactly_and_nothing_is_written(corpus_files, 
     assert "about" not in str(expected).split("time")[0]
 
 
-def test_a_larger_corpus_is_estimated_from_a_part_of_it(tokenizer_folder, tmp_path):
-    (tmp_path / "text.txt").write_text("\n".join(real_text(20 << 20)), encoding="utf-8", errors="ignore")
-    what = ([str(tmp_path / "text.txt")], tokenizer_folder, tmp_path / "dataset", BuildOptions(shard_bytes=4 << 20))
+def test_a_larger_corpus_is_estimated_from_a_part_of_it(tokenizer_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(estimate_module, "SAMPLED_BYTES", 1 << 17)
+    (tmp_path / "text.txt").write_text("\n".join(real_text(4 << 20)), encoding="utf-8", errors="ignore")
+    what = (
+        [str(tmp_path / "text.txt")],
+        tokenizer_folder,
+        tmp_path / "dataset",
+        BuildOptions(shard_bytes=1 << 19, workers=1),
+    )
     expected = estimate(*what)
     assert expected.sampled_share < 0.6
     built = build_dataset(*what, show_progress=False)

@@ -1,4 +1,4 @@
-"""How a corpus is divided into pieces, among machines, and which interrupted builds can be continued."""
+"""How a corpus is split into shards, among machines, and which interrupted builds can be continued."""
 
 import itertools
 
@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpnet_ds.data.builder.plan import Part, cut, difference, parse_part, part_of_environment
-from mpnet_ds.data.text.corpus import last_unit
+from mpnet_ds.data.builder.plan import Part, difference, parse_part, part_of_environment, plan_shards
+from mpnet_ds.data.text.corpus import num_units
 from mpnet_ds.data.text.source import Source
 from mpnet_ds.errors import UserError
 
@@ -24,40 +24,40 @@ sets = st.builds(
 
 
 @given(st.lists(sources | sets, max_size=12), st.integers(1, 2000))
-def test_pieces_tile_every_source_in_order(all_sources, shard_bytes):
-    pieces = cut(all_sources, shard_bytes)
-    spans = [span for piece in pieces for span in piece]
+def test_shards_tile_every_source_in_order(all_sources, shard_bytes):
+    ranges = [one for plan in plan_shards(all_sources, shard_bytes) for one in plan]
     for number, source in enumerate(all_sources):
-        own = [span for span in spans if span.source == number]
-        expected = [0, last_unit(source)] if last_unit(source) else []
+        own = [one for one in ranges if one.source == number]
+        expected = [0, num_units(source)] if num_units(source) else []
         assert [own[0].start, own[-1].end] == expected if own else not expected
         assert all(before.end == after.start for before, after in itertools.pairwise(own))
-        assert all(span.start < span.end for span in own)
-    assert spans == sorted(spans, key=lambda span: (span.source, span.start))
+        assert all(one.start < one.end for one in own)
+    assert ranges == sorted(ranges, key=lambda one: (one.source, one.start))
 
 
 @given(st.lists(st.integers(0, 5000), min_size=1, max_size=12), st.integers(1, 2000))
-def test_pieces_of_divisible_files_have_the_wished_size_but_for_the_last(sizes, shard_bytes):
-    pieces = cut([Source("a", "txt", size) for size in sizes], shard_bytes)
-    found = [sum(span.end - span.start for span in piece) for piece in pieces]
+def test_all_shards_of_divisible_files_but_the_last_have_the_requested_size(sizes, shard_bytes):
+    plans = plan_shards([Source("a", "txt", size) for size in sizes], shard_bytes)
+    found = [sum(one.end - one.start for one in plan) for plan in plans]
     assert all(size == shard_bytes for size in found[:-1])
     assert sum(found) == sum(sizes)
 
 
-@pytest.mark.parametrize(("megabytes", "pieces"), [(0.5, 1), (10, 10), (128, 64), (8192, 128)])
-def test_by_default_there_are_enough_pieces_for_many_processes_and_not_too_many(megabytes, pieces):
-    assert len(cut([Source("a", "txt", int(megabytes * 2**20))], None)) == pieces
+@pytest.mark.parametrize(("megabytes", "shards"), [(0.5, 1), (10, 10), (128, 64), (8192, 128)])
+def test_by_default_there_are_enough_shards_for_many_processes_and_not_too_many(megabytes, shards):
+    assert len(plan_shards([Source("a", "txt", int(megabytes * 2**20))], None)) == shards
 
 
-def test_small_files_share_a_piece_and_indivisible_ones_stay_whole():
+def test_small_files_share_a_shard_and_indivisible_ones_stay_whole():
     packed = [Source(name, "txt", 60, compression="gz") for name in "abc"]
-    assert [[span.source for span in piece] for piece in cut(packed, 130)] == [[0, 1], [2]]
-    assert [[span.source for span in piece] for piece in cut(packed, 10)] == [[0], [1], [2]]
+    assert [[one.source for one in plan] for plan in plan_shards(packed, 130)] == [[0, 1], [2]]
+    assert [[one.source for one in plan] for plan in plan_shards(packed, 10)] == [[0], [1], [2]]
 
 
 @given(st.integers(1, 40), st.integers(0, 300))
-def test_parts_take_every_piece_once_in_order(of, count):
-    assert list(itertools.chain.from_iterable(Part(i, of).pieces(count) for i in range(1, of + 1))) == list(range(count))
+def test_parts_take_every_shard_once_in_order(of, count):
+    taken = itertools.chain.from_iterable(Part(i, of).shard_numbers(count) for i in range(1, of + 1))
+    assert list(taken) == list(range(count))
 
 
 def test_parts_are_counted_from_one():
@@ -104,9 +104,9 @@ def settings(sources=(("a.txt", 10),), tokenizer="t", **options):
 @pytest.mark.parametrize(
     ("now", "words"),
     [
-        (settings(tokenizer="u"), "the tokenizer was t, is now u"),
-        (settings(holdout=0.1), "--holdout was 0.0, is now 0.1"),
-        (settings([("a.txt", 11)]), "a.txt has changed: 10 bytes then, 11 bytes now"),
+        (settings(tokenizer="u"), "the tokenizer was t and is now u"),
+        (settings(holdout=0.1), "--holdout was 0.0 and is now 0.1"),
+        (settings([("a.txt", 11)]), "a.txt has changed: it was 10 bytes and is now 11 bytes"),
         (settings([("b.txt", 10)]), "txt is"),
         (settings([("a.txt", 10), ("b.txt", 1)]), "b.txt is new"),
         (settings([]), "a.txt is gone"),

@@ -23,7 +23,7 @@ ARRAYS = ("input_ids", "predicted_positions", "predicted_inputs", "attention_mas
 
 @pytest.fixture(scope="module")
 def counted(tmp_path_factory, save_word_tokenizer):
-    """A dataset of several shards in which no ordinary id comes twice, so that a token tells its place."""
+    """A dataset of several shards in which no ordinary id comes twice, so that a token tells its position."""
     folder = tmp_path_factory.mktemp("counted")
     words = [f"w{i}" for i in range(NUM_WORDS)]
     documents = [" ".join(words[i : i + WORDS_PER_DOCUMENT]) for i in range(0, NUM_WORDS, WORDS_PER_DOCUMENT)]
@@ -107,7 +107,7 @@ def test_samples_are_shuffled_anew_in_each_epoch(counted, circle):
     assert not np.array_equal(steps[1], steps[2])
 
 
-def test_rows_have_the_promised_shapes_and_types(dataset_folder):
+def test_batches_have_the_promised_shapes_and_types(dataset_folder):
     batch = PretrainingDataset(dataset_folder, 512).batch([3, 1])
     assert {name: (array.shape, array.dtype.name) for name, array in batch.items()} == {
         "input_ids": ((2, 512), "int64"),
@@ -157,13 +157,13 @@ def test_samples_are_those_of_the_first_release(counted):
     assert hashlib.sha256(b"".join(array.tobytes() for array in batch.values())).hexdigest()[:16] == "d63502c04ae4be1c"
 
 
-def test_epochs_and_seeds_differ_in_tokens_and_slots(dataset_folder):
+def test_epochs_and_seeds_differ_in_tokens_and_predicted_positions(dataset_folder):
     batches = [PretrainingDataset(dataset_folder, LENGTH, seed=seed).batch(range(8), e) for seed in (0, 1) for e in (0, 1)]
     for name in ("input_ids", "predicted_positions"):
         assert len({batch[name].tobytes() for batch in batches}) == 4
 
 
-def test_slots_are_drawn_anew_for_each_epoch_seed_and_index(dataset_folder):
+def test_predicted_positions_are_drawn_again_for_each_epoch_seed_and_index(dataset_folder):
     token_by_token = MaskingConfig(whole_word=False)
     first, other_seed = (PretrainingDataset(dataset_folder, LENGTH, token_by_token, seed=seed) for seed in (0, 1))
     slots = first.batch(np.arange(50))["predicted_positions"]
@@ -172,7 +172,7 @@ def test_slots_are_drawn_anew_for_each_epoch_seed_and_index(dataset_folder):
         assert np.mean([np.intersect1d(*pair).size for pair in pairs]) < 3  # 10 * 10 / 63 by chance
 
 
-def test_consecutive_samples_run_over_the_border_of_an_epoch(dataset_folder):
+def test_consecutive_samples_run_across_the_end_of_an_epoch(dataset_folder):
     data = PretrainingDataset(dataset_folder, LENGTH)
     n = len(data)
     across = data.consecutive(3 * n - 2, 5)
@@ -241,7 +241,7 @@ def test_a_missing_or_unfinished_folder_is_named(copied, tmp_path):
     with pytest.raises(UserError, match=r"no dataset folder .*nowhere"):
         PretrainingDataset(tmp_path / "nowhere")
     (copied / "dataset.json").unlink()
-    with pytest.raises(UserError, match=f"{copied} is no finished dataset"):
+    with pytest.raises(UserError, match=f"{copied} is not a finished dataset"):
         PretrainingDataset(copied)
 
 
@@ -268,13 +268,13 @@ def test_a_damaged_index_of_the_right_size_is_named(copied, offset, byte):
 
 
 @pytest.mark.parametrize("options", [{}, {"sample_mode": "document"}, {"sample_mode": "line", "packing": False}])
-def test_what_is_no_id_is_reported_with_its_file_and_position(copied, options):
+def test_an_id_outside_the_vocabulary_is_reported_with_its_file_and_position(copied, options):
     path = copied / "shard-00000.bin"
     content = bytearray(path.read_bytes())
     content[2 * 1234 + 1] |= 0x80
     path.write_bytes(content)
     data = PretrainingDataset(copied, LENGTH, **options)
-    message = rf"{path}: token 1,234 has id 3\d,\d+, the vocabulary 999.*inspect_dataset.py .* --verify"
+    message = rf"{path}: token 1,234 has id 3\d,\d+, but the vocabulary has 999.*inspect_dataset.py .* --verify"
     with pytest.raises(UserError, match=message):
         data.batch(np.arange(len(data)))
 
@@ -288,14 +288,14 @@ def test_another_tokenizer_in_the_folder_is_refused(copied, save_word_tokenizer)
         PretrainingDataset(copied)
 
 
-def test_a_dataset_shorter_than_a_row_is_refused(counted, circle):
+def test_a_dataset_shorter_than_a_sequence_is_refused(counted, circle):
     assert len(PretrainingDataset(counted, len(circle) + 1)) == 1
-    with pytest.raises(UserError, match=f"{counted} has {len(circle)} tokens, less than one row of {len(circle) + 2}"):
+    with pytest.raises(UserError, match=f"{counted} has {len(circle)} tokens, less than one sequence of {len(circle) + 2}"):
         PretrainingDataset(counted, len(circle) + 2)
 
 
 @pytest.mark.parametrize("seq_length", [0, 7, 65537])
-def test_an_impossible_row_length_is_refused(dataset_folder, seq_length):
+def test_an_impossible_sequence_length_is_refused(dataset_folder, seq_length):
     with pytest.raises(UserError, match=f"seq_length is {seq_length}"):
         PretrainingDataset(dataset_folder, seq_length)
 

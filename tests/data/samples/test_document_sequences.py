@@ -6,11 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpnet_ds.config.recipe import DataRecipe
 from mpnet_ds.data import MaskingConfig, PretrainingDataset, build_dataset
 from mpnet_ds.data.samples import document_sequences
 from mpnet_ds.data.samples.dataset import document_ids
-from mpnet_ds.data.samples.document_sequences import UnitRows
+from mpnet_ds.data.samples.document_sequences import DocumentSequences
 from mpnet_ds.data.storage.token_file import TokenFile, TokenFileWriter
 from mpnet_ds.errors import UserError
 from tests.shards import add_document
@@ -63,8 +62,8 @@ def items_of(documents, sample_mode: str) -> list[list[int]]:
             for line, stored in zip(document, stored_document, strict=True)]  # fmt: skip
 
 
-def expected_rows(corpus, n: int, sample_mode: str, packing: bool) -> list[list[int]]:
-    """The definition, item by item: a row takes the next unit if it fits; shards and blocks begin rows."""
+def expected_sequences(corpus, n: int, sample_mode: str, packing: bool) -> list[list[int]]:
+    """The definition, item by item: a sequence takes the next unit if it fits; shards and blocks start new ones."""
     rows = []
     for documents in corpus:
         items = items_of(documents, sample_mode)
@@ -81,24 +80,24 @@ def expected_rows(corpus, n: int, sample_mode: str, packing: bool) -> list[list[
 
 
 @given(CORPORA, st.integers(8, 20), MODES, st.booleans())
-def test_rows_hold_whole_units_in_their_order_and_no_token_is_lost_or_doubled(scratch, sizes, n, sample_mode, packing):
+def test_sequences_hold_whole_units_in_their_order_and_no_token_is_lost_or_doubled(scratch, sizes, n, sample_mode, packing):
     corpus = corpus_of(sizes)
-    rows = UnitRows(shards_of(corpus, scratch), n, sample_mode, packing)
-    expected = expected_rows(corpus, n, sample_mode, packing)
+    rows = DocumentSequences(shards_of(corpus, scratch), n, sample_mode, packing)
+    expected = expected_sequences(corpus, n, sample_mode, packing)
     assert len(rows) == len(expected)
     if expected:
         input_ids, real = rows.read(np.arange(len(rows)), np.zeros(len(rows), dtype=int))
         assert [row[mask].tolist() for row, mask in zip(input_ids, real, strict=True)] == expected
         assert (input_ids[~real] == PAD).all()
-        assert rows.tokens_per_row == pytest.approx(real.sum() / len(rows))
+        assert rows.tokens_per_sequence == pytest.approx(real.sum() / len(rows))
         everything = [token for token in input_ids.ravel().tolist() if token > EOS]
         assert everything == [token for token in itertools.chain.from_iterable(
             line for shard in corpus for document in shard for line in document) if token > EOS]  # fmt: skip
 
 
 @given(CORPORA, st.integers(8, 20), MODES, st.booleans(), st.data())
-def test_a_row_is_the_same_alone_and_in_any_company(scratch, sizes, n, sample_mode, packing, data):
-    rows = UnitRows(shards_of(corpus_of(sizes), scratch), n, sample_mode, packing)
+def test_a_sequence_is_the_same_alone_and_in_any_company(scratch, sizes, n, sample_mode, packing, data):
+    rows = DocumentSequences(shards_of(corpus_of(sizes), scratch), n, sample_mode, packing)
     if not len(rows):
         return
     numbers = np.array(data.draw(st.lists(st.integers(0, len(rows) - 1), min_size=1, max_size=6)))
@@ -108,17 +107,17 @@ def test_a_row_is_the_same_alone_and_in_any_company(scratch, sizes, n, sample_mo
 
 
 @given(CORPORA, MODES)
-def test_the_places_of_a_row_hold_its_ids(scratch, sizes, sample_mode):
-    rows = UnitRows(shards_of(corpus_of(sizes), scratch), 8, sample_mode, packing=True)
+def test_the_token_ranges_of_a_sequence_hold_its_ids(scratch, sizes, sample_mode):
+    rows = DocumentSequences(shards_of(corpus_of(sizes), scratch), 8, sample_mode, packing=True)
     for number in range(len(rows)):
         input_ids, _ = rows.read(np.array([number]), np.array([0]))
-        stored = np.concatenate([shard.tokens[first:stop] for shard, first, stop in rows.places(number, 0)])
+        stored = np.concatenate([shard.tokens[first:stop] for shard, first, stop in rows.token_ranges(number, 0)])
         assert stored[stored > EOS].tolist() == input_ids[input_ids > EOS].tolist()
 
 
 def test_a_line_that_ends_a_document_within_is_not_given_a_second_end(scratch):
     corpus = [[[[5, EOS], [6], [7, EOS]]]]
-    rows = UnitRows(shards_of(corpus, scratch), 16, "line", packing=True)
+    rows = DocumentSequences(shards_of(corpus, scratch), 16, "line", packing=True)
     input_ids, real = rows.read(np.array([0]), np.array([0]))
     assert input_ids[real].tolist() == [BOS, 5, EOS, BOS, 6, EOS, BOS, 7, EOS]
 
@@ -161,7 +160,7 @@ def test_padding_is_neither_predicted_nor_counted(built):
     assert (batch["predicted_positions"] < lengths[:, None]).all()
 
 
-def test_packing_fills_rows(built, monkeypatch):
+def test_packing_fills_sequences(built, monkeypatch):
     monkeypatch.setattr(document_sequences, "ITEMS_PER_BLOCK", 1024)
     rows = {p: len(PretrainingDataset(built, 256, sample_mode="line", packing=p)) for p in (True, False)}
     assert rows[True] * 15 < rows[False]
@@ -182,8 +181,6 @@ def test_samples_follow_from_seed_epoch_and_index(built, sample_mode):
 def test_an_unknown_sample_mode_is_named(built, name):
     with pytest.raises(UserError, match=f"unknown sample_mode '{name}'"):
         PretrainingDataset(built, sample_mode=name)
-    with pytest.raises(UserError, match=f"unknown sample_mode '{name}'"):
-        DataRecipe(sample_mode=name)
 
 
 @pytest.mark.parametrize("sample_mode", ["document", "line"])
@@ -197,18 +194,18 @@ def test_an_index_that_contradicts_itself_is_named(built, tmp_path, sample_mode)
         PretrainingDataset(folder, 32, sample_mode=sample_mode)
 
 
-def test_an_item_that_begins_after_its_end_is_named(built, tmp_path):
+def test_an_item_that_starts_after_its_end_is_named(built, tmp_path):
     folder = shutil.copytree(built, tmp_path / "dataset")
     path = folder / "shard-00000.idx"
     content = bytearray(path.read_bytes())
     num_sequences = int.from_bytes(content[18:26], "little")
     content[34 + 4 * num_sequences + 8 * 5 + 2] = 1  # the offset of the fifth sequence
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"shard-00000\.idx: item \d+ begins after its end"):
+    with pytest.raises(UserError, match=r"shard-00000\.idx: item \d+ starts after its end"):
         PretrainingDataset(folder, 32, sample_mode="line")
 
 
-def test_documents_of_a_row_are_numbered_from_its_ends_and_beginnings():
+def test_documents_of_a_sequence_are_numbered_from_its_ends_and_beginnings():
     rows = np.array([[0, 5, 6, 2, 7, 8, 2, 9], [0, 5, 2, 0, 6, 0, 7, 2], [0, 2, 2, 0, 5, 2, 1, 1]])
     assert document_ids(rows).tolist() == [
         [0, 0, 0, 0, 1, 1, 1, 2],

@@ -38,7 +38,7 @@ def mixture(folders, *weights, seed=0, **options) -> MixtureDataset:
 
 
 def dataset_of(batch: dict) -> np.ndarray:
-    """Which dataset each row is from, as its tokens tell."""
+    """Dataset of each sequence, told from its tokens."""
     ordinary = np.where(batch["input_ids"] >= 105, batch["input_ids"], 10**6).min(axis=1)
     return (ordinary - 105) // 100
 
@@ -108,11 +108,14 @@ def test_each_dataset_is_gone_through_in_its_own_order(folders):
             np.testing.assert_array_equal(batch[name][rows], own[name])
 
 
+@pytest.fixture(scope="module")
+def opened_twice(folders):
+    return [mixture(folders, "7/10", "2/10", "1/10", sample_mode="document", isolate_documents=True) for _ in range(2)]
+
+
 @given(first=st.integers(0, 2**40), cuts=st.lists(st.integers(1, 6), min_size=1, max_size=4))
-def test_a_sample_follows_from_its_number_alone(folders, first, cuts):
-    data, again = (
-        mixture(folders, "7/10", "2/10", "1/10", sample_mode="document", isolate_documents=True) for _ in range(2)
-    )
+def test_a_sample_follows_from_its_number_alone(opened_twice, first, cuts):
+    data, again = opened_twice
     whole = data.consecutive(first, sum(cuts))
     begins = first + np.cumsum([0, *cuts[:-1]])
     parts = [again.consecutive(int(begin), count) for begin, count in zip(begins, cuts, strict=True)]
@@ -135,7 +138,7 @@ def test_epochs_of_a_mixture_follow_each_other(folders):
             np.testing.assert_array_equal(across[name][part], batch[name])
 
 
-def test_rows_of_equal_number_are_masked_at_different_places(folders):
+def test_sequences_of_equal_index_are_masked_at_different_positions(folders):
     data = mixture([folders[0]] * 2)
     one, other = (part.batch(np.arange(20))["predicted_positions"] for part in data.datasets)
     assert (one == other).mean() < 0.1
@@ -171,15 +174,15 @@ def test_datasets_of_different_tokenizers_are_named(folders, dataset_folder):
 def test_weights_that_make_no_sense_are_refused(folders):
     with pytest.raises(UserError, match=f"{folders[1]} has no weight"):
         mixture(folders[:2], "0.5", None)
-    with pytest.raises(UserError, match=f"{folders[1]} has the weight -0.5; it must be greater than 0"):
+    with pytest.raises(UserError, match=f"{folders[1]} has weight -0.5; it must be greater than 0"):
         mixture(folders[:2], "0.5", "-0.5")
-    with pytest.raises(UserError, match=r"'0\.7x' is no weight"):
+    with pytest.raises(UserError, match=r"'0\.7x' is not a weight"):
         parse_weighted("data:0.7x")
-    with pytest.raises(UserError, match="'1/0' is no weight"):
+    with pytest.raises(UserError, match="'1/0' is not a weight"):
         parse_weighted("data:1/0")
 
 
-def test_a_weight_stands_after_the_last_colon(tmp_path):
+def test_the_weight_follows_the_last_colon(tmp_path):
     assert parse_weighted("some/data") == ("some/data", None)
     assert parse_weighted("a:b:0.7") == ("a:b", Fraction(7, 10))
     assert parse_weighted("data:3/4") == ("data", Fraction(3, 4))

@@ -28,7 +28,7 @@ def test_of_many_sources_some_are_listed(tmp_path, dataset_folder):
     sources = [{"path": f"file-{number}.txt", "num_bytes": number} for number in range(1000)]
     replace(manifest, sources=sources).save(tmp_path)
     text = describe(tmp_path)
-    assert "from file-9.txt, 9 bytes\nand 990 sources more, listed in dataset.json" in text
+    assert "from file-9.txt, 9 bytes\nand 990 more sources, listed in dataset.json" in text
     assert len(text.splitlines()) < 20
 
 
@@ -70,7 +70,7 @@ def test_colour_is_for_terminals_that_want_it(dataset_folder, monkeypatch, termi
 def test_a_sample_that_is_not_there_is_refused_with_the_range(dataset_folder):
     last = len(PretrainingDataset(dataset_folder, 64)) - 1
     for index in (-1, last + 1):
-        with pytest.raises(UserError, match=rf"--show {index}: .* samples 0 … {last} at 64 tokens"):
+        with pytest.raises(UserError, match=rf"--show is {index}; .* samples 0 … {last} of 64 tokens"):
             show(dataset_folder, index, 64)
 
 

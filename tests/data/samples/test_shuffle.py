@@ -41,7 +41,7 @@ def test_epochs_and_seeds_have_orders_of_their_own():
             assert np.count_nonzero(one == other) < 12  # one on average
 
 
-def test_any_sample_may_stand_anywhere():
+def test_any_sample_may_be_at_any_position():
     num_samples, epochs = 1000, 20_000
     expected, spread = epochs / num_samples, np.sqrt(2 * (num_samples - 1))
     for position in (0, 1, 500, 999):

@@ -7,7 +7,7 @@ import pytest
 
 from mpnet_ds.data.builder.import_indexed import import_dataset
 from mpnet_ds.data.storage import lengths as lengths_module
-from mpnet_ds.data.storage.lengths import DocumentLengths, draw_lengths
+from mpnet_ds.data.storage.lengths import DocumentLengths, length_histogram
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_buckets_double(dataset_of_lengths):
 @pytest.mark.parametrize("width", [40, 80, 200])
 @pytest.mark.parametrize("unicode", [False, True])
 def test_the_histogram_fits_the_line(dataset_of_lengths, width, unicode):
-    lines = draw_lengths(dataset_of_lengths([2] * 100 + [8] * 50 + [600]), width, unicode).splitlines()
+    lines = length_histogram(dataset_of_lengths([2] * 100 + [8] * 50 + [600]), width, unicode).splitlines()
     rows = lines[1:-1]
     assert max(map(len, rows)) == width
     assert "".join(rows).isascii() is not unicode
@@ -76,4 +76,4 @@ def test_the_histogram_fits_the_line(dataset_of_lengths, width, unicode):
 
 def test_an_encoding_without_blocks_gets_plain_characters(dataset_folder, monkeypatch):
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="latin-1"))
-    assert draw_lengths(dataset_folder, 80).isascii()
+    assert length_histogram(dataset_folder, 80).isascii()

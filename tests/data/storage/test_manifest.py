@@ -52,7 +52,7 @@ def test_a_file_record_holds_the_checksums_that_other_programs_compute(tmp_path,
 def test_a_missing_folder_and_an_unfinished_one_are_told_apart(tmp_path):
     with pytest.raises(UserError, match=r"no dataset folder .*nowhere"):
         DatasetManifest.load(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=f"{tmp_path} is no finished dataset"):
+    with pytest.raises(UserError, match=f"{tmp_path} is not a finished dataset"):
         DatasetManifest.load(tmp_path)
 
 

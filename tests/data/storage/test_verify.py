@@ -154,7 +154,7 @@ def test_the_holdout_is_checked_too(dataset_folder, tmp_path):
     assert [problem for problem in problems_of(folder) if problem.startswith(f"{path}: bytes 0 to")]
     (folder / "holdout" / "dataset.json").unlink()
     assert problems_of(folder) == [
-        f"{folder / 'holdout'} is no finished dataset (dataset.json is missing). Build it with tools/build_dataset.py."
+        f"{folder / 'holdout'} is not a finished dataset (dataset.json is missing). Build it with tools/build_dataset.py."
     ]
 
 
@@ -166,7 +166,7 @@ def test_a_changed_manifest_is_noticed(large, tmp_path):
     replace(manifest, tokens=7, shards=[*manifest.shards[:2], replace(shard, sequences=3, files=files)]).save(folder)
     found = "\n".join(problems_of(folder))
     assert f"dataset.json: 7 tokens, but its shards have {manifest.tokens:,}" in found
-    assert "shard-00002.bin: xxh3_64 or sha256 is not that of dataset.json" in found
+    assert "shard-00002.bin: xxh3_64 or sha256 differs from dataset.json" in found
     assert "shard-00002.idx: sequences: 10, dataset.json says 3" in found
 
 
@@ -226,14 +226,14 @@ def test_faults_of_one_kind_are_counted(make_dataset, tmp_path):
 @pytest.mark.parametrize(
     ("at", "dtype", "value", "message"),
     [
-        (SIZES_AT + 4, "<i4", -2, f"byte {SIZES_AT + 4} (sequence 1): a size below 0"),
-        (OFFSETS_AT + 8, "<i8", 4, f"byte {OFFSETS_AT + 8} (sequence 1): an offset that is not where"),
-        (OFFSETS_AT, "<i8", 2, f"byte {OFFSETS_AT} (sequence 0): an offset that is not where"),
+        (SIZES_AT + 4, "<i4", -2, f"byte {SIZES_AT + 4} (sequence 1): a negative size"),
+        (OFFSETS_AT + 8, "<i8", 4, f"byte {OFFSETS_AT + 8} (sequence 1): an offset that is not the end"),
+        (OFFSETS_AT, "<i8", 2, f"byte {OFFSETS_AT} (sequence 0): an offset that is not the end"),
         (DOCUMENTS_AT + 8, "<i8", 3, f"byte {DOCUMENTS_AT + 8} (document 1): a document without sequences"),
         (DOCUMENTS_AT, "<i8", 1, "the document index goes from 1 to 4, not 0 to 4"),
         (DOCUMENTS_AT + 24, "<i8", 5, "the document index goes from 0 to 5, not 0 to 4"),
         (26, "<i8", 0, "shard-00000.idx: version 1, type code 8, document index of 0"),
-        (0, "<u1", 0, "shard-00000.idx is not an index of tokens"),
+        (0, "<u1", 0, "shard-00000.idx is not a token index"),
     ],
 )
 def test_a_faulty_index_is_found_behind_good_checksums(make_dataset, tmp_path, at, dtype, value, message):

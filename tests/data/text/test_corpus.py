@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from mpnet_ds.data import ReadOptions
 from mpnet_ds.data.text import builtin_sample
 from mpnet_ds.data.text import corpus as corpus_module
-from mpnet_ds.data.text.corpus import Corpus, last_unit, read
+from mpnet_ds.data.text.corpus import Corpus, num_units, read
 from mpnet_ds.data.text.source import Faults, Source
 from mpnet_ds.errors import UserError
 
@@ -144,7 +144,7 @@ def test_a_compressed_file_that_is_cut_short_is_named(tmp_path, suffix, name):
         path.write_text("\n".join(lines))
     packed = compress(path, suffix)
     packed.write_bytes(packed.read_bytes()[:-2000])
-    with pytest.raises(UserError, match=rf"{name}\{suffix} is .*[Ff]etch it again"):
+    with pytest.raises(UserError, match=rf"{name}\{suffix} is .*Download it again"):
         documents(packed)
 
 
@@ -251,7 +251,7 @@ def test_a_source_that_changes_while_it_is_read_is_noticed(tmp_path):
 def parts_of(path, cuts, **reading):
     options = ReadOptions(**reading)
     (source,) = Corpus([str(path)], options).sources
-    edges = sorted({0, *(min(cut, source.num_bytes) for cut in cuts), last_unit(source)})
+    edges = sorted({0, *(min(cut, source.num_bytes) for cut in cuts), num_units(source)})
     return [
         [document for block in read(source, a, b, options, Faults()) for document in block.documents]
         for a, b in itertools.pairwise(edges)
@@ -320,8 +320,8 @@ def test_documents_with_such_bytes_are_left_out_or_repaired_on_request(tmp_path,
     ("line", "message"),
     [
         ('{"text": "cut', "not JSON"),
-        ('{"body": "x", "id": 3}', r"no text in field 'text' \(found: body, id\)"),
-        ('{"text": 7}', "field 'text' is no text but 7"),
+        ('{"body": "x", "id": 3}', r"no field 'text' \(found: body, id\)"),
+        ('{"text": 7}', "field 'text' is 7, not text"),
         ('["text"]', "a JSON list, not an object"),
     ],
 )
@@ -351,7 +351,7 @@ def test_a_nul_in_json_does_not_cost_a_document_its_place_beside_a_surrogate_pai
 
 def test_a_row_of_csv_without_the_column_is_named_or_left_out(tmp_path):
     path = write_csv(tmp_path / "a.csv", "id,text\n1,one\n2\n3,three\n")
-    with pytest.raises(UserError, match=r"a\.csv: byte 0 .*1 of 2 columns \(it ends in line 3\)"):
+    with pytest.raises(UserError, match=r"a\.csv: byte 0 .*1 columns instead of 2 \(it ends in line 3\)"):
         documents(path)
     assert documents(path, on_error="skip") == [["one"], ["three"]]
 
@@ -370,7 +370,7 @@ def test_a_column_of_numbers_is_no_text(tmp_path):
         documents(tmp_path / "a.parquet")
 
 
-@pytest.mark.parametrize(("name", "cure"), [("a.txt", "--txt_documents line"), ("a.jsonl", "break it up")])
+@pytest.mark.parametrize(("name", "cure"), [("a.txt", "--txt_documents line"), ("a.jsonl", "split it")])
 def test_a_line_of_a_gigabyte_is_refused_in_little_memory(tmp_path, name, cure):
     with open(tmp_path / name, "wb") as file:  # a sparse file: no line end anywhere
         file.write(b'{"text": "one document"}\n' if name == "a.jsonl" else b"one document\n\n")
@@ -391,16 +391,16 @@ print([d for b in Corpus([sys.argv[1]], ReadOptions(on_error="skip")).blocks() f
 
 def test_a_text_file_without_blank_lines_is_refused_when_it_becomes_too_long_a_document(tmp_path, monkeypatch):
     monkeypatch.setattr("mpnet_ds.data.text.files.LONGEST_DOCUMENT", 1000)
-    monkeypatch.setattr("mpnet_ds.data.text.files.STRETCH_BYTES", 100)
+    monkeypatch.setattr("mpnet_ds.data.text.files.CHUNK_BYTES", 100)
     (tmp_path / "a.txt").write_text("first\n\n" + "a line of text\n" * 100 + "\nlast\n")
-    with pytest.raises(UserError, match=r"a\.txt: byte 0 .*if each line is one, add --txt_documents line"):
+    with pytest.raises(UserError, match=r"a\.txt: byte 0 .*if each line is a document, use --txt_documents line"):
         documents(tmp_path / "a.txt")
     assert documents(tmp_path / "a.txt", on_error="skip") == [["first"], ["last"]]
 
 
 def test_options_that_do_not_exist_are_refused():
     for name in ("on_error", "txt_documents", "stdin_format"):
-        with pytest.raises(UserError, match=f"--{name} nonsense"):
+        with pytest.raises(UserError, match=f"--{name} is 'nonsense'"):
             ReadOptions(**{name: "nonsense"})
 
 
@@ -412,7 +412,7 @@ def test_a_source_of_a_kind_is_told_from_its_ending():
 
 def test_a_document_that_lost_a_line_is_left_out_as_a_whole(tmp_path, monkeypatch):
     monkeypatch.setattr("mpnet_ds.data.text.files.LONGEST_DOCUMENT", 1000)
-    monkeypatch.setattr("mpnet_ds.data.text.files.STRETCH_BYTES", 100)
+    monkeypatch.setattr("mpnet_ds.data.text.files.CHUNK_BYTES", 100)
     (tmp_path / "a.txt").write_text("first\n\nhead\n" + "long " * 400 + "\ntail\n\nlast\n")
     assert documents(tmp_path / "a.txt", on_error="skip") == [["first"], ["last"]]
 
@@ -432,7 +432,7 @@ def test_csv_that_does_not_add_up_is_a_fault(tmp_path, text):
 
 
 def test_csv_with_bare_carriage_returns_is_named(tmp_path):
-    with pytest.raises(UserError, match="line ends CR alone"):
+    with pytest.raises(UserError, match="line breaks are CR alone"):
         documents(write_csv(tmp_path / "a.csv", "id,text\r1,one\r"))
 
 
@@ -449,7 +449,7 @@ def test_a_file_is_not_taken_twice_under_two_names(tmp_path):
     (tmp_path / "a.txt").write_text("one")
     (tmp_path / "link.txt").symlink_to(tmp_path / "a.txt")
     for again in (tmp_path / "a.txt", tmp_path / "link.txt", tmp_path):
-        with pytest.raises(UserError, match="named twice"):
+        with pytest.raises(UserError, match="given twice"):
             Corpus([str(tmp_path / "a.txt"), str(again)])
 
 
@@ -487,6 +487,6 @@ def test_a_source_that_is_written_anew_with_the_same_size_is_noticed(tmp_path):
 
 
 def test_bad_bytes_are_found_in_a_document_that_reaches_far_beyond_them(tmp_path, monkeypatch):
-    monkeypatch.setattr("mpnet_ds.data.text.files.STRETCH_BYTES", 50)
+    monkeypatch.setattr("mpnet_ds.data.text.files.CHUNK_BYTES", 50)
     (tmp_path / "a.txt").write_bytes(b"fine\n\nbad \xff\n" + b"a line of the same document\n" * 20 + b"\nfine too\n")
     assert documents(tmp_path / "a.txt", on_error="skip") == [["fine"], ["fine too"]]

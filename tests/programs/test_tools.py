@@ -126,7 +126,7 @@ def test_ctrl_c_ends_the_training_of_a_tokenizer_at_once_and_leaves_nothing(tmp_
 def test_inspection_shows_lengths_and_a_sample_in_plain_text_in_a_pipe(dataset_folder):
     done = command(sys.executable, "tools/inspect_dataset.py", dataset_folder, "--verify", "--show", 0, "--seq_length", 64)
     assert done.returncode == 0, done.stderr
-    for expected in ("bytes are as they should be", "tokens in a document:", "median", "<mask>]", "predicted: "):
+    for expected in ("bytes are sound", "tokens in a document:", "median", "<mask>]", "predicted: "):
         assert expected in done.stdout
     assert "\x1b" not in done.stdout
 
@@ -165,4 +165,4 @@ def test_imported_and_built_datasets_merge_and_are_found_whole(dataset_folder, t
     assert said == "2 documents, 2 sequences, 5 tokens\n"
     said = tool("merge_datasets", dataset_folder, imported, "--output", merged, "--partial_holdout", "--copy")
     assert said.startswith("2 shard(s)")
-    assert "bytes are as they should be" in tool("inspect_dataset", merged, "--verify")
+    assert "bytes are sound" in tool("inspect_dataset", merged, "--verify")

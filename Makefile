@@ -1,14 +1,15 @@
-# make demo: the whole way, from text to a model.   make test: the tests.   make test-long: those that take long.
-# make test-cluster: those on several hosts, with the packages that they need; root, on Debian or Ubuntu (make test runs them
-# too where it can, and says why where it cannot).   make bench: all benchmarks at small sizes, some minutes; BENCH='--output FILE'
-# keeps the figures. All of them make .venv first.
+# make demo: the whole way, from text to a model.
+# make test: the tests, 10 minutes on two cores.   make test-fast: those that start no processes, 2 minutes.
+# make test-long: those that make test leaves out.   make test-cluster: all those on several hosts, with the packages that they
+# need; root, on Debian or Ubuntu (make test runs some of them where it can, and says why where it cannot).
+# make bench: all benchmarks at small sizes, some minutes; BENCH='--output FILE' keeps the figures. All of them make .venv first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-long test-cluster cluster-packages bench lint clean
+.PHONY: setup demo test test-fast test-long test-cluster cluster-packages bench lint clean
 
 setup: $(VENV)/ready
 
@@ -25,15 +26,19 @@ $(VENV)/ready: setup.py constraints.txt
 demo: setup
 	@bash launch/demo.sh
 
+# Four workers on two cores: many tests wait for processes, time limits and networks.
 test: setup lint
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 4 --dist loadfile
+
+test-fast: setup
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not long and not process"
 
 test-long: setup
 	@$(BIN)/python -m pytest -m long
 
 test-cluster: setup cluster-packages
 	@$(BIN)/python -m tests.cluster.requirements
-	@$(BIN)/python -m pytest -n 2 --dist loadfile tests/cluster
+	@$(BIN)/python -m pytest -n 2 --dist loadfile tests/cluster -m ''
 
 cluster-packages: setup
 	@$(BIN)/python -m tests.cluster.packages

@@ -8,8 +8,7 @@ and standard output and error as open files; the answers are the process ID and,
 program whose client closes the connection is killed. What a library reads from the environment while it is imported is the
 server's.
 
-A fork runs its script as ``__main__``. Where there is a GPU it starts a new interpreter instead, since CUDA does not survive
-a fork.
+A fork runs its script as ``__main__``. Where there is a GPU it starts a new interpreter: CUDA does not survive a fork.
 """
 
 import atexit

@@ -32,7 +32,7 @@ class ComputeSetting(NamedTuple):
     bytes_per_number: int = 4
     """4 in fp32, 2 in bf16 and fp16."""
     checkpointed_layers: int = 0
-    """Layers whose activations are recomputed in backward."""
+    """Layers whose activations are recomputed in backward; more than there are: all."""
     checkpoints_on_host: bool = False
     """The inputs of those layers are kept in host memory."""
     on_gpu: bool = True

@@ -142,6 +142,7 @@ def test_a_link_that_breaks_while_bandwidth_is_measured_is_named(cluster):
     assert left_behind(cluster) == []
 
 
+@pytest.mark.long
 def test_an_interrupted_check_leaves_nothing_behind(cluster):
     first, second, third = cluster.hosts
     hostfile = cluster.hostfile({first: 1, second: 1, third: 1})

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from mpnet_ds.checkpoint.store import CheckpointStore, verify
+from tests import runs
+from tests.cluster.hosts import HOST_ENVIRONMENT
 from tests.cluster.jobs import pretrain, start
 from tests.cluster.test_training import assert_same_losses
-from tests.runs import ROOT
+from tests.runs import RECIPE, ROOT
 from tests.training.faulty_runs import FAULTY, saved_steps
 
 SLOW = [FAULTY, "slow@1"]  # steps of a second, so that something can happen between them
@@ -20,15 +22,19 @@ LOST_TIMEOUT = 10  # seconds
 KEEP_ALIVE = {"PDSH_SSH_ARGS_APPEND": "-o ServerAliveInterval=2 -o ServerAliveCountMax=2"}  # supervise.sh's, in a hurry
 
 
-def assert_goes_on(cluster, slots, output: Path, data: Path, undisturbed) -> None:
-    """The same command ends with the losses of a run that nothing happened to."""
+def assert_goes_on(output: Path, data: Path, undisturbed) -> None:
+    """The same run, continued by two ranks on this machine, ends with the losses of a run that nothing happened to."""
     before = saved_steps(output)[-1]
-    again = pretrain(cluster, slots, output, data)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in HOST_ENVIRONMENT.items():
+            patch.setenv(name, value)
+        again = runs.pretrain(output, "--recipe", RECIPE, "--data", data, "--micro_batch_size", 4, ranks=2)
     assert f"at step {before}" in again.out, again.out + again.err
     assert_same_losses(again, undisturbed)
 
 
-@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.long), 1])
+@pytest.mark.long  # below a link is cut, which says less to those that remain
+@pytest.mark.parametrize("victim", [0, 1])
 def test_processes_of_one_host_that_are_killed_end_the_run_and_it_goes_on(
     cluster, undisturbed, dataset_folder, tmp_path, victim
 ):
@@ -43,7 +49,7 @@ def test_processes_of_one_host_that_are_killed_end_the_run_and_it_goes_on(
     assert time.monotonic() - begin < LOST_TIMEOUT + 20
     assert f"rank {victim} (node{victim + 2}) is lost" in run.err
     assert "The same command resumes" in run.err
-    assert_goes_on(cluster, slots, output, dataset_folder, undisturbed)
+    assert_goes_on(output, dataset_folder, undisturbed)
 
 
 @pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.long)])
@@ -64,7 +70,7 @@ def test_a_link_that_is_cut_ends_the_run_on_both_sides_and_it_goes_on(
     assert not others[victim].processes("faulty.py")  # it cannot tell anybody, but it does not wait for ever either
     assert f"rank {victim} (node{victim + 2}) is lost" in run.err
     others[victim].mend()
-    assert_goes_on(cluster, slots, output, dataset_folder, undisturbed)
+    assert_goes_on(output, dataset_folder, undisturbed)
 
 
 @pytest.mark.parametrize("supervised", [pytest.param(True, marks=pytest.mark.long), False])
@@ -86,7 +92,7 @@ def test_sigterm_at_the_launcher_saves_on_all_hosts(cluster, undisturbed, datase
     (step,) = saved_steps(output)
     assert 3 <= step < 8
     verify(CheckpointStore(output).newest())
-    assert_goes_on(cluster, slots, output, dataset_folder, undisturbed)
+    assert_goes_on(output, dataset_folder, undisturbed)
 
 
 def refused(cluster, slots, output, data, *arguments, code: int = 2) -> str:
@@ -98,6 +104,7 @@ def refused(cluster, slots, output, data, *arguments, code: int = 2) -> str:
     return re.sub(r"^node\d: ", "", run.err, flags=re.MULTILINE)
 
 
+@pytest.mark.long  # tests/ranks/test_rendezvous.py
 def test_a_host_that_does_not_come_is_named(cluster, dataset_folder, tmp_path):
     first, second, third = cluster.hosts
     slots = {first: 1, second: 1, third: 1}
@@ -107,6 +114,7 @@ def test_a_host_that_does_not_come_is_named(cluster, dataset_folder, tmp_path):
     assert "2 of 3 ranks are here after 20 s (--join_timeout); missing: rank 2 (node3)" in said
 
 
+@pytest.mark.long
 def test_more_slots_than_a_host_has_are_refused(cluster, dataset_folder, tmp_path):
     first, second, _ = cluster.hosts
     second.restrict_to_cores({next(iter(os.sched_getaffinity(0)))})
@@ -114,6 +122,7 @@ def test_more_slots_than_a_host_has_are_refused(cluster, dataset_folder, tmp_pat
     assert "ranks 1, 2 (node2): node2 has 1 CPU cores, and no GPU, and is to run 2 ranks: correct its slots" in said
 
 
+@pytest.mark.long  # tests/preflight/test_inspection.py
 def test_a_missing_hostfile_is_refused(cluster, dataset_folder, tmp_path):
     command = ["deepspeed", "--hostfile", tmp_path / "nowhere", "launch/pretrain.py", "--data", dataset_folder]
     flags = ["--deepspeed_config", ROOT / "ds_configs" / "zero2.json", "--output_dir", tmp_path / "run"]
@@ -123,6 +132,7 @@ def test_a_missing_hostfile_is_refused(cluster, dataset_folder, tmp_path):
     assert str(tmp_path / "nowhere") in done.stderr
 
 
+@pytest.mark.long  # tests/preflight/test_inspection.py has two ranks on one host
 def test_another_version_of_a_package_and_another_dataset_on_one_host_are_refused(cluster, dataset_folder, tmp_path):
     first, second, _ = cluster.hosts
     import transformers

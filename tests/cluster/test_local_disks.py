@@ -96,6 +96,7 @@ def test_the_same_hosts_go_on_to_the_losses_of_an_undisturbed_run(disks, resumed
     assert [disks.files(number, 8) >= {OPTIM.format(number)} for number in (0, 1)] == [True, True]
 
 
+@pytest.mark.long  # tests/ranks/test_disks.py
 def test_other_hosts_are_refused_and_nothing_is_touched(disks, resumed):
     first, second, third = disks.hosts
     before = disks.state()
@@ -131,6 +132,7 @@ def test_consolidation_names_the_host_whose_shards_are_missing_and_works_after_a
     assert all(weights[name].equal(expected[name]) for name in expected)
 
 
+@pytest.mark.long  # tests/ranks/test_disks.py
 def test_a_damaged_shard_is_named_with_its_host_and_the_checkpoint_before_is_used(disks, resumed, undisturbed):
     shard = disks.checkpoint(1, 8) / OPTIM.format(1)
     content = bytearray(shard.read_bytes())

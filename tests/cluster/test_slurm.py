@@ -137,6 +137,7 @@ def test_a_job_is_warned_saves_is_queued_again_and_ends_with_the_undisturbed_los
     assert json.loads((run.folder / "run.json").read_text())["world_size"] == 2
 
 
+@pytest.mark.long  # tests/ranks/test_launchers.py
 def test_two_nodes_give_the_losses_of_one(undisturbed, dataset_folder, tmp_path, tmp_path_factory):
     """Rank, number of ranks and the first rank's address come from srun alone."""
     with Cluster(2) as cluster, Slurm(tmp_path_factory.mktemp("two"), cluster.hosts) as slurm:
@@ -153,7 +154,7 @@ def test_two_nodes_give_the_losses_of_one(undisturbed, dataset_folder, tmp_path,
     [
         ("0,0", "COMPLETED", "0:0", ""),
         ("75,75", "FAILED", "75:0", "queued again 0 times already"),
-        ("1,1", "FAILED", "1:0", ""),
+        pytest.param("1,1", "FAILED", "1:0", "", marks=pytest.mark.long),
         ("2,2", "FAILED", "2:0", ""),
         ("10,138", "FAILED", "138:0", "give the job more --time"),
     ],
@@ -218,6 +219,7 @@ def test_tasks_of_an_array_are_runs_that_are_queued_again_one_by_one(slurm, subm
         assert slurm.job(number)["JobState"] == "COMPLETED"
 
 
+@pytest.mark.long
 def test_tasks_of_an_array_can_be_the_links_of_one_run(slurm, submit, stand_in, tmp_path):
     variables = {"array": "chain"}
     array = submit("wait,wait", program=stand_in, variables=variables, sbatch=["--array=1-3%1", "--no-requeue"])

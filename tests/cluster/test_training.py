@@ -56,6 +56,7 @@ def test_a_run_of_three_hosts_goes_on_with_two(cluster, three_hosts, undisturbed
     assert_same_losses(again, undisturbed)
 
 
+@pytest.mark.long  # tests/training/test_resume.py has it on one host
 def test_a_run_of_one_host_goes_on_with_three(cluster, undisturbed, dataset_folder, tmp_path):
     slots = dict(zip(cluster.hosts, SLOTS, strict=True))
     again = go_on(cluster, slots, undisturbed, tmp_path, dataset_folder)

@@ -41,6 +41,7 @@ from mpnet_ds.ranks import process_group
 from mpnet_ds.ranks.launchers import Placement
 from mpnet_ds.training.pretrain import open_data
 from tests.runs import RECIPE, ROOT, command, free_port, pretrain
+from tests.training.faulty_runs import train
 
 BASE = load_recipe("mpnet-base")
 
@@ -186,22 +187,13 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path):
         assert part in run.err
 
 
-@pytest.mark.long  # as above
 def test_another_version_on_one_rank_stops_all_with_one_voice(dataset_folder, tmp_path):
     """A stand-in for a second machine: rank 1 sees another version of numpy."""
-    (tmp_path / "sitecustomize.py").write_text(
-        "import os, importlib.metadata as metadata\n"
-        "true = metadata.version\n"
-        "if os.environ.get('RANK') == '1':\n"
-        "    metadata.version = lambda name: '99.0.0' if name == 'numpy' else true(name)\n"
-    )
-    launcher = ["env", f"PYTHONPATH={tmp_path}:{ROOT}", "deepspeed", "--num_accelerators", 2, "--master_port", free_port()]
-    script = [ROOT / "launch" / "pretrain.py", "--deepspeed_config", ROOT / "ds_configs" / "zero2.json"]
-    done = command(*launcher, *script, "--recipe", RECIPE, "--data", dataset_folder, "--output_dir", tmp_path / "run")
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.count("error: ") == 1, done.stderr
-    assert "error: numpy is " in done.stderr
-    assert '"99.0.0" on rank 1' in done.stderr
+    run = train(tmp_path / "run", dataset_folder, fault="another_numpy", ranks=2)
+    assert run.code == 2, run.err
+    assert run.err.count("error: ") == 1, run.err
+    assert "error: numpy is " in run.err
+    assert '"99.0.0" on rank 1' in run.err
     assert not (tmp_path / "run").exists()
 
 

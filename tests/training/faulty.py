@@ -248,7 +248,17 @@ def count_garbage(update: int) -> None:
     Trainer.train_step, Trainer._log = watched, logged
 
 
+def another_numpy(update: int) -> None:
+    """Another version of numpy on the last rank."""
+    from mpnet_ds.training import pretrain
+
+    true = pretrain.version
+    if is_last_rank():
+        pretrain.version = lambda package: "99.0.0" if package == "numpy" else true(package)
+
+
 FAULTS = {
+    "another_numpy": another_numpy,
     "garbage": count_garbage,
     "graphs": count_graphs,
     "waits": count_waits,

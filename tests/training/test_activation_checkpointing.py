@@ -26,6 +26,12 @@ def test_layers_are_spread_evenly_and_the_last_goes_last(num_layers, number):
     assert (num_layers - 1 in chosen) == (number >= num_layers)
 
 
+@pytest.fixture(autouse=True)
+def unconfigured(monkeypatch):
+    """DeepSpeed's settings stay as they are: to change them it needs a process group."""
+    monkeypatch.setattr(deepspeed.checkpointing, "configure", lambda *_, **__: None)
+
+
 @pytest.mark.parametrize(("section", "expected"), [({}, [0, 1, 2, 3]), ({"number_checkpoints": 2}, [0, 2])])
 def test_only_the_chosen_layers_go_through_deepspeed(monkeypatch, section, expected):
     module, passed = Shifts(4), []
@@ -34,7 +40,6 @@ def test_only_the_chosen_layers_go_through_deepspeed(monkeypatch, section, expec
         passed.append(int((function(hidden, bias) - hidden).item()))
         return function(hidden, bias)
 
-    monkeypatch.setattr(deepspeed.checkpointing, "configure", lambda *_, **__: None)
     monkeypatch.setattr(deepspeed.checkpointing, "checkpoint", checkpoint)
     checkpoint_layers(module, {"activation_checkpointing": section})
     assert module(torch.zeros(1, requires_grad=True)).item() == 0 + 1 + 2 + 3

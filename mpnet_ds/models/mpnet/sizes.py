@@ -70,7 +70,9 @@ def plan_of(
     setting: ComputeSetting | None = None,
 ) -> ModulePlan:
     """All sizes of a model and of the micro-batches that it is trained on."""
-    work = Work(config, objective, seq_length, num_predicted, micro_batch_size, setting or ComputeSetting())
+    setting = setting or ComputeSetting()
+    setting = setting._replace(checkpointed_layers=min(setting.checkpointed_layers, config.num_hidden_layers))
+    work = Work(config, objective, seq_length, num_predicted, micro_batch_size, setting)
     return ModulePlan(
         parameters=parameter_count(config),
         hidden_numbers=hidden_matrix_numbers(config),

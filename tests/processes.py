@@ -1,0 +1,56 @@
+"""Marks tests that start processes: ``pytest -m "not process"`` leaves them out (``make test-fast``).
+
+A test starts processes if it, one of its fixtures, or a function of the tests that these name uses the module ``subprocess``
+or fork_server.py: nobody has to keep a list.
+"""
+
+import functools
+import subprocess
+from collections.abc import Callable, Iterator
+from types import CodeType, FunctionType, ModuleType
+
+import pytest
+
+from tests import fork_server
+
+STARTERS = (subprocess, fork_server)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark them."""
+    for item in items:
+        definitions = [each for fixtures in item._fixtureinfo.name2fixturedefs.values() for each in fixtures]
+        functions = [item.function, *(definition.func for definition in definitions)]
+        if any(starts_processes(function) for function in functions):
+            item.add_marker(pytest.mark.process)
+
+
+def starts_processes(function: Callable) -> bool:
+    """Whether a function's code, or that of a function of the tests that it names, uses one of ``STARTERS``."""
+    return isinstance(function, FunctionType) and any(each in STARTERS for each in reached(function))
+
+
+@functools.cache
+def reached(function: FunctionType) -> frozenset:
+    """Return the modules that a function of the tests names, itself or by others, as far as functions of the tests go."""
+    modules, seen, waiting = set(), {function}, [function]
+    while waiting:
+        for value in values_named(waiting.pop()):
+            if isinstance(value, ModuleType):
+                modules.add(value)
+            elif isinstance(value, FunctionType) and value.__module__.startswith("tests.") and value not in seen:
+                seen.add(value)
+                waiting.append(value)
+    return frozenset(modules)
+
+
+def values_named(function: FunctionType) -> Iterator[object]:
+    """Yield the globals and the variables of enclosing functions that a function's code uses."""
+    for cell in function.__closure__ or ():
+        yield cell.cell_contents
+    codes = [function.__code__]
+    while codes:
+        code = codes.pop()
+        codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+        for value in (function.__globals__[name] for name in code.co_names if name in function.__globals__):
+            yield from vars(value).values() if isinstance(value, type) else [value]

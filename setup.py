@@ -14,8 +14,10 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=find_packages(include=["mpnet_ds", "mpnet_ds.*"]),
-    package_data={"mpnet_ds": ["recipes/*.json"]},
+    packages=[*find_packages(include=["mpnet_ds", "mpnet_ds.*"]), "mpnet_ds.ds_configs"],
+    package_dir={"mpnet_ds.ds_configs": "ds_configs"},  # at the top of a checkout, inside the installed package
+    package_data={"mpnet_ds": ["recipes/*.json", "hub/*.md"], "mpnet_ds.ds_configs": ["*.json"]},
+    entry_points={"console_scripts": ["mpnet-ds = mpnet_ds.programs.cli:start"]},
     install_requires=[
         "torch>=2.9",
         "deepspeed>=0.19.8",
@@ -24,7 +26,9 @@ setup(
         "datasets>=4",
         "safetensors>=0.6",
         "huggingface-hub>=1.0",
+        "jinja2>=3.1",
         "numpy>=2.0",
+        "pydantic>=2.10",
         "tensorboard>=2.18",
         "tqdm>=4.66",
         "xxhash>=3.5",

@@ -91,7 +91,9 @@ def measure(folder: Path, arguments) -> list[dict]:
             "seconds_to_first_batch": seconds[name],
             "tokens_per_second": float(np.median(found)),
             "times_plain": float(np.median(found) / plain),
-            "share_of_padding": float(1 - opened[name].tokens_per_sequence / arguments.seq_length) if name in opened else None,
+            "share_of_padding": float(1 - opened[name].tokens_per_sequence / arguments.seq_length)
+            if name in opened
+            else None,
         }
         for name, found in rates.items()
     ]

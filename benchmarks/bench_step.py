@@ -112,7 +112,7 @@ def derive(row: dict) -> dict:
     """With the rates that follow from times and sizes."""
     seconds, peak = row["step_seconds"], row["peak_flops"]
     rates = {
-        "tokens_per_second": row["ranks"] * row["micro_batch_size"] * row["tokens_per_row"] / seconds,
+        "tokens_per_second": row["ranks"] * row["micro_batch_size"] * row["tokens_per_sequence"] / seconds,
         "flops_per_second": row["flops"] / seconds,  # of one rank
         "mfu": row["flops"] / seconds / peak if peak else None,
     }

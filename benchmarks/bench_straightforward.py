@@ -81,7 +81,7 @@ def step(loss, optimizer: torch.optim.Optimizer) -> float:
 def random_batch(recipe: Recipe, batch_size: int) -> dict[str, torch.Tensor]:
     """Full sequences of random ids, with as many targets as the recipe predicts."""
     generator, num_tokens = np.random.default_rng(0), recipe.data.seq_length
-    num_targets = int(recipe.data.masking.num_predicted(num_tokens))
+    num_targets = int(recipe.objective.masking.num_predicted(num_tokens))
     batch = {
         "input_ids": generator.integers(4, VOCAB_SIZE - 1, (batch_size, num_tokens)),
         "predicted_positions": np.stack([generator.permutation(num_tokens)[:num_targets] for _ in range(batch_size)]),

@@ -17,7 +17,8 @@ from report import markdown_table
 from transformers import MPNetConfig
 
 from mpnet_ds.models import MPNetForPretraining
-from mpnet_ds.models.mpnet.sizes import flops_per_sequence, parameter_count
+from mpnet_ds.models.module import ComputeSetting
+from mpnet_ds.models.mpnet.sizes import flops_per_sequence, parameter_count, plan_of
 from mpnet_ds.preflight.memory_estimate import Workload, checkpoint_bytes, estimate
 
 RANKS, GPUS = (8, 64, 512, 4096), 8  # n, g
@@ -203,11 +204,13 @@ def models() -> list[list]:
     """Sizes, memory of a GPU, and checkpoint of each model."""
     rows = [["model", "layers × width", "parameters", "micro-batch", "GiB, ZeRO 0", "GiB, ZeRO 1", "GB of a checkpoint"]]
     for model in MODELS:
-        work = Workload(model.config, "mpnet", SEQ_LENGTH, PREDICTED, model.sequences, "bf16", 0, 64)
+        setting = ComputeSetting(bytes_per_number=2)
+        sizes = plan_of(model.config, "mpnet", SEQ_LENGTH, PREDICTED, model.sequences, setting)
+        work = Workload(sizes, "bf16", 0, 64)
         ours = replace(work, zero_stage=1, reduce_bucket_size=SHIPPED_BUCKET)
         figures = [estimate(work).total / 2**30, estimate(ours).total / 2**30, checkpoint_bytes(ours) / 1e9]
-        sizes = f"{model.layers} × {model.width:,}", f"{parameter_count(model.config) / 1e6:,.1f} M", model.sequences
-        rows.append([model.name, *sizes, *(f"{figure:.1f}" for figure in figures)])
+        named = f"{model.layers} × {model.width:,}", f"{parameter_count(model.config) / 1e6:,.1f} M", model.sequences
+        rows.append([model.name, *named, *(f"{figure:.1f}" for figure in figures)])
     return rows
 
 

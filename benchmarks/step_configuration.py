@@ -90,7 +90,8 @@ class Configuration:
             raw[SECTION] = {} if self.checkpointing == "all" else {"number_checkpoints": int(self.checkpointing)}
         sizes = {"micro_batch_size": micro_batch, "global_batch_size": micro_batch * self.ranks, "precision": precision}
         optimization = replace(recipe.optimization, **sizes)
-        config = resolve(raw, optimization, self.ranks, supported, self.deepspeed_config, exact_micro_batch=True)
+        hidden_size = recipe.model.hidden_size
+        config = resolve(raw, optimization, self.ranks, supported, self.deepspeed_config, True, hidden_size)
         check_accepted(config, self.deepspeed_config)
         return config
 

@@ -35,7 +35,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from mpnet_ds.training.transfer import pack, unpack
 from report import ROOT
 from step_configuration import Configuration
 
@@ -43,15 +42,13 @@ from mpnet_ds.command_line import run
 from mpnet_ds.config.deepspeed_config import EngineConfig
 from mpnet_ds.config.recipe import Recipe
 from mpnet_ds.errors import UserError
-from mpnet_ds.models import MPNetForPretraining
 from mpnet_ds.models.attention.backend import choose_backend
-from mpnet_ds.models.mpnet.sizes import flops_per_sequence, parameter_count
 from mpnet_ds.ranks import process_group
 from mpnet_ds.ranks.process_group import Ranks
 from mpnet_ds.training.activation_checkpointing import SECTION, checkpointed_layers
 from mpnet_ds.training.engine import Engine
 from mpnet_ds.training.metrics import peak_flops, peak_memory
-from mpnet_ds.training.prefetch import prefetched
+from mpnet_ds.training.prefetch import pack, prefetched, unpack
 from mpnet_ds.training.pretrain import open_data
 from mpnet_ds.training.schedule import learning_rate
 
@@ -151,9 +148,9 @@ def measure(configuration: Configuration, data_folder: str, steps: int, ranks: R
     config = configuration.engine_config(recipe, process_group.supported_precisions())
     data, _ = open_data([data_folder], None, recipe)
     torch.manual_seed(recipe.run.seed)
-    model = MPNetForPretraining(recipe.model.config(data.tokenizer.vocab_size), recipe.objective, configuration.attention)
-    engine = Engine(model, config, recipe.optimization.weight_decay, compiled=configuration.compiled)
-    described = describe(configuration, recipe, config, model, ranks) | {"tokens_per_row": data.tokens_per_sequence}
+    module = recipe.objective.build(recipe.model, data.tokenizer, recipe.data.seq_length, configuration.attention)
+    engine = Engine(module, config, recipe.optimization.weight_decay, compiled=configuration.compiled)
+    described = describe(configuration, recipe, config, data, ranks) | {"tokens_per_sequence": data.tokens_per_sequence}
     with closing(Steps(engine, data, recipe, config, ranks, total=2 + WARMUP_STEPS + 2 * steps)) as timed:
         return described | timed.measure(steps)
 
@@ -211,7 +208,7 @@ class Steps:
     def step(self) -> None:
         """One step of one micro-batch."""
         self.number += 1
-        batch, _ = next(self._batches)
+        (batch, num_targets), _ = next(self._batches)
         batch = unpack(batch, self.ranks.device)
         self.mark("data")
         optimization = self.recipe.optimization
@@ -219,7 +216,7 @@ class Steps:
         self.engine.set_learning_rate(rate)
         out = self.engine.forward(batch)
         self.mark("forward")
-        self.engine.backward(out.loss)
+        self.engine.backward(out.sums.sum() / num_targets)
         self.mark("optimizer")
         self.skipped += not self.engine.applied
 
@@ -250,37 +247,38 @@ class Steps:
         self.mark = lambda part: None
         return parts
 
-    def _draw(self, step: int) -> dict[str, torch.Tensor]:
-        """This rank's batch, where a GPU can fetch it by itself, as the trainer draws it."""
+    def _draw(self, step: int) -> tuple[dict[str, torch.Tensor], int]:
+        """This rank's batch, where a GPU can fetch it by itself, as the trainer draws it, and the number of its targets."""
         batch = self.config.batch
         first = (step - 1) * batch.global_batch_size + self.ranks.rank * batch.micro_batch_size
-        return pack(self.data.consecutive(first, batch.micro_batch_size), self.ranks.device)
+        drawn, objective = self.data.consecutive(first, batch.micro_batch_size), self.recipe.objective
+        return pack(drawn, self.ranks.device, objective.omitted_if_true), sum(objective.num_targets(drawn))
 
 
-def describe(configuration: Configuration, recipe: Recipe, config: EngineConfig, model, ranks: Ranks) -> dict:
+def describe(configuration: Configuration, recipe: Recipe, config: EngineConfig, data, ranks: Ranks) -> dict:
     """The configuration with nothing left open, and its sizes."""
-    seq_length, device, sizes = recipe.data.seq_length, ranks.device, model.config
-    predicted, layers = int(recipe.data.masking.num_predicted(seq_length)), sizes.num_hidden_layers
-    section, sequences = config.engine.get(SECTION), config.batch.micro_batch_size
+    seq_length, device, objective, tokenizer = recipe.data.seq_length, ranks.device, recipe.objective, data.tokenizer
+    layers, section, sequences = recipe.model.num_hidden_layers, config.engine.get(SECTION), config.batch.micro_batch_size
+    sizes = objective.sizes(recipe.model, tokenizer, seq_length, sequences)
     again = 0 if section is None else len(checkpointed_layers(layers, section.get("number_checkpoints")))
     return asdict(configuration) | {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "attention": choose_backend(configuration.attention, device).name,
-        "attention_dropout": sizes.attention_probs_dropout_prob,
+        "attention_dropout": recipe.model.attention_probs_dropout_prob,
         "precision": config.precision,
         "zero_stage": config.zero_stage,
         "optimizer": config.engine["optimizer"]["type"],
         "checkpointed_layers": again,
         "micro_batch_size": sequences,
-        "objective": recipe.objective,
+        "objective": objective.name,
         "layers": layers,
-        "hidden_size": sizes.hidden_size,
-        "vocab_size": sizes.vocab_size,
+        "hidden_size": recipe.model.hidden_size,
+        "vocab_size": tokenizer.vocab_size,
         "seq_length": seq_length,
-        "predicted": predicted,
-        "parameters": parameter_count(sizes),
+        "predicted": objective.num_targets(data.batch([0]))[0],
+        "parameters": sizes.parameters,
         # Of a rank's step, executed once: what is computed again in backward does not count.
-        "flops": sequences * flops_per_sequence(sizes, seq_length, predicted, recipe.objective),
+        "flops": sequences * sizes.flops_per_sequence,
         "peak_flops": peak_flops(device, config.precision),
         "ranks": ranks.world_size,
         "threads": torch.get_num_threads(),

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Pre-training through OpenMPI's mpirun, one rank for each slot of a hostfile (launch/hostfile.example), which is DeepSpeed's:
+# Pre-training through OpenMPI's mpirun, one rank per slot of a DeepSpeed hostfile (launch/hostfile.example):
 #     bash launch/mpi.sh my-hostfile --deepspeed_config ds_configs/multi_node.json --data my-data --output_dir runs/first
-# Started on the first host. Every host must let this one in by ssh without a password, and have OpenMPI, this repository, its
-# Python and the data at the same paths. MASTER_PORT is a free port of the first host (29500). Variables beyond those below
-# travel with -x NAME in MPI_FLAGS, where any other flag of mpirun goes too.
-# SIGTERM or Ctrl-C saves and ends the run on all hosts. The exit code is that of the ranks: see the README.
+# Start it on the first host, which must be able to log in to every host over ssh without a password; all need OpenMPI, this
+# repository, its Python and the data at the same paths. MASTER_PORT is a free port of the first host (29500). MPI_FLAGS holds
+# further flags of mpirun, such as -x NAME for variables beyond those below.
+# SIGTERM or Ctrl-C saves and ends the run on all hosts. The exit code is that of the ranks: docs/several_machines.md.
 set -u
 here=$(dirname "$(realpath "$0")")
 MASTER_PORT=${MASTER_PORT:-29500}
@@ -29,7 +29,7 @@ fi
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 flags=(-x MASTER_ADDR -x MASTER_PORT)
 while read -r name; do flags+=(-x "$name"); done < <(compgen -e | grep -xE "$PASSED_ON")
-# Ranks in the order of the hostfile, slot after slot; not each bound to one core, where its threads would queue.
-# shellcheck disable=SC2086  # MPI_FLAGS are several words
+# Ranks in the order of the hostfile, slot by slot; not bound to one core each, on which their threads would queue.
+# shellcheck disable=SC2086  # MPI_FLAGS may hold several words
 exec bash "$here/supervise.sh" mpirun --hostfile "$hostfile" --map-by slot --bind-to none --wdir "$PWD" "${flags[@]}" \
   $MPI_FLAGS "$program" "$here/pretrain.py" "$@"

@@ -1,24 +1,24 @@
 #!/usr/bin/env bash
-# Runs a training command so that it can be asked to save and stop:
+# Runs a training command that can be asked to save and stop:
 #     bash launch/supervise.sh deepspeed launch/pretrain.py --deepspeed_config ds_configs/zero2.json --data my-data
-# SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 become a SIGUSR1 for the ranks, which save and leave with 75; this script waits for
-# them and leaves with the command's exit code. The launchers themselves get no signal: deepspeed's would die at once and
-# leave its ranks behind. A second Ctrl-C ends everything.
-# It sees the ranks of its own machine, and one is enough: they tell those on other hosts. Where none is here (a login node),
-# deepspeed gets a SIGTERM, which reaches the hosts as such: the run is saved, but what it prints is lost, and the code is 1.
-# Over several hosts, ssh is told to notice within a minute that one of them cannot be reached any more.
+# SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 become a SIGUSR1 for the ranks, which save and exit with 75; this script waits for them
+# and exits with the command's exit code. The launcher itself gets no signal: deepspeed would die at once and leave its ranks
+# behind. A second Ctrl-C ends everything.
+# It sees the ranks of its own machine, and one is enough: it tells those on other hosts. Where there is none (a login node),
+# deepspeed gets a SIGTERM, which reaches the hosts: the run is saved, but its output is lost, and the exit code is 1. With
+# several hosts, ssh is configured to notice within a minute that one of them is unreachable.
 set -u
 [ $# -gt 0 ] || { echo "usage: bash launch/supervise.sh COMMAND…" >&2; exit 2; }
-# By this the command's processes are known, wherever launchers put them; deepspeed hands over what begins with PYTHON.
+# This identifies the command's processes, wherever launchers put them; deepspeed passes on what begins with PYTHON.
 export PYTHON_MPNET_DS_SUPERVISOR=$$.$RANDOM
 export PDSH_SSH_ARGS_APPEND="${PDSH_SSH_ARGS_APPEND--o ConnectTimeout=30 -o ServerAliveInterval=15 -o ServerAliveCountMax=4}"
 
-processes() { # process ids, one a line: all of the command's, or with an argument those that have this variable as well
+processes() { # process ids of the command, one per line; with an argument, of those that have this variable as well
   local files
   mapfile -t files < <(grep -lsz "^PYTHON_MPNET_DS_SUPERVISOR=$PYTHON_MPNET_DS_SUPERVISOR\$" /proc/[0-9]*/environ)
   [ ${#files[@]} -gt 0 ] && grep -lsz "^${1-PYTHON_MPNET_DS_SUPERVISOR}=" "${files[@]}" | cut -d/ -f3
 }
-ranks() { # processes that were given a RANK, but not those that a rank has started in its turn
+ranks() { # processes with a RANK, without those that a rank has started itself
   local pid parent all
   all=$(processes RANK)
   for pid in $all; do
@@ -26,7 +26,7 @@ ranks() { # processes that were given a RANK, but not those that a rank has star
     grep -qx "$parent" <<<"$all" || echo "$pid"
   done
 }
-ask() { # without ranks the command is the only one: python launch/pretrain.py
+ask() { # without ranks the command is the only process: python launch/pretrain.py
   local found
   found=$(ranks)
   if [ -z "$found" ] && pgrep -x pdsh -g "$command" >/dev/null; then
@@ -48,13 +48,13 @@ trap 'signalled=1; interrupts=$((interrupts + 1)); if [ $interrupts = 1 ]; then 
 
 setsid "$@" &
 command=$! code=127
-while :; do # a signal cuts a wait short
+while :; do # a signal interrupts wait
   signalled=0
   wait "$command"; result=$?
   [ $result = 127 ] || code=$result
   [ $signalled = 1 ] || break
 done
-if [ -n "$(ranks)" ]; then # somebody else has ended the launcher, of which deepspeed says 0
+if [ -n "$(ranks)" ]; then # something else has ended the launcher; deepspeed exits with 0 then
   [ $code = 0 ] && code=1
   ask
   for _ in $(seq 120); do [ -n "$(ranks)" ] && sleep 1; done

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Pre-training through torchrun. On one machine, on all of its GPUs:
 #     bash launch/torchrun.sh --deepspeed_config ds_configs/zero2.json --data my-data --output_dir runs/first
-# On several, in the repository of each, with its own NODE_RANK (0 on the first, whose name or address is MASTER_ADDR):
+# On several, in the repository on each of them, with its own NODE_RANK (0 on the first, whose address is MASTER_ADDR):
 #     NODES=2 NODE_RANK=1 MASTER_ADDR=gpu1 bash launch/torchrun.sh --deepspeed_config ds_configs/multi_node.json --data …
 # GPUS is the number of ranks on this machine (all of its GPUs; 1 without any), MASTER_PORT a free port of the first (29500).
-# SIGTERM or Ctrl-C on any machine saves and ends the run on all. The exit code is that of the ranks: see the README.
+# SIGTERM or Ctrl-C on any machine saves and ends the run on all. The exit code is that of the ranks: docs/several_machines.md.
 set -u
 here=$(dirname "$(realpath "$0")")
 NODES=${NODES:-1}
@@ -25,7 +25,7 @@ fi
 GPUS=${GPUS:-$(python -c 'import torch; print(torch.accelerator.device_count() or 1)' 2>/dev/null)} \
   || fail "python on PATH ($(command -v python || echo none)) has no torch: activate the environment first."
 is_number "$GPUS" && [ "$GPUS" -gt 0 ] || fail "GPUS is '$GPUS', not a number of ranks."
-# As torchrun has it, without its warning; and without those of names that cannot be looked up.
+# torchrun's own default, set here to silence its warning; and no warnings about names that cannot be resolved.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TORCH_CPP_LOG_LEVEL=${TORCH_CPP_LOG_LEVEL:-ERROR}
 exec bash "$here/supervise.sh" python "$here/torchrun.py" --nnodes "$NODES" --node-rank "${NODE_RANK:-0}" \
   --nproc-per-node "$GPUS" --master-addr "${MASTER_ADDR:-127.0.0.1}" --master-port "$MASTER_PORT" "$here/pretrain.py" "$@"

@@ -3,7 +3,7 @@
 from mpnet_ds.errors import UserError, did_you_mean
 
 AUTO = "auto"
-BACKENDS = (AUTO, "eager", "processor", "sdpa", "flex", "triton")
+BACKENDS = (AUTO, "eager", "cpu", "sdpa", "flex", "triton")
 
 
 def check_backend(name: str) -> str:

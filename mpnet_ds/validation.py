@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, TypeVar, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -77,10 +77,10 @@ def construct(cls: type[Section], content: Any, origin: str | Origin, where: str
 def keys_of(cls: type, where: str = "") -> Iterator[str]:
     """All keys of a section and of the sections inside it, dotted, as they follow each other."""
     hints = get_type_hints(cls)
-    for name in getattr(cls, "__dataclass_fields__", ()):
-        yield _join(where, name)
-        if is_dataclass(hints[name]):
-            yield from keys_of(hints[name], _join(where, name))
+    for one in fields(cls):
+        yield _join(where, one.name)
+        if is_dataclass(hints[one.name]):
+            yield from keys_of(hints[one.name], _join(where, one.name))
 
 
 def _join(*keys) -> str:

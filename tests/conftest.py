@@ -21,7 +21,7 @@ from mpnet_ds.data.builder.learn_tokenizer import train_tokenizer_on
 from mpnet_ds.data.text import builtin_sample
 from mpnet_ds.tokenizer import PretrainingTokenizer
 
-pytest_plugins = ["tests.runs", "tests.cluster.requirements"]
+pytest_plugins = ["tests.fork_server", "tests.runs", "tests.cluster.requirements"]
 
 settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("repeatable")

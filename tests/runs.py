@@ -1,4 +1,8 @@
-"""Real runs of the launch script, in processes of their own, shared by the tests that look at their results."""
+"""Runs of the launch script, in processes of their own, and those that several tests look at.
+
+Most run in forks (fork_server.py). Under a real launcher are those where it matters: ``launcher=`` of ``pretrain`` and
+``pretrain_all``, ``UNDER_LAUNCHERS``, and ``start_run`` of training/faulty_runs.py.
+"""
 
 import itertools
 import json
@@ -15,10 +19,12 @@ from pathlib import Path
 
 import pytest
 
+from tests import fork_server
+
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "tests" / "fixtures" / "recipe.json"
 TIMEOUT = 240  # seconds
-FIRST_PORT, PORTS = 12000, 4000  # of each of two workers
+FIRST_PORT, PORTS, WORKERS = 12000, 2000, 4  # ports of each worker of pytest-xdist
 
 
 @dataclass
@@ -55,8 +61,13 @@ class Run:
 
 
 def command(*arguments, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    """A program of the project, as a user would start it; paths of programs are relative to the repository."""
+    """Run a program of the project, as a user would start it; paths of programs are relative to the repository.
+
+    A Python script runs in a fork of fork_server.py; anything else is a process of its own.
+    """
     arguments = [str(argument) for argument in arguments]
+    if arguments[0] == sys.executable and arguments[1].endswith(".py"):
+        return fork_server.run(arguments[1:], cwd, [environment()], TIMEOUT)
     return subprocess.run(arguments, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=TIMEOUT)
 
 
@@ -66,26 +77,48 @@ def environment() -> dict[str, str]:
     return os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
+LAUNCHERS = {
+    "none": lambda ranks: [sys.executable, "-u"],  # a new interpreter
+    "deepspeed": lambda ranks: ["deepspeed", "--num_accelerators", ranks, "--master_port", free_port()],
+    "torchrun": lambda ranks: ["torchrun", "--nproc-per-node", ranks, "--master-port", free_port()],
+}
+"""The real ones: name → beginning of a command."""
+UNDER_LAUNCHERS = {("zero3", 2): "torchrun"}
+"""Runs of ``trained``, configuration and ranks, that a real launcher starts."""
+
+
+def launch(script: list, ranks: int, launcher: str = "", cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    """Run a script and its arguments in so many ranks.
+
+    Args:
+        ranks: 0 for a process that no launcher has started.
+        launcher: one of ``LAUNCHERS``; by default the ranks are forks, with the variables that DeepSpeed's launcher sets.
+    """
+    if launcher or not ranks:
+        return command(*LAUNCHERS[launcher](ranks) if launcher else [sys.executable], *script, cwd=cwd)
+    common = {"WORLD_SIZE": ranks, "LOCAL_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    variables = [common | {"RANK": rank, "LOCAL_RANK": rank, "CROSS_RANK": 0, "CROSS_SIZE": 1} for rank in range(ranks)]
+    environments = [environment() | {name: str(value) for name, value in each.items()} for each in variables]
+    return fork_server.run([str(word) for word in script], cwd, environments, TIMEOUT)
+
+
 def pretrain(
-    output: Path, *arguments, config: str = "zero2", ranks: int = 0, cwd: Path = ROOT, script: list | None = None
-) -> Run:
-    """``launch/pretrain.py``, or ``script``, under the deepspeed launcher with so many ranks, or without a launcher (0)."""
-    launcher = [sys.executable]
-    if ranks:
-        launcher = ["deepspeed", "--num_accelerators", ranks, "--master_port", free_port()]
+    output: Path, *arguments, config: str = "zero2", ranks: int = 0, cwd: Path = ROOT, script: list | None = None,
+    launcher: str = "",
+) -> Run:  # fmt: skip
+    """Run ``launch/pretrain.py``, or ``script``; ranks and launcher as in ``launch``."""
     config_path = config if "/" in config else ROOT / "ds_configs" / f"{config}.json"
     where = [] if "--output_dir" in arguments else ["--output_dir", output]
-    script = [*(script or [ROOT / "launch" / "pretrain.py"]), "--deepspeed_config", config_path, *where]
-    done = command(*launcher, *script, *arguments, cwd=cwd)
+    script = [*(script or [ROOT / "launch" / "pretrain.py"]), "--deepspeed_config", config_path, *where, *arguments]
+    done = launch(script, ranks, launcher, cwd)
     return Run(done.returncode, done.stdout, done.stderr, output)
 
 
-def pretrain_all(folder: Path, runs: dict[Path, list], ranks: int) -> dict[Path, Run]:
+def pretrain_all(folder: Path, runs: dict[Path, list], ranks: int, launcher: str = "") -> dict[Path, Run]:
     """Several runs in the same processes, one after the other: output folder → arguments of ``launch/pretrain.py``."""
     lists = [[str(word) for word in ("--output_dir", output, *arguments)] for output, arguments in runs.items()]
     (folder / "runs.json").write_text(json.dumps(lists))
-    launcher = ["deepspeed", "--num_accelerators", ranks, "--master_port", free_port()] if ranks > 1 else [sys.executable]
-    done = command(*launcher, ROOT / "tests" / "training" / "many_runs.py", folder / "runs.json")
+    done = launch([ROOT / "tests" / "training" / "many_runs.py", folder / "runs.json"], ranks if ranks > 1 else 0, launcher)
     said = re.findall(r"^begin \d+\n(.*?)^end \d+: (\d+), ", done.stdout, re.MULTILINE | re.DOTALL)
     assert len(said) == len(runs), f"after {len(said)} runs:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     return {output: Run(int(code), out, done.stderr, output) for output, (out, code) in zip(runs, said, strict=True)}
@@ -105,7 +138,7 @@ def free_port() -> int:
 def _own_ports() -> Iterator[int]:
     """Round and round those of this pytest-xdist worker, from anywhere: another session on this machine has the same."""
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    first, begin = FIRST_PORT + PORTS * (worker % 2), secrets.randbelow(PORTS)
+    first, begin = FIRST_PORT + PORTS * (worker % WORKERS), secrets.randbelow(PORTS)
     return (first + (begin + count) % PORTS for count in itertools.count())
 
 
@@ -144,6 +177,7 @@ def trained(dataset_folder, run_once):
 
     def train(config: str = "zero2", ranks: int = 1) -> Run:
         arguments = ["--recipe", RECIPE, "--data", dataset_folder, *(["--micro_batch_size", 4] if ranks == 2 else [])]
-        return run_once(f"{config}-{ranks}", lambda output: pretrain(output, *arguments, config=config, ranks=ranks))
+        options = {"config": config, "ranks": ranks, "launcher": UNDER_LAUNCHERS.get((config, ranks), "")}
+        return run_once(f"{config}-{ranks}", lambda output: pretrain(output, *arguments, **options))
 
     return train

@@ -166,7 +166,7 @@ def test_growth_is_told_from_arithmetic(monkeypatch, capsys):
         n = configuration.seq_length
         found = dict.fromkeys(bench_step.MEASURED, 1.0) | {"step_seconds": n**2 / 1e4, "step_bytes": n, "peak_bytes": None}
         found |= {"flops": flops_per_sequence(sizes, n, round(0.15 * n)), "peak_flops": None, "all_step_seconds": []}
-        found |= {"ranks": 1, "micro_batch_size": 1, "seq_length": n, "tokens_per_row": n}
+        found |= {"ranks": 1, "micro_batch_size": 1, "seq_length": n, "tokens_per_sequence": n}
         found |= {"skipped_steps": 0, "steps": 1, "threads": 1}
         return found | {
             "device": "cpu",
@@ -380,9 +380,9 @@ def test_the_plan_for_a_gpu_has_everything_once_and_the_back_ends_first():
 def test_only_back_ends_that_the_device_has_are_planned():
     base = Configuration("mpnet-base")
     on_gpu, here = (measure_gpu.backends_of(torch.device(kind), base) for kind in ("cuda", "cpu"))
-    assert "processor" not in on_gpu
+    assert "cpu" not in on_gpu
     assert (on_gpu["eager"], on_gpu["flex"]) == ({}, {"attention_dropout": 0.0})
-    assert set(here) == {"eager", "processor", "sdpa"}
+    assert set(here) == {"eager", "cpu", "sdpa"}
     plan = list(measure_gpu.plan_of("mpnet-base", [64], "sdpa", on_gpu))
     dropout = {name: {c.attention_dropout for c in plan if c.attention == name} for name in on_gpu}
     assert dropout["flex"] == {0.0}

@@ -7,7 +7,7 @@
         tokenizer/                the run's tokenizer, so that the folder is enough to export
         manifest.json             written last: step, samples, settings, size and checksums of each file, and its own
 
-Where hosts save to local disks, each disk has such a folder with the shards of its ranks (see elsewhere.py, and
+Where hosts save to local disks, each disk has such a folder with the shards of its ranks (see other_disks.py, and
 ranks/disks.py for who writes what). A checkpoint is complete when all of them are: they are made and removed together.
 
 Saving: each rank writes its shards, syncs them to disk and reads them back; all ranks exchange the outcome; the manifest is
@@ -26,7 +26,7 @@ from pathlib import Path
 
 import xxhash
 
-from mpnet_ds.checkpoint.elsewhere import check_gathered, check_rank, elsewhere_of, files_elsewhere, is_sound
+from mpnet_ds.checkpoint.other_disks import check_gathered, check_rank, elsewhere_of, files_elsewhere, is_sound
 from mpnet_ds.errors import UserError
 from mpnet_ds.files import file_record, write_atomically
 from mpnet_ds.zero.torch_archive import contents_checksum

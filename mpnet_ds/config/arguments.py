@@ -7,6 +7,7 @@ from mpnet_ds.command_line import Parser, invocation
 from mpnet_ds.config.foreign_names import our_name
 from mpnet_ds.config.overrides import FLAGS, Override, read_overrides
 from mpnet_ds.config.recipe import DEFAULT_RECIPE, DEMO_RECIPE, Recipe, load_recipe
+from mpnet_ds.objectives import OBJECTIVES
 from mpnet_ds.ranks.launchers import JOIN_TIMEOUT
 from mpnet_ds.validation import keys_of
 
@@ -22,7 +23,9 @@ def build_parser() -> Parser:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the command that trains."""
-    parser.add_argument("--deepspeed_config", required=True, metavar="FILE", help="DeepSpeed's JSON: ZeRO, precision, …")
+    parser.add_argument(
+        "--deepspeed_config", required=True, metavar="NAME|FILE", help="DeepSpeed's JSON: zero2, zero3, … or a file"
+    )
     parser.add_argument(
         "--recipe", metavar="NAME|FILE", help="model, objective, data, optimisation (mpnet-base with --data)"
     )
@@ -107,5 +110,6 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
 def explain_flag(flag: str) -> str | None:
     """What to write instead of a flag that does not exist, where that is known."""
     name = flag.removeprefix("--").replace("-", "_")
-    keys = [key for key in keys_of(Recipe) if key.rpartition(".")[2] == name]
+    of_objectives = (key for objective in OBJECTIVES.values() for key in keys_of(objective, "objective"))
+    keys = [key for key in (*keys_of(Recipe), *of_objectives) if key.rpartition(".")[2] == name]
     return f"Write --set {keys[0]}=VALUE." if keys else our_name(name)

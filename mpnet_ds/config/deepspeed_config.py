@@ -3,8 +3,6 @@
 The file keeps DeepSpeed's own schema. Where it says "auto" the recipe's or the command line's value goes; where it gives
 a number that contradicts them, that is an error which names both. Every key is served, harmless or refused by name (see
 ``deepspeed_keys.py``). Everything that is wrong is said at once.
-
-Batch arithmetic: global batch = micro batch * accumulation steps * ranks.
 """
 
 import copy
@@ -12,6 +10,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from mpnet_ds.config.batch_sizes import BatchSizes, fit
 from mpnet_ds.config.deepspeed_keys import ACCUMULATION, GLOBAL, MICRO, MONITORS, REFUSED, is_off, key_tree
 from mpnet_ds.config.deepspeed_optimizers import optimizer_parameters, sound_optimizer
 from mpnet_ds.config.recipe import OptimizationRecipe
@@ -19,15 +18,6 @@ from mpnet_ds.errors import UserError, did_you_mean
 
 DEEPSPEEDS_OWN_AUTO = "data_types.keep_in_fp32_modules"
 """Place where "auto" is a word of DeepSpeed's."""
-
-
-@dataclass(frozen=True)
-class BatchSizes:
-    """Sequences of a step: global = micro × accumulation steps × ranks."""
-
-    micro_batch_size: int
-    accumulation_steps: int
-    global_batch_size: int
 
 
 @dataclass(frozen=True)
@@ -57,25 +47,35 @@ class EngineConfig:
         return _offload(self.engine, what)
 
 
-def load_deepspeed_config(path: str | Path) -> dict:
-    """Read the file and check its keys; ``UserError`` with all findings."""
-    sound, findings = examine(read_deepspeed_config(path), str(path))
+def load_deepspeed_config(name_or_file: str | Path) -> dict:
+    """Read a configuration and check its keys; ``UserError`` with all findings."""
+    sound, findings = examine(read_deepspeed_config(name_or_file), str(name_or_file))
     if findings:
         raise UserError(*findings)
     return sound
 
 
-def read_deepspeed_config(path: str | Path) -> dict:
-    """The file's content; ``UserError`` where there is none, or no JSON object."""
-    if not Path(path).is_file():
-        raise UserError(f"no DeepSpeed configuration {path}. Shipped ones are in ds_configs/, zero2.json for example.")
+def read_deepspeed_config(name_or_file: str | Path) -> dict:
+    """Content of a shipped configuration, by name, or of any file; ``UserError`` where there is none, or no JSON object."""
+    path = Path(name_or_file)
+    if not path.is_file() and len(path.parts) == 1 and path.suffix != ".json":
+        path = shipped_folder() / f"{name_or_file}.json"
+    if not path.is_file():
+        known = did_you_mean(Path(name_or_file).stem, [file.stem for file in shipped_folder().glob("*.json")])
+        raise UserError(f"no DeepSpeed configuration {name_or_file}. Those of ds_configs/ go by their names. {known}")
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}.") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold a JSON object.")
     return content
+
+
+def shipped_folder() -> Path:
+    """Folder of the shipped configurations: inside an installed package, at the top of a checkout."""
+    package = Path(__file__).parent.parent
+    return package / "ds_configs" if (package / "ds_configs").is_dir() else package.parent / "ds_configs"
 
 
 def examine(content: dict, origin: str) -> tuple[dict, list[str]]:
@@ -169,23 +169,23 @@ def resolve(
     config = {key: value for key, value in copy.deepcopy(raw).items() if not key.startswith("_") and key not in MONITORS}
     monitors = {name: raw[name] for name in MONITORS if name in raw}
     findings: list[str] = []
-    precision = _resolve_precision(config, optimization.precision, supported, origin, findings)
-    batch = _resolve_batch(config, optimization, world_size, exact_micro_batch, origin, findings)
-    _settle(config, "gradient_clipping", optimization.gradient_clipping, "gradient_clipping", origin, findings)
-    _resolve_optimizer(config, optimization, origin, findings)
+    precision = _resolve_precision(config, optimization.precision, supported, findings)
+    batch = _resolve_batch(config, optimization, world_size, exact_micro_batch, findings)
+    _settle(config, "gradient_clipping", optimization.gradient_clipping, "gradient_clipping", findings)
+    _resolve_optimizer(config, optimization, findings)
     _resolve_buckets(config.get("zero_optimization", {}), hidden_size)
     if _uses_muon(config) and (config.get("zero_optimization", {}).get("stage") or _is_on_host(config)):
         why = "Muon takes whole matrices, on their device: ZeRO 1 to 3 cut them, offload_optimizer takes them elsewhere"
-        findings.append(f"{origin}: {why}. Take ZeRO 0 without it, as ds_configs/muon.json does, or AdamW.")
+        findings.append(f"{why}. Take ZeRO 0 without it, as ds_configs/muon.json does, or AdamW.")
     config.setdefault("steps_per_print", 2**31)
     config.setdefault("zero_allow_untested_optimizer", True)
-    _find_leftover_auto(config | monitors, "", origin, findings)
+    _find_leftover_auto(config | monitors, "", findings)
     wide = config.get("data_types", {}).get("grad_accum_dtype") == "fp32"
     if wide and precision == "bf16" and config.get("zero_optimization", {}).get("stage") == 1:
-        what = f"{origin}: data_types.grad_accum_dtype fp32 in bf16 at ZeRO 1 makes checkpoints that cannot be read here"
+        what = "data_types.grad_accum_dtype fp32 in bf16 at ZeRO 1 makes checkpoints that cannot be read here"
         findings.append(f"{what}: take ZeRO 2, or leave it out.")
     if findings:
-        raise UserError(*findings)
+        raise UserError(*(f"{origin}: {text}" for text in findings))
     return EngineConfig(config, monitors, batch, precision)
 
 
@@ -220,7 +220,7 @@ def _objection(engine: dict) -> list[str]:
     return []
 
 
-def _resolve_optimizer(config: dict, optimization: OptimizationRecipe, origin: str, findings: list[str]) -> None:
+def _resolve_optimizer(config: dict, optimization: OptimizationRecipe, findings: list[str]) -> None:
     optimizer = config.setdefault("optimizer", {})
     kind, parameters = optimizer.setdefault("type", "AdamW"), optimizer.setdefault("params", {})
     known = optimizer_parameters(kind, parameters, _is_on_host(config))
@@ -231,7 +231,7 @@ def _resolve_optimizer(config: dict, optimization: OptimizationRecipe, origin: s
         ("weight_decay", optimization.weight_decay),
     ):
         if name in known:
-            _settle(parameters, name, value, f"optimizer.params.{name}", origin, findings)
+            _settle(parameters, name, value, f"optimizer.params.{name}", findings)
     if _uses_muon(config):
         parameters.setdefault("momentum", 0.95)
     if kind.lower() in ("adam", "adamw") and _offload(config, "offload_optimizer") != "nvme":
@@ -272,24 +272,22 @@ def _is_on_host(config: dict) -> bool:
     return _offload(config, "offload_optimizer") != "none"
 
 
-def _settle(section: dict, key: str, value, place: str, origin: str, findings: list[str]) -> None:
+def _settle(section: dict, key: str, value, place: str, findings: list[str]) -> None:
     """Puts ``value`` where the file is silent or says "auto"; another value is a contradiction."""
     found = section.get(key, "auto")
     if found == "auto":
         section[key] = value
     elif found != value:
         cure = 'write "auto" there, or change the recipe'
-        findings.append(
-            f"{origin}: {place} is {json.dumps(found)}, the recipe or command line says {json.dumps(value)}: {cure}."
-        )
+        findings.append(f"{place} is {json.dumps(found)}, the recipe or command line says {json.dumps(value)}: {cure}.")
 
 
-def _resolve_precision(config: dict, wanted: str, supported: set[str], origin: str, findings: list[str]) -> str:
+def _resolve_precision(config: dict, wanted: str, supported: set[str], findings: list[str]) -> str:
     if "bfloat16" in config:
         config["bf16"] = config.pop("bfloat16")
     enabled = {name: config.get(name, {}).get("enabled", False) for name in ("bf16", "fp16")}
     if enabled["fp16"] is True and enabled["bf16"] is True:
-        findings.append(f"{origin}: fp16 and bf16 are both enabled; keep one.")
+        findings.append("fp16 and bf16 are both enabled; keep one.")
     if enabled["fp16"] is True:
         precision = "fp16"
     elif enabled["bf16"] is True:
@@ -300,14 +298,14 @@ def _resolve_precision(config: dict, wanted: str, supported: set[str], origin: s
         precision = "fp32"
     if wanted not in ("auto", precision):
         agree = "make them agree"
-        findings.append(f"{origin} enables {precision}, the recipe's optimization.precision is {wanted}: {agree}.")
+        findings.append(f"it enables {precision}, the recipe's optimization.precision is {wanted}: {agree}.")
     if precision not in supported:
         cure = (
             "take ds_configs/bf16.json or ds_configs/zero2.json"
             if precision == "fp16"
             else "set optimization.precision to fp32"
         )
-        findings.append(f"{origin}: {precision} is enabled, but this device does not support it: {cure}.")
+        findings.append(f"{precision} is enabled, but this device does not support it: {cure}.")
     for name in ("bf16", "fp16"):
         if name in config:
             config[name]["enabled"] = name == precision
@@ -319,65 +317,37 @@ def _resolve_precision(config: dict, wanted: str, supported: set[str], origin: s
 
 
 def _resolve_batch(
-    config: dict, optimization: OptimizationRecipe, world_size: int, exact: bool, origin: str, findings: list[str]
+    config: dict, optimization: OptimizationRecipe, world_size: int, exact: bool, findings: list[str]
 ) -> BatchSizes | None:
     """The sizes, also put into ``config``; None where they do not fit."""
-    _settle(config, GLOBAL, optimization.global_batch_size, GLOBAL, origin, findings)
-    total, micro = config[GLOBAL], optimization.micro_batch_size
+    _settle(config, GLOBAL, optimization.global_batch_size, GLOBAL, findings)
+    micro = optimization.micro_batch_size
     if isinstance(config.get(MICRO), int):
         if exact:
-            _settle(config, MICRO, micro, MICRO, origin, findings)
+            _settle(config, MICRO, micro, MICRO, findings)
         micro, exact = config[MICRO], True
-    per_rank = total // world_size
-    if total % world_size == 0 and not exact:
-        micro = max(size for size in range(1, min(micro, per_rank) + 1) if per_rank % size == 0)
-    if total % world_size and not exact:
-        micro = 1
-    config[MICRO] = micro
-    if total % (micro * world_size):
-        findings.append(_explain_remainder(total, micro, world_size))
-        config.pop(ACCUMULATION, None)
+    found = config.pop(ACCUMULATION, "auto")
+    try:
+        sizes = fit(config[GLOBAL], micro, world_size, exact)
+    except UserError as error:
+        findings.append(str(error))
+        config[MICRO] = micro
         return None
-    accumulation = total // (micro * world_size)
-    found = config.get(ACCUMULATION, "auto")
-    if found not in ("auto", accumulation):
-        arithmetic = f"{total} sequences / (micro batch {micro} × {world_size} ranks) = {accumulation}"
+    if found not in ("auto", sizes.accumulation_steps):
+        arithmetic = f"{sizes.global_batch_size} sequences / (micro batch {sizes.micro_batch_size} × {world_size} ranks)"
         cure = 'write "auto" there, or change the batch sizes'
-        findings.append(f"{origin}: {ACCUMULATION} is {found}, but {arithmetic}: {cure}.")
-    config[ACCUMULATION] = accumulation
-    return BatchSizes(micro, accumulation, total)
+        findings.append(f"{ACCUMULATION} is {found}, but {arithmetic} = {sizes.accumulation_steps}: {cure}.")
+    config |= {MICRO: sizes.micro_batch_size, ACCUMULATION: sizes.accumulation_steps}
+    return sizes
 
 
-def _explain_remainder(total: int, micro: int, world_size: int) -> str:
-    """What does not divide, and the nearest sizes that would."""
-    at_once = micro * world_size
-    below = total // at_once * at_once
-    nearest = " or ".join(str(size) for size in (below, below + at_once) if size)
-    cures = [f"take {nearest}"]
-    if total % world_size == 0:
-        smaller, larger = nearest_divisors(total // world_size, micro)
-        choices = " or ".join(str(size) for size in (smaller, larger) if size)
-        cures.append(f"or micro_batch_size {choices}")
-    else:
-        cures.append("or another number of ranks")
-    product = f"micro_batch_size {micro} × {world_size} ranks = {at_once}"
-    return f"global_batch_size {total} is not a multiple of {product}: {', '.join(cures)}."
-
-
-def nearest_divisors(number: int, size: int) -> tuple[int | None, int | None]:
-    """The divisors of ``number`` next below and next above ``size``, which is none."""
-    divisors = [divisor for divisor in range(1, number + 1) if number % divisor == 0]
-    below, above = [d for d in divisors if d < size], [d for d in divisors if d > size]
-    return (below[-1] if below else None), (above[0] if above else None)
-
-
-def _find_leftover_auto(section, place: str, origin: str, findings: list[str]) -> None:
+def _find_leftover_auto(section, place: str, findings: list[str]) -> None:
     items = section.items() if isinstance(section, dict) else enumerate(section) if isinstance(section, list) else ()
     for key, value in items:
         where = f"{place}.{key}" if place else str(key)
         if value == "auto" and where != DEEPSPEEDS_OWN_AUTO:
-            findings.append(f"{origin}: '{where}' is \"auto\", but nothing else sets it: give a value, or leave it out.")
-        _find_leftover_auto(value, where, origin, findings)
+            findings.append(f"'{where}' is \"auto\", but nothing else sets it: give a value, or leave it out.")
+        _find_leftover_auto(value, where, findings)
 
 
 def layout(engine: dict) -> dict:

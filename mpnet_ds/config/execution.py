@@ -30,7 +30,7 @@ class Execution:
     compile: bool = False
     """torch.compile of the layers (see ``compilation.py``)."""
     profile: int | None = None
-    """The update that is profiled, from 1 (see ``profile.py``); None: no update."""
+    """Step that is profiled, from 1 (see ``profile.py``); None: no step."""
 
     def __post_init__(self):
         check_backend(self.attention)
@@ -46,28 +46,28 @@ class Execution:
         return replace(self, attention=choose_backend(self.attention, device).name)
 
     def check_steps(self, max_steps: int, done: int = 0) -> list[Finding]:
-        """Whether there is such an update to profile.
+        """Findings where there is no such step to profile.
 
         Args:
-            max_steps: updates of the run.
-            done: updates that its checkpoint has behind it.
+            max_steps: steps of the run.
+            done: steps that its checkpoint has behind it.
         """
         if self.profile is None:
             return []
         if not 1 <= self.profile <= max_steps:
-            return [Finding(f"--profile is {self.profile}; this run's updates are 1 to {max_steps} (max_steps).")]
+            return [Finding(f"--profile is {self.profile}; this run's steps are 1 to {max_steps} (max_steps).")]
         if self.profile <= done:
-            text = f"--profile {self.profile}: that update is done, the run goes on after update {done}. None is profiled"
+            text = f"--profile {self.profile}: that step is done, the run resumes after step {done}. None is profiled"
             return [Finding(f"{text}; name a later one.", is_fatal=False)]
         return []
 
     def describe(self, done: int) -> list[str]:
-        """Lines for a person, beside what computes attention; ``done`` updates are behind the run."""
+        """Lines for a person, beside what computes attention; ``done`` steps are behind the run."""
         lines = []
         if self.compile:
             lines.append("The layers are compiled at their first use (torch.compile), which may take minutes")
         if (self.profile or 0) > done:
-            lines.append(f"Update {self.profile} is going to be profiled")
+            lines.append(f"Step {self.profile} is going to be profiled")
         return lines
 
 
@@ -77,7 +77,7 @@ def execution_of(arguments: argparse.Namespace) -> Execution:
 
 
 def check_compiler(device: torch.device) -> None:
-    """Raises ``UserError`` where torch.compile lacks something that it would find out in the first update only."""
+    """Raises ``UserError`` where torch.compile lacks something that it would find out in the first step only."""
     if device.type == "cuda":
         if not has_triton():
             raise UserError(

@@ -55,7 +55,7 @@ OTHERWISE = {
     "lr_scheduler_type": "the learning rate rises over optimization.warmup_steps and falls linearly until max_steps",
     "lr_scheduler": "the learning rate rises over optimization.warmup_steps and falls linearly until max_steps",
     "fp16": 'take DeepSpeed\'s JSON with "fp16": {"enabled": true}, such as ds_configs/fp16.json',
-    "optim": "optimizer.type of DeepSpeed's JSON chooses the optimizer",
+    "optim": "DeepSpeed's JSON chooses the optimizer, by optimizer.type",
     "gradient_checkpointing": "take ds_configs/activation_checkpointing.json",
     "report_to": "sections of DeepSpeed's JSON (tensorboard, wandb, csv_monitor, comet) say where metrics go",
     "overwrite_output_dir": "a run is never overwritten; take another --output_dir, or continue it with --resume auto",

@@ -8,7 +8,7 @@ below a field is its documentation (see ``docs/configuration.md``).
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, field, replace
 from importlib import import_module
 from importlib.util import find_spec
@@ -21,9 +21,10 @@ from pydantic.dataclasses import dataclass
 
 from mpnet_ds.config.foreign_names import our_name
 from mpnet_ds.config.overrides import Override, with_overrides
-from mpnet_ds.data.samples.dataset import SampleMode
+from mpnet_ds.data.samples.dataset import MIN_SEQ_LENGTH, SampleMode
 from mpnet_ds.errors import UserError, did_you_mean
 from mpnet_ds.objectives import Objective, objective_of
+from mpnet_ds.objectives.masking import MAX_SEQ_LENGTH
 from mpnet_ds.objectives.model_section import ModelSection
 from mpnet_ds.objectives.mpnet import MPNet
 from mpnet_ds.validation import SECTION, Origin, construct, keys_of
@@ -47,7 +48,7 @@ def _as_tuple(value):
 class DataRecipe:
     """How sequences are made of a dataset; see ``PretrainingDataset``."""
 
-    seq_length: Annotated[int, Field(ge=2)] = 512
+    seq_length: Annotated[int, Field(ge=MIN_SEQ_LENGTH, le=MAX_SEQ_LENGTH)] = 512
     """Tokens of a sequence, ``<s>`` included."""
     sample_mode: SampleMode = "stream"
     """What a sequence holds. ``stream``: full blocks across documents. ``document``, ``line``: whole ones, longer ones cut,
@@ -144,7 +145,7 @@ class Recipe:
         length, positions = self.data.seq_length, self.model.max_position_embeddings
         if length + 2 > positions:
             cure = f"raise model.max_position_embeddings to {length + 2}"
-            if positions > 3:
+            if positions >= MIN_SEQ_LENGTH + 2:
                 cure += f", or lower data.seq_length to {positions - 2}"
             raise UserError(f"data.seq_length is {length}, but model.max_position_embeddings is {positions}: {cure}.")
 
@@ -187,7 +188,7 @@ def recipe_from_dict(content: dict, path: str, sources: Mapping[str, str] = Mapp
     Raises:
         UserError: one text for each unknown key and each value of another type or out of bounds.
     """
-    origin = Origin(path, sources, tuple(keys_of(Recipe)), our_name)
+    origin = Origin(path, sources, (*keys_of(Recipe), "objective.name"), our_name)
     import_plugins(content, origin)
     findings, objective, recipe = [], MPNet(), None
     try:
@@ -213,6 +214,11 @@ def import_plugins(content: dict, origin: Origin) -> None:
     run = content.get("run")
     plugins = _as_tuple(run.get("plugins", ())) if isinstance(run, dict) else ()
     names = [name for name in plugins if isinstance(name, str)] if isinstance(plugins, tuple) else []
+    import_modules(names, f"{origin.of('run.plugins')}: run.plugins")
+
+
+def import_modules(names: Iterable[str], origin: str) -> None:
+    """Import modules from the current folder or the Python path; ``UserError`` for one that does not exist."""
     if names and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # Python puts the program's folder there, not the current one
     for name in names:
@@ -221,6 +227,5 @@ def import_plugins(content: dict, origin: Origin) -> None:
         except (ImportError, ValueError):  # a package above it is missing; "" or ".x"
             found = None
         if found is None:
-            where = "Modules are looked for in the current folder and in PYTHONPATH"
-            raise UserError(f"{origin.of('run.plugins')}: run.plugins: no module '{name}'. {where}.")
+            raise UserError(f"{origin}: no module '{name}'. Modules are looked for in the current folder and in PYTHONPATH.")
         import_module(name)

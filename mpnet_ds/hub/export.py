@@ -1,43 +1,43 @@
-"""Export to a Hugging Face MPNet folder (the way back is in start.py).
+"""Export to Hugging Face folders, one for each part of the trained module (the way back is in init_from.py).
 
-    model.safetensors        weights, under transformers' names, without tied copies; above a size model-0000i-of-0000n
-                             .safetensors and model.safetensors.index.json
-    config.json              as transformers.MPNetConfig writes it
+    config.json              of the part's transformers class
+    model.safetensors        its weights, without tied copies; above a size model-0000i-of-0000n.safetensors and
+                             model.safetensors.index.json
     tokenizer.json, tokenizer_config.json, special_tokens_map.json, vocab.txt
     README.md                model card, see model_card.py
-    modules.json, …          with sentence_transformers, see sentence_encoder.py
+    modules.json, …          with sentence_transformers, see sentence_transformers.py
 
-Parameters have transformers' names in training already, so an export is a copy. Of the vocabulary's tables only rows that
-stand for a piece are copied: training may pad them. What transformers cannot represent is refused (exportable.py), and
-the folder is compared with the training model before it takes its name (comparison.py).
+A module says in ``parts()`` what its folders are called, which class loads each, and how names differ; most have one part,
+which is the output folder itself. Weights go from the shards to the files a few MiB at a time. Of the vocabulary's tables
+only rows that stand for a piece are copied: training may pad them. Every folder is compared with the training model before
+the output takes its name (parity.py).
 """
 
+import copy
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import tokenizers
-import torch
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
-from transformers import MPNetConfig
 
-from mpnet_ds.checkpoint.consolidate import open_weights
-from mpnet_ds.checkpoint.store import MANIFEST, find_checkpoint, read_info
+from mpnet_ds.checkpoint.store import MANIFEST, find_checkpoint
 from mpnet_ds.errors import UserError
 from mpnet_ds.files import new_folder
-from mpnet_ds.hub.exportable import (
-    check_finite,
-    check_vocabulary,
-    check_weights,
-    exportable_config,
-)
+from mpnet_ds.hub.exportable import TrainedModel, check_finite
 from mpnet_ds.hub.model_card import model_card
 from mpnet_ds.hub.parity import Comparison, compare
+from mpnet_ds.hub.part_weights import Shape, Source, SumOfStored, contents_of, find_sources, first_names
 from mpnet_ds.hub.sentence_transformers import write_sentence_encoder
-from mpnet_ds.models.mpnet.model import MODEL_KEYS, TIED_WEIGHTS, VOCABULARY_TABLES
-from mpnet_ds.tokenizer import BOS, BOS_ID, EOS, EOS_ID, PretrainingTokenizer
+from mpnet_ds.models.module import Part
+from mpnet_ds.tokenizer import BOS, BOS_ID, EOS, EOS_ID
+from mpnet_ds.zero.lazy_weights import StoredWeights
 from mpnet_ds.zero.safetensors_writer import dtype_of, write_weights
+from mpnet_ds.zero.torch_file import StoredTensor
 
-ARCHITECTURE = "MPNetForMaskedLM"
+MODEL = "model"
+"""Name without its ending of the file that transformers loads."""
 
 
 def export_huggingface(
@@ -48,7 +48,7 @@ def export_huggingface(
     sentence_transformers: bool = False,
     show_progress: bool = False,
 ) -> Comparison:
-    """Writes a complete folder, which appears when it has been found to compute what the training model does.
+    """Write a complete folder, which appears when it has been found to compute what the training model does.
 
     Args:
         source: a checkpoint folder, a run's folder or its ``checkpoints`` folder (then the newest one).
@@ -56,24 +56,25 @@ def export_huggingface(
         max_shard_size: bytes, or ``5GB``: larger weights are divided among several files.
         sentence_transformers: also write what makes it a sentence encoder, the mean of the last hidden states.
     Raises:
-        UserError: no whole checkpoint of this project, ``output`` exists, a model that transformers cannot represent,
+        UserError: not a complete checkpoint of this project, ``output`` exists, a model that this program does not know,
             weights that are missing, superfluous or not finite, or an export that differs from the training model.
     """
-    torch_dtype = dtype_of(dtype)
+    dtype_of(dtype)
     checkpoint = _find(source)
-    info, tokenizer = read_info(checkpoint), PretrainingTokenizer.load(checkpoint / "tokenizer")
-    trained = exportable_config(info, checkpoint)
-    check_vocabulary(trained, tokenizer.vocab_size, checkpoint)
-    config = _config_to_write(trained, tokenizer.vocab_size, torch_dtype)
+    model, options = TrainedModel.of(checkpoint), WeightOptions(dtype, max_shard_size, show_progress)
+    parts = model.parts
+    if sentence_transformers and list(parts) != [""]:
+        raise UserError(f"{checkpoint} has the parts {', '.join(parts)}; a sentence encoder is one model: leave it out.")
     with new_folder(output) as folder:
-        config.save_pretrained(folder)
-        _write_weights(checkpoint, folder, trained, config, max_shard_size, show_progress)
-        tokenizer.save(folder, model_max_length=info.seq_length)
-        _frame_texts(folder / "tokenizer.json")
-        if sentence_transformers:
-            write_sentence_encoder(folder, config.hidden_size)
-        card = model_card(checkpoint, config, tokenizer, sentence_transformers)
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        weights = model.open_weights()
+        for name, part in parts.items():
+            place = folder / name
+            place.mkdir(exist_ok=True)
+            _write_part(place, part, model, weights, options)
+            if sentence_transformers:
+                write_sentence_encoder(place, part.config.hidden_size)
+            (place / "README.md").write_text(model_card(model, part, sentence_transformers), encoding="utf-8")
+        weights.check()
         return compare(checkpoint, folder)
 
 
@@ -86,51 +87,65 @@ def _find(source: str | Path) -> Path:
         if not any(path.glob("*_states.pt")) and not any(path.glob("*/*_states.pt")):
             raise
     raise UserError(
-        f"{path} holds shards of DeepSpeed without a {MANIFEST}: another program wrote them, or a save was cut short. Which "
-        f"model they are of is not known, so no Hugging Face folder can be made. tools/consolidate.py {path} OUT joins any "
-        "program's shards to safetensors; for an export give a run's folder, or a step-… folder that is whole."
+        f"{path} holds DeepSpeed shards without a {MANIFEST}: another program wrote them, or a save was interrupted. Their "
+        f"model is unknown, so no Hugging Face folder can be made. tools/consolidate.py {path} OUT joins any program's "
+        "shards to safetensors; for an export give a run's folder, or a complete step-… folder."
     )
 
 
-def _config_to_write(trained: MPNetConfig, num_pieces: int, dtype: torch.dtype) -> MPNetConfig:
-    values = {key: getattr(trained, key) for key in MODEL_KEYS} | {"vocab_size": num_pieces}
-    return MPNetConfig(**values, architectures=[ARCHITECTURE], dtype=dtype)
+@dataclass(frozen=True)
+class WeightOptions:
+    """How weights are written; as in ``export_huggingface``."""
+
+    dtype: str
+    max_shard_size: int | str
+    show_progress: bool
+
+
+def _write_part(place: Path, part: Part, model: TrainedModel, weights: StoredWeights, options: WeightOptions) -> None:
+    """Configuration, weights and tokenizer of a part."""
+    config = copy.deepcopy(part.config)
+    config.architectures, config.dtype = [part.model_class.__name__], dtype_of(options.dtype)
+    config.save_pretrained(place)
+
+    def check(name: str, numbers: Tensor, rounded: Tensor) -> None:
+        check_finite(name, numbers, model.checkpoint, "training diverged before it: take an earlier checkpoint")
+        check_finite(name, rounded, model.checkpoint, f"{options.dtype} cannot hold its numbers: take --dtype bf16 or fp32")
+
+    files = open_part(part, model, weights)
+    sizes = dict.fromkeys(files, sys.maxsize) | {MODEL: options.max_shard_size}  # files beside the model are not divided
+    for stem, tensors in files.items():
+        show_progress = options.show_progress
+        write_weights(tensors, place, config.dtype, sizes[stem], check=check, show_progress=show_progress, stem=stem)
+    model.tokenizer.save(place, model_max_length=model.info.seq_length)
+    _frame_texts(place / "tokenizer.json")
+
+
+def open_part(part: Part, model: TrainedModel, weights: StoredWeights) -> dict[str, dict[str, StoredTensor | SumOfStored]]:
+    """Name of a file without its ending → what it shall hold, without padding rows, in the order of the checkpoint."""
+    contents, first = contents_of(part), first_names(model.module)
+    stored = {first[name]: tensor for name, tensor in weights.tensors.items()}
+    order = {name: number for number, name in enumerate(stored)}
+
+    def opened(source: Source, shape: Shape) -> StoredTensor | SumOfStored:
+        one, *others = (stored[first[name]] for name in source)
+        tensor = SumOfStored(one, *others) if others else one
+        return tensor if tensor.shape == shape else tensor.rows(shape[0])
+
+    sources = find_sources(part, model.exported, contents)
+    names = sorted(sources, key=lambda name: order[first[sources[name][0]]])
+    files = {MODEL: {name: opened(sources[name], contents.shapes[name]) for name in names}}
+    trained = model.exported.state_dict()
+    for file, inside in part.extra_files.items():
+        stem = file.removesuffix(".safetensors")
+        files[stem] = {inner: opened((name,), tuple(trained[name].shape)) for name, inner in inside.items()}
+    return files
 
 
 def _frame_texts(file: Path) -> None:
-    """Lets a tokenizer that does not do so put ``<s>`` and ``</s>`` around a text, as rows have them in training."""
+    """Let a tokenizer that does not do so put ``<s>`` and ``</s>`` around a text, as sequences have them in training."""
     backend = tokenizers.Tokenizer.from_file(str(file))
     if backend.encode("").ids != [BOS_ID, EOS_ID]:
         special = [(BOS, BOS_ID), (EOS, EOS_ID)]
         backend.post_processor = TemplateProcessing(f"{BOS} $A {EOS}", f"{BOS} $A {EOS} {EOS} $B {EOS}", special)
         backend.save(str(file))
-
-
-def _write_weights(
-    checkpoint: Path,
-    folder: Path,
-    trained: MPNetConfig,
-    written: MPNetConfig,
-    max_shard_size: int | str,
-    show_progress: bool,
-) -> None:
-    """The checkpoint's weights as files of ``folder``.
-
-    Args:
-        trained: the training model's configuration, which the weights must fit.
-        written: that of the export: ``vocab_size`` rows of the vocabulary are kept, in ``dtype``.
-    """
-    weights = open_weights(checkpoint)
-    check_weights(weights.tensors, trained, checkpoint)
-    tensors = {
-        name: tensor.rows(written.vocab_size) if name in VOCABULARY_TABLES else tensor
-        for name, tensor in weights.tensors.items()
-        if name not in TIED_WEIGHTS
-    }
-
-    def check(name: str, numbers: Tensor, rounded: Tensor) -> None:
-        check_finite(name, numbers, checkpoint, "training went wrong before it: take an earlier checkpoint")
-        check_finite(name, rounded, checkpoint, f"{written.dtype} cannot hold its numbers: take --dtype bf16 or fp32")
-
-    write_weights(tensors, folder, written.dtype, max_shard_size, check=check, show_progress=show_progress)
-    weights.check()

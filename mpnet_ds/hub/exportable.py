@@ -1,101 +1,124 @@
-"""What ``transformers``' MPNet can represent. All else is refused: its ``from_pretrained`` would ignore it in silence.
+"""The model of a checkpoint, rebuilt from the checkpoint's own records, and whether its weights can be exported."""
 
-Fixed in its code, whatever config.json says: relative positions have 32 buckets up to a distance of 128, LayerNorm comes
-after each block, the head is erf gelu on the token table, and row 1 of both tables is padding (read in transformers 5.23).
-"""
+import copy
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
-from huggingface_hub.errors import StrictDataclassError
-from torch import Tensor, device, equal, isfinite
-from transformers import MPNetConfig
+import torch
+from torch import Tensor
 
-from mpnet_ds.checkpoint.store import CheckpointInfo
+from mpnet_ds.checkpoint.consolidate import load_consolidated, open_weights
+from mpnet_ds.checkpoint.store import CheckpointInfo, read_info
+from mpnet_ds.config.recipe import Recipe, recipe_from_dict
 from mpnet_ds.errors import UserError
-from mpnet_ds.models import MPNetForPretraining
-from mpnet_ds.models.mpnet.model import MODEL_KEYS, TIED_WEIGHTS, check_config
-from mpnet_ds.objectives import objective_of
-from mpnet_ds.tokenizer import BOS_ID, EOS_ID, PAD_ID
+from mpnet_ds.hub.part_weights import first_names
+from mpnet_ds.models.module import Part, PretrainingModule
+from mpnet_ds.objectives import OBJECTIVES
+from mpnet_ds.tokenizer import PretrainingTokenizer
+from mpnet_ds.zero.lazy_weights import StoredWeights
 from mpnet_ds.zero.torch_file import StoredTensor
 
-_AFTER = "transformers' MPNet has LayerNorm after each block"
-_PADDING = f"transformers' MPNet has padding in row {PAD_ID} of its tables"
-FIXED = {
-    "model_type": ("mpnet", "only MPNet can be exported"),
-    "relative_attention_num_buckets": (32, "transformers computes MPNet with 32 buckets always"),
-    "relative_attention_max_distance": (128, "transformers computes MPNet with a distance of 128 always"),
-    "hidden_act": ("gelu", "MPNet's head is (erf) gelu always"),
-    "tie_word_embeddings": (True, "MPNet's head shares the token table"),
-    "pre_layer_norm": (False, _AFTER),
-    "normalize_before": (False, _AFTER),
-    "norm_first": (False, _AFTER),
-    "padding_idx": (PAD_ID, _PADDING),
-    "pad_token_id": (PAD_ID, _PADDING),
-    "bos_token_id": (BOS_ID, "a text begins with <s>"),
-    "eos_token_id": (EOS_ID, "a text ends with </s>"),
-}
-"""Key of a configuration → the one value that can be exported, and why."""
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """What a checkpoint says of the model in it."""
+
+    checkpoint: Path
+    info: CheckpointInfo
+    recipe: Recipe
+    """Its objective, its model and the length of its sequences; all else has default values."""
+    tokenizer: PretrainingTokenizer
+
+    @classmethod
+    def of(cls, checkpoint: Path) -> "TrainedModel":
+        """Read a checkpoint's records; raise ``UserError`` if they describe no model that this program knows."""
+        info, tokenizer = read_info(checkpoint), PretrainingTokenizer.load(checkpoint / "tokenizer")
+        sections = {"objective": info.objective, "model": info.model, "data": {"seq_length": info.seq_length}}
+        if info.objective["name"] not in OBJECTIVES:
+            name = info.objective["name"]
+            raise UserError(f"{checkpoint}: unknown objective '{name}': name the module that registers it with --plugins.")
+        recipe = recipe_from_dict({"name": checkpoint.name, **sections}, str(checkpoint))
+        if info.vocab_size < tokenizer.vocab_size:
+            raise UserError(
+                f"{checkpoint}: the model has {info.vocab_size:,} rows for the tokenizer's {tokenizer.vocab_size:,} pieces, "
+                "so it was trained with another tokenizer: export a checkpoint whose tokenizer/ is its own."
+            )
+        return cls(checkpoint, info, recipe, tokenizer)
+
+    @property
+    def padding_rows(self) -> int:
+        """Rows of the vocabulary that stand for no piece of the tokenizer."""
+        return self.info.vocab_size - self.tokenizer.vocab_size
+
+    @cached_property
+    def module(self) -> PretrainingModule:
+        """The module without its weights (on the meta device), padding rows included."""
+        return self._build(self.info.vocab_size, "meta")
+
+    @cached_property
+    def exported(self) -> PretrainingModule:
+        """The module without its weights and without padding rows: its parts are what an export writes."""
+        return self._build(self.tokenizer.vocab_size, "meta") if self.padding_rows else self.module
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """Parts of an export by folder name."""
+        return self.exported.parts()
+
+    def _build(self, vocab_size: int, device: str) -> PretrainingModule:
+        tokenizer = copy.copy(self.tokenizer)
+        tokenizer.vocab_size = vocab_size
+        recipe = self.recipe
+        with torch.device(device):
+            return recipe.objective.build(recipe.model, tokenizer, recipe.data.seq_length)
+
+    def open_weights(self) -> StoredWeights:
+        """Open the weights without reading them; raise ``UserError`` unless they are exactly those of the module."""
+        weights = open_weights(self.checkpoint)
+        check_weights(weights.tensors, self.module, self.checkpoint)
+        return weights
+
+    def load(self) -> PretrainingModule:
+        """The module with its weights, in memory once, ready to evaluate."""
+        names = first_names(self.module)
+        unsaved = {name for name, _ in self.module.named_buffers()} - names.keys()
+        # Buffers outside of the state dict have numbers only where a module was really built.
+        module = self._build(self.info.vocab_size, "cpu" if unsaved else "meta")
+        weights = {names[name]: tensor for name, tensor in load_consolidated(self.checkpoint).items()}
+        module.load_state_dict({name: weights[first] for name, first in names.items()}, assign=True)
+        return module.eval()
 
 
-def exportable_config(info: CheckpointInfo, origin: object) -> MPNetConfig:
-    """The configuration of the training model, rows of padding in its vocabulary included.
-
-    Raises ``UserError`` with everything in it that ``transformers``' MPNet cannot represent; ``origin`` names it.
-    """
-    given = info.model_config
-    findings = [
-        f"{origin}: {key} is {given[key]!r}; {reason}, so only {value!r} can be exported."
-        for key, (value, reason) in FIXED.items()
-        if key in given and given[key] != value
-    ]
-    unknown = sorted(set(given) - set(MPNetConfig().to_dict()) - set(FIXED) - {"torch_dtype"})
+def check_weights(weights: dict[str, StoredTensor], module: PretrainingModule, origin: object) -> None:
+    """Raise ``UserError`` unless these are all weights of a module, and its tied ones equal where both are there."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    names = first_names(module)
+    there = {names[name] for name in weights if name in names}
+    findings = [f"{origin}: the weight {name} is missing." for name in dict.fromkeys(names.values()) if name not in there]
     findings += [
-        f"{origin}: transformers' MPNet knows no '{key}' ({given[key]!r}) and would ignore it; it cannot be exported."
-        for key in unknown
+        f"{origin}: {name} is not a weight of {type(module).__name__} as the checkpoint describes it; it cannot be exported."
+        for name in sorted(set(weights) - set(shapes))
     ]
-    if findings:
-        raise UserError(*findings)
-    try:
-        config = MPNetConfig(**{key: given[key] for key in MODEL_KEYS if key in given})
-    except StrictDataclassError as error:
-        raise UserError(f"{origin}: {' '.join(str(error).split())}. The configuration is damaged.") from error
-    check_config(config)
-    objective_of(info.objective, str(origin))
-    if info.seq_length + 2 > config.max_position_embeddings:
-        found = f"max_position_embeddings is {config.max_position_embeddings}, too few for rows of {info.seq_length} tokens"
-        raise UserError(f"{origin}: {found}; it should be 2 more than that at least. The configuration is damaged.")
-    return config
-
-
-def check_vocabulary(config: MPNetConfig, num_pieces: int, origin: object) -> None:
-    """Raises ``UserError`` if the model has fewer rows than the tokenizer has pieces; more are padding."""
-    if config.vocab_size < num_pieces:
-        raise UserError(
-            f"{origin}: the model has {config.vocab_size:,} rows for the tokenizer's {num_pieces:,} pieces. It is another "
-            "tokenizer than the model was trained with: export a checkpoint whose tokenizer/ is its own."
-        )
-
-
-def check_weights(weights: dict[str, StoredTensor], config: MPNetConfig, origin: object) -> None:
-    """Raises ``UserError`` unless these are all weights of such a model, and its tied ones, if they are there, equal."""
-    with device("meta"):
-        shapes = {name: tuple(tensor.shape) for name, tensor in MPNetForPretraining(config).state_dict().items()}
-    shapes = {name: shape for name, shape in shapes.items() if name not in TIED_WEIGHTS}
-    findings = [f"{origin}: the weight {name} is missing." for name in shapes if name not in weights]
-    extra = set(weights) - set(shapes) - set(TIED_WEIGHTS)
-    findings += [f"{origin}: {name} is no weight of MPNet; it cannot be exported." for name in sorted(extra)]
     findings += [
         f"{origin}: {name} is {list(weights[name].shape)}, by its configuration it should be {list(shape)}."
         for name, shape in shapes.items()
         if name in weights and weights[name].shape != shape
     ]
-    for copy, source in TIED_WEIGHTS.items():
-        own, table = weights.get(copy), weights.get(source)
-        if own is not None and table is not None and not equal(own.read(), table.read()):
-            findings.append(f"{origin}: {copy} is not {source}, to which transformers ties it; it cannot be exported.")
+    findings += [
+        f"{origin}: {name} is not {first}, to which the model ties it; it cannot be exported."
+        for name, first in names.items()
+        if not findings and name != first and {name, first} <= weights.keys() and not _are_equal(weights, name, first)
+    ]
     if findings:
         raise UserError(*findings)
 
 
+def _are_equal(weights: dict[str, StoredTensor], name: str, other: str) -> bool:
+    return torch.equal(weights[name].read(), weights[other].read())
+
+
 def check_finite(name: str, tensor: Tensor, origin: object, cure: str) -> None:
-    """Raises ``UserError`` if a number of a weight is NaN or infinite."""
-    if not isfinite(tensor).all():
+    """Raise ``UserError`` if a number of a weight is NaN or infinite."""
+    if not torch.isfinite(tensor).all():
         raise UserError(f"{origin}: {name} has numbers that are NaN or infinite; {cure}.")

@@ -1,4 +1,4 @@
-"""Reading ``.pt`` files of the original implementation (microsoft/MPNet, on fairseq 0.9) and of annotated-mpnet.
+"""``.pt`` files of the original implementation (microsoft/MPNet, on fairseq 0.9) and of annotated-mpnet.
 
 Both are ``torch.save`` of a dict; the original's were written before PyTorch 1.6 as a rule, in its older format:
 
@@ -14,9 +14,9 @@ Both are ``torch.save`` of a dict; the original's were written before PyTorch 1.
     …fc1, fc2, final_layer_norm                                       …intermediate.dense, output.dense, output.LayerNorm
     lm_head.{dense, layer_norm, bias}; lm_head.weight                 the same; the token table once more
 
-Nothing that a file holds is run. ``Namespace`` is let in by its name; the few other types, all in the parts that are not
-used, become empty shells. Sizes are those of the tensors. What ``args`` says of the arithmetic is obeyed or refused: the
-activation must be erf gelu, LayerNorm must follow each block, relative positions must have 32 buckets up to distance 128.
+No code in a file is run. ``Namespace`` is allowed by its name; the few other types, all in sections that are not used,
+become empty shells. Sizes are those of the tensors. Settings in ``args`` are applied or refused: the activation must be erf
+gelu, LayerNorm must follow each block, relative positions must have 32 buckets up to distance 128.
 """
 
 import argparse
@@ -28,14 +28,14 @@ from torch import Tensor
 from transformers import MPNetConfig
 
 from mpnet_ds.errors import UserError
-from mpnet_ds.hub.read_folder import Pretrained, assemble
+from mpnet_ds.hub.pretrained_mpnet import Pretrained, assemble
 from mpnet_ds.models.mpnet.model import check_config
 from mpnet_ds.models.mpnet.relative_position import NUM_BUCKETS
 from mpnet_ds.tokenizer import PAD_ID
 from mpnet_ds.zero.torch_file import load_torch_file
 
 MAX_DISTANCE = 128
-"""Of relative positions, in both programs and here."""
+"""Largest relative position, in both programs and here."""
 LAYER_NORM_EPS = 1e-5
 """Neither program has a flag for it."""
 EMBEDDINGS = {
@@ -54,7 +54,7 @@ LAYER = {
 
 
 class _Shell:
-    """Stands for an object that is not used: takes whatever the file says of it, and keeps nothing."""
+    """Replacement for an object that is not used: accepts any state and keeps none."""
 
     def __new__(cls, *_):
         return super().__new__(cls)
@@ -72,19 +72,19 @@ ALLOWED = [argparse.Namespace, *((_Shell, name) for name in (*_METERS, *_ARRAYS,
 
 
 def read_fairseq(file: str | Path) -> Pretrained:
-    """The model of a ``.pt`` file, without a tokenizer: such a file holds none.
+    """Read the model of a ``.pt`` file, which has no tokenizer.
 
-    Raises ``UserError`` for another kind of file, a damaged one, one that asks for other types than those above, and for
-    a model that computes otherwise.
+    Raises ``UserError`` for another kind of file, a damaged one, one that asks for types other than those above, and for a
+    model that computes something else.
     """
     path = Path(file)
     content = load_torch_file(path, ALLOWED, mmap=True)
     weights = _part(content, "model", "model_states")
     if not _are_weights(weights):
-        raise UserError(f"{path} holds no model of fairseq: 'model' (or 'model_states') is missing.")
+        raise UserError(f"{path} does not hold a fairseq model: 'model' (or 'model_states') is missing.")
     arguments = _arguments(content)
     if not isinstance(arguments, dict):
-        raise UserError(f"{path}: 'args' is missing, without which nobody knows what the model computes.")
+        raise UserError(f"{path}: 'args' is missing, which says what the model computes.")
     tensors = dict(_renamed(weights, path))
     model = assemble(str(path), _config(tensors, arguments, path), tensors, None)
     if arguments.get("original_vocab_size"):  # annotated-mpnet pads the table
@@ -103,13 +103,13 @@ def _part(content, *names: str):
 
 
 def _arguments(content: dict):
-    """The program's arguments; in files of newer versions of fairseq they are the ``model`` part of ``cfg``."""
+    """Arguments of the program; in files of newer versions of fairseq they are the section ``model`` of ``cfg``."""
     arguments = _part(content, "args") or _part(_part(content, "cfg"), "model")
     return vars(arguments) if isinstance(arguments, argparse.Namespace) else arguments
 
 
 def _renamed(weights: dict[str, Tensor], path: Path) -> Iterator[tuple[str, Tensor]]:
-    """(transformers' name, tensor); names of other parts as they are."""
+    """Yield (transformers' name, tensor); names of other parts as they are."""
     for name, tensor in weights.items():
         # What DistributedDataParallel and torch.compile put in front.
         name = re.sub(r"^(?:(?:module|_orig_mod)\.)*(?:decoder\.)?", "", name)
@@ -124,7 +124,7 @@ def _renamed(weights: dict[str, Tensor], path: Path) -> Iterator[tuple[str, Tens
             if kind == "version":  # a buffer
                 continue
             if part not in EMBEDDINGS:
-                raise UserError(f"{path}: {name} is no part of MPNet as transformers has it; the model cannot be used here.")
+                raise UserError(f"{path}: {name} is not a weight of transformers' MPNet; the model cannot be used here.")
             yield f"{EMBEDDINGS[part]}.{kind}", tensor
         elif name != "version":
             yield {"lm_head.weight": "lm_head.decoder.weight"}.get(name, name), tensor
@@ -133,7 +133,7 @@ def _renamed(weights: dict[str, Tensor], path: Path) -> Iterator[tuple[str, Tens
 def _config(tensors: dict[str, Tensor], arguments: dict, path: Path) -> MPNetConfig:
     def shape(name: str) -> list[int]:
         if name not in tensors or tensors[name].ndim != 2:
-            raise UserError(f"{path}: {name} is missing; the file holds no MPNet with learned and relative positions.")
+            raise UserError(f"{path}: {name} is missing; this is not an MPNet with learned and relative positions.")
         return list(tensors[name].shape)
 
     layers = {int(found[1]) for name in tensors if (found := re.match(r"mpnet\.encoder\.layer\.(\d+)\.", name))}
@@ -160,7 +160,7 @@ def _config(tensors: dict[str, Tensor], arguments: dict, path: Path) -> MPNetCon
 
 
 def _check_arguments(arguments: dict, heads: int, path: Path) -> None:
-    """Raises ``UserError`` where the model computed otherwise than MPNet does here."""
+    """Raise ``UserError`` where the model computed something other than MPNet does here."""
     expected = {
         "activation_fn": "gelu",
         "normalize_before": False,
@@ -177,11 +177,11 @@ def _check_arguments(arguments: dict, heads: int, path: Path) -> None:
     for name, value in expected.items():
         if found[name] != value:
             raise UserError(
-                f"{path}: {name} was {found[name]}, MPNet here and in transformers computes with {value} always."
+                f"{path}: {name} was {found[name]}, MPNet here and in transformers always computes with {value}."
             )
 
 
 def _scaled_distance(max_positions: int) -> int:
-    """What annotated-mpnet takes where its flag is not set: it grows with the length, in multiples of 8."""
+    """Default of annotated-mpnet: it grows with the length, in multiples of 8."""
     distance = max(MAX_DISTANCE, MAX_DISTANCE * max_positions // 512)
     return (distance + 7) // 8 * 8

@@ -1,4 +1,4 @@
-"""A look at an exported model: the most likely words for a mask, computed by plain ``transformers``."""
+"""The most likely words for a mask, by an exported model in plain ``transformers``."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -14,23 +14,24 @@ EXAMPLES = [
 
 
 def top_words(folder: str | Path, sentence: str, count: int = 5) -> list[tuple[str, float]]:
-    """The ``count`` most likely pieces for the one ``<mask>`` of ``sentence``, with their probabilities.
+    """Return the ``count`` most likely pieces for the one ``<mask>`` of ``sentence``, with their probabilities.
 
-    Raises ``UserError`` if ``folder`` holds no model, ``sentence`` has not one ``<mask>`` or the model not so many pieces.
+    Raises ``UserError`` if ``folder`` is not a model, ``sentence`` does not have exactly one ``<mask>``, or ``count`` is not
+    between 1 and the size of the vocabulary.
     """
     import torch
 
     model, tokenizer = _load(str(folder))
     if not 1 <= count <= model.config.vocab_size:
         raise UserError(
-            f"{count} words of {model.config.vocab_size:,}, the vocabulary of {folder}: ask for fewer, 1 at least."
+            f"{count} words were asked for; {folder} has a vocabulary of {model.config.vocab_size:,}: take 1 to that many."
         )
     if sentence.count(tokenizer.mask_token) != 1:
-        raise UserError(f"'{sentence}' must have one {tokenizer.mask_token}.")
+        raise UserError(f"'{sentence}' must have exactly one {tokenizer.mask_token}.")
     batch = tokenizer(sentence, return_tensors="pt", truncation=True)
-    place = (batch["input_ids"][0] == tokenizer.mask_token_id).nonzero()[0, 0]
+    position = (batch["input_ids"][0] == tokenizer.mask_token_id).nonzero()[0, 0]
     with torch.no_grad():
-        probabilities = model(**batch).logits[0, place].softmax(dim=-1)
+        probabilities = model(**batch).logits[0, position].softmax(dim=-1)
     top = probabilities.topk(count)
     return [(tokenizer.convert_ids_to_tokens(int(i)), float(p)) for p, i in zip(top.values, top.indices, strict=True)]
 
@@ -41,6 +42,6 @@ def _load(folder: str):
     from transformers.utils import logging
 
     if not (Path(folder) / "config.json").is_file():
-        raise UserError(f"{folder} is no Hugging Face folder: config.json is missing. Make one with tools/convert_to_hf.py.")
+        raise UserError(f"{folder} is not a Hugging Face folder: config.json is missing. tools/convert_to_hf.py makes one.")
     logging.disable_progress_bar()
     return AutoModelForMaskedLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)

@@ -1,11 +1,11 @@
-"""Making a start: a complete Hugging Face folder of an MPNet model that ``--init_from`` takes.
+"""Import of any MPNet: a *start*, a complete Hugging Face folder that ``--init_from`` takes.
 
     config.json          the model's sizes and settings, as they were
     model.safetensors    fp32, exactly the names of ``MPNetForMaskedLM.save_pretrained``: tied copies are left out
     tokenizer files      where the source has a tokenizer, or one was named
 
-The folder takes its name after a check: transformers loads it, nothing is missing or left over, every tensor is the source's
-bit for bit, and the hidden states are those of this project's own encoder.
+The folder takes its name after a check: transformers loads it without missing or unexpected weights, every tensor is the
+source's bit for bit, and the hidden states are those of this project's own encoder.
 """
 
 import copy
@@ -20,7 +20,8 @@ from transformers.utils import logging as transformers_logging
 from mpnet_ds.errors import UserError
 from mpnet_ds.files import new_folder
 from mpnet_ds.hub.fairseq import read_fairseq
-from mpnet_ds.hub.read_folder import Pretrained, read_folder, read_tokenizer
+from mpnet_ds.hub.pretrained_mpnet import Pretrained, read_pretrained
+from mpnet_ds.hub.read_folder import read_tokenizer
 from mpnet_ds.hub.resize_vocabulary import resize_vocabulary
 from mpnet_ds.models import MPNetForPretraining
 from mpnet_ds.tokenizer import PAD_ID, PretrainingTokenizer
@@ -34,7 +35,7 @@ SMALLEST_PADDED, MOST_PADDING = 8, 128
 
 @dataclass(frozen=True)
 class Start:
-    """What was made."""
+    """Result of an import."""
 
     difference: float
     """Largest absolute difference of a hidden state between transformers and this project."""
@@ -50,15 +51,15 @@ def make_start(
     tokenizer: str | Path | None = None,
     resize_to: str | Path | None = None,
 ) -> Start:
-    """Writes a start to the new folder ``output``.
+    """Write a start to the new folder ``output``.
 
     Args:
         folder: a Hugging Face folder; or else
         fairseq_file: a ``.pt`` of the original implementation or of annotated-mpnet.
         tokenizer: folder with the vocabulary of a source that brings none.
-        resize_to: folder with the tokenizer that the start shall have; see vocabulary.py for its rows.
+        resize_to: folder with the tokenizer that the start shall have; resize_vocabulary.py says what its rows are.
     Raises:
-        UserError: a source that is damaged, or no MPNet that this project computes; ``output`` exists.
+        UserError: the source is damaged or not an MPNet that this project computes; ``output`` exists.
     """
     if (folder is None) == (fairseq_file is None):
         raise UserError("give one source: a Hugging Face folder, or a file with --from_fairseq.")
@@ -66,7 +67,7 @@ def make_start(
     new = _named_tokenizer(resize_to) if resize_to is not None else None
     transformers_logging.disable_progress_bar()
     with new_folder(output) as partial:
-        model = read_folder(folder) if folder is not None else read_fairseq(fairseq_file)
+        model = read_pretrained(folder) if folder is not None else read_fairseq(fairseq_file)
         _give_tokenizer(model, given)
         if new is not None:
             resize_vocabulary(model, new)
@@ -75,7 +76,7 @@ def make_start(
 
 
 def compare(model: Pretrained, folder: Path) -> float:
-    """Loads ``folder`` with transformers and holds it against ``model``; the largest difference of a hidden state.
+    """Load ``folder`` with transformers, compare it with ``model``; return the largest difference of a hidden state.
 
     Raises ``UserError`` if a name is missing, a tensor is not the same bit for bit, or hidden states differ.
     """
@@ -98,7 +99,7 @@ def compare(model: Pretrained, folder: Path) -> float:
 
 
 def _sample(config: MPNetConfig) -> tuple[Tensor, Tensor]:
-    """Ids [2, n] of pieces at random, always the same, and their mask: the second row is half padding."""
+    """Random ids [2, n], always the same, and their mask: the second sequence is half padding."""
     length = min(config.max_position_embeddings - 2, 128)
     ids = torch.randint(4, config.vocab_size, (2, length), generator=torch.Generator().manual_seed(0))
     mask = torch.ones(2, length, dtype=torch.bool)
@@ -115,7 +116,7 @@ def _named_tokenizer(folder: str | Path) -> PretrainingTokenizer:
 
 
 def _give_tokenizer(model: Pretrained, given: PretrainingTokenizer | None) -> None:
-    """Lets the token table have a row for each piece, no more and no less; raises ``UserError`` if that is not padding."""
+    """Make the token table as long as the vocabulary; raise ``UserError`` if the rest of its rows cannot be padding."""
     if given is not None and model.tokenizer is not None:
         raise UserError(f"{model.origin} has a tokenizer: leave --tokenizer out; --resize_vocabulary gives it another one.")
     model.tokenizer = model.tokenizer or given

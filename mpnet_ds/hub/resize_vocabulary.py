@@ -1,16 +1,16 @@
-"""Giving a model another WordPiece vocabulary: the rows of its token table and of its head's bias.
+"""Another WordPiece vocabulary for a model: the rows of its token table and of its head's bias.
 
-Each piece of the new vocabulary gets its row, of the table [V, d] and of the bias [V], by the first rule that applies:
+Each piece of the new vocabulary gets its row of the table [V, d] and of the bias [V] by the first rule that applies:
 
-1. special tokens by what they do: ``<s>``, ``<pad>``, ``</s>``, ``<unk>``, the unknown piece, ``<mask>``: *kept*;
+1. special tokens by their role: ``<s>``, ``<pad>``, ``</s>``, ``<unk>``, the unknown piece, ``<mask>``: *kept*;
 2. a piece that the old vocabulary has too: *kept*;
-3. the mean of the rows of the pieces into which the old tokenizer cuts it: *composed*. It is normalised as the old tokenizer
-   normalises (lower case, accents) and cut from the left into the longest known pieces; a piece that continues a word
-   (``##ing``) is cut as a continuation throughout, any other as a word of its own;
-4. where that cuts into the unknown piece, the mean of all ordinary rows of the old vocabulary: *mean*.
+3. the mean of the rows of the pieces into which the old tokenizer splits it: *composed*. It is normalised as by the old
+   tokenizer (lower case, accents) and split from the left into the longest known pieces; a piece that continues a word
+   (``##ing``) is split as a continuation throughout, any other as a word of its own;
+4. where that yields the unknown piece, the mean of all ordinary rows of the old vocabulary: *mean*.
 
 Example: old pieces ``un``, ``##do``, ``##ing``; new pieces ``undo`` = (un + ##do) / 2, ``##doing`` = (##do + ##ing) / 2,
-``doing``: the old tokenizer knows no ``d…`` that begins a word, so it gets the mean of all.
+``doing``: the old tokenizer has no piece ``d…`` that begins a word, so it gets the mean of all.
 """
 
 from collections.abc import Iterator
@@ -20,30 +20,30 @@ import torch
 from torch import Tensor
 
 from mpnet_ds.errors import UserError
-from mpnet_ds.hub.read_folder import Pretrained
+from mpnet_ds.hub.pretrained_mpnet import Pretrained
 from mpnet_ds.models.mpnet.model import VOCABULARY_TABLES
 from mpnet_ds.tokenizer import BOS, CONTINUATION, EOS, MASK, PAD, UNUSED_UNKNOWN, PretrainingTokenizer
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Where the rows of a new vocabulary come from."""
+    """Sources of the rows of a new vocabulary."""
 
     sources: list[list[int]]
-    """For each new piece the old ids whose rows' mean it gets; none for the mean of all ordinary rows."""
+    """For each new piece the old ids whose rows are averaged; none for the mean of all ordinary rows."""
     kept: int
     composed: int
     mean: int
 
 
 def resize_vocabulary(model: Pretrained, tokenizer: PretrainingTokenizer) -> Rows:
-    """Gives ``model``, in place, the vocabulary of ``tokenizer``; all tensors but the table and the bias stay as they are.
+    """Give ``model``, in place, the vocabulary of ``tokenizer``; all tensors except the table and the bias stay the same.
 
     Raises ``UserError`` if the model has no tokenizer of its own, or one of the two is not WordPiece.
     """
     if model.tokenizer is None:
         raise UserError(
-            f"{model.origin} has no tokenizer, so nobody knows what its rows stand for: name it (--tokenizer DIR)."
+            f"{model.origin} has no tokenizer, so the pieces of its rows are unknown: name it (--tokenizer DIR)."
         )
     rows = plan_rows(model.tokenizer, tokenizer)
     ordinary = _ordinary_ids(model.tokenizer)
@@ -56,7 +56,7 @@ def resize_vocabulary(model: Pretrained, tokenizer: PretrainingTokenizer) -> Row
 
 
 def plan_rows(old: PretrainingTokenizer, new: PretrainingTokenizer) -> Rows:
-    """Which old rows make each new one; raises ``UserError`` unless both are WordPiece."""
+    """Decide which old rows make each new one; raise ``UserError`` unless both are WordPiece."""
     for tokenizer in (old, new):
         if tokenizer.kind != "WordPiece":
             raise UserError(f"{tokenizer.origin} is {tokenizer.kind}; --resize_vocabulary goes from WordPiece to WordPiece.")
@@ -73,7 +73,7 @@ def plan_rows(old: PretrainingTokenizer, new: PretrainingTokenizer) -> Rows:
 
 
 def _roles(tokenizer: PretrainingTokenizer) -> dict[str, int]:
-    """What a special token does → its id."""
+    """Role of a special token → its id."""
     tokens = {token: token for token in (BOS, PAD, EOS, UNUSED_UNKNOWN, MASK)} | {"unknown": tokenizer.unknown}
     ids = {role: tokenizer.backend.token_to_id(token) for role, token in tokens.items()}
     return {role: i for role, i in ids.items() if i is not None}
@@ -85,7 +85,7 @@ def _ordinary_ids(tokenizer: PretrainingTokenizer) -> list[int]:
 
 
 def _cut(piece: str, old: PretrainingTokenizer, ids: dict[str, int]) -> list[int]:
-    """Old ids of a new piece; none if a part of it is unknown."""
+    """Return the old ids of a new piece; none if some of it is unknown."""
     continues = piece.startswith(CONTINUATION)
     text = piece.removeprefix(CONTINUATION) if continues else piece
     normalizer = old.backend.normalizer
@@ -95,7 +95,7 @@ def _cut(piece: str, old: PretrainingTokenizer, ids: dict[str, int]) -> list[int
 
 
 def _cut_word(word: str, continues: bool, ids: dict[str, int]) -> Iterator[int | None]:
-    """The longest known pieces from the left; None, and no more, where there is none."""
+    """Yield the longest known pieces from the left; None at the end where there is none."""
     start = 0
     while start < len(word):
         prefix = CONTINUATION if continues or start else ""
@@ -109,7 +109,7 @@ def _cut_word(word: str, continues: bool, ids: dict[str, int]) -> Iterator[int |
 
 
 def _compose(old: Tensor, sources: list[list[int]], ordinary: list[int]) -> Tensor:
-    """New rows [V', …] of old ones [V, …], fp32; single rows are copied, means are taken in fp64."""
+    """Make new rows [V', …] of old ones [V, …], fp32; single rows are copied, means are taken in fp64."""
     mean = old[ordinary].double().mean(dim=0).float()
     rows = [old[source[0]] if len(source) == 1 else old[source].double().mean(dim=0).float() if source else mean
             for source in sources]  # fmt: skip

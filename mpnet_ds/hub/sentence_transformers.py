@@ -1,11 +1,11 @@
-"""The files that make a Hugging Face folder a model of the sentence-transformers library, in the format of its version 6.
+"""Files that make a Hugging Face folder a model of the sentence-transformers library, in the format of its version 6.
 
     modules.json                        an encoder (this very folder), then pooling
     sentence_bert_config.json           how the encoder is loaded and what of its output counts
-    1_Pooling/config.json               the mean over the real tokens
-    config_sentence_transformers.json   no prompts; embeddings are compared by their cosine
+    1_Pooling/config.json               the mean over all tokens except padding
+    config_sentence_transformers.json   no prompts; embeddings are compared by cosine
 
-The library is not needed to write them. It loads the encoder alone, with transformers' ``AutoModel``.
+They are written without the library, which loads the encoder alone, with transformers' ``AutoModel``.
 """
 
 import json
@@ -22,8 +22,8 @@ _ENCODER = {
     "module_output_name": "token_embeddings",
     "model_kwargs": {
         "add_pooling_layer": False,  # pre-training has none; transformers would make one of random numbers
-        # The encoder has no use for the head's weights, and transformers would warn of each. It passes over position_ids,
-        # which old files of other models hold.
+        # The encoder does not need the head's weights, and transformers would warn about each. It ignores position_ids,
+        # which old files of other models have.
         "key_mapping": {r"^lm_head\.(.+)$": r"lm_head.\1.position_ids"},
     },
 }
@@ -36,7 +36,7 @@ _SETTINGS = {
 
 
 def write_sentence_encoder(folder: Path, width: int) -> None:
-    """Adds the files to an export. ``width`` is that of the hidden states, and so of an embedding."""
+    """Add the files to an export; ``width`` is that of the hidden states, and so of an embedding."""
     (folder / POOLING).mkdir()
     _write(folder / "modules.json", _MODULES)
     _write(folder / "sentence_bert_config.json", _ENCODER)

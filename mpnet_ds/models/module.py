@@ -77,9 +77,9 @@ class Part:
     rename: dict[str, str] = field(default_factory=dict)
     """Name in the module, without the prefix, → name in the folder, where they differ."""
     sums: dict[str, tuple[str, str]] = field(default_factory=dict)
-    """Name in the folder → two names in the module, whose sum is stored."""
+    """Name in the folder → two (whole) names in the module, whose sum is stored."""
     extra_files: dict[str, dict[str, str]] = field(default_factory=dict)
-    """File beside the model → names of parameters in it, by their names in the module."""
+    """Safetensors file beside the model, such as ``emd.safetensors`` → (whole) name in the module → name in that file."""
 
 
 class PretrainingModule(nn.Module):
@@ -96,6 +96,20 @@ class PretrainingModule(nn.Module):
     def parts(self) -> dict[str, Part]:
         """What an export writes, by folder name; ``""`` is the output folder itself."""
         raise NotImplementedError
+
+    def reference_outputs(self, name: str, batch: dict[str, Tensor]) -> dict[str, Tensor] | None:
+        """What the part ``name`` must compute after export, by this module's own code.
+
+        An export takes its name when the loaded folder computes the same. By default, None, it is compared with the part's
+        own class, filled with this module's weights. A module whose code is not transformers' gives its own results, so that
+        the comparison covers that code too. It is called on the CPU, in fp32.
+
+        Args:
+            batch: ``input_ids`` and ``attention_mask``, int64 [B, n], padding on the right.
+        Returns:
+            Name of an output of the part's class → what it should be; of ``hidden_states`` the last.
+        """
+        return None
 
     def layers(self) -> list[nn.Module]:
         """The blocks, in order, that activation checkpointing recomputes and ``--compile`` compiles."""

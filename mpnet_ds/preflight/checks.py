@@ -12,7 +12,7 @@ from mpnet_ds.config.deepspeed_config import EngineConfig
 from mpnet_ds.config.recipe import Recipe
 from mpnet_ds.errors import UserError
 from mpnet_ds.findings import Finding
-from mpnet_ds.hub.read_folder import check_start
+from mpnet_ds.hub.init_from import check_start
 from mpnet_ds.machine import Capacity, available_cores, capacity_of, show_bytes
 from mpnet_ds.models.attention.backend import choose_backend
 from mpnet_ds.preflight.inspection import Check
@@ -65,7 +65,7 @@ def named_hostfile(command: list[str]) -> str | None:
 
 
 def check_slots(plan: RunPlan, ranks: Ranks | None, disks: Disks | None) -> list[Finding]:
-    """Whether this host has a device for each of its ranks; where there is no GPU, a processor core."""
+    """Whether this host has a device for each of its ranks; where there is no GPU, a CPU core."""
     from deepspeed.accelerator import get_accelerator
 
     on_gpu = get_accelerator().device_name() != "cpu"
@@ -73,7 +73,7 @@ def check_slots(plan: RunPlan, ranks: Ranks | None, disks: Disks | None) -> list
     placement, host = process_group.place(), socket.gethostname()
     if placement.local_world_size <= found:
         return []
-    what = "GPUs that a rank can see" if on_gpu else "processor cores, and no GPU"
+    what = "GPUs that a rank can see" if on_gpu else "CPU cores, and no GPU"
     cure = "correct its slots in the hostfile, or the number of tasks"
     if on_gpu and placement.launcher == "srun":
         cure += ", or let each task see all GPUs of its node with --gpu-bind=none"
@@ -104,8 +104,7 @@ def check_attention(plan: RunPlan, ranks: Ranks, disks: Disks | None) -> list[Fi
 
 def check_initial_weights(plan: RunPlan, ranks: Ranks, disks: Disks | None) -> list[Finding]:
     """Whether the weights of ``--init_from`` fit the model and the tokenizer."""
-    config = plan.recipe.model.config(plan.data.tokenizer.vocab_size)
-    return _found_by(lambda: check_start(plan.init_from, config, plan.data.tokenizer))
+    return _found_by(lambda: check_start(plan.init_from, plan.recipe, plan.data.tokenizer))
 
 
 def check_disk(plan: RunPlan, ranks: Ranks, disks: Disks) -> list[Finding]:

@@ -1,4 +1,4 @@
-"""What is checked before a model is built, on every rank, with all findings said at once.
+"""Inspection of a run before a model is built, on every rank; all findings are reported at once.
 
 Each rank makes an ``Inspection``: it gathers findings, of which some are fatal, and facts, in which all ranks must agree.
 Then the ranks gather all inspections, and ``raise_if_fatal`` joins them: every rank raises the same ``UserError`` with
@@ -24,7 +24,7 @@ from mpnet_ds.ranks.launchers import name_ranks
 from mpnet_ds.ranks.process_group import Ranks
 
 DATA, EVAL_DATA = "the dataset's checksum", "the evaluation data's checksum"
-"""Names of facts."""
+"""Names of the facts about checksums."""
 MOST_DIFFERENCES = 8  # that are named
 
 
@@ -38,7 +38,7 @@ class Check(NamedTuple):
 
 @dataclass
 class Inspection:
-    """What one rank found."""
+    """Findings and facts of one rank."""
 
     rank: int = 0
     host: str = field(default_factory=socket.gethostname)
@@ -49,7 +49,7 @@ class Inspection:
     """Names of checks that have run."""
 
     def attempt(self, function: Callable[[], Any]):
-        """What ``function`` returns; None where it raises a ``UserError``, whose texts become findings."""
+        """Call a function and return its result; None where it raises a ``UserError``, whose texts become findings."""
         try:
             return function()
         except UserError as error:
@@ -59,11 +59,11 @@ class Inspection:
         return None
 
     def add(self, findings: Iterable[Finding]) -> None:
-        """Takes what a check returned."""
+        """Add the findings of a check."""
         self.findings += findings
 
     def run(self, checks: Iterable[Check], plan: RunPlan, ranks: Ranks | None = None, disks: Disks | None = None) -> None:
-        """Runs those checks whose needs are known by now, each once.
+        """Run those checks whose needs are known by now, each once.
 
         Args:
             ranks, disks: None as long as they are not known.
@@ -77,14 +77,14 @@ class Inspection:
 
     @property
     def is_fatal(self) -> bool:
-        """Whether this rank cannot go on."""
+        """Whether this rank cannot continue."""
         return any(finding.is_fatal for finding in self.findings)
 
 
 def gather_findings(
     inspection: Inspection, ranks: process_group.Ranks, datasets: Sequence[PretrainingDataset] = ()
 ) -> list[str]:
-    """All ranks' warnings; ``UserError`` where any rank cannot go on. Every rank must call it.
+    """Warnings of all ranks; ``UserError`` where any rank cannot continue. Every rank must call it.
 
     Args:
         datasets: of this rank, whose files are named where those of other ranks differ.

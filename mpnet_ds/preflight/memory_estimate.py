@@ -1,4 +1,4 @@
-"""How much memory a run takes on each device, from shapes alone, before a model is built.
+"""Memory that a run takes on each device, from shapes alone, before a model is built.
 
 With N parameters, W ranks and e bytes a number (4 in fp32, 2 in bf16 and fp16), each rank holds, in bytes:
 
@@ -29,7 +29,7 @@ class Workload:
     """What the memory of a rank depends on."""
 
     sizes: ModulePlan
-    """Of the module, as it is computed here."""
+    """Sizes of the module, as it is computed here."""
     precision: str = "fp32"
     zero_stage: int = 0
     world_size: int = 1
@@ -52,7 +52,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes of one rank on its device, and what it keeps in the host's memory instead."""
+    """Bytes of one rank on its device, and what it keeps in host memory instead."""
 
     parameters: int
     gradients: int
@@ -62,16 +62,16 @@ class MemoryEstimate:
 
     @property
     def states(self) -> int:
-        """What is there whatever the batch: parameters, gradients, optimizer states."""
+        """Memory whatever the batch: parameters, gradients, optimizer states."""
         return self.parameters + self.gradients + self.optimizer_states
 
     @property
     def total(self) -> int:
-        """On the device."""
+        """Memory on the device."""
         return self.states + self.activations
 
     def joined(self) -> "MemoryEstimate":
-        """Where the device is the host: what was offloaded lies in the same memory."""
+        """Where the device is the host: what was offloaded is in the same memory."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return MemoryEstimate(**values | {"optimizer_states": self.optimizer_states + self.host, "host": 0})
 
@@ -84,7 +84,7 @@ def estimate(work: Workload) -> MemoryEstimate:
         host += work.bytes_per_number * _share(work)
         parameters -= work.bytes_per_number * _share(work)
     if work.optimizer_on_host and work.zero_stage:
-        # DeepSpeed keeps gradients in fp32 beside the states, where the step is computed.
+        # DeepSpeed keeps gradients in fp32 beside the states, where the update is computed.
         host += states + 4 * _share(work)
         states = 0
     return MemoryEstimate(parameters, gradients, states, work.sizes.activation_bytes, host)
@@ -113,7 +113,7 @@ def _states(work: Workload) -> tuple[int, int, int]:
     e, count, share = work.bytes_per_number, work.sizes.parameters, _share(work)
     if work.zero_stage == 0:
         return e * count, e * count, _states_of_stage_0(work)
-    # On a GPU the whole bucket is taken; on a processor only what is written to.
+    # On a GPU the whole bucket is allocated; on a CPU only what is written to.
     bucket = e * (work.reduce_bucket_size if work.on_gpu else min(work.reduce_bucket_size, count))
     if work.world_size == 1 and not work.on_gpu:
         bucket = 0
@@ -124,6 +124,6 @@ def _states(work: Workload) -> tuple[int, int, int]:
 
 
 def _states_of_stage_0(work: Workload) -> int:
-    """What optimizer and fp32 copy take where nothing is divided."""
+    """Bytes of optimizer states and fp32 master weights where nothing is divided."""
     states = work.sizes.parameters * (8 if work.precision == "fp32" else 12)
     return states - (4 * work.sizes.hidden_numbers if work.uses_muon else 0)

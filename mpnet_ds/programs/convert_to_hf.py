@@ -16,14 +16,19 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--sentence_transformers", action="store_true", help="also a model of that library: the mean over the tokens"
     )
+    parser.add_argument(
+        "--plugins", nargs="+", default=[], metavar="MODULE", help="modules that register the run's objective (run.plugins)"
+    )
     return parser
 
 
 def main() -> None:
     """Write the folder and say how it compares with the training model."""
     arguments = build_parser().parse_args()
+    from mpnet_ds.config.recipe import import_modules
     from mpnet_ds.hub.export import export_huggingface
 
+    import_modules(arguments.plugins, "--plugins")
     comparison = export_huggingface(
         arguments.checkpoint,
         arguments.output,

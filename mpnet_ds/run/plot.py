@@ -1,6 +1,6 @@
 """Curves of one or several runs, from their ``metrics.jsonl``, as a PNG.
 
-Above: training loss (a thin line, the mean of each log interval as it was written, not smoothed) and held-out loss (dots).
+Above: training loss (a thin line, the mean of each log interval as it was written, not smoothed) and validation loss (dots).
 Below: tokens per second. One colour a run.
 """
 
@@ -12,24 +12,24 @@ from mpnet_ds.errors import UserError, did_you_mean
 from mpnet_ds.metrics_file import FILE_NAME, read_metrics
 
 AXES = {"updates": "step", "samples": "consumed_samples"}
-"""What may stand on the horizontal axis, and the number of a line that says it."""
+"""Choices for the horizontal axis → key of a line that holds its value."""
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass
 class Curves:
-    """Of one run: pairs (x, y) in the order of the file; y is NaN where a value was not finite."""
+    """Curves of one run: pairs (x, y) in the order of the file; y is NaN where a value was not finite."""
 
     name: str
     loss: list[tuple[float, float]] = field(default_factory=list)
-    """Nats."""
+    """Loss in nats."""
     eval_loss: list[tuple[float, float]] = field(default_factory=list)
     tokens_per_second: list[tuple[float, float]] = field(default_factory=list)
 
 
 def plot_runs(runs: list[str], output: str, x: str = "updates") -> Path:
-    """Draws ``runs`` (folders, or files ``metrics.jsonl``) into the PNG file ``output``; an older one is replaced.
+    """Draw ``runs`` (folders, or files ``metrics.jsonl``) into the PNG file ``output``; an older one is replaced.
 
     Raises:
         UserError: a run without metrics, an ``output`` that is something else, or matplotlib is missing.
@@ -44,7 +44,7 @@ def plot_runs(runs: list[str], output: str, x: str = "updates") -> Path:
 
 
 def read_curves(file: Path, name: str, x: str = "updates") -> Curves:
-    """The curves of one ``metrics.jsonl``. Lines that are not whole are left out."""
+    """Curves of one ``metrics.jsonl``; incomplete lines are left out."""
     curves, axis = Curves(name), AXES.get(x)
     if axis is None:
         raise UserError(f"--x is '{x}'. {did_you_mean(x, AXES)}")
@@ -74,7 +74,7 @@ def draw(runs: list[Curves], x: str = "updates"):
         losses.plot(*zip(*run.loss, strict=True), color=colour, linewidth=1, alpha=0.8, label=f"{run.name}, training")
         if run.eval_loss:
             points = zip(*run.eval_loss, strict=True)
-            losses.plot(*points, color=colour, linestyle="--", marker="o", markersize=4, label=f"{run.name}, held-out")
+            losses.plot(*points, color=colour, linestyle="--", marker="o", markersize=4, label=f"{run.name}, validation")
         speeds.plot(*zip(*run.tokens_per_second, strict=True), color=colour, linewidth=1, label=run.name)
     losses.set_ylabel("loss (nats per predicted token)")
     speeds.set_ylabel("throughput (tokens/s)")

@@ -1,4 +1,4 @@
-"""What a run says of itself before it trains: the lines at its start, and the longer report of ``--dry_run``."""
+"""What a run prints before it trains: the lines at its start, and the longer report of ``--dry_run``."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def describe_needs(plan: RunPlan, ranks: Ranks) -> list[str]:
 
 
 def describe_hosts(hosts: Sequence[str]) -> str:
-    """How many ranks each host has, and through which network interface this one's processors talk to the others."""
+    """How many ranks each host has, and through which network interface this one talks to the others."""
     counts = Counter(hosts)
     named = ", ".join(f"{host} ({count})" for host, count in list(counts.items())[:16])
     more = f", … {len(counts)} in all" if len(counts) > 16 else ""
@@ -77,7 +77,7 @@ def describe_memory(memory: MemoryEstimate, capacity: Capacity) -> list[str]:
 
 
 def describe_disk(output: Path, checkpoint: int, at_once: int) -> str:
-    """What checkpoints will take, against what is free."""
+    """Space for checkpoints, needed and free."""
     parent = next(path for path in (output, *output.absolute().parents) if path.is_dir())
     free = show_bytes(shutil.disk_usage(parent).free)
     total = show_bytes(at_once * checkpoint)

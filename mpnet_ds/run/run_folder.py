@@ -1,4 +1,4 @@
-"""The output folder of a run: whose run is in it, and where a run goes on.
+"""The output folder of a run: whose run is in it, and where a run resumes.
 
     OUT/run.json        all resolved settings and versions, written before the first step
     OUT/metrics.jsonl   see metrics.py
@@ -32,7 +32,7 @@ from mpnet_ds.zero.torch_file import TensorFile
 
 
 def identity(recipe: Recipe, tokenizer_fingerprint: str, data_checksum: str | list) -> dict:
-    """What must agree for a run to be continued. ``data_checksum`` is a dataset's or a mixture's."""
+    """What must agree for a run to be resumed. ``data_checksum`` is a dataset's or a mixture's."""
     return {
         "objective": recipe.objective.section(),
         "model": asdict(recipe.model),
@@ -46,17 +46,17 @@ def identity(recipe: Recipe, tokenizer_fingerprint: str, data_checksum: str | li
 
 @dataclass(frozen=True)
 class Setting:
-    """What may differ between a checkpoint and the run that goes on from it."""
+    """What may differ between a checkpoint and the run that resumes from it."""
 
     world_size: int
     zero_stage: int
     precision: str
     layout: dict = field(default_factory=dict)
-    """See ``engine.layout``."""
+    """See ``deepspeed_config.layout``."""
 
 
 def decide_start(output: Path, resume: str, run_identity: dict, setting: Setting, disks: Disks) -> StartingPoint:
-    """What ``--output_dir`` and ``--resume`` mean together; raises ``UserError`` rather than touch another run.
+    """Decide where a run begins from ``--output_dir`` and ``--resume``; raises ``UserError`` rather than touch another run.
 
     Every rank must call it; all get the same answer. Looks at the folder on each disk.
 
@@ -114,7 +114,7 @@ def _describe_lack(output: Path, found: tuple[tuple[str, ...], ...], disks: Disk
     without = "; ".join(name for name, checkpoints in pairs if not checkpoints)
     having = "; ".join(f"{name} ({checkpoints[-1]})" for name, checkpoints in pairs if checkpoints)
     return (
-        f"{output} has no checkpoints on {without}, but on {having}: they lie on local disks. Start on the hosts that saved "
+        f"{output} has no checkpoints on {without}, but on {having}: they are on local disks. Start on the hosts that saved "
         "them, in the same order, or copy the folders of all hosts to one that all share."
     )
 
@@ -126,7 +126,7 @@ def _named_checkpoint(resume: str, output: Path, disks: Disks) -> Path:
         checkpoint, newest = find_checkpoint(resume), CheckpointStore(output).newest()
         if newest is not None and read_info(newest).step > read_info(checkpoint).step:
             raise UserError(
-                f"{output} has gone on to update {read_info(newest).step} since {checkpoint}: choose another --output_dir, "
+                f"{output} has continued to step {read_info(newest).step} since {checkpoint}: choose another --output_dir, "
                 "or remove the later checkpoints first."
             )
         _check_usable(checkpoint)
@@ -199,7 +199,7 @@ def free_output(name: str, run_identity: dict, max_steps: int, may_continue: boo
 
 @contextmanager
 def held(output: Path) -> Iterator[None]:
-    """Makes the folder and keeps it for this process; raises ``UserError`` if it cannot, or another run is in it now."""
+    """Make the folder and lock it for this process; raises ``UserError`` if it cannot, or another run is in it now."""
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -209,8 +209,8 @@ def held(output: Path) -> Iterator[None]:
 
 
 def prepare(start: StartingPoint, record: dict, tokenizer_folder: Path) -> None:
-    """Writes ``run.json`` and the tokenizer's copy, and moves damaged checkpoints out of the way."""
-    # First what tells whose folder it is: after a kill at any point from here on, the same command goes on.
+    """Write ``run.json`` and the tokenizer's copy, and move damaged checkpoints out of the way."""
+    # First what tells whose folder it is: after a kill at any point from here on, the same command resumes.
     write_atomically(start.output / FILE_NAME, json.dumps(record, indent=2) + "\n")
     shutil.copytree(tokenizer_folder, start.output / "tokenizer", dirs_exist_ok=True)
     for checkpoint, _ in start.damaged:
@@ -225,7 +225,7 @@ def _holds_something(output: Path) -> bool:
 
 
 def _first_difference(before: dict, now: dict) -> str:
-    """Between two identities: what differs, in words, or nothing."""
+    """First difference between two identities, in words; empty if there is none."""
     return _difference(before, json.loads(json.dumps(now)))  # tuples become lists, as in the file
 
 
@@ -249,7 +249,7 @@ def _short(value) -> str:
 
 
 def _conversion(checkpoint: Path, run_identity: dict, now: Setting) -> str:
-    """What was otherwise when the checkpoint was saved; raises ``UserError`` if it is of another run."""
+    """What was different when the checkpoint was saved; raises ``UserError`` if it is of another run."""
     info = read_info(checkpoint)
     difference = _first_difference(info.identity, run_identity)
     if difference:
@@ -263,7 +263,7 @@ def _conversion(checkpoint: Path, run_identity: dict, now: Setting) -> str:
     conversion = ", ".join(f"{before} → {now}" for before, now in pairs if before != now)
     if conversion and "muon" in (info.layout.get("optimizer"), now.layout.get("optimizer")):
         raise UserError(
-            f"{checkpoint} cannot be converted ({conversion}), as Muon's states are its own: go on as it was saved, or "
+            f"{checkpoint} cannot be converted ({conversion}), as Muon's states are its own: resume as it was saved, or "
             "export it (tools/convert_to_hf.py) and start a new run from its weights (--init_from)."
         )
     return conversion

@@ -1,4 +1,4 @@
-"""What the trainer needs of a DeepSpeed engine, alike for every ZeRO stage and precision.
+"""A DeepSpeed engine as the trainer uses it, the same for every ZeRO stage and precision.
 
 DeepSpeed's ZeRO and 16-bit optimizers leave a step out when the norm of the gradient is not finite. In fp32 at ZeRO 0
 nothing does: the plain optimizer would write NaN into every weight. ``Engine`` closes that gap.
@@ -64,7 +64,7 @@ class Engine:
             deepspeed_workarounds.step_only_if(self.deepspeed.optimizer, lambda: self.applied)
 
     def load(self, checkpoint: Path, convert: bool) -> None:
-        """Goes on from a checkpoint: weights, optimizer, counts. The recipe's betas and weight decay stay.
+        """Resume from a checkpoint: weights, optimizer states, counts. The recipe's betas and weight decay stay.
 
         Args:
             convert: it was saved with another optimizer, at another ZeRO stage or precision, or by another number of ranks;
@@ -86,7 +86,7 @@ class Engine:
             return self.deepspeed(**batch)
 
     def backward(self, loss: Tensor) -> None:
-        """Adds a micro batch's gradients; the one that completes the global batch updates the weights.
+        """Add a micro-batch's gradients; the one that completes the global batch updates the weights.
 
         Where ``loss`` is not finite, the whole step is left out.
         """
@@ -97,7 +97,7 @@ class Engine:
             self._step()
 
     def _step(self) -> None:
-        """Updates the weights if the last micro batch completed the global batch."""
+        """Update the weights if the last micro-batch completed the global batch."""
         completes = self.deepspeed.is_gradient_accumulation_boundary()
         if completes and self._is_plain:
             gradients = [parameter.grad for parameter in self.deepspeed.module.parameters() if parameter.grad is not None]
@@ -115,17 +115,17 @@ class Engine:
 
     @property
     def learning_rate(self) -> float:
-        """Of the next step."""
+        """Learning rate of the next step."""
         return self.deepspeed.optimizer.param_groups[0]["lr"]
 
     @property
     def loss_scale(self) -> float:
-        """1 but in fp16."""
+        """Loss scale; 1 except in fp16."""
         return float(getattr(self.deepspeed.optimizer, "cur_scale", 1.0))
 
 
 def build_engine(module: PretrainingModule, config: EngineConfig, weight_decay: float, compiled: bool = False):
-    """DeepSpeed's own engine around ``model``, with activation checkpointing where the JSON has that section."""
+    """Build DeepSpeed's engine around a module, with activation checkpointing where the JSON has that section."""
     import deepspeed
 
     if compiled:
@@ -140,7 +140,7 @@ def build_engine(module: PretrainingModule, config: EngineConfig, weight_decay: 
 
 
 def parameter_groups(module: PretrainingModule, weight_decay: float) -> list[dict]:
-    """Two optimizer groups for each of the module's: matrices with weight decay, biases and LayerNorm without."""
+    """Split each of the module's groups in two: matrices with weight decay, biases and LayerNorm without."""
     groups = [
         {
             "params": [p for p in group.parameters if (p.ndim >= 2) is has_decay],

@@ -6,7 +6,7 @@ waits anyway. Updates leave no cycles behind, so there is little to wait for (te
 
 What it is worth, on two busy cores at ZeRO 2: looking through the 450,000 objects that PyTorch, DeepSpeed and transformers
 make took 600 to 800 ms, with these set aside 0.2 ms. By itself that comes after tens of thousands of steps; in 300 steps
-there were three small collections of 0.2 ms in all. So on a few processors the gain is nil.
+there were three small collections of 0.2 ms in all. So on a few CPUs the gain is nil.
 """
 
 import gc
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def collected_by_hand() -> Iterator[Callable[[], int]]:
-    """Within it nothing is collected but by calling what it gives: ``with collected_by_hand() as collect: … collect()``.
+    """Collect garbage only when called: ``with collected_by_hand() as collect: … collect()``.
 
     Objects that are there on entering are never looked through. All is as before on leaving.
     """

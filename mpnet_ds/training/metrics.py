@@ -2,11 +2,12 @@
 
 ``metrics.jsonl`` has one object a line. A training line:
 
-    {"step": 100, "consumed_samples": 4800, "loss": 6.12, "accuracy": 0.11, "learning_rate": 0.002, "grad_norm": 1.3,
-     "tokens_per_second": 21000.0, "predicted_tokens_per_second": 3280.0, "data_wait": 0.0004, "memory": 1503238553,
-     "mfu": 0.31}
+    {"step": 100, "consumed_samples": 4800, "loss": 6.12, "accuracy": 0.11, "loss/mpnet": 6.12, "accuracy/mpnet": 0.11,
+     "learning_rate": 0.002, "grad_norm": 1.3, "tokens_per_second": 21000.0, "predicted_tokens_per_second": 3280.0,
+     "data_wait": 0.0004, "memory": 1503238553, "mfu": 0.31}
 
-``loss`` (nats) and ``accuracy`` are means over all predicted slots since the last line; ``data_wait`` is the share of the
+``loss`` (nats) is the weighted sum of the terms' means over all their targets since the last line, ``accuracy`` the first
+term's; ``loss/TERM`` and ``accuracy/TERM`` are each term's own; ``data_wait`` is the share of the
 time that rank 0 waited for batches; ``memory`` is rank 0's peak since its start, in bytes; ``mfu`` is there where the
 device's peak is known. The first line of a session has ``first_step_seconds`` as well: in its first step kernels are
 loaded and perhaps compiled, so it is in none of the rates, which are null if there was no other. An evaluation line has
@@ -56,7 +57,7 @@ datasheets; the first match counts."""
 
 
 class MetricsWriter:
-    """Writes on rank 0 only; on other ranks every method does nothing."""
+    """Writer of metrics on rank 0; on other ranks every method does nothing."""
 
     def __init__(self, output: Path, monitors: dict, is_main: bool, first_step: int):
         self._monitor = None
@@ -68,7 +69,7 @@ class MetricsWriter:
         self._monitor = _open_monitors(output, monitors)
 
     def write(self, line: dict) -> None:
-        """Appends a line, which has at least ``step``, and tells the monitors its finite numbers."""
+        """Append a line, which has at least ``step``, and pass its finite numbers to the monitors."""
         if self._monitor is None:
             return
         self._append(json.dumps(_finite_or_null(line), allow_nan=False))
@@ -80,7 +81,7 @@ class MetricsWriter:
             self._complain(error)
 
     def _append(self, text: str) -> None:
-        """A line that cannot be written is lost; training goes on."""
+        """Append a line of text; one that cannot be written is lost, and training continues."""
         try:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write("\n" * self._is_cut_short + text + "\n")
@@ -91,11 +92,11 @@ class MetricsWriter:
 
     def _complain(self, error: OSError) -> None:
         if not self._has_complained:
-            print(f"warning: metrics cannot be written ({error}); training goes on.", file=sys.stderr, flush=True)
+            print(f"warning: metrics cannot be written ({error}); training continues.", file=sys.stderr, flush=True)
         self._has_complained = True
 
     def close(self) -> None:
-        """Writes out what the monitors hold back."""
+        """Flush the monitors."""
         if self._monitor is not None:
             board = self._monitor.tb_monitor
             if board is not None and board.enabled and board.summary_writer is not None:
@@ -134,19 +135,19 @@ class Throughput:
         self.device, self._clock = ranks.device, clock
         self._seconds_of_first: float | None = None
         self.steps_per_second = 1.0
-        """As of the last ``measure``."""
+        """Measured by the last ``measure``."""
         self.restart(step=0)
 
     def restart(self, step: int) -> None:
-        """Measures from here on; ``step`` steps are done."""
+        """Start measuring now; ``step`` steps are done."""
         self._step, self._time = step, self._clock()
         self.waited = 0.0
-        """Seconds for data since then, to be added to by the caller."""
+        """Seconds waited for data since then; the caller adds to it."""
         self.predicted = 0
-        """Targets of the first term since then, likewise."""
+        """Targets of the first term since then; the caller adds to it."""
 
     def leave_out_first(self, step: int) -> float:
-        """Measures from here on: step number ``step``, the first of a session, is in no rate. Returns its seconds."""
+        """Start measuring now: step number ``step``, the first of a session, counts in no rate. Returns its seconds."""
         self._seconds_of_first = self._clock() - self._time
         self.restart(step)
         return self._seconds_of_first
@@ -197,14 +198,14 @@ def describe(line: dict, max_steps: int, seconds_left: float) -> str:
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
-    """Operations a second that the device could do at best in 16 bits; None where it is not known, or in fp32."""
+    """Peak FLOP/s of the device in 16 bits; None where it is not known, or in fp32."""
     if device.type != "cuda" or precision == "fp32":
         return None
     return peak_flops_of(torch.cuda.get_device_name(device))
 
 
 def peak_flops_of(name: str) -> float | None:
-    """The same by the device's name; None for a part of a device (MIG), whose share is not known."""
+    """Peak FLOP/s in 16 bits by the device's name; None for a part of a device (MIG), whose share is not known."""
     if re.search(r"\bMIG\b", name):
         return None
     found = (tera * 1e12 for pattern, tera in PEAK_TFLOPS.items() if re.search(rf"\b(?:{pattern})\b", name))
@@ -212,7 +213,7 @@ def peak_flops_of(name: str) -> float | None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes that this process held at most since its start: of a GPU's memory in tensors, else of the machine's."""
+    """Peak bytes of this process since its start: of a GPU's memory in tensors, else of the machine's."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")

@@ -35,10 +35,10 @@ class MuonAdamW(torch.optim.Optimizer):
         super().__init__([*self._adamw.param_groups, *self._muon.param_groups], {})
 
     def step(self, closure: Callable | None = None):
-        """Updates all parameters that have a gradient."""
+        """Update all parameters that have a gradient."""
         loss = None if closure is None else closure()
         for part, kind in ((self._adamw, False), (self._muon, True)):
-            # Anew each time: DeepSpeed puts fp32 copies into the groups, and loading a checkpoint makes other groups.
+            # At each step: DeepSpeed puts fp32 copies into the groups, and loading a checkpoint makes other groups.
             part.param_groups = [group for group in self.param_groups if group["use_muon"] is kind]
             part.state = self.state
             part.step()
@@ -46,7 +46,7 @@ class MuonAdamW(torch.optim.Optimizer):
 
 
 def make_muon(module: PretrainingModule, values: dict, groups: list[dict]) -> MuonAdamW:
-    """The optimizer for groups of a module's parameters; what of each is a hidden matrix becomes a group of its own.
+    """Make the optimizer for parameter groups of a module; hidden matrices of each become a group of their own.
 
     Args:
         values: ``optimizer.params`` of DeepSpeed's JSON, resolved.

@@ -30,7 +30,7 @@ from mpnet_ds.config.recipe import Recipe
 from mpnet_ds.data.samples.mixture import open_datasets, parse_weighted
 from mpnet_ds.errors import UserError
 from mpnet_ds.findings import Finding
-from mpnet_ds.hub.read_folder import load_pretrained_weights
+from mpnet_ds.hub.init_from import load_pretrained_weights
 from mpnet_ds.lasting_output import outlive_readers
 from mpnet_ds.metrics_file import FILE_NAME as METRICS
 from mpnet_ds.metrics_file import read_metrics
@@ -247,7 +247,7 @@ def _record_of_data(data: Data) -> dict:
     """What model cards tell of the data; the datasets themselves may be gone by then."""
     datasets = zip(datasets_of(data), getattr(data, "shares", [1]), strict=True)
     training = [{"folder": str(one.folder), "share": float(share)} | one.manifest.summary() for one, share in datasets]
-    return {"training": training, "tokens_per_row": data.tokens_per_sequence}
+    return {"training": training, "tokens_per_sequence": data.tokens_per_sequence}
 
 
 def _versions() -> dict[str, str]:

@@ -1,9 +1,9 @@
-"""A trace of one step, by ``torch.profiler``: where its time goes, on the processor and on the device.
+"""A trace of one step, by ``torch.profiler``: where its time goes, on the CPU and on the device.
 
     OUT/profile/step-00000100-rank-00000.json     one file for each rank, for chrome://tracing or https://ui.perfetto.dev
 
 Spans divide a step: ``agreement`` (waiting for what the ranks agree on), ``forward``, ``backward`` and ``optimizer`` for
-each micro batch, and ``data`` (waiting for the batches of the next step). The profiler warms up during the step before,
+each micro-batch, and ``data`` (waiting for the batches of the next step). The profiler warms up during the step before,
 whose times it would spoil.
 """
 
@@ -17,13 +17,13 @@ from torch.profiler import ProfilerActivity, profile, record_function, schedule
 from mpnet_ds.quiet import stderr_without
 
 FOLDER = "profile"
-"""Of the output, where traces lie."""
+"""Subfolder of the output for traces."""
 SPANS = ("agreement", "forward", "data", "backward", "optimizer")
 _NOTHING = nullcontext()
 
 
 class Profiler:
-    """Follows a run's steps and profiles one of them; where none is to be, ``is_on`` stays False and nothing is done.
+    """Profile one step of a run; without one to profile, ``is_on`` stays False and nothing is done.
 
     Args:
         output: the run's folder.
@@ -49,21 +49,21 @@ class Profiler:
         return record_function(name) if self.is_on else _NOTHING
 
     def begin(self, step: int) -> None:
-        """Update number ``step`` begins."""
+        """Note that a step begins, and start the profiler if its time has come."""
         if self.is_on and step == self.step:
             self._call("step")
         elif self.step is not None and step in (self.step - 1, self.step):
             self._start(warmup=self.step - step)
 
     def done(self, step: int) -> None:
-        """The step is done: if it is the one, its trace is written."""
+        """Note that a step is done, and write the trace if it was the one to profile."""
         if self.is_on and step == self.step:
             self._call("step")
             self._write()
             self.close()
 
     def close(self) -> None:
-        """Stops profiling; what is not complete is dropped."""
+        """Stop profiling; an incomplete trace is dropped."""
         if self.is_on:
             self._call("stop")
             self._profile = None
@@ -75,7 +75,7 @@ class Profiler:
         self._call("start")
 
     def _call(self, what: str) -> None:
-        """Starts, goes on or stops, without the lines by which PyTorch's profiler says that it does."""
+        """Start, advance or stop without the lines that PyTorch's profiler prints about it."""
         with stderr_without("USDT:.*] profiler_(start|stop)$"):
             getattr(self._profile, what)()
 
@@ -84,10 +84,10 @@ class Profiler:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._profile.export_chrome_trace(str(self.path))
         except (OSError, RuntimeError) as error:
-            self._say(f"warning: the trace could not be written ({error}); training goes on.")
+            self._say(f"warning: the trace could not be written ({error}); training continues.")
             return
         table = describe(self._profile.key_averages(), self._on_device)
-        self._say(f"Update {self.step} is profiled in {self.path} (open it in https://ui.perfetto.dev)\n{table}")
+        self._say(f"Step {self.step} is profiled in {self.path} (open it in https://ui.perfetto.dev)\n{table}")
 
 
 def describe(averages, on_device: bool, count: int = 10) -> str:
@@ -95,7 +95,7 @@ def describe(averages, on_device: bool, count: int = 10) -> str:
 
     Args:
         averages: ``profile.key_averages()``.
-        on_device: by time of the device, else of the processor.
+        on_device: by time of the device, else of the CPU.
         count: of them.
     """
     attribute = "self_device_time_total" if on_device else "self_cpu_time_total"

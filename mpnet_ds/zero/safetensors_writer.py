@@ -58,6 +58,7 @@ def write_weights(
     tied: Mapping[str, str] | None = None,
     check: Callable[[str, Tensor, Tensor], None] | None = None,
     show_progress: bool = False,
+    stem: str = "model",
 ) -> list[Path]:
     """Write ``model.safetensors``, or several files and their index, into ``folder``; return the files.
 
@@ -67,6 +68,7 @@ def write_weights(
         max_shard_size: bytes, or text such as ``"5GB"``.
         tied: second name → first name of tensors that are left out; noted as ``safetensors.torch.load_model`` expects it.
         check: called with name, values as read and values as they will be written, a chunk at a time; may raise.
+        stem: of the files' names.
     """
     types = {name: dtype if tensor.dtype.is_floating_point else tensor.dtype for name, tensor in tensors.items()}
     for name, kind in types.items():
@@ -76,7 +78,7 @@ def write_weights(
     plan = split_state_dict_into_shards_factory(
         sizes,
         get_storage_size=int,
-        filename_pattern="model{suffix}.safetensors",
+        filename_pattern=stem + "{suffix}.safetensors",
         get_storage_id=lambda size: None,
         max_shard_size=max_shard_size,
     )
@@ -95,10 +97,11 @@ def write_weights(
                             check(name, chunk, values)
                         file.write(memoryview(values.contiguous().view(torch.uint8).numpy()))
                         progress.update(values.nbytes)
+    index_name = INDEX.replace("model", stem, 1)
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    return [folder / name for name in [*plan.filename_to_tensors, *([INDEX] if plan.is_sharded else [])]]
+        (folder / index_name).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return [folder / name for name in [*plan.filename_to_tensors, *([index_name] if plan.is_sharded else [])]]
 
 
 def _allocate(file, size: int) -> None:
@@ -132,4 +135,4 @@ def _header(entries: dict[str, tuple[torch.dtype, tuple]], tied: Mapping[str, st
 
 
 def _chunks(tensor: StoredTensor | Tensor) -> Iterable[Tensor]:
-    return tensor.chunks() if isinstance(tensor, StoredTensor) else [tensor.flatten()]
+    return [tensor.flatten()] if isinstance(tensor, Tensor) else tensor.chunks()

@@ -1,3 +1,3 @@
 """The checkpoints and exports that tests of this folder read."""
 
-from tests.checkpoint.fixtures import copied, encoder_folder, exported, foreign, saved, with_manifest  # noqa: F401
+from tests.checkpoint.fixtures import copied, encoder_folder, exported, foreign, own, saved, with_manifest  # noqa: F401

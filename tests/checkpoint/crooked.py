@@ -62,7 +62,9 @@ class _Pickler(pickle.Pickler):
             return self._put(thing.of.data, thing.of.storage, thing.of.count)
         if isinstance(thing, torch.storage.TypedStorage):
             kind = getattr(torch, thing._pickle_storage_type())
-            return self._put(bytes(thing.untyped().tolist()), kind, thing._size())
+            return self._put(
+                torch.tensor([], dtype=torch.uint8).set_(thing.untyped()).numpy().tobytes(), kind, thing._size()
+            )
         return None
 
     def _put(self, data: bytes | None, kind: type, count: int) -> tuple:

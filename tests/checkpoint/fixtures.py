@@ -1,4 +1,4 @@
-"""Checkpoints of other programs (foreign.py), and of runs and models to export, each made once for all tests."""
+"""Checkpoints of other programs (foreign.py), of our engine (own.py), and of models to export, made once for all tests."""
 
 import json
 import re
@@ -20,17 +20,34 @@ from tests.checkpoint.foreign import KINDS
 from tests.manifests import write_manifest
 from tests.runs import ROOT, command
 
-OF_ONE_RANK = [
-    *[f"zero{stage}-{precision}" for stage in range(4) for precision in ("fp32", "bf16", "fp16")],
-    *["universal2-fp32", "universal3-bf16", "zero0-bf16-fused", "zero0-idle", "zero0-adagrad", "zero2-aligned"],
-    *["zero2-without_frozen", "zero3-subgroups", "zero1-bf16-accumulated_in_fp32"],
-]
-OF_THREE_RANKS = [
-    *["zero1-fp32", "zero2-bf16", "zero3-bf16", "universal3-fp32", "zero2-aligned-round_robin", "zero3-subgroups"],
-    "zero1-bf16-accumulated_in_fp32",
-]
-MADE = {1: OF_ONE_RANK, 2: list(KINDS), 3: OF_THREE_RANKS}
-"""Number of ranks → kinds that there are."""
+RARE = {
+    1: [
+        *[f"zero{stage}-{precision}" for stage in range(4) for precision in ("fp32", "bf16", "fp16")],
+        *["universal2-fp32", "zero0-bf16-fused", "zero0-idle", "zero0-adagrad", "zero2-without_frozen"],
+        *["zero3-subgroups", "zero1-bf16-accumulated_in_fp32"],
+    ],
+    2: [
+        *["zero1-fp16", "zero3-fp16", "universal1-fp32", "universal2-bf16", "zero2-fused", "zero3-fused"],
+        *["zero2-cpu_adam", "zero2-offload", "zero1-aligned", "zero2-aligned", "zero3-subgroups-bf16"],
+        *["zero1-without_frozen", "zero2-idle", "zero1-scalar", "zero3-sgd", "zero2-momentum", "zero2-adagrad"],
+        *["zero3-client", "zero2-bf16_masters", "zero3-fp32-other_run"],
+    ],
+    3: ["zero3-bf16", "universal3-fp32", "zero2-aligned-round_robin", "zero1-bf16-accumulated_in_fp32"],
+}
+"""Number of ranks → kinds that are read by the same code as some in ``MADE``: for tests that are marked ``long``."""
+MADE = {
+    1: ["zero0-fp32", "zero1-fp32", "zero2-bf16", "zero3-bf16", "universal3-bf16", "zero2-aligned"],
+    2: [kind for kind in KINDS if kind not in RARE[2]],
+    3: ["zero1-fp32", "zero2-bf16", "zero3-subgroups"],
+}
+"""Number of ranks → kinds, one of each that is stored in another way."""
+RARE[1] = [kind for kind in RARE[1] if kind not in MADE[1]]
+OWN = ["zero0:1", "zero1:1", "zero2:1", "zero3:1", "bf16:1", "zero2:2", "zero3:2"]
+OWN += ["zero3:2:1:zero0-bf16,zero2_offload-fp32,zero3-fp32", "bf16:1:2:zero0-fp32,zero1-bf16,zero2-fp32,zero3_offload-bf16"]
+ALL_KINDS = ",".join([f"zero{stage}-{precision}" for stage in range(4) for precision in ("fp32", "bf16")])
+ALL_KINDS += ",zero2_offload-fp32,zero3_offload-bf16"
+OWN_RARE = ["zero1:2", "zero3:2", "zero0:1", "bf16:1"]
+OWN_RARE += [f"{pair}:{ALL_KINDS}" for pair in ("zero1:2:1", "zero0:1:2", "zero3:2:1", "bf16:1:2")]
 
 
 @dataclass(frozen=True)
@@ -50,10 +67,12 @@ class Foreign:
 
 @pytest.fixture(scope="session")
 def foreign(made_once):
-    """``foreign(kind, ranks)``: one of the kinds in ``MADE``; all of a number of ranks are made at the first request."""
+    """``foreign(kind, ranks)``: one of the kinds in ``MADE`` or ``RARE``; all of either are made at the first request."""
 
     def get(kind: str, ranks: int = 2) -> Foreign:
-        output = made_once(f"foreign-{ranks}", lambda folder: _make(folder, ranks))
+        name, kinds = ("foreign", MADE) if kind in MADE[ranks] else ("foreign-rare", RARE)
+        jobs = [f"{count}:{','.join(names)}" for count, names in kinds.items()]
+        output = made_once(name, lambda folder: _run("foreign.py", folder, *jobs)) / str(ranks)
         root = output / kind
         folder = root / ("universal" if kind.startswith("universal") else "last")
         return Foreign(root, folder, torch.load(output / f"{kind}.truth", weights_only=True))
@@ -80,19 +99,34 @@ def assert_refused(checkpoint: Path, named: str) -> None:
         assert sorted(checkpoint.parent.iterdir()) == before
 
 
-def _make(output: Path, ranks: int) -> None:
-    program = ROOT / "tests" / "checkpoint" / "foreign.py"
-    done = command(sys.executable, program, "--ranks", ranks, output, *MADE[ranks])
+@pytest.fixture(scope="session")
+def own(made_once, tokenizer_folder):
+    """``own("zero2", 2)``: checkpoints that own.py trained; ``own("zero3", 2, loaded_by=1)``: what it converted.
+
+    With ``rare`` the jobs of ``OWN_RARE``, which tests that are marked ``long`` ask for.
+    """
+
+    def get(config: str, ranks: int = 1, loaded_by: int = 0, rare: bool = False) -> Path:
+        name, jobs = ("own-rare", OWN_RARE) if rare else ("own", OWN)
+        output = made_once(name, lambda folder: _run("own.py", folder, tokenizer_folder, *jobs))
+        return output / (f"{config}-{ranks}-{loaded_by}" if loaded_by else f"{config}-{ranks}")
+
+    return get
+
+
+def _run(program: str, *arguments) -> None:
+    done = command(sys.executable, ROOT / "tests" / "checkpoint" / program, *arguments)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
 
 WEIGHT = "mpnet.encoder.layer.1.output.dense.weight"
 MODELS = {
     "padded": {"vocab_size": 1024, "seq_length": 160, "config": "bf16"},
-    "short": {"vocab_size": 998},
     "nan": {"weights": {WEIGHT: float("nan")}},
     "infinite": {"weights": {WEIGHT: float("inf")}, "config": "zero0"},
     "large": {"weights": {WEIGHT: 1e5}},
+    "spot": {"objective": "spot", "vocab_size": 1024},
+    "pair": {"objective": "spot-twice", "config": "zero3"},
 }
 
 
@@ -103,9 +137,7 @@ def saved(tokenizer_folder, made_once) -> Path:
     def save(folder: Path) -> None:
         bpe = {"bpe": {"tokenizer": str(save_bpe_without_frame(folder / "bpe-tokenizer"))}}
         (folder / "models.json").write_text(json.dumps(MODELS | bpe))
-        program = ROOT / "tests" / "checkpoint" / "save_many.py"
-        done = command(sys.executable, program, folder, tokenizer_folder, folder / "models.json")
-        assert done.returncode == 0, done.stderr
+        _run("save_many.py", folder, tokenizer_folder, folder / "models.json")
 
     return made_once("saved", save)
 

@@ -1,14 +1,13 @@
 """Makes checkpoints as a program that knows nothing of this project makes them, many kinds in the same processes.
 
-    deepspeed --num_accelerators 2 tests/checkpoint/foreign.py OUTPUT KIND…
-    python tests/checkpoint/foreign.py --ranks 2 OUTPUT KIND…    the same without a launcher: one import for all ranks
+    python tests/checkpoint/foreign.py OUTPUT RANKS:KIND,KIND… RANKS:KIND…
 
-A kind is a name in ``KINDS``. It trains three updates and leaves
+A kind is a name in ``KINDS``. It trains three steps and leaves in OUTPUT/RANKS
 
-    OUTPUT/KIND/latest, OUTPUT/KIND/last/…    what ``engine.save_checkpoint(OUTPUT/KIND, tag="last")`` writes
-    OUTPUT/KIND/earlier/…                     the same after two updates, of kinds that say so
-    OUTPUT/KIND.truth                         ``torch.save`` of name → tensor: what a reader must find. Floating point in
-                                              fp32, the rest as it is; trained weights gathered from the live optimizer
+    KIND/latest, KIND/last/…    what ``engine.save_checkpoint(OUTPUT/RANKS/KIND, tag="last")`` writes
+    KIND/earlier/…              the same after two steps, of kinds that say so
+    KIND.truth                  ``torch.save`` of name → tensor: what a reader must find. Floating point in fp32, the rest
+                                as it is; trained weights gathered from the live optimizer
 
 Three things cannot be had without a GPU or a compiler, and are made by the nearest way: fp16 (from the same in bf16, see
 foreign_fp16.py), DeepSpeed's own Adams (their classes, with the arithmetic in Python), offload to NVMe (left out).
@@ -17,10 +16,8 @@ foreign_fp16.py), DeepSpeed's own Adams (their classes, with the arithmetic in P
 import argparse
 import gc
 import os
-import signal
 import sys
 import time
-import traceback
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -32,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from mpnet_ds.ranks import process_group
 from tests.checkpoint.foreign_fp16 import to_fp16
 from tests.checkpoint.foreign_model import PIECES, PLACES, Parrot, groups
-from tests.runs import free_port
+from tests.checkpoint.forked import run_ranks
 
 ADAMW = {"type": "AdamW", "params": {"lr": 0.01, "torch_adam": True}}
 
@@ -46,7 +43,7 @@ class Kind:
         client: an optimizer of the program's own: a function of the groups.
         config: more of DeepSpeed's configuration.
         save: more arguments of ``save_checkpoint``.
-        earlier: also saves after two updates.
+        earlier: also saves after two steps.
         born_divided: the model is built under ``deepspeed.zero.Init``.
         then: what is made of the checkpoint: ``universal`` or ``fp16``.
     """
@@ -174,8 +171,8 @@ def make(folder: Path, kind: Kind, ranks: process_group.Ranks) -> None:
     """Trains, saves and writes down the truth."""
     engine = build(kind)
     generator = torch.Generator().manual_seed(kind.seed * 100 + ranks.rank)
-    for update in range(3):
-        if kind.earlier and update == 2:
+    for step in range(3):
+        if kind.earlier and step == 2:
             engine.save_checkpoint(str(folder), tag="earlier", save_latest=False)
         engine.backward(engine(torch.randint(PIECES, (2, PLACES), generator=generator)))
         engine.step()
@@ -271,39 +268,10 @@ def to_universal(folder: Path) -> None:
     ds_to_universal.main(argparse.Namespace(**options, **places, inject_missing_state=False))
 
 
-def fork(num_ranks: int, output: Path, names: list[str]) -> int:
-    """Runs ``main`` in so many processes; returns 1 if it fails in one of them, and ends the others."""
-    import deepspeed  # noqa: F401 (once for all)
-
-    os.environ |= {"WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    children = {_child(rank, output, names) for rank in range(num_ranks)}
-    while children:
-        child, status = os.wait()
-        children.discard(child)
-        if status:
-            for other in children:
-                os.kill(other, signal.SIGKILL)
-            return 1
-    return 0
-
-
-def _child(rank: int, output: Path, names: list[str]) -> int:
-    child = os.fork()
-    if child:
-        return child
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-    try:
-        main(output, names)
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
-    sys.stdout.flush()
-    os._exit(0)
-
-
 if __name__ == "__main__":
     os.environ["DS_ACCELERATOR"] = "cpu"  # a GPU would not survive the fork, and the files are the same
-    words = [word for word in sys.argv[1:] if not word.startswith("--local_rank")]
-    if words[0] == "--ranks":
-        sys.exit(fork(int(words[1]), Path(words[2]), words[3:] or list(KINDS)))
-    main(Path(words[0]), words[1:] or list(KINDS))
+    import deepspeed  # noqa: F401 (once for all)
+
+    for ranks, kinds in (word.split(":") for word in sys.argv[2:]):
+        (Path(sys.argv[1]) / ranks).mkdir(parents=True)
+        run_ranks(int(ranks), main, Path(sys.argv[1]) / ranks, kinds.split(","))

@@ -1,4 +1,4 @@
-"""What a run in fp16 would have saved, from the same checkpoint in bf16: processors cannot train in fp16.
+"""What a run in fp16 would have saved, from the same checkpoint in bf16: CPUs cannot train in fp16.
 
 The optimizer's fp32 weights and states stay, and buffers. Parameters of the module, frozen ones too, become fp16; where
 DeepSpeed keeps loss scales (``loss_scaler`` at ZeRO 1 to 3, numbers at ZeRO 0) there are those of a dynamic scale; files

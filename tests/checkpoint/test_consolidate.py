@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from mpnet_ds.checkpoint import consolidate, load_consolidated
+from mpnet_ds.checkpoint.store import find_checkpoint
 from mpnet_ds.config.recipe import load_recipe
 from mpnet_ds.deepspeed_workarounds import offset_in_file
 from mpnet_ds.errors import UserError
@@ -25,10 +26,10 @@ from tests.runs import RECIPE
         ),  # test_foreign.py has them too
     ],
 )
-def test_weights_are_bit_equal_to_deepspeeds_own_tool(trained, config, ranks):
+def test_weights_are_bit_equal_to_deepspeeds_own_tool(own, config, ranks):
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    checkpoint = trained(config, ranks).newest_checkpoint
+    checkpoint = find_checkpoint(own(config, ranks))
     expected = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
     found = load_consolidated(checkpoint)
     assert found.keys() == expected.keys()
@@ -38,46 +39,46 @@ def test_weights_are_bit_equal_to_deepspeeds_own_tool(trained, config, ranks):
 
 
 @pytest.mark.parametrize("config", ["zero0", "zero1", "zero2", "zero3"])
-def test_weights_fill_the_model_whatever_the_stage(trained, config):
-    weights = load_consolidated(trained(config).folder)
+def test_weights_fill_the_model_whatever_the_stage(own, config):
+    weights = load_consolidated(own(config))
     model = MPNetForPretraining(load_recipe(str(RECIPE)).model.config(999))
     model.load_state_dict(weights, strict=True)
-    reference = load_consolidated(trained("zero2").folder)
+    reference = load_consolidated(own("zero2"))
     for name, tensor in weights.items():
         torch.testing.assert_close(tensor, reference[name], atol=2e-4, rtol=0, msg=name)
 
 
-def test_tied_names_are_one_tensor(trained):
+def test_tied_names_are_one_tensor(own):
     for config in ("zero0", "zero2", "zero3"):
-        weights = load_consolidated(trained(config).folder)
+        weights = load_consolidated(own(config))
         assert weights["lm_head.decoder.weight"] is weights["mpnet.embeddings.word_embeddings.weight"]
 
 
-def test_file_holds_the_weights_once(trained, tmp_path):
-    weights = load_consolidated(trained().folder)
-    (path,) = consolidate(trained().folder, tmp_path / "out")
+def test_file_holds_the_weights_once(own, tmp_path):
+    weights = load_consolidated(own("zero2"))
+    (path,) = consolidate(own("zero2"), tmp_path / "out")
     written = load_file(path)
     assert path.name == "model.safetensors"
     assert set(weights) - set(written) == {"lm_head.decoder.weight", "lm_head.decoder.bias"}
     assert all(torch.equal(tensor, weights[name]) for name, tensor in written.items())
 
 
-def test_dtype_and_shard_size_are_obeyed(trained, tmp_path):
-    paths = consolidate(trained().folder, tmp_path / "out", dtype="bf16", max_shard_size="50KB")
+def test_dtype_and_shard_size_are_obeyed(own, tmp_path):
+    paths = consolidate(own("zero2"), tmp_path / "out", dtype="bf16", max_shard_size="50KB")
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     shards = [path for path in paths if path.suffix == ".safetensors"]
     assert len(shards) > 1
     assert set(index["weight_map"].values()) == {path.name for path in shards}
     written = {name: tensor for path in shards for name, tensor in load_file(path).items()}
     assert {tensor.dtype for tensor in written.values()} == {torch.bfloat16}
-    weights = load_consolidated(trained().folder)
+    weights = load_consolidated(own("zero2"))
     assert all(torch.equal(tensor, weights[name].bfloat16()) for name, tensor in written.items())
 
 
-def test_existing_output_is_left_alone(trained, tmp_path):
+def test_existing_output_is_left_alone(own, tmp_path):
     (tmp_path / "precious").write_text("text")
     with pytest.raises(UserError, match="exists and is not empty"):
-        consolidate(trained().folder, tmp_path)
+        consolidate(own("zero2"), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["precious"]
 
 
@@ -88,8 +89,8 @@ def foreign_copy(checkpoint, folder):
     return copy
 
 
-def test_missing_shard_is_named_and_nothing_is_written(trained, tmp_path):
-    copy = foreign_copy(trained("zero2", 2).newest_checkpoint, tmp_path / "checkpoint")
+def test_missing_shard_is_named_and_nothing_is_written(own, tmp_path):
+    copy = foreign_copy(find_checkpoint(own("zero2", 2)), tmp_path / "checkpoint")
     next(copy.glob("zero_pp_rank_1_*optim_states.pt")).unlink()
     with pytest.raises(UserError, match=r"zero_pp_rank_1_mp_rank_00_optim_states.pt is missing"):
         consolidate(copy, tmp_path / "out")
@@ -97,12 +98,12 @@ def test_missing_shard_is_named_and_nothing_is_written(trained, tmp_path):
 
 
 @pytest.mark.parametrize("victim", ["mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"])
-def test_foreign_code_in_a_shard_is_refused_and_does_not_run(trained, tmp_path, victim):
+def test_foreign_code_in_a_shard_is_refused_and_does_not_run(own, tmp_path, victim):
     class Malice:
         def __reduce__(self):
             return os.system, (f"touch {tmp_path / 'pwned'}",)
 
-    copy = foreign_copy(trained("zero2").newest_checkpoint, tmp_path / "checkpoint")
+    copy = foreign_copy(find_checkpoint(own("zero2")), tmp_path / "checkpoint")
     content = load_shard(copy / victim)
     content["innocent"] = [{"deep": (Malice(),)}]
     torch.save(content, tmp_path / victim)  # not over the file, which is mapped into memory
@@ -112,8 +113,8 @@ def test_foreign_code_in_a_shard_is_refused_and_does_not_run(trained, tmp_path, 
     assert not (tmp_path / "pwned").exists()
 
 
-def test_truncated_shard_is_named(trained, tmp_path):
-    copy = foreign_copy(trained("zero2").newest_checkpoint, tmp_path / "checkpoint")
+def test_truncated_shard_is_named(own, tmp_path):
+    copy = foreign_copy(find_checkpoint(own("zero2")), tmp_path / "checkpoint")
     shard = next(copy.glob("*optim_states.pt"))
     shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
     with pytest.raises(UserError, match=shard.name):
@@ -129,8 +130,8 @@ def change_byte(path, place):
 
 
 @pytest.mark.parametrize("has_manifest", [True, False])
-def test_a_flipped_bit_in_the_weights_is_found(trained, tmp_path, has_manifest):
-    copy = shutil.copytree(trained("zero2", 2).newest_checkpoint, tmp_path / "checkpoint")
+def test_a_flipped_bit_in_the_weights_is_found(own, tmp_path, has_manifest):
+    copy = shutil.copytree(find_checkpoint(own("zero2", 2)), tmp_path / "checkpoint")
     if not has_manifest:
         (copy / "manifest.json").unlink()
     shard = next(copy.glob("zero_pp_rank_1_*"))
@@ -143,22 +144,21 @@ def test_a_flipped_bit_in_the_weights_is_found(trained, tmp_path, has_manifest):
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
-def test_moments_are_not_touched(trained, tmp_path):
+def test_moments_are_not_touched(own, tmp_path):
     """Their bytes may be anything."""
-    run = trained("zero2", 2)
-    copy = shutil.copytree(run.newest_checkpoint, tmp_path / "checkpoint")
+    checkpoint = find_checkpoint(own("zero2", 2))
+    copy = shutil.copytree(checkpoint, tmp_path / "checkpoint")
     for shard in copy.glob("*optim_states.pt"):
         states = TensorFile(shard).content["optimizer_state_dict"]["base_optimizer_state"]["state"]
         for state in states.values():
             change_byte(shard, offset_in_file(state["exp_avg"]))
-    weights = load_consolidated(run.newest_checkpoint)
+    weights = load_consolidated(checkpoint)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in load_consolidated(copy).items())
 
 
-def test_a_shard_of_another_checkpoint_is_found_by_the_manifest(trained, tmp_path):
+def test_a_shard_of_another_checkpoint_is_found_by_the_manifest(own, tmp_path):
     """Of the same run, stage and sizes: at ZeRO 3 nothing else would tell."""
-    run = trained("zero3", 2)
-    older, newer = (run.folder / "checkpoints" / f"step-{step:08d}" for step in (6, 8))
+    older, newer = (own("zero3", 2) / "checkpoints" / f"step-{step:08d}" for step in (6, 8))
     copy = shutil.copytree(newer, tmp_path / "checkpoint")
     name = "zero_pp_rank_1_mp_rank_00_optim_states.pt"
     shutil.copy(older / name, copy / name)

@@ -111,7 +111,7 @@ def test_more_slots_than_a_host_has_are_refused(cluster, dataset_folder, tmp_pat
     first, second, _ = cluster.hosts
     second.restrict_to_cores({next(iter(os.sched_getaffinity(0)))})
     said = refused(cluster, {first: 1, second: 2}, tmp_path / "run", dataset_folder, "--micro_batch_size", 1)
-    assert "ranks 1, 2 (node2): node2 has 1 processor cores, and no GPU, and is to run 2 ranks: correct its slots" in said
+    assert "ranks 1, 2 (node2): node2 has 1 CPU cores, and no GPU, and is to run 2 ranks: correct its slots" in said
 
 
 def test_a_missing_hostfile_is_refused(cluster, dataset_folder, tmp_path):

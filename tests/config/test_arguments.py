@@ -71,7 +71,7 @@ def test_a_whole_section_is_replaced_before_keys_inside_it_whatever_their_order(
 @pytest.mark.parametrize("key", sorted(FLAGS))
 def test_a_flag_means_the_same_as_its_set_and_both_together_are_refused(key):
     flag = FLAGS[key]
-    value = {"objective": "mlm", "data.sample_mode": "line", "data.isolate_documents": "true"}.get(key, "4")
+    value = {"objective": "mlm", "data.sample_mode": "line", "data.isolate_documents": "true"}.get(key, "9")
     words = [flag] if key == "data.isolate_documents" else [flag, value]
     assert recipe(*words) == recipe("--set", f"{key}={value}") != recipe()
     with pytest.raises(UserError, match=f"{flag} and --set {key} give the same value"):
@@ -163,10 +163,11 @@ def test_names_of_transformers_are_answered_with_ours(name, answer, tmp_path, ca
         assert said.count("\n") == 1
 
 
-def test_a_value_of_a_recipe_without_a_flag_is_answered_with_its_set(capsys):
+@pytest.mark.parametrize("key", ["optimization.weight_decay", "objective.masking.whole_word"])
+def test_a_value_of_a_recipe_without_a_flag_is_answered_with_its_set(key, capsys):
     with pytest.raises(SystemExit):
-        parse("--weight_decay", "0.1")
-    assert "Write --set optimization.weight_decay=VALUE." in capsys.readouterr().err
+        parse(f"--{key.rpartition('.')[2]}", "0.1")
+    assert f"Write --set {key}=VALUE." in capsys.readouterr().err
 
 
 PLUGIN = """

@@ -31,6 +31,18 @@ def test_every_shipped_configuration_resolves_on_a_gpu_and_deepspeed_takes_it(pa
     assert accepted.zero_optimization_stage == config.zero_stage
 
 
+def test_shipped_configurations_go_by_name_and_others_by_path(tmp_path, monkeypatch):
+    assert load_deepspeed_config("zero2") == load_deepspeed_config(ZERO2)
+    monkeypatch.chdir(tmp_path)
+    assert load_deepspeed_config("zero2") == load_deepspeed_config(ZERO2)
+    (tmp_path / "zero2").write_text('{"gradient_clipping": 7}')
+    assert load_deepspeed_config("zero2") == {"gradient_clipping": 7}
+    with pytest.raises(UserError, match=r"no DeepSpeed configuration zreo3.*Did you mean 'zero3'"):
+        load_deepspeed_config("zreo3")
+    with pytest.raises(UserError, match=r"no DeepSpeed configuration ds_configs/zero2\.json"):
+        load_deepspeed_config("ds_configs/zero2.json")
+
+
 def test_auto_takes_the_recipes_values():
     engine = resolved(learning_rate=3e-4, betas=(0.8, 0.9), eps=1e-7, weight_decay=0.02, gradient_clipping=2.0).engine
     parameters = engine["optimizer"]["params"]

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mpnet_ds.attention_backends import BACKENDS
+from mpnet_ds.config.execution import Execution
 from mpnet_ds.training.profile import SPANS
 from tests.runs import RECIPE, pretrain
 
@@ -17,7 +18,7 @@ def test_a_run_goes_on_with_another_attention_and_says_which(trained, dataset_fo
     flags = ["--recipe", RECIPE, "--data", dataset_folder]
     run = pretrain(output, *flags, "--attention", "sdpa")
     assert run.code == 0, run.err
-    assert "at update 6" in run.out
+    assert "at step 6" in run.out
     assert ", attention by sdpa\n" in run.out
     assert run.losses == pytest.approx(trained().losses, abs=1e-5)
     record = json.loads((output / "run.json").read_text())
@@ -28,14 +29,14 @@ def test_a_run_goes_on_with_another_attention_and_says_which(trained, dataset_fo
     assert record["identity"] == before["identity"]
 
 
-def test_one_update_is_profiled_by_each_rank(dataset_folder, tmp_path):
+def test_one_step_is_profiled_by_each_rank(dataset_folder, tmp_path):
     flags = ["--recipe", RECIPE, "--data", dataset_folder, "--micro_batch_size", 2, "--profile", 3, "--max_steps", 4]
     run = pretrain(tmp_path / "run", *flags, ranks=2)
     assert run.code == 0, run.err
     assert "profiler_st" not in run.err  # what PyTorch says of its profiler
     traces = sorted((tmp_path / "run" / "profile").iterdir())
     assert [path.name for path in traces] == [f"step-00000003-rank-0000{rank}.json" for rank in (0, 1)]
-    assert run.out.count("Update 3 is profiled in ") == 1
+    assert run.out.count("Step 3 is profiled in ") == 1
     table = run.out.split(str(traces[0]))[1].split("operator")[1].splitlines()[1:11]
     times = [float(line.split()[-2]) for line in table]
     assert times == sorted(times, reverse=True)
@@ -49,7 +50,7 @@ def test_one_update_is_profiled_by_each_rank(dataset_folder, tmp_path):
         spans = [event["name"] for event in in_order]
         once, for_each = dict.fromkeys(("agreement", "data"), 1), dict.fromkeys(("forward", "backward", "optimizer"), 2)
         assert {name: spans.count(name) for name in SPANS} == once | for_each
-        # The next update is drawn, and agreed on, before the last backward pass: that hides it.
+        # The next step is drawn, and agreed on, before the last backward pass: that hides it.
         assert spans[-4:] == ["forward", "data", "backward", "optimizer"]
         named = {name: [event for event in events if name in event.get("name", "")] for name in ("optimizer", "AdamW.step")}
         _, update = [event for event in named["optimizer"] if event["ph"] == "X"]
@@ -58,15 +59,20 @@ def test_one_update_is_profiled_by_each_rank(dataset_folder, tmp_path):
             assert update["ts"] <= event["ts"] <= event["ts"] + event["dur"] <= update["ts"] + update["dur"]
 
 
-def test_an_update_that_does_not_come_is_not_profiled(trained, dataset_folder, tmp_path):
-    flags = ["--recipe", RECIPE, "--data", dataset_folder, "--profile"]
-    beyond = pretrain(tmp_path / "run", *flags, 9)
-    assert beyond.code == 2
-    assert "--profile is 9; this run's updates are 1 to 8 (max_steps)" in beyond.err
+@pytest.mark.parametrize("profile", [0, 9])
+def test_a_step_that_does_not_come_cannot_be_profiled(profile):
+    (finding,) = Execution(profile=profile).check_steps(max_steps=8)
+    assert finding.is_fatal
+    assert f"--profile is {profile}; this run's steps are 1 to 8 (max_steps)" in finding.text
+
+
+def test_a_step_that_is_done_is_not_profiled(trained, dataset_folder, tmp_path):
     output = shutil.copytree(trained().folder, tmp_path / "run")
-    done = pretrain(output, *flags, 8, "--max_steps", 9)
+    done = pretrain(
+        output, "--recipe", RECIPE, "--data", dataset_folder, "--profile", 8, "--set", "optimization.max_steps=9"
+    )
     assert done.code == 0, done.err
-    assert "--profile 8: that update is done, the run goes on after update 8" in done.out
+    assert "--profile 8: that step is done, the run resumes after step 8" in done.out
     assert not (output / "profile").exists()
     assert "going to be profiled" not in done.out
 

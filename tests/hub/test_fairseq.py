@@ -192,7 +192,7 @@ def test_classification_heads_are_dropped_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"activation_fn": "relu"}, "activation_fn was relu, MPNet here and in transformers computes with gelu"),
+        ({"activation_fn": "relu"}, "activation_fn was relu, MPNet here and in transformers always computes with gelu"),
         ({"activation_fn": "gelu_fast"}, "activation_fn was gelu_fast"),
         ({"normalize_before": True}, "normalize_before was True"),
         ({"encoder_attention_heads": 4}, "encoder_attention_heads was 4"),
@@ -225,10 +225,13 @@ SPOILT = {
     ),
     "missing": (lambda m: m.pop("decoder.sentence_encoder.layers.1.fc2.bias"), r"layer\.1\.output\.dense\.bias is missing"),
     "strange": (lambda m: m.update({"decoder.sentence_encoder.segment_embeddings.weight": torch.ones(2)}), "segment_embed"),
-    "bias_k": (lambda m: m.update({"decoder.sentence_encoder.layers.0.self_attn.bias_k": torch.ones(2)}), r"bias_k is no"),
+    "bias_k": (
+        lambda m: m.update({"decoder.sentence_encoder.layers.0.self_attn.bias_k": torch.ones(2)}),
+        "bias_k is not a w",
+    ),
     "in_proj": (
         lambda m: m.update({"decoder.sentence_encoder.layers.0.self_attn.in_proj_bias": torch.ones(95)}),
-        r"\[31\], \[32\] would follow",
+        r"is \[31\]; by the config it should be \[32\]",
     ),
     "untied": (lambda m: m.update({"decoder.lm_head.weight": torch.ones(999, 32)}), "decoder.weight is not mpnet"),
 }
@@ -272,7 +275,7 @@ def test_code_in_a_file_is_refused_and_does_not_run(tmp_path, write_original, ar
 
 def test_any_other_type_is_refused_by_its_name(tmp_path, write_original):
     file = write_original(random_model().state_dict(), extra={"best": Stranger()})
-    with pytest.raises(UserError, match=r"asks for tests\.checkpoint\.test_fairseq\.Stranger, which no weights need"):
+    with pytest.raises(UserError, match=r"asks for tests\.hub\.test_fairseq\.Stranger, which no weights need"):
         make_start(tmp_path / "start", fairseq_file=file)
 
 
@@ -283,11 +286,11 @@ def test_damaged_and_wrong_files_are_named_in_a_line(tmp_path, write_original, a
     (tmp_path / "text.pt").write_text("no checkpoint")
     (tmp_path / "empty.pt").write_bytes(b"")
     for name in (file.name, "text.pt", "empty.pt"):
-        with pytest.raises(UserError, match=rf"{name} is damaged, or no file of torch\.save") as caught:
+        with pytest.raises(UserError, match=rf"{name} is damaged, or not a file of torch\.save") as caught:
             make_start(tmp_path / "start", fairseq_file=tmp_path / name)
         assert len(str(caught.value).splitlines()) == 1
     torch.save({"model": torch.ones(1)}, tmp_path / "other.pt")
-    with pytest.raises(UserError, match="holds no model of fairseq"):
+    with pytest.raises(UserError, match="does not hold a fairseq model"):
         make_start(tmp_path / "start", fairseq_file=tmp_path / "other.pt")
     torch.save({"model": {"a": torch.ones(1)}}, tmp_path / "other.pt")
     with pytest.raises(UserError, match="'args' is missing"):

@@ -24,11 +24,11 @@ def test_front_matter_is_what_the_hub_reads(exported, encoder_folder):
 
 def test_card_tells_of_the_run_and_its_data(trained, encoder_folder, dataset_folder):
     run, rows = trained(), rows_of(encoder_folder)
-    assert rows["updates"] == "8"
-    assert rows["rows of text"] == "64 of up to 32 tokens"
+    assert rows["steps"] == "8"
+    assert rows["sequences"] == "64 of up to 32 tokens"
     assert rows["tokens"] == "2,048"
-    assert rows["training loss"] == f"{run.losses[-1]:.4f} nats a predicted token (update 8)"
-    assert rows["loss on held-out text"] == f"{run.eval_losses[-1]:.4f} nats a predicted token (update 8)"
+    assert rows["training loss"] == f"{run.losses[-1]:.4f} nats per predicted token (step 8)"
+    assert rows["validation loss"] == f"{run.eval_losses[-1]:.4f} nats per predicted token (step 8)"
     assert rows["predicted"] == "15% of the tokens, whole words: 80% masked, 10% left as they are, 10% random"
     assert rows["parameters"] == "52,391"
     assert "transformers 5" in rows["made with"]
@@ -43,18 +43,18 @@ def test_a_checkpoint_without_its_run_says_what_its_manifest_knows(trained, tmp_
     export_huggingface(run, tmp_path / "model")
     rows, text = rows_of(tmp_path / "model"), (tmp_path / "model" / "README.md").read_text()
     assert rows["tokens"] == "2,048"
-    assert "loss on held-out text" in rows
-    assert not {"training loss", "made with", "highest learning rate"} & rows.keys()
+    assert "validation loss" in rows
+    assert not {"training loss", "made with", "peak learning rate"} & rows.keys()
     assert "checksum of the dataset" in text
     assert "None" not in text
     assert "documents" not in text
 
 
-def test_an_older_checkpoint_tells_the_losses_of_its_own_update(trained, tmp_path):
+def test_an_older_checkpoint_tells_the_losses_of_its_own_step(trained, tmp_path):
     export_huggingface(trained().folder / "checkpoints" / "step-00000006", tmp_path / "model")
     rows = rows_of(tmp_path / "model")
-    assert rows["training loss"].endswith("(update 6)")
-    assert rows["loss on held-out text"].endswith("(update 4)")
+    assert rows["training loss"].endswith("(step 6)")
+    assert rows["validation loss"].endswith("(step 4)")
 
 
 def test_run_json_of_another_run_is_not_believed(trained, tmp_path):
@@ -78,9 +78,9 @@ def test_sources_of_a_mixture_are_named_without_their_folders(trained, tmp_path)
     (run / "run.json").write_text(json.dumps(record))
     export_huggingface(run, tmp_path / "model")
     text = (tmp_path / "model" / "README.md").read_text()
-    assert "* 70.00% of the rows: 5,000 documents, 70,000 tokens, from `part-0.txt`, " in text
+    assert "* 70.00% of the sequences: 5,000 documents, 70,000 tokens, from `part-0.txt`, " in text
     assert "`part-9.txt`, 54 more\n" in text
-    assert "* 30.00% of the rows: 5,000 documents, 70,000 tokens, from `owner/texts`\n" in text
+    assert "* 30.00% of the sequences: 5,000 documents, 70,000 tokens, from `owner/texts`\n" in text
     assert "someone" not in text
 
 

@@ -22,10 +22,12 @@ def long(saved, tmp_path_factory):
 
 
 def test_the_text_fills_a_row_and_has_padding(long):
-    short, full = check_batches(long, 160)
+    short, full, random = check_batches(long, 160)
     assert full["attention_mask"].sum(dim=1).tolist() == [160, 80]
     assert len(set(short["attention_mask"].sum(dim=1).tolist())) > 1
     assert len(full["input_ids"][0].unique()) > 40
+    assert random["input_ids"].shape == (1, 160)
+    assert len(random["input_ids"].unique()) > 120
 
 
 @contextmanager

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mpnet_ds.config.deepspeed_config import BatchSizes, EngineConfig, examine, name_deprecated, resolve
+from mpnet_ds.config.batch_sizes import BatchSizes
+from mpnet_ds.config.deepspeed_config import EngineConfig, examine, name_deprecated, resolve
 from mpnet_ds.config.recipe import OptimizationRecipe, load_recipe
 from mpnet_ds.data import BuildOptions, build_dataset
 from mpnet_ds.errors import UserError
@@ -112,7 +113,7 @@ def test_more_ranks_than_a_host_has_cores_are_warned_of_or_refused(monkeypatch, 
     monkeypatch.setattr(process_group, "place", lambda: placements.pop(0))
     assert check_slots(RunPlan(), None, None) == []
     (finding,) = check_slots(RunPlan(), None, None)
-    assert "has 2 processor cores, and no GPU, and is to run 3 ranks" in finding.text
+    assert "has 2 CPU cores, and no GPU, and is to run 3 ranks" in finding.text
     assert finding.is_fatal == bool(others)
 
 

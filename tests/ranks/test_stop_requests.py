@@ -15,7 +15,7 @@ from mpnet_ds.ranks import stop_requests
 from mpnet_ds.ranks.process_group import ancestors
 from mpnet_ds.ranks.stop_requests import Agreement, Request, StopRequests
 from tests.runs import RECIPE, ROOT, Run, pretrain_all
-from tests.training.faulty_runs import launch, ranks_of, saved_steps, train, wait_for_update
+from tests.training.faulty_runs import ranks_of, saved_steps, start_run, train, wait_for_update
 
 SECONDS_TO_SAVE = 30
 
@@ -112,7 +112,7 @@ def test_a_file_asks_for_a_checkpoint(asked):
 
 
 def test_one_ranks_signal_stops_all_and_the_launcher_passes_the_code_on(trained, dataset_folder, tmp_path):
-    stopped = train(tmp_path / "run", dataset_folder, fault="slow_last_words@3", ranks=2)
+    stopped = train(tmp_path / "run", dataset_folder, fault="slow_last_words@3", ranks=2, launcher="deepspeed")
     assert stopped.code == 75, stopped.err
     assert "at step 3 of 8; everything is saved" in stopped.out  # no rank left before rank 0 had said so
     assert saved_steps(stopped.folder) == [2, 3]
@@ -138,7 +138,7 @@ def test_more_signals_while_saving_do_no_harm(trained, dataset_folder, tmp_path)
 def test_ranks_save_when_a_signal_ends_their_launcher(trained, dataset_folder, tmp_path, number, everyone):
     """DeepSpeed's launcher passes neither on: it dies, and its ranks notice. Some schedulers signal every process."""
     output = tmp_path / "run"
-    launcher = launch(output, dataset_folder, "slow@3")
+    launcher = start_run(output, dataset_folder, "slow@3")
     wait_for_update(output, 3, launcher)
     below = psutil.Process(launcher.pid).children(recursive=True)
     for process in [*below, launcher] if everyone else [launcher]:
@@ -154,7 +154,7 @@ def test_ranks_save_when_a_signal_ends_their_launcher(trained, dataset_folder, t
 
 def test_two_runs_do_not_share_an_output_folder(dataset_folder, tmp_path):
     output = tmp_path / "run"
-    launcher = launch(output, dataset_folder, "slow@1", "--max_steps", 500, ranks=1)
+    launcher = start_run(output, dataset_folder, "slow@1", "--max_steps", 500, ranks=1)
     try:
         wait_for_update(output, 1, launcher)
         second = train(output, dataset_folder, "--max_steps", 500)

@@ -1,6 +1,6 @@
 """Ranks that hang, in real processes over gloo: the others find out, say who it is, and the run ends.
 
-All scenarios run at once, since their ranks mostly wait; the tests look at what became of them.
+Many scenarios run at once, since their ranks mostly wait; the tests look at what became of them.
 """
 
 import ctypes
@@ -23,6 +23,7 @@ from mpnet_ds.ranks.watchdog import Watchdog
 from tests.runs import free_port
 
 TIMEOUT = 2  # seconds without a beat
+LOST_TIMEOUT = 4  # seconds without a heartbeat: a busy machine may delay one by two
 PATIENCE = 10  # seconds for all ranks to be gone after that, on a machine that is busy with other things
 
 ctx = multiprocessing.get_context("forkserver")
@@ -102,7 +103,7 @@ def hanging(fault: str, victim: int, **settings) -> Scenario:
 
 def losing(fault: str, victim: int, **settings) -> Scenario:
     """The others might wait for ever, but for their heartbeats."""
-    return Scenario(fault, (victim,), hang_timeout=600, **{"lost_timeout": TIMEOUT} | settings)
+    return Scenario(fault, (victim,), hang_timeout=600, **{"lost_timeout": LOST_TIMEOUT} | settings)
 
 
 HANGS = [
@@ -234,8 +235,8 @@ def play(folder: Path, scenarios: list[Scenario]) -> dict[Scenario, Outcome]:
 
 @pytest.fixture(scope="module")
 def outcome_of(tmp_path_factory):
-    """``outcome_of(scenario)``: all of them are played at the first request."""
-    waves = SCENARIOS[::2], SCENARIOS[1::2]
+    """``outcome_of(scenario)``: all of them are played at the first request, a third of them at once."""
+    waves = [SCENARIOS[first::3] for first in range(3)]
     return {key: value for wave in waves for key, value in play(tmp_path_factory.mktemp("wave"), wave).items()}.__getitem__
 
 
@@ -284,7 +285,7 @@ def test_a_rank_that_can_say_nothing_any_more_is_named_by_the_others(outcome_of,
 def test_a_rank_of_which_nothing_is_heard_is_lost_however_long_the_others_might_wait(outcome_of, scenario):
     outcome, (victim,) = outcome_of(scenario), scenario.victims
     assert outcome.codes == codes_without(scenario), outcome.err
-    assert TIMEOUT <= outcome.seconds < TIMEOUT + PATIENCE
+    assert LOST_TIMEOUT <= outcome.seconds < LOST_TIMEOUT + PATIENCE
     assert f"rank {victim} (node-{victim}) is lost" in outcome.err
     assert "(run.lost_timeout)" in outcome.err
 
@@ -293,7 +294,7 @@ def test_a_rank_of_which_nothing_is_heard_is_lost_however_long_the_others_might_
 def test_where_a_collective_notices_that_a_rank_is_gone_the_others_say_who_it_was(outcome_of, scenario):
     outcome, (victim,) = outcome_of(scenario), scenario.victims
     assert outcome.codes == codes_without(scenario), outcome.err
-    assert outcome.seconds < TIMEOUT + PATIENCE
+    assert outcome.seconds < LOST_TIMEOUT + PATIENCE
     assert "lost contact" in outcome.err
     assert f"rank {victim} (node-{victim}) is lost" in outcome.err
     assert "Connection closed by peer" in outcome.stacks((victim + 1) % 3)

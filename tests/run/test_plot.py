@@ -34,7 +34,7 @@ def test_curves_are_those_of_the_run(trained, tmp_path):
     training, held_out = losses.lines
     assert training.get_ydata().tolist() == run.losses
     assert held_out.get_xdata().tolist() == [0, 4, 8]
-    assert [text.get_text() for text in losses.get_legend().get_texts()] == ["run, training", "run, held-out"]
+    assert [text.get_text() for text in losses.get_legend().get_texts()] == ["run, training", "run, validation"]
     assert losses.get_ylabel() == "loss (nats per predicted token)"
     assert speeds.get_ylabel() == "throughput (tokens/s)"
     assert speeds.get_xlabel() == "updates"

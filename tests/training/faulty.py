@@ -150,7 +150,7 @@ def slow_last_words(update: int) -> None:
     before = pretrain._conclude
 
     def slow(*arguments):
-        time.sleep(0 if is_last_rank() else 6)
+        time.sleep(0 if is_last_rank() else 3)
         return before(*arguments)
 
     pretrain._conclude = slow

@@ -13,11 +13,11 @@ from tests.runs import RECIPE, ROOT, Run, environment, free_port, pretrain
 FAULTY = ROOT / "tests" / "training" / "faulty.py"
 
 
-def train(output: Path, data: Path, *arguments, fault: str = "", ranks: int = 0, config: str = "zero2"):
+def train(output: Path, data: Path, *arguments, fault: str = "", ranks: int = 0, config: str = "zero2", launcher: str = ""):
     """The run of ``trained``, with a fault; the same command again, without one, must end with the same losses."""
     script = [FAULTY, fault] if fault else None
     flags = ["--recipe", RECIPE, "--data", data, *(["--micro_batch_size", 4] if ranks == 2 else []), *arguments]
-    return pretrain(output, *flags, config=config, ranks=ranks, script=script)
+    return pretrain(output, *flags, config=config, ranks=ranks, script=script, launcher=launcher)
 
 
 def events(run: Run, kind: str) -> list[dict]:
@@ -30,8 +30,8 @@ def saved_steps(output: Path) -> list[int]:
     return [int(path.name.removeprefix("step-")) for path in CheckpointStore(output).all()]
 
 
-def launch(output: Path, data: Path, fault: str, *more, ranks: int = 2) -> subprocess.Popen:
-    """Starts the run of ``trained`` under DeepSpeed's launcher and does not wait for it."""
+def start_run(output: Path, data: Path, fault: str, *more, ranks: int = 2) -> subprocess.Popen:
+    """Start the run of ``trained`` under DeepSpeed's launcher and do not wait for it."""
     launcher = ["deepspeed", "--num_accelerators", ranks, "--master_port", free_port(), FAULTY, fault]
     flags = ["--deepspeed_config", ROOT / "ds_configs" / "zero2.json", "--output_dir", output, "--recipe", RECIPE]
     command = [*launcher, *flags, "--data", data, "--micro_batch_size", 8 // ranks, *more]

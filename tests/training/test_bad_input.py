@@ -10,8 +10,9 @@ import torch
 
 from mpnet_ds.files import fast_checksum
 from mpnet_ds.zero.torch_file import load_shard
+from tests import runs
 from tests.manifests import write_manifest
-from tests.runs import RECIPE, ROOT, command, pretrain, recipe_with
+from tests.runs import RECIPE, ROOT, launch, pretrain, recipe_with
 
 
 def assert_refused(run, *parts: str) -> None:
@@ -146,30 +147,30 @@ def test_init_from_a_model_of_other_sizes(trained, dataset_folder, tmp_path):
     export_huggingface(trained().folder, tmp_path / "hf")
     recipe = recipe_with(tmp_path, model={"hidden_size": 48})
     run = pretrain(tmp_path / "run", "--recipe", recipe, "--data", dataset_folder, "--init_from", tmp_path / "hf")
-    assert_refused(run, "[999, 32] there, [999, 48] here")
+    assert_refused(run, "hidden_size is 32 there, 48 here")
 
 
-def test_a_port_that_another_run_has_is_named():
+def test_a_port_that_another_run_has_is_named(monkeypatch):
     with socket.socket() as other:
         other.bind(("0.0.0.0", 0))
         other.listen()
         port = other.getsockname()[1]
-        launcher = ["deepspeed", "--num_accelerators", 1, "--master_port", port, ROOT / "launch" / "pretrain.py"]
-        done = command(*launcher, "--deepspeed_config", ROOT / "ds_configs" / "zero2.json")
+        monkeypatch.setattr(runs, "free_port", lambda: port)
+        done = launch([ROOT / "launch" / "pretrain.py", "--deepspeed_config", ROOT / "ds_configs" / "zero2.json"], ranks=1)
     assert done.returncode == 2
     assert f"error: port {port} is in use" in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_one_voice_with_two_ranks_and_the_launchers_exit_code(tmp_path):
-    run = pretrain(tmp_path / "run", "--recipe", "mpnet-tinny", ranks=2)
+    run = pretrain(tmp_path / "run", "--recipe", "mpnet-tinny", ranks=2, launcher="deepspeed")
     assert_refused(run, "unknown recipe")
 
 
 def test_going_back_in_a_run_that_has_gone_on(trained, dataset_folder, tmp_path):
     run = shutil.copytree(trained().folder, tmp_path / "run")
     arguments = ["--recipe", RECIPE, "--data", dataset_folder, "--resume", run / "checkpoints" / "step-00000006"]
-    assert_refused(pretrain(run, *arguments, "--max_steps", 9), "has gone on to update 8", "choose another --output_dir")
+    assert_refused(pretrain(run, *arguments, "--max_steps", 9), "has continued to step 8", "choose another --output_dir")
     assert (run / "checkpoints" / "step-00000008" / "manifest.json").exists()
 
 

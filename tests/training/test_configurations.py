@@ -22,7 +22,7 @@ SECTIONS = {  # of activation_checkpointing: what the shipped ones do not reach 
 }
 
 
-def train_all(folder: Path, data: Path, configs: dict[str, Path], ranks: int, *more) -> dict[str, Run]:
+def train_all(folder: Path, data: Path, configs: dict[str, Path], ranks: int, *more, launcher: str = "") -> dict[str, Run]:
     """Six steps with each configuration, one after the other in the same processes; runs by configuration."""
     recipes = {}
     for precision in ("fp32", "auto"):
@@ -36,7 +36,7 @@ def train_all(folder: Path, data: Path, configs: dict[str, Path], ranks: int, *m
         recipe = recipes["auto" if name in IN_16_BITS else "fp32"]
         runs[folder / name] = ["--deepspeed_config", path, "--recipe", recipe, "--data", data, *more]
     with mock.patch.dict(os.environ, TORCH_EXTENSIONS_DIR=str(folder / "compiled")):
-        done = pretrain_all(folder, runs, ranks)
+        done = pretrain_all(folder, runs, ranks, launcher)
     return {output.name: run for output, run in done.items()}
 
 
@@ -55,7 +55,8 @@ def made_here(tmp_path_factory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def one_rank(dataset_folder, tmp_path_factory, made_here):
     trainable = {name: path for name, path in SHIPPED.items() if name != "fp16" or torch.cuda.is_available()}
-    return train_all(tmp_path_factory.mktemp("one"), dataset_folder, trainable | made_here, 1)
+    folder = tmp_path_factory.mktemp("one")
+    return train_all(folder, dataset_folder, trainable | made_here, 1, launcher="none")  # for what is loaded and compiled
 
 
 @pytest.fixture(scope="module")

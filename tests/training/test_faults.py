@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mpnet_ds.checkpoint.store import CheckpointStore, verify
-from tests.training.faulty_runs import events, launch, ranks_of, saved_steps, train, wait_for_update
+from tests.training.faulty_runs import events, ranks_of, saved_steps, start_run, train, wait_for_update
 
 
 def test_a_rank_killed_in_the_middle_of_a_save_costs_that_save_only(trained, dataset_folder, tmp_path):
@@ -34,9 +34,9 @@ def test_kills_at_random_moments_end_with_the_losses_of_an_undisturbed_run(train
             shutil.rmtree(output)  # it got to its end: begin again
             done = 0
         if kill % 2:
-            launcher = launch(output, dataset_folder, f"sigkill_while_saving@{moments.randint(done + 1, 8)}")
+            launcher = start_run(output, dataset_folder, f"sigkill_while_saving@{moments.randint(done + 1, 8)}")
         else:
-            launcher = launch(output, dataset_folder, "slow@1")
+            launcher = start_run(output, dataset_folder, "slow@1")
             wait_for_update(output, done + 1, launcher)
             time.sleep(moments.uniform(0, 4))
             ranks = ranks_of(launcher)
@@ -137,7 +137,7 @@ def test_a_full_disk_leaves_the_checkpoints_that_are_there(trained, dataset_fold
         failed = [event["step"] for event in events(run, "save_failed")]
         assert failed
         assert "No space left on device" in run.err
-        assert "update 8 is not in a checkpoint" in run.err
+        assert "step 8 is not in a checkpoint" in run.err
         kept = saved_steps(run.folder)
         assert kept == [2, 4, 6, 8][: len(kept)]
         for checkpoint in CheckpointStore(run.folder).all():

@@ -103,7 +103,7 @@ def test_an_update_without_finite_loss_is_skipped_and_reported(trained, dataset_
     # the fault is in the last rank's first rows: with one rank the first four of the step, with two the other four
     assert event["samples"] == [[28, 31] if ranks else [24, 27]]
     assert (event["step"], event["what"], event["skipped_updates"]) == (4, "loss", 1)
-    assert f"update 4 skipped, 1 in a row: the loss is not finite (samples {28 if ranks else 24} to" in run.err
+    assert f"step 4 skipped, 1 in a row: the loss is not finite (samples {28 if ranks else 24} to" in run.err
     reference = trained(config, max(ranks, 1)).losses
     assert run.losses[:3] == pytest.approx(reference[:3], abs=0.01 if config == "bf16" else 1e-5)
     assert run.losses[3] == pytest.approx(reference[4], abs=0.2)  # step 5, from the weights of step 3
@@ -134,7 +134,7 @@ def test_a_jump_of_the_loss_is_reported(dataset_folder, tmp_path):
     assert event["step"] == 22
     assert event["loss"] > 2 * event["running_mean"] > 10
     assert event["samples"] == [168, 175]
-    assert "update 22: loss" in run.err
+    assert "step 22: loss" in run.err
 
 
 @pytest.mark.parametrize("config", ["zero0", pytest.param("zero2", marks=pytest.mark.long), "zero3", "bf16"])

@@ -108,11 +108,11 @@ def test_csv_files_lie_in_the_runs_folder_by_default(written):
     assert not (written.folder / "tensorboard").exists()
 
 
-def throughput(recipe=None, tokens_per_row=512.0, world_size=1, precision="bf16", device="cpu", clock=None):
+def throughput(recipe=None, tokens_per_sequence=512.0, world_size=1, precision="bf16", device="cpu", clock=None):
     recipe = recipe or load_recipe("mpnet-base")
     ranks = SimpleNamespace(device=torch.device(device), world_size=world_size)
     flops = flops_per_sequence(recipe.model.config(30527), recipe.data.seq_length, 77)
-    return Throughput(flops, recipe.optimization.global_batch_size, tokens_per_row, ranks, precision, clock)
+    return Throughput(flops, recipe.optimization.global_batch_size, tokens_per_sequence, ranks, precision, clock)
 
 
 def test_rates_are_of_the_time_since_the_last_restart():
@@ -151,7 +151,7 @@ def test_padding_is_no_token_but_work(monkeypatch):
     monkeypatch.setattr(metrics, "peak_flops", lambda *_: 1e15)
     times = iter([0.0, 2.0, 2.0])
     monkeypatch.setattr(metrics, "peak_memory", lambda device: 7)
-    measured = throughput(tokens_per_row=256.0, world_size=2, clock=lambda: next(times))
+    measured = throughput(tokens_per_sequence=256.0, world_size=2, clock=lambda: next(times))
     measured.predicted += 256 * 38
     padded = measured.measure(step=1)
     assert padded["tokens_per_second"] == 256 * 256 / 2

@@ -1,12 +1,12 @@
 """An objective and a model of a user's own, those of docs/add_a_model.md, through the unchanged package."""
 
 import shutil
+import sys
 
 import pytest
 from transformers import BertForTokenClassification
 
-from mpnet_ds.checkpoint import export_huggingface
-from tests.runs import ROOT, Run, pretrain, pretrain_all, recipe_with
+from tests.runs import ROOT, Run, command, pretrain, pretrain_all, recipe_with
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 DROPOUT = dict.fromkeys(NO_DROPOUT, 0.1)
@@ -14,7 +14,7 @@ DROPOUT = dict.fromkeys(NO_DROPOUT, 0.1)
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, dataset_folder) -> dict[str, tuple[Run, Run]]:
-    """By name: a run of eight steps on two ranks, and what became of it when it was cut back to step 4 and started again."""
+    """By name: a run of eight steps on two ranks, and what became of it when it was cut back to step 6 and started again."""
     folder, arguments = tmp_path_factory.mktemp("own"), {}
     for name, dropout, more in (
         ("resumed", DROPOUT, ["--deepspeed_config", ROOT / "ds_configs" / "zero2.json"]),
@@ -28,8 +28,7 @@ def runs(tmp_path_factory, dataset_folder) -> dict[str, tuple[Run, Run]]:
     assert all(run.code == 0 for run in first.values()), "\n".join(run.out + run.err for run in first.values())
     whole = {output: (run, run.repeatable) for output, run in first.items()}
     for output in arguments:
-        for step in (6, 8):
-            shutil.rmtree(output / "checkpoints" / f"step-{step:08d}")
+        shutil.rmtree(output / "checkpoints" / "step-00000008")
     arguments[folder / "converted"][-1] = ROOT / "ds_configs" / "zero3.json"
     again = pretrain_all(folder, arguments, ranks=2)
     return {output.name: (whole[output][1], again[output]) for output in arguments}
@@ -46,7 +45,7 @@ def test_it_learns_and_says_so_by_the_name_of_its_term(runs):
 
 def test_a_run_that_was_interrupted_ends_as_one_that_was_not(runs):
     whole, again = runs["resumed"]
-    assert "step-00000004 at step 4" in again.out, again.out + again.err
+    assert "step-00000006 at step 6" in again.out, again.out + again.err
     assert again.repeatable == whole
 
 
@@ -57,7 +56,13 @@ def test_its_checkpoints_are_converted_between_zero_stages(runs):
 
 
 def test_its_export_loads_with_transformers(runs, tmp_path):
-    export_huggingface(runs["converted"][1].folder, tmp_path / "model")
+    arguments = ["tools/convert_to_hf.py", runs["converted"][1].folder, tmp_path / "model"]
+    unknown = command(sys.executable, *arguments)
+    assert unknown.returncode == 2
+    assert "unknown objective 'spot'" in unknown.stderr
+    assert "--plugins" in unknown.stderr
+    done = command(sys.executable, *arguments, "--plugins", "tests.toy")
+    assert done.returncode == 0, done.stderr
     model, loading = BertForTokenClassification.from_pretrained(tmp_path / "model", output_loading_info=True)
     assert not any(loading.values())
     assert model.config.num_labels == 2

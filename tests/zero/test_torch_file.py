@@ -53,7 +53,7 @@ def test_chunks_are_the_tensor_in_order(opened, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("place", [0, 17, 131])
-def test_a_flipped_bit_is_found_wherever_it_lies_in_a_tensor_that_was_read(tmp_path, place):
+def test_a_flipped_bit_is_found_wherever_it_is_in_a_tensor_that_was_read(tmp_path, place):
     path = tmp_path / "x.pt"
     torch.save([torch.arange(33.0), torch.zeros(3)], path)
     begin = deepspeed_workarounds.offset_in_file(TensorFile(path).content[0])

@@ -26,6 +26,7 @@ from mpnet_ds.tokenizer import BOS_ID, EOS_ID, PretrainingTokenizer
 
 SampleMode = Literal["stream", "document", "line"]
 SAMPLE_MODES = get_args(SampleMode)
+MIN_SEQ_LENGTH = 8
 ORDER_WINDOW = 1024
 _ORDER, _START, _MASKING = range(3)  # purposes of random numbers
 
@@ -74,8 +75,9 @@ class PretrainingDataset:
         self.manifest.check_sizes(self.folder)
         self.tokenizer = PretrainingTokenizer.load(self.tokenizer_folder)
         self._check_tokenizer()
-        if not 8 <= seq_length <= MAX_SEQ_LENGTH:
-            raise UserError(f"data.seq_length is {seq_length}; it must be between 8 and {MAX_SEQ_LENGTH}.")
+        if not MIN_SEQ_LENGTH <= seq_length <= MAX_SEQ_LENGTH:
+            bounds = f"between {MIN_SEQ_LENGTH} and {MAX_SEQ_LENGTH}"
+            raise UserError(f"data.seq_length is {seq_length}; it must be {bounds}.")
         self.seq_length, self.seed = seq_length, seed
         self.objective, self.number = objective or MPNet(masking or MaskingConfig()), number
         self.vocabulary = Vocabulary.of(self.tokenizer)

@@ -3,7 +3,7 @@
 | name      | what it is | picked by ``auto`` |
 |---|---|---|
 | eager     | two matrix products and a softmax, on any device: what the others are compared with | |
-| processor | the same for a few heads at a time, without further passes over memory | on processors |
+| cpu | the same for a few heads at a time, without further passes over memory | on CPUs |
 | sdpa      | ``torch.nn.functional.scaled_dot_product_attention`` with the same bias | on GPUs |
 | flex      | FlexAttention: a kernel that PyTorch compiles for GPUs; without dropout | |
 | triton    | kernels of our own for GPUs: no bias, scores or dropout mask in memory | |
@@ -73,5 +73,5 @@ _BACKENDS: dict[str, Backend] = {
 def choose_backend(name: str, device: torch.device) -> Backend:
     """The back-end of that name; of ``auto``, the one for the device."""
     if name == AUTO:
-        name = "sdpa" if device.type == "cuda" else "processor"
+        name = "sdpa" if device.type == "cuda" else "cpu"
     return _BACKENDS[name]

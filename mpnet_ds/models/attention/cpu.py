@@ -1,6 +1,6 @@
-"""Attention for processors: a few heads at a time, so that what lies between the products stays in the cache.
+"""Attention for CPUs: a few heads at a time, so that what lies between the products stays in the cache.
 
-On a processor attention costs less in its products than in passing over [B, H, R, K] numbers in memory, again and again, and
+On a CPU attention costs less in its products than in passing over [B, H, R, K] numbers in memory, again and again, and
 in taking that memory anew each time. Here scores, softmax, dropout and the product with the values are done for a few heads
 at a time, in place; the bias is added by the product itself.
 
@@ -27,17 +27,17 @@ and much slower on a busy one, where the cores wait for each other after every o
 
 
 class ProcessorAttention:
-    """For tensors on a processor."""
+    """For tensors on a CPU."""
 
-    name = "processor"
+    name = "cpu"
 
     def check(self, device: torch.device, config: MPNetConfig) -> None:
         """See ``attention.Backend``."""
-        check_processor(device)
+        check_cpu(device)
 
     def prepare(self, table: nn.Embedding, layout: Layout) -> tuple[Tensor]:
         """See ``attention.Backend``; the bias [B, H, R, K]."""
-        check_processor(table.weight.device)
+        check_cpu(table.weight.device)
         buckets = pair_buckets(layout.row_places, layout.key_places, layout.num_tokens).to(torch.uint8)
         buckets.masked_fill_(~layout.visible, NUM_BUCKETS)
         return (bias_of_buckets(table(torch.arange(NUM_BUCKETS)), buckets),)
@@ -48,12 +48,10 @@ class ProcessorAttention:
         return attention(query, key, value, bias[:, :, first_row:], draw_seed(), dropout, is_recorded)[0]
 
 
-def check_processor(device: torch.device) -> None:
+def check_cpu(device: torch.device) -> None:
     """Raises ``UserError`` for another device."""
     if device.type != "cpu":
-        raise UserError(
-            f"attention 'processor' is for processors, and the model is on '{device.type}'. Use 'auto' or 'sdpa'."
-        )
+        raise UserError(f"attention 'cpu' is for CPUs, and the model is on '{device.type}'. Use 'auto' or 'sdpa'.")
 
 
 @library.custom_op("mpnet_ds::bias_of_buckets", mutates_args=())

@@ -36,7 +36,7 @@ class EagerAttention:
 
 
 class SdpaAttention(EagerAttention):
-    """``torch.nn.functional.scaled_dot_product_attention``; slow on a processor, where the bias needs a gradient."""
+    """``torch.nn.functional.scaled_dot_product_attention``; slow on a CPU, where the bias needs a gradient."""
 
     name = "sdpa"
 

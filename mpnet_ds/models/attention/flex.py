@@ -1,7 +1,7 @@
 """FlexAttention: PyTorch compiles a kernel from our bias and visibility, on GPUs.
 
 The bias is looked up in [H, n, n], by the places of row and key: its gradient is added up in H * n * n cells, where a lookup
-in the table would have all elements meet in 32 * H of them. FlexAttention has no dropout, and no backward on a processor.
+in the table would have all elements meet in 32 * H of them. FlexAttention has no dropout, and no backward on a CPU.
 
 Shapes: B rows of a batch, n tokens, H heads, R rows of the network, K keys, D width of a head.
 """
@@ -25,7 +25,7 @@ NO_GRADIENTS = "attention 'flex' has gradients on GPUs only, and the model is on
 
 
 class FlexAttention:
-    """The back-end ``flex``; on a processor it computes forward alone, uncompiled, for tests."""
+    """The back-end ``flex``; on a CPU it computes forward alone, uncompiled, for tests."""
 
     name = "flex"
 
@@ -46,7 +46,7 @@ class FlexAttention:
         """See ``attention.Backend``.
 
         Raises:
-            UserError: dropout, or gradients on a processor.
+            UserError: dropout, or gradients on a CPU.
         """
         if dropout > 0:
             raise UserError(NO_DROPOUT.format(dropout))

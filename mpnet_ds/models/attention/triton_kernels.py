@@ -338,7 +338,7 @@ def configuration(kernel: str, head_width: int, dtype: torch.dtype, capability: 
 
 
 def capability_of(tensor: Tensor) -> int:
-    """Compute capability of the tensor's device as one number; on a processor, where Triton interprets, 90."""
+    """Compute capability of the tensor's device as one number; on a CPU, where Triton interprets, 90."""
     if tensor.device.type != "cuda":
         return 90
     major, minor = torch.cuda.get_device_capability(tensor.device)

@@ -1,4 +1,4 @@
-"""Dropout that costs little on a processor; on other devices PyTorch's own."""
+"""Dropout that costs little on a CPU; on other devices PyTorch's own."""
 
 import torch
 from torch import Tensor, library, nn
@@ -8,7 +8,7 @@ from mpnet_ds.models.layers.random_bits import RandomBits, draw_seed, rounded
 
 
 class Dropout(nn.Dropout):
-    """As ``torch.nn.Dropout``; on a processor with the draws of random_bits.py."""
+    """As ``torch.nn.Dropout``; on a CPU with the draws of random_bits.py."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Same shape and dtype as ``x``."""

@@ -1,4 +1,4 @@
-"""Which numbers dropout leaves out, drawn fast on a processor.
+"""Which numbers dropout leaves out, drawn fast on a CPU.
 
 PyTorch draws them one by one from a Mersenne twister, which took an eighth to a sixth of a training step. Here a seed comes
 from PyTorch's generator, so that ``torch.manual_seed`` and activation checkpointing (which restores the generator's state)
@@ -22,7 +22,7 @@ class RandomBits:
     """A stream of draws, by its seed.
 
     Args:
-        seed: int64 scalar on the processor; from ``draw_seed``.
+        seed: int64 scalar on the CPU; from ``draw_seed``.
     """
 
     def __init__(self, seed: Tensor):
@@ -36,5 +36,5 @@ class RandomBits:
 
 
 def draw_seed() -> Tensor:
-    """int64 scalar >= 0 from PyTorch's generator of the processor."""
+    """int64 scalar >= 0 from PyTorch's generator of the CPU."""
     return torch.randint(2**63 - 1, ())

@@ -62,7 +62,7 @@ def _rows_and_keys(work: Work) -> tuple[int, int, int]:
 
 
 def _mask_bytes(work: Work, probability: float) -> int:
-    """Bytes of a dropout mask for each number: on a processor it is of the numbers' own type."""
+    """Bytes of a dropout mask for each number: on a CPU it is of the numbers' own type."""
     return 0 if probability == 0 else 1 if work.setting.on_gpu else work.setting.bytes_per_number
 
 
@@ -80,7 +80,7 @@ def _embeddings(work: Work) -> int:
 def _bias(work: Work) -> int:
     """The bias [B, H, R, K] that all layers share, and what its gradient is summed by.
 
-    That is the buckets and the mask (int64 and bool [B, R, K]), on a processor both in a byte. There a layer only adds the
+    That is the buckets and the mask (int64 and bool [B, R, K]), on a CPU both in a byte. There a layer only adds the
     bias to its scores: none keeps it, unless it is to be computed again.
     """
     rows, keys, _ = _rows_and_keys(work)

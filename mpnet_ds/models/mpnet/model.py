@@ -262,6 +262,11 @@ class MPNetForPretraining(PretrainingModule):
 
         return {"": Part("", MPNetForMaskedLM, self.config)}
 
+    def reference_outputs(self, name: str, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Hidden states and logits of the plain encoder."""
+        hidden = self.encode(**batch)
+        return {"hidden_states": hidden, "logits": self.lm_head(hidden)}
+
     def layers(self) -> list[nn.Module]:
         """The encoder's layers."""
         return list(self.mpnet.encoder.layer)

@@ -25,7 +25,7 @@ class Case:
     """bool [B, R]: rows that see something and are not those of unused slots."""
 
     def in_fp32(self) -> "Case":
-        """The same numbers, as far as they were rounded, in fp32 on a processor: for a reference."""
+        """The same numbers, as far as they were rounded, in fp32 on a CPU: for a reference."""
         table = copy.deepcopy(self.table).float().cpu()
         tensors = {name: getattr(self, name).float().cpu() for name in ("query", "key", "value", "grad_out")}
         layout = replace(self.layout, **{name: x.cpu() for name, x in vars(self.layout).items() if isinstance(x, Tensor)})

@@ -1,4 +1,4 @@
-"""The back-end ``processor`` against the plain formula; its dropout is tested in test_dropout.py."""
+"""The back-end ``cpu`` against the plain formula; its dropout is tested in test_dropout.py."""
 
 import pytest
 import torch
@@ -19,12 +19,12 @@ from tests.models.attention.cases import assert_same, make_case
 )  # fmt: skip
 def test_output_and_gradients_are_those_of_eager(objective, last_layer, **sizes):
     case = make_case(objective, slots=6, last_layer=last_layer and objective != "mlm", **sizes)
-    assert_same(case.run("processor"), case.run("eager"), 1e-5)
+    assert_same(case.run("cpu"), case.run("eager"), 1e-5)
 
 
 def test_bf16_stays_as_near_to_fp32_as_eager_does():
     case = make_case("mpnet", tokens=80, slots=20, padding=5, unused=3, dtype=torch.bfloat16)
-    exact, found, eager = case.in_fp32().run("eager"), case.run("processor"), case.run("eager")
+    exact, found, eager = case.in_fp32().run("eager"), case.run("cpu"), case.run("eager")
     assert found["out"].dtype == found["query"].dtype == found["table"].dtype == torch.bfloat16
     for name, expected in exact.items():
         errors = [(gradients[name].float() - expected).norm() / expected.norm() for gradients in (found, eager)]
@@ -33,7 +33,7 @@ def test_bf16_stays_as_near_to_fp32_as_eager_does():
 
 def test_without_gradients_no_probabilities_are_kept():
     case = make_case("mlm", tokens=9, slots=0)
-    prepared = choose_backend("processor", torch.device("cpu")).prepare(case.table, case.layout)
+    prepared = choose_backend("cpu", torch.device("cpu")).prepare(case.table, case.layout)
     out, kept = attention(case.query, case.key, case.value, *prepared, draw_seed(), 0.0, False)
     assert kept.numel() == 0
     torch.testing.assert_close(out, case.run("eager")["out"], atol=1e-5, rtol=0)
@@ -41,12 +41,12 @@ def test_without_gradients_no_probabilities_are_kept():
 
 def test_the_operator_keeps_what_it_promises_to_torch():
     case = make_case("mpnet", batch=1, tokens=9, slots=2, heads=1)
-    backend = choose_backend("processor", torch.device("cpu"))
+    backend = choose_backend("cpu", torch.device("cpu"))
     bias = [x.detach().requires_grad_() for x in backend.prepare(case.table, case.layout)]
     inputs = [x.clone().requires_grad_() for x in (case.query, case.key, case.value)]
     library.opcheck(attention, (*inputs, *bias, draw_seed(), 0.0, True))
 
 
 def test_another_device_is_refused():
-    with pytest.raises(UserError, match="attention 'processor' is for processors, and the model is on 'meta'"):
-        choose_backend("processor", torch.device("meta")).check(torch.device("meta"), None)
+    with pytest.raises(UserError, match="attention 'cpu' is for CPUs, and the model is on 'meta'"):
+        choose_backend("cpu", torch.device("meta")).check(torch.device("meta"), None)

@@ -1,4 +1,4 @@
-"""The back-end ``flex``: forward on a processor, where it is not compiled; all of it where there is a GPU."""
+"""The back-end ``flex``: forward on a CPU, where it is not compiled; all of it where there is a GPU."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Dropout on processors: how much it leaves out, that it is forgotten nowhere, and that it can be repeated."""
+"""Dropout on CPUs: how much it leaves out, that it is forgotten nowhere, and that it can be repeated."""
 
 import pytest
 import torch

@@ -99,7 +99,7 @@ def test_the_whole_way_from_text_to_words(corpus_files, tmp_path, tool):
         (["convert_from_hf", "--from_fairseq", "nowhere.pt", "out"], "no file nowhere.pt"),
         (["convert_from_hf", "nowhere", "out", "--from_fairseq", "nowhere.pt"], "give one source and OUT"),
         (["convert_from_hf", "nowhere", "--resize_vocabulary", "none", "out"], "no tokenizer at none"),
-        (["fill_mask", "nowhere", "the <mask>"], "nowhere is no Hugging Face folder"),
+        (["fill_mask", "nowhere", "the <mask>"], "nowhere is not a Hugging Face folder"),
     ],
 )
 def test_what_is_missing_is_named(arguments, message, tmp_path, tool, monkeypatch):

@@ -1,0 +1,158 @@
+"""Starting a run from the weights of Hugging Face folders: ``--init_from``.
+
+A module with one part starts from one folder; a module with several takes a folder that has one for each, by the parts'
+names, as an export writes them. Names, sums and files beside the model are those of ``PretrainingModule.parts()``, read
+backwards. The weights must be in safetensors, and all of them must be there, pre-training head included; tied copies and
+heads of other tasks may be there too. tools/convert_from_hf.py makes such a folder of any MPNet.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from mpnet_ds.config.recipe import Recipe
+from mpnet_ds.errors import UserError
+from mpnet_ds.hub.part_weights import Contents, contents_of, find_sources, first_names
+from mpnet_ds.hub.read_folder import CONFIG, SAFE_FORMS, FolderWeights, model_folder, read_json, read_tokenizer
+from mpnet_ds.models.module import Part, PretrainingModule
+from mpnet_ds.tokenizer import PretrainingTokenizer
+
+CONVERTED = "mpnet"
+"""The model type of which tools/convert_from_hf.py makes a start."""
+FREE_KEYS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range")
+"""Keys of the recipe's section ``model`` that may differ from the folder: they do not change what its weights mean."""
+
+
+def check_start(folder: str | Path, recipe: Recipe, tokenizer: PretrainingTokenizer) -> None:
+    """Check that a run of this recipe with this tokenizer can start from a folder.
+
+    Reads names and shapes, and tied copies where there are some. Raises ``UserError`` with the command that converts the
+    folder, or with what differs.
+    """
+    with torch.device("meta"):
+        module = recipe.objective.build(recipe.model, tokenizer, recipe.data.seq_length)
+    for name, part in module.parts().items():
+        place = Path(folder) / name
+        if model_folder(place) != place:
+            raise _needs_conversion(place, part, "it is a sentence-transformers folder")
+        if not any((place / form).is_file() for form in SAFE_FORMS):
+            raise _needs_conversion(place, part, f"{SAFE_FORMS[0]} is missing")
+        _check_vocabulary(place, part, tokenizer)
+        _check_config(place, part, asdict(recipe.model))
+        contents, stored = contents_of(part), FolderWeights(place)
+        find_sources(part, module, contents)
+        _check_names(place, part, contents, stored)
+
+
+def load_pretrained_weights(module: PretrainingModule, folder: str | Path) -> None:
+    """Start ``module`` from a folder that ``check_start`` has found good; all its weights are overwritten."""
+    weights: dict[str, Tensor] = {}
+    sums: list[tuple[tuple[str, str], Tensor]] = []
+    for name, part in module.parts().items():
+        place = Path(folder) / name
+        stored = FolderWeights(place)
+        for own, source in find_sources(part, module, contents_of(part)).items():
+            if len(source) == 2:
+                sums.append((source, stored[own]))
+            else:
+                weights[source[0]] = stored[own]
+        for file, inside in part.extra_files.items():
+            beside = load_file(place / file)
+            weights |= {own: beside[inner] for own, inner in inside.items()}
+    first = first_names(module)
+    weights = {first[name]: tensor for name, tensor in weights.items()}
+    for pair, total in sums:
+        # Where another part gives one of the two, the other is the rest; else the first is all of it.
+        names = [first[name] for name in pair]
+        known = next((name for name in names if name in weights), names[0])
+        weights.setdefault(known, total)
+        for name in names:
+            weights.setdefault(name, total - weights[known])
+    module.load_state_dict({name: weights[source] for name, source in first.items()}, strict=True)
+
+
+def _needs_conversion(place: Path, part: Part, reason: str) -> UserError:
+    cure = f"Save it with save_pretrained of {part.model_class.__name__}"
+    if part.config.model_type == CONVERTED:
+        cure = f"Make a start of it first: python tools/convert_from_hf.py {place} OUT"
+    return UserError(f"--init_from {place}: {reason}. {cure}")
+
+
+def _check_vocabulary(place: Path, part: Part, tokenizer: PretrainingTokenizer) -> None:
+    own = read_tokenizer(place)
+    if own is None or own.pieces == tokenizer.pieces:
+        return
+    found = f"--init_from {place}: its vocabulary is not the data's ({tokenizer.vocab_size:,} pieces)."
+    rebuild = f"build the data with its tokenizer (tools/build_dataset.py --tokenizer {place})."
+    if part.config.model_type == CONVERTED:
+        resize = f"python tools/convert_from_hf.py {place} OUT --resize_vocabulary {tokenizer.origin}"
+        raise UserError(f"{found} Give it the data's: {resize}; or {rebuild}")
+    raise UserError(f"{found} So {rebuild}")
+
+
+def _check_config(place: Path, part: Part, section: Mapping) -> None:
+    """Raise ``UserError`` for keys of the recipe's section ``model`` that are others in the folder."""
+    family = read_json(place / CONFIG)["model_type"]
+    if family != part.config.model_type:
+        raise UserError(f"--init_from {place}: its model_type is '{family}', the run trains '{part.config.model_type}'.")
+    theirs = _read_config(place, type(part.config))
+    pairs = {key: (getattr(theirs, key, None), getattr(part.config, key, None)) for key in section if key not in FREE_KEYS}
+    findings = [
+        f"--init_from {place}: {key} is {found} there, {expected} here: set it in the recipe's section 'model'."
+        for key, (found, expected) in pairs.items()
+        if found != expected
+    ]
+    if findings:
+        raise UserError(*findings)
+
+
+def _read_config(place: Path, config_class: type[PreTrainedConfig]) -> PreTrainedConfig:
+    try:
+        return config_class.from_pretrained(place)
+    except Exception as error:  # values of other types: several kinds, by transformers' version
+        raise UserError(f"{place / CONFIG}: {' '.join(str(error).split())}") from error
+
+
+def _check_names(place: Path, part: Part, contents: Contents, stored: FolderWeights) -> None:
+    """Raise ``UserError`` unless the folder has every weight of the part in its shape, and no strange ones."""
+    kind, base, there = part.model_class.__name__, f"{part.model_class.base_model_prefix}.", stored.shapes
+    heads = [name for name in contents.shapes if not name.startswith(base)]
+    if heads and not any(name in there for name in heads):
+        raise _needs_conversion(place, part, f"it has no pre-training head ({heads[0]} and others)")
+    if moved := [copy for copy, source in contents.tied.items() if copy in there and source not in there]:
+        raise _needs_conversion(place, part, f"it keeps tied weights under their second names ({moved[0]})")
+    findings = [f"--init_from {place}: {name} is missing." for name in contents.shapes if name not in there]
+    findings += [
+        f"--init_from {place}: {name} is {there[name]} there, {list(shape)} here."
+        for name, shape in contents.shapes.items()
+        if name in there and there[name] != list(shape)
+    ]
+    findings += [
+        f"--init_from {place}: {kind} with this configuration has no {name}."
+        for name in sorted(there.keys() - contents.shapes.keys() - contents.tied.keys())
+        if not _is_of_another_head(name, contents, base)
+    ]
+    findings += [
+        f"--init_from {place}: {copy} is not {source}; the two are one tensor in {kind}."
+        for copy, source in contents.tied.items()
+        if copy in there and not torch.equal(stored[copy], stored[source])
+    ]
+    if findings:
+        raise UserError(*findings)
+
+
+def _is_of_another_head(name: str, contents: Contents, base: str) -> bool:
+    """Whether a strange weight belongs to a module beside, or directly in, the base model; or is old versions' buffer."""
+    parents = {parent for known in contents.shapes for parent in _parents(known)}
+    nearest = max((parent for parent in _parents(name) if parent in parents), key=len, default="")
+    return nearest in ("", base) or name.endswith(".position_ids")
+
+
+def _parents(name: str) -> list[str]:
+    """Prefixes of a name that stand for modules: ``a.``, ``a.b.`` for ``a.b.weight``."""
+    return [name[: end + 1] for end, letter in enumerate(name) if letter == "."]

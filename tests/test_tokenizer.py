@@ -183,7 +183,7 @@ def test_a_tokenizer_that_mpnet_cannot_use_is_refused_on_loading(edited, edit, m
 def test_a_tokenizer_that_does_not_mark_words_is_refused(tmp_path):
     model = {"type": "BPE", "vocab": {"<s>": 0, "<pad>": 1, "</s>": 2}, "merges": []}
     (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
-    with pytest.raises(UserError, match="the model is BPE without ByteLevel or Metaspace"):
+    with pytest.raises(UserError, match="a BPE model without ByteLevel or Metaspace"):
         PretrainingTokenizer.load(tmp_path)
 
 
@@ -243,7 +243,7 @@ def test_training_refuses_too_small_a_vocabulary_and_an_empty_corpus():
         train_tokenizer([" ", "\n"], 100)
 
 
-def test_training_yields_no_more_pieces_than_asked_for(corpus_files):
+def test_training_gives_no_more_pieces_than_asked_for(corpus_files):
     many_letters = "".join(chr(code) for code in range(0x4E00, 0x4E00 + 300))
     texts = [*corpus_files.documents[:50], many_letters]
     for vocab_size in (100, 300):

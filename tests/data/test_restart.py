@@ -457,7 +457,7 @@ def test_a_folder_of_the_users_that_has_the_partial_name_is_left_alone(corpus_fi
     (tmp_path / "dataset.partial" / "sub").mkdir(parents=True)
     (tmp_path / "dataset.partial" / "thesis.doc").write_text("precious")
     before = contents(tmp_path)
-    with pytest.raises(UserError, match=r"dataset\.partial is needed .* and holds something else"):
+    with pytest.raises(UserError, match=r"dataset\.partial is needed .* but holds something else"):
         build_dataset([corpus_files.txt], tokenizer_folder, tmp_path / "dataset", show_progress=False)
     with pytest.raises(UserError, match="holds something else"), new_folder(tmp_path / "dataset"):
         pass

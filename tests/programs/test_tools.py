@@ -11,7 +11,7 @@ from importlib import import_module
 
 import pytest
 
-from mpnet_ds.command_line import run
+from mpnet_ds.command_line import run as run_program
 from mpnet_ds.data.builder.import_indexed import import_dataset
 from tests.runs import RECIPE, ROOT, TIMEOUT, command, pretrain
 
@@ -20,6 +20,22 @@ SCRIPTS = sorted([*(ROOT / "tools").glob("*.py"), ROOT / "launch" / "pretrain.py
 
 def program_of(script):
     return import_module(f"mpnet_ds.programs.{script.stem}")
+
+
+@pytest.fixture
+def tool(monkeypatch, capsys):
+    """``tool(name, *arguments, code=0)``: what a program prints in this process; it must end with this exit code."""
+
+    def start(name, *arguments, code=0):
+        monkeypatch.setattr(sys, "argv", [f"tools/{name}.py", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            run_program(import_module(f"mpnet_ds.programs.{name}").main)
+        out, err = capsys.readouterr()
+        assert ended.value.code == code, err
+        return err if code == 2 else out
+
+    return start
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
@@ -44,12 +60,7 @@ def test_help_of_a_script_is_printed_and_exits_with_0():
     assert "example:\n  python tools/fill_mask.py my-model" in done.stdout
 
 
-def test_the_whole_way_from_text_to_words(corpus_files, tmp_path):
-    def tool(name, *arguments):
-        done = command(sys.executable, f"tools/{name}.py", *arguments)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
+def test_the_whole_way_from_text_to_words(corpus_files, tmp_path, tool):
     tokenizer, data, run, weights, model = (tmp_path / name for name in ("tokenizer", "data", "run", "weights", "model"))
     assert "pieces in" in tool("train_tokenizer", "--input", corpus_files.jsonl, "--vocab_size", 800, "--output", tokenizer)
     built = tool(
@@ -91,14 +102,9 @@ def test_the_whole_way_from_text_to_words(corpus_files, tmp_path):
         (["fill_mask", "nowhere", "the <mask>"], "nowhere is not a Hugging Face folder"),
     ],
 )
-def test_what_is_missing_is_named(arguments, message, tmp_path, monkeypatch, capsys):
-    name, *rest = arguments
+def test_what_is_missing_is_named(arguments, message, tmp_path, tool, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [f"{name}.py", *rest])
-    with pytest.raises(SystemExit) as ended:
-        run(import_module(f"mpnet_ds.programs.{name}").main)
-    said = capsys.readouterr().err
-    assert ended.value.code == 2
+    said = tool(*arguments, code=2)
     assert said.startswith("error: ")
     assert message in said
     assert not list(tmp_path.iterdir())
@@ -128,12 +134,11 @@ def test_ctrl_c_ends_the_training_of_a_tokenizer_at_once_and_leaves_nothing(tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt.gz"]
 
 
-def test_inspection_shows_lengths_and_a_sample_in_plain_text_in_a_pipe(dataset_folder):
-    done = command(sys.executable, "tools/inspect_dataset.py", dataset_folder, "--verify", "--show", 0, "--seq_length", 64)
-    assert done.returncode == 0, done.stderr
+def test_inspection_shows_lengths_and_a_sample_in_plain_text_in_a_pipe(dataset_folder, tool):
+    said = tool("inspect_dataset", dataset_folder, "--verify", "--show", 0, "--seq_length", 64)
     for expected in ("bytes are sound", "tokens in a document:", "median", "<mask>]", "predicted: "):
-        assert expected in done.stdout
-    assert "\x1b" not in done.stdout
+        assert expected in said
+    assert "\x1b" not in said
 
 
 def test_a_terminal_of_ascii_gets_ascii(tokenizer_folder, write_foreign, tmp_path, monkeypatch):
@@ -146,24 +151,17 @@ def test_a_terminal_of_ascii_gets_ascii(tokenizer_folder, write_foreign, tmp_pat
     assert "fran\\xe7ais" in done.stdout
 
 
-def test_damage_is_printed_with_its_place_and_exit_code_1(dataset_folder, tmp_path):
+def test_damage_is_printed_with_its_position_and_exit_code_1(dataset_folder, tmp_path, tool):
     folder = shutil.copytree(dataset_folder, tmp_path / "damaged")
     path = folder / "shard-00000.bin"
     path.write_bytes(b"\xff\xff" + path.read_bytes()[2:])
-    done = command(sys.executable, "tools/inspect_dataset.py", folder, "--verify")
-    assert done.returncode == 1
-    assert f"{path}: bytes 0 to " in done.stdout
-    assert f"{path}: byte 0 (sequence 0, document 0): an id that is not below 999" in done.stdout
-    assert "2 problem(s)" in done.stdout
-    assert "Traceback" not in done.stderr
+    said = tool("inspect_dataset", folder, "--verify", code=1)
+    assert f"{path}: bytes 0 to " in said
+    assert f"{path}: byte 0 (sequence 0, document 0): an id that is not below 999" in said
+    assert "2 problem(s)" in said
 
 
-def test_imported_and_built_datasets_merge_and_are_found_whole(dataset_folder, tokenizer_folder, write_foreign, tmp_path):
-    def tool(name, *arguments):
-        done = command(sys.executable, f"tools/{name}.py", *arguments)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
+def test_imported_and_built_datasets_merge_and_are_sound(dataset_folder, tokenizer_folder, write_foreign, tmp_path, tool):
     prefix = write_foreign(tmp_path / "train", [[[5, 6, 2], [2], [7, 2]]], kind="fairseq")
     imported, merged = tmp_path / "imported", tmp_path / "merged"
     said = tool("import_dataset", "--input", prefix, "--tokenizer", tokenizer_folder, "--output", imported)

@@ -16,7 +16,6 @@ from mpnet_ds.data.storage.manifest import DatasetManifest
 from mpnet_ds.errors import UserError
 from mpnet_ds.files import fast_checksum
 from mpnet_ds.tokenizer import PretrainingTokenizer
-from tests.runs import ROOT
 from tests.test_tokenizer import byte_level_backend
 
 HOLDOUT = 0.1
@@ -283,11 +282,10 @@ def test_nothing_but_the_dataset_is_left_after_a_build(build, corpus_files, tmp_
     assert [path.name for path in folder.rglob("*.json") if path.parent.name != "tokenizer"] == ["dataset.json"] * 2
 
 
-def test_standard_input_is_a_source(build, corpus_files, tokenizer_folder, tmp_path):
-    tool = [sys.executable, ROOT / "tools/build_dataset.py", "--input", "-", "--stdin_format", "jsonl"]
-    arguments = [*tool, "--tokenizer", tokenizer_folder, "--output", tmp_path / "piped"]
-    with open(corpus_files.jsonl, "rb") as file:
-        subprocess.run(list(map(str, arguments)), stdin=file, check=True, capture_output=True)
+def test_standard_input_is_a_source(build, corpus_files, tmp_path, monkeypatch):
+    with open(corpus_files.jsonl, encoding="utf-8") as piped:
+        monkeypatch.setattr(sys, "stdin", piped)
+        build("-", name="piped", reading=ReadOptions(stdin_format="jsonl"))
     by_name = build(corpus_files.jsonl)
     for name in ("shard-00000.bin", "shard-00000.idx"):
         assert (tmp_path / "piped" / name).read_bytes() == (by_name / name).read_bytes()

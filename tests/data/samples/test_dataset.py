@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpnet_ds.data import BuildOptions, MaskingConfig, PretrainingDataset, build_dataset
@@ -215,6 +215,7 @@ def test_the_masking_of_the_caller_is_used(dataset_folder):
     assert batch["predicted_positions"].shape == (1, 40)
 
 
+@settings(max_examples=25)
 @given(sizes=st.lists(st.integers(0, 7), min_size=1, max_size=6).filter(any), data=st.data())
 def test_a_slice_across_shards_is_one_of_their_concatenation(tmp_path_factory, sizes, data):
     folder, tokens = tmp_path_factory.mktemp("shards"), np.arange(sum(sizes))

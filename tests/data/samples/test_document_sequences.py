@@ -3,7 +3,7 @@ import shutil
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpnet_ds.data import MaskingConfig, PretrainingDataset, build_dataset
@@ -79,6 +79,7 @@ def expected_sequences(corpus, n: int, sample_mode: str, packing: bool) -> list[
     return [row for row in rows if row]
 
 
+@settings(max_examples=30)
 @given(CORPORA, st.integers(8, 20), MODES, st.booleans())
 def test_sequences_hold_whole_units_in_their_order_and_no_token_is_lost_or_doubled(scratch, sizes, n, sample_mode, packing):
     corpus = corpus_of(sizes)
@@ -95,6 +96,7 @@ def test_sequences_hold_whole_units_in_their_order_and_no_token_is_lost_or_doubl
             line for shard in corpus for document in shard for line in document) if token > EOS]  # fmt: skip
 
 
+@settings(max_examples=30)
 @given(CORPORA, st.integers(8, 20), MODES, st.booleans(), st.data())
 def test_a_sequence_is_the_same_alone_and_in_any_company(scratch, sizes, n, sample_mode, packing, data):
     rows = DocumentSequences(shards_of(corpus_of(sizes), scratch), n, sample_mode, packing)
@@ -106,6 +108,7 @@ def test_a_sequence_is_the_same_alone_and_in_any_company(scratch, sizes, n, samp
     np.testing.assert_array_equal(together, alone)
 
 
+@settings(max_examples=30)
 @given(CORPORA, MODES)
 def test_the_token_ranges_of_a_sequence_hold_its_ids(scratch, sizes, sample_mode):
     rows = DocumentSequences(shards_of(corpus_of(sizes), scratch), 8, sample_mode, packing=True)

@@ -198,7 +198,6 @@ class Trainer:
         # accumulation steps and averages over the ranks; the factor turns that into a sum again.
         factor = self.ranks.world_size * len(batches)
         weights = [factor * term.weight / max(n, 1) for term, n in zip(self.objective.terms, num_targets, strict=True)]
-        scales = torch.tensor(weights, dtype=torch.float32).to(device, non_blocking=True)
 
         # Forward and backward of each micro-batch; the backward pass of the last one ends with the update of the weights.
         scores, losses = [], []
@@ -206,7 +205,7 @@ class Trainer:
             out = self.engine.forward(unpack(batch, device))
             if number == len(batches):
                 self._look_ahead()  # the agreement on the next step travels while backward is computed
-            loss = (out.sums * scales).sum()
+            loss = sum(weight * total for weight, total in zip(weights, out.sums.unbind(), strict=True))
             self.engine.backward(loss)
             scores.append(out)
             losses.append(loss.detach())
@@ -242,7 +241,7 @@ class Trainer:
         size, first_of_step = self.config.batch.micro_batch_size, (step - 1) * self.config.batch.global_batch_size
         packed, targets = [], []
         for first in self._first_samples(step):
-            batch = self.plan.data.consecutive(first, size)
+            batch = self.plan.data.consecutive(first, size, self.objective.at(step))
             targets.append(self.objective.num_targets(batch))
             packed.append(self._pack(batch, first - first_of_step + np.arange(size), step))
         return packed, [sum(counts) for counts in zip(*targets, strict=True)]

@@ -1,7 +1,10 @@
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
 from mpnet_ds.data import MaskingConfig, PretrainingDataset
+from mpnet_ds.data.samples.mixture import open_datasets
 from mpnet_ds.errors import UserError
 from mpnet_ds.objectives import OBJECTIVES, objective_of
 from mpnet_ds.objectives.base import Term
@@ -36,6 +39,17 @@ def test_all_three_predict_the_same_tokens(dataset_folder):
     batches = [PretrainingDataset(dataset_folder, 64, objective=objective_of(name)).batch(range(20)) for name in ABLATION]
     for batch in batches[1:]:
         np.testing.assert_array_equal(batch["predicted_positions"], batches[0]["predicted_positions"])
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_an_objective_for_the_step_draws_in_place_of_the_datasets(dataset_folder, parts):
+    """As a masking rate that changes during training needs it; the sequences stay the same."""
+    data = open_datasets([(dataset_folder, Fraction(1)), (dataset_folder, Fraction(2))][:parts], seed=0, seq_length=64)
+    higher = objective_of({"name": "mpnet", "masking": {"predicted_fraction": 0.3}})
+    usual, ramped = data.consecutive(5, 4), data.consecutive(5, 4, higher)
+    np.testing.assert_array_equal(usual["input_ids"], ramped["input_ids"])
+    assert usual["predicted_positions"].shape == (4, 10)
+    assert ramped["predicted_positions"].shape == (4, 19)
 
 
 def test_targets_are_counted_and_cleared_and_nothing_else_changes(dataset_folder):

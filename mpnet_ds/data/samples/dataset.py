@@ -140,18 +140,19 @@ class PretrainingDataset:
         """Holdout folder with its weight (None), as a list as for a mixture; empty if there is no holdout."""
         return [(self.holdout_folder, None)] if self.holdout_folder else []
 
-    def batch(self, indices, epoch=0) -> dict[str, np.ndarray]:
+    def batch(self, indices, epoch=0, objective: Objective | None = None) -> dict[str, np.ndarray]:
         """Draw the samples at ``indices`` of the shuffled order of an epoch.
 
         Args:
             indices: int [B], each in 0 … N-1.
             epoch: int, or int [B], one for each sample.
+            objective: draws instead of the dataset's own, for values that change during training (``Objective.at``).
         Returns:
             Arrays [B, …]; see the objective's ``draw``.
         Raises:
             UserError: a shard is damaged, so that it holds an id outside the vocabulary.
         """
-        return self.objective.draw(self.sequences(indices, epoch), self.vocabulary)
+        return (objective or self.objective).draw(self.sequences(indices, epoch), self.vocabulary)
 
     def sequences(self, indices, epoch=0) -> Sequences:
         """Read the same samples before corruption; arguments as for ``batch``."""
@@ -169,10 +170,10 @@ class PretrainingDataset:
             dataset=np.full(len(ids), self.number),
         )
 
-    def consecutive(self, first: int, count: int) -> dict[str, np.ndarray]:
+    def consecutive(self, first: int, count: int, objective: Objective | None = None) -> dict[str, np.ndarray]:
         """Draw the samples ``first`` … ``first + count - 1`` of an endless run over epochs: the training data."""
         numbers = np.arange(first, first + count)
-        return self.batch(numbers % self.num_samples, numbers // self.num_samples)
+        return self.batch(numbers % self.num_samples, numbers // self.num_samples, objective)
 
     @property
     def tokens_per_sequence(self) -> float:

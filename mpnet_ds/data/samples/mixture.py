@@ -18,6 +18,7 @@ import numpy as np
 from mpnet_ds.counter_rng import make_key
 from mpnet_ds.data.samples.dataset import PretrainingDataset
 from mpnet_ds.errors import UserError
+from mpnet_ds.objectives.base import Objective
 from mpnet_ds.tokenizer import PretrainingTokenizer
 
 LONGEST_PATTERN = 10_000
@@ -126,23 +127,23 @@ class MixtureDataset:
         parts = zip(self.shares, self.datasets, strict=True)
         return "".join(f"\n  {float(share):.2%} of the sequences: {data.describe()}" for share, data in parts).lstrip()
 
-    def batch(self, indices, epoch=0) -> dict[str, np.ndarray]:
+    def batch(self, indices, epoch=0, objective: Objective | None = None) -> dict[str, np.ndarray]:
         """Draw samples as ``PretrainingDataset.batch``; ``index`` of an epoch is sample ``epoch * len + index`` of all."""
         indices, epochs = np.broadcast_arrays(np.atleast_1d(np.asarray(indices, dtype=np.int64)), np.asarray(epoch))
-        return self._samples(epochs * len(self) + indices)
+        return self._samples(epochs * len(self) + indices, objective)
 
-    def consecutive(self, first: int, count: int) -> dict[str, np.ndarray]:
+    def consecutive(self, first: int, count: int, objective: Objective | None = None) -> dict[str, np.ndarray]:
         """Draw the samples ``first`` … ``first + count - 1`` of an endless run: the training data."""
-        return self._samples(np.arange(first, first + count))
+        return self._samples(np.arange(first, first + count), objective)
 
-    def _samples(self, numbers: np.ndarray) -> dict[str, np.ndarray]:
+    def _samples(self, numbers: np.ndarray, objective: Objective | None) -> dict[str, np.ndarray]:
         which, own_numbers = self.origin(numbers)
         batch = {}
         for number, data in enumerate(self.datasets):
             own = np.flatnonzero(which == number)
             if not own.size and (batch or number + 1 < len(self.datasets)):
                 continue
-            part = data.batch(own_numbers[own] % len(data), own_numbers[own] // len(data))
+            part = data.batch(own_numbers[own] % len(data), own_numbers[own] // len(data), objective)
             for name, array in part.items():
                 batch.setdefault(name, np.empty((len(numbers), *array.shape[1:]), dtype=array.dtype))[own] = array
         return batch

@@ -82,6 +82,23 @@ def test_a_damaged_manifest_is_named(tmp_path, content):
         DatasetManifest.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        (lambda content: content.update(documents="2"), "documents"),
+        (lambda content: content.update(sources={}), "sources"),
+        (lambda content: content["shards"][0].update(tokens="9"), r"shards\.0\.tokens"),
+        (lambda content: content["shards"][0]["files"]["bin"].pop("sha256"), r"shards\.0\.files\.bin\.sha256"),
+    ],
+)
+def test_a_value_of_another_type_is_named_by_its_key(tmp_path, manifest, change, key):
+    content = json.loads((tmp_path / "dataset.json").read_text())
+    change(content)
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=rf"dataset\.json is damaged \({key}: .*: build the dataset again"):
+        DatasetManifest.load(tmp_path)
+
+
 def test_sizes_are_compared_with_the_files(tmp_path, manifest):
     manifest.check_sizes(tmp_path)
     (tmp_path / "shard-00000.idx").write_bytes(b"index and more")

@@ -77,12 +77,12 @@ if [ $code = 138 ]; then
 elif [ $code = 75 ] && [ -n "$ended" ]; then
   say "saved. SLURM has ended this job: it queues it again itself if it has preempted it, otherwise submit it again."
 elif [ $code = 75 ] && [ "$array" = chain ] && [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then
-  say "saved. The next task of the array goes on."
+  say "saved. The next task of the array resumes."
 elif [ $code = 75 ] && [ "$restarts" -ge "$max_requeues" ]; then
-  say "saved, but queued again $restarts times already (max_requeues): submit it again to go on." >&2
+  say "saved, but requeued $restarts times already (max_requeues): submit it again to resume." >&2
 elif [ $code = 75 ]; then
   say "saved; queueing job $job again."
-  scontrol requeue "$job" || say "that failed: submit it again to go on, or use a chain, see the top of launch/slurm.sh." >&2
+  scontrol requeue "$job" || say "that failed: submit it again to resume, or use a chain, see the top of launch/slurm.sh." >&2
 elif [ "$array" = chain ] && [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then
   scancel --state=PENDING "$SLURM_ARRAY_JOB_ID"  # the run is done, or cannot continue
 fi

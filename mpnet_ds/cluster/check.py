@@ -1,6 +1,6 @@
 """The whole check of a cluster: asks all hosts at the same time, step by step, and gathers what is wrong.
 
-A host that is lost on the way is a finding, and the others go on without it. When the check ends, or is interrupted, all
+A host that is lost on the way is a finding, and the others continue without it. When the check ends, or is interrupted, all
 connections are closed, and with them ends what runs on the hosts.
 """
 

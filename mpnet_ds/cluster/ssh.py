@@ -115,7 +115,7 @@ class RemoteCall:
 
 _SSH_ERRORS = {
     "Could not resolve hostname": "this name has no address: correct the hostfile, or add the host to DNS or /etc/hosts.",
-    "IDENTIFICATION HAS CHANGED": "its ssh key has changed: if it was installed anew, forget the old: ssh-keygen -R {host}",
+    "IDENTIFICATION HAS CHANGED": "its ssh key has changed: if it was reinstalled, forget the old one: ssh-keygen -R {host}",
     "Host key verification|key is known": "its ssh key is not known here: log in once, ssh {port}{host}, and confirm it.",
     "Permission denied|Too many auth": "ssh does not let this user in without a password: ssh-copy-id {port}{host}",
     "Connection refused": "the host is up, but refuses ssh: start sshd there, or name its port with --ssh_port.",

@@ -1,7 +1,7 @@
 """How the machine computes a run: choices of the command line that change neither what is trained nor a checkpoint.
 
-They are no part of a run's identity: a run may go on with others. Its losses then agree to rounding; where there is dropout,
-the masks may be others.
+They are not part of a run's identity: a run may resume with others. Its losses then agree to rounding; with dropout,
+the masks may differ.
 """
 
 import argparse

@@ -56,7 +56,7 @@ class DataRecipe:
     packing: bool = True
     """With ``document`` and ``line``: several share a sequence while they fit; false gives each a sequence of its own."""
     isolate_documents: bool = False
-    """Keep the documents (and lines) of a sequence from seeing each other; positions begin anew in each."""
+    """Keep the documents (and lines) of a sequence from seeing each other; positions restart in each."""
 
 
 @dataclass(frozen=True, config=SECTION)

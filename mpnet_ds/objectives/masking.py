@@ -13,7 +13,7 @@ Example, n = 10, fraction 0.3, words [<s>] [the] [cat ##s] [sat] [on] [a] [mat #
 order of words  … on | cat ##s | mat ##ress ##es  →  the last three tokens: mat ##ress ##es  →  z = 9, 7, 8.
 
 Everything is vectorised over the batch. A word's random number is drawn from the position of its first token, so a
-row's result does not depend on the other rows. No word and no span crosses a special token: what is drawn together lies
+row's result does not depend on the other rows. No word and no span crosses a special token: what is drawn together is
 in one document.
 """
 

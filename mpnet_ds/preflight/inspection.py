@@ -2,7 +2,7 @@
 
 Each rank makes an ``Inspection``: it gathers findings, of which some are fatal, and facts, in which all ranks must agree.
 Then the ranks gather all inspections, and ``raise_if_fatal`` joins them: every rank raises the same ``UserError`` with
-everything that must be changed, or goes on with the same warnings.
+everything that must be changed, or continues with the same warnings.
 
 What is checked is in checks.py.
 """

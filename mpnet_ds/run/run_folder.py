@@ -62,7 +62,7 @@ def decide_start(output: Path, resume: str, run_identity: dict, setting: Setting
 
     Args:
         resume: ``auto`` continues the run in ``output`` if there is one; ``never`` refuses it; else the path of a
-            checkpoint, or of a run, to go on from. A run that began with this very path is continued.
+            checkpoint, or of a run, to resume from. A run that began with this very path is continued.
     """
     began_so = all(disks.on_each(lambda: _check_folder(output, resume, run_identity)))
     found = list_checkpoints(output, disks)
@@ -151,7 +151,7 @@ def _newest_usable(output: Path, found: tuple, damaged: list[tuple[Path, str]], 
     if damaged:
         raise UserError(
             f"every checkpoint in {store.root} is damaged; the newest: {damaged[0][1]} "
-            "To start anew take another --output_dir."
+            "To start over take another --output_dir."
         )
     return None
 

@@ -93,7 +93,7 @@ class LossWindow:
         return spikes
 
     def close(self) -> tuple[dict[str, float], list[Spike]]:
-        """Metrics of the window and the last spikes; begins anew. Waits for the device.
+        """Metrics of the window and the last spikes; starts over. Waits for the device.
 
         ``loss`` (nats) is the weighted sum of the terms' means, NaN if nothing was predicted; ``accuracy`` is the first
         term's. ``loss/TERM`` and ``accuracy/TERM`` are each term's own, left out where it had no targets.

@@ -22,7 +22,7 @@ Item = TypeVar("Item")
 def prefetched(draw: Callable[[int], Item], first: int, last: int, depth: int = DEPTH) -> Iterator[tuple[Item, float]]:
     """``draw(first)`` … ``draw(last)``, each with the seconds that the caller waited for it.
 
-    An exception in ``draw`` is raised here when its item's turn comes. At most ``depth`` items lie in memory besides the
+    An exception in ``draw`` is raised here when its item's turn comes. At most ``depth`` items are in memory besides the
     caller's.
     """
     pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")

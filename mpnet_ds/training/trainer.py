@@ -370,7 +370,7 @@ class Trainer:
         self._progress.write(f"step {self.step}: {shown}")
 
     def _save(self) -> bool:
-        """Whether it could be saved; if not, training goes on, and the older checkpoints are as they were."""
+        """Save a checkpoint; False if that failed: training continues, and older checkpoints are as they were."""
         self.watchdog.beat("saving", self.step)
         self._collect()
         try:

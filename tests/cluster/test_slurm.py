@@ -153,7 +153,7 @@ def test_two_nodes_give_the_losses_of_one(undisturbed, dataset_folder, tmp_path,
     ("codes", "state", "exit_code", "said"),
     [
         ("0,0", "COMPLETED", "0:0", ""),
-        ("75,75", "FAILED", "75:0", "queued again 0 times already"),
+        ("75,75", "FAILED", "75:0", "requeued 0 times already"),
         pytest.param("1,1", "FAILED", "1:0", "", marks=pytest.mark.long),
         ("2,2", "FAILED", "2:0", ""),
         ("10,138", "FAILED", "138:0", "give the job more --time"),
@@ -228,7 +228,7 @@ def test_tasks_of_an_array_can_be_the_links_of_one_run(slurm, submit, stand_in, 
     slurm.wait_until(lambda: not slurm.run("squeue", "--noheader"), 60, f"the queue is empty: {log(tmp_path)}")
     ends = re.findall(r"ArrayTaskId=(\S+).*\n(?:.*\n)*?\s+JobState=(\w+)", slurm.run("scontrol", "show", "job", array))
     assert sorted(ends) == [("1", "FAILED"), ("2", "COMPLETED"), ("3", "CANCELLED")]
-    assert "saved. The next task of the array goes on." in log(tmp_path)
+    assert "saved. The next task of the array resumes." in log(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""Attention for CPUs: a few heads at a time, so that what lies between the products stays in the cache.
+"""Attention for CPUs: a few heads at a time, so that what is between the products stays in the cache.
 
 On a CPU attention costs less in its products than in passing over [B, H, R, K] numbers in memory, again and again, and
-in taking that memory anew each time. Here scores, softmax, dropout and the product with the values are done for a few heads
+in allocating that memory each time. Here scores, softmax, dropout and the product with the values are done for a few heads
 at a time, in place; the bias is added by the product itself.
 
 One tensor is kept for backward: the probabilities, negative where dropout left one out.

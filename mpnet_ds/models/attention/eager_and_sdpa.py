@@ -1,4 +1,4 @@
-"""Attention with a bias that lies in memory whole: the plain formulation, and PyTorch's own kernels.
+"""Attention with a materialised bias: the plain formulation, and PyTorch's own kernels.
 
 The bias carries both the relative positions and the visibility. It is built once a step and shared by all layers, since
 they share one table.

@@ -1,4 +1,4 @@
-"""Attention by kernels of our own: scores, bias, visibility, softmax and dropout never lie in memory whole.
+"""Attention by kernels of our own: scores, bias, visibility, softmax and dropout are never materialised.
 
 What a step holds, once for all layers:
 
@@ -6,7 +6,7 @@ What a step holds, once for all layers:
 * the same for the mask keys, gathered from it: [H, B, R, M], the one thing of the size of B and R;
 * levels and places of rows and columns, and the slot of each place: [B, ...], int32.
 
-A kernel loads rows of F as they lie, at the row's place, and compares levels. In backward it stores the gradient of the
+A kernel loads rows of F as they are, at the row's offset, and compares levels. In backward it stores the gradient of the
 scores [B, H, R, T + M] once; two small kernels make from it the query's gradient and F's, the latter summed over the batch.
 Nothing is added atomically: gradients are the same from run to run, bit for bit.
 

@@ -3,7 +3,7 @@
 Shapes: B rows of a batch, n tokens, p slots, H heads, R query rows, K keys, D width of a head.
 
 Keys are numbered in *columns*: T columns for the n tokens, then M for the p mask keys (none but for ``mpnet``). T is a
-multiple of ``TOKEN_UNIT`` and M of ``MASK_UNIT``, so that a tile of keys lies in one of the two and every row of a
+multiple of ``TOKEN_UNIT`` and M of ``MASK_UNIT``, so that a tile of keys is in one of the two and every row of a
 bias begins at a multiple of 32 bytes, for loads of 16 bytes a thread. Columns beyond the n tokens and p mask keys are seen
 by no row.
 

@@ -1,4 +1,4 @@
-"""Projection to the vocabulary and cross-entropy in one, for some rows at a time: the logits never lie in memory whole.
+"""Projection to the vocabulary and cross-entropy in one, for some rows at a time: the logits are never materialised.
 
 With 64 rows of 77 slots and 30,527 pieces the logits are 150 million numbers, and autograd would keep them in fp32 too. But
 the gradient of a sum of cross-entropies is known as soon as the logits are: ``softmax(logits) - one_hot(label)``. So each

@@ -162,7 +162,7 @@ def opened_data(arguments: argparse.Namespace) -> Iterator[str]:
         yield arguments.data
         return
     if arguments.vocab_size < 100:
-        raise UserError(f"--vocab_size {arguments.vocab_size} is too small: give at least 100.")
+        raise UserError(f"--vocab_size is {arguments.vocab_size}; it must be at least 100.")
     with tempfile.TemporaryDirectory(prefix="mpnet-bench-") as folder:
         make_dataset(Path(folder) / "data", TOKENS, 1, arguments.vocab_size)
         yield str(Path(folder) / "data")

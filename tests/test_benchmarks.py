@@ -102,8 +102,10 @@ def test_each_second_lies_in_the_part_that_took_it(monkeypatch):
     """An engine that takes 10 seconds for forward, 100 for backward and 1,000 to update, of a clock of its own."""
     clock = SlowEngine()
     monkeypatch.setattr(timed_step, "synchronised_clock", lambda device: clock.now)
-    padded = np.zeros((4, 1), dtype=bool)
-    data = Namespace(consecutive=lambda first, count: {"numbers": np.arange(first, first + count), "attention_mask": padded})
+    targets = np.zeros((4, 1), dtype=int)
+    data = Namespace(
+        consecutive=lambda first, count: {"numbers": np.arange(first, first + count), "predicted_positions": targets}
+    )
     ranks = Namespace(device=torch.device("cpu"), rank=1)
     config = Namespace(batch=Namespace(global_batch_size=8, micro_batch_size=4))
     with closing(timed_step.Steps(clock, data, load_recipe("mpnet-tiny"), config, ranks, total=3)) as steps:
@@ -130,7 +132,7 @@ class SlowEngine:
     def forward(self, batch: dict):
         self.batches.append(batch["numbers"].tolist())
         self.take(10)
-        return Namespace(loss=None)
+        return Namespace(sums=torch.ones(1))
 
     def backward(self, loss) -> None:
         self.deepspeed.backward(loss)

@@ -132,7 +132,7 @@ def test_shard_that_is_damaged_while_training(dataset_folder, tmp_path):
     path = data / "shard-00000.bin"
     path.write_bytes(bytes([0xFF]) * path.stat().st_size)
     run = pretrain(tmp_path / "run", "--recipe", RECIPE, "--data", data, "--eval_data", dataset_folder)
-    assert_refused(run, f"{path}: token ", "has id 65,535", "--verify", "build the dataset again")
+    assert_refused(run, f"{path}: token ", "has id 65,535", "--verify", "build it again")
 
 
 def test_checkpoint_of_another_model(trained, dataset_folder, tmp_path):

@@ -19,14 +19,17 @@ def arguments(stage: str, recipe: Path, data: Path, *more) -> list:
     return ["--deepspeed_config", config, "--recipe", recipe, "--data", data, *more]
 
 
-@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.long), 2])
-def test_losses_after_a_resume_are_those_of_the_run_that_never_stopped(dataset_folder, tmp_path, ranks):
+@pytest.mark.parametrize(
+    ("ranks", "in_bf16"),
+    [(2, ["zero2", "zero3"]), *(pytest.param(ranks, CONFIGS, marks=pytest.mark.long) for ranks in (1, 2))],
+)
+def test_losses_after_a_resume_are_those_of_the_run_that_never_stopped(dataset_folder, tmp_path, ranks, in_bf16):
     """Bit for bit: all ZeRO stages and Muon, fp32 and bf16, with dropout."""
     runs = {}
-    for precision in ("fp32", "bf16"):
+    for precision, configs in (("fp32", CONFIGS), ("bf16", in_bf16)):
         (tmp_path / precision).mkdir()
         recipe = recipe_with(tmp_path / precision, model=DROPOUT, optimization={"precision": precision})
-        for stage in CONFIGS:
+        for stage in configs:
             runs[tmp_path / precision / stage] = arguments(stage, recipe, dataset_folder, "--micro_batch_size", 4)
     whole = pretrain_all(tmp_path, runs, ranks)
     before = {}

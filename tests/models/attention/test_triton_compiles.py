@@ -24,9 +24,12 @@ TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 DROPPED = round(0.1 * 2**32)
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+@pytest.fixture(autouse=True, scope="module")
+def own_cache(tmp_path_factory):
+    """What one test has compiled, the next one finds; what was compiled before does not count."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
+        yield
 
 
 def type_of(name: str, dtype: torch.dtype) -> str:
@@ -63,7 +66,7 @@ def resources(program, folder: Path) -> tuple[int, int]:
     return int(registers), int(stack)
 
 
-@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("capability", [pytest.param(80, marks=pytest.mark.long), 90])
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_kernels_of_mpnet_base_keep_everything_in_registers(kernel, capability, tmp_path):
     program = compiled(kernel, capability)
@@ -87,7 +90,11 @@ def test_products_run_on_hoppers_tensor_cores_and_biases_are_loaded_16_bytes_a_t
 
 @pytest.mark.parametrize(
     ("width", "dtype", "capability"),
-    [(128, torch.bfloat16, 90), (24, torch.float16, 80), (64, torch.float32, 90)],
+    [
+        pytest.param(128, torch.bfloat16, 90, marks=pytest.mark.long),
+        (24, torch.float16, 80),
+        pytest.param(64, torch.float32, 90, marks=pytest.mark.long),
+    ],
 )
 @pytest.mark.parametrize("kernel", ["forward", "backward"])
 def test_other_widths_and_types_keep_all_but_a_few_words_in_registers(kernel, width, dtype, capability, tmp_path):

@@ -93,6 +93,7 @@ def test_logits_are_the_originals(case):
     torch.testing.assert_close(logits, test_parity.tensor(f"{case}/logits"), atol=test_parity.TOLERANCE, rtol=0)
 
 
+@pytest.mark.long  # those of eager are, and above these are those of eager
 def test_gradients_are_the_originals():
     model = test_parity.model_of("mpnet", "triton")
     out = test_parity.run(model, "mpnet")
@@ -129,7 +130,7 @@ def kernel_dropout(monkeypatch):
     return use
 
 
-@pytest.mark.parametrize("last_layer", [False, True])
+@pytest.mark.parametrize("last_layer", [pytest.param(False, marks=pytest.mark.long), True])
 def test_dropout_leaves_out_the_same_elements_forward_and_backward(last_layer, kernel_dropout):
     case = make_case("mpnet", tokens=40, slots=7, unused=1, last_layer=last_layer, heads=2)
     mask = dropout_mask(case, 0.25, seed=7)

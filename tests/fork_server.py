@@ -55,8 +55,14 @@ class Fork:
         socket.send_fds(self._connection, [head], [output.fileno(), errors.fileno()])
         self._connection.sendall(request)
         self._answers = self._connection.makefile("rb")
-        self.pid = int(self._answers.readline())
+        self.pid = self._answer()
         self.returncode: int | None = None
+
+    def _answer(self) -> int:
+        line = self._answers.readline()
+        if not line:
+            raise RuntimeError("the fork server has ended:\n" + Path(os.environ[ADDRESS]).with_name("log").read_text())
+        return int(line)
 
     def fileno(self) -> int:
         """What becomes readable when the process ends."""
@@ -67,7 +73,7 @@ class Fork:
         if self.returncode is None:
             if not select.select([self], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired(str(self.pid), timeout)
-            self.returncode = int(self._answers.readline())
+            self.returncode = self._answer()
             self.close()
         return self.returncode
 

@@ -15,7 +15,7 @@ from mpnet_ds.config.deepspeed_keys import HARMLESS, REFUSED, SERVED
 from mpnet_ds.config.foreign_names import OTHERWISE, PROGRAM_FLAGS, RECIPE_KEYS, our_name
 from mpnet_ds.config.overrides import FLAGS
 from mpnet_ds.config.recipe import Recipe
-from mpnet_ds.objectives import OBJECTIVES
+from mpnet_ds.objectives import OBJECTIVES, Objective
 
 WORDS = {int: "integer", float: "number", str: "text", bool: "true or false"}
 BLANK_LINE = "\n\n"
@@ -92,7 +92,7 @@ def document() -> str:
             *_table(_rows(kind.__pydantic_fields__, f"{name}.")),
         ]
     parts.append(OBJECTIVE)
-    for name, kind in OBJECTIVES.items():
+    for name, kind in shipped_objectives().items():
         parts += [f"`{name}`: {_paragraph(kind.__doc__.partition(BLANK_LINE)[0])}", ""]
     parts += _table(_rows(_fields_of_objectives(), "objective."))
     served = (
@@ -106,9 +106,14 @@ def document() -> str:
     return "\n".join(parts) + "\n"
 
 
+def shipped_objectives() -> dict[str, type[Objective]]:
+    """Objectives of the package, by name; those that a plugin has registered are not documented here."""
+    return {name: kind for name, kind in OBJECTIVES.items() if kind.__module__.startswith("mpnet_ds.")}
+
+
 def _fields_of_objectives() -> dict:
     """Fields of all objectives; those of one name are documented once."""
-    return {name: field for kind in OBJECTIVES.values() for name, field in kind.__pydantic_fields__.items()}
+    return {name: field for kind in shipped_objectives().values() for name, field in kind.__pydantic_fields__.items()}
 
 
 def _rows(fields: dict, place: str) -> Iterator[tuple[str, ...]]:

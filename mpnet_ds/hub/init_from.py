@@ -24,8 +24,11 @@ from mpnet_ds.tokenizer import PretrainingTokenizer
 
 CONVERTED = "mpnet"
 """The model type of which tools/convert_from_hf.py makes a start."""
-FREE_KEYS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range")
-"""Keys of the recipe's section ``model`` that may differ from the folder: they do not change what its weights mean."""
+FREE_KEYS = (
+    *("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "initializer_range"),
+    *("vocab_size", "use_cache", "tie_word_embeddings"),
+)
+"""Keys of a configuration that may differ between the folder and the run; shapes tell of the vocabulary and of ties."""
 
 
 def check_start(folder: str | Path, recipe: Recipe, tokenizer: PretrainingTokenizer) -> None:
@@ -101,14 +104,21 @@ def _check_config(place: Path, part: Part, section: Mapping) -> None:
     if family != part.config.model_type:
         raise UserError(f"--init_from {place}: its model_type is '{family}', the run trains '{part.config.model_type}'.")
     theirs = _read_config(place, type(part.config))
-    pairs = {key: (getattr(theirs, key, None), getattr(part.config, key, None)) for key in section if key not in FREE_KEYS}
+    keys = dict.fromkeys([*section, *type(part.config).__annotations__])
+    pairs = {key: (getattr(theirs, key, None), getattr(part.config, key, None)) for key in keys if not _is_free(key)}
     findings = [
-        f"--init_from {place}: {key} is {found} there, {expected} here: set it in the recipe's section 'model'."
+        f"--init_from {place}: {key} is {found} there, {expected} here: "
+        + ("set it in the recipe's section 'model'." if key in section else "a run cannot have another.")
         for key, (found, expected) in pairs.items()
         if found != expected
     ]
     if findings:
         raise UserError(*findings)
+
+
+def _is_free(key: str) -> bool:
+    """Whether a key of a configuration may differ: it does not change what weights mean, or is checked in another way."""
+    return key in FREE_KEYS or key.endswith("_token_id")
 
 
 def _read_config(place: Path, config_class: type[PreTrainedConfig]) -> PreTrainedConfig:

@@ -1,6 +1,9 @@
 """Pre-training objectives by name: what is corrupted and predicted. See base.py for what an objective is."""
 
 import json
+from dataclasses import fields
+
+from pydantic.dataclasses import is_pydantic_dataclass
 
 from mpnet_ds.errors import UserError, did_you_mean
 from mpnet_ds.objectives.base import Objective
@@ -42,4 +45,9 @@ def objective_of(section: str | dict, origin: str | Origin = "objective") -> Obj
     if not isinstance(name, str) or name not in OBJECTIVES:
         shown = "an objective without a name" if name is None else f"unknown objective '{name}'"
         raise UserError(f"{origin.of('objective.name')}: {shown}. {did_you_mean(str(name), OBJECTIVES)}")
+    known = [field.name for field in fields(OBJECTIVES[name])]
+    unknown = [key for key in keys if key not in known]
+    if unknown and not is_pydantic_dataclass(OBJECTIVES[name]):  # a plain dataclass would ignore them
+        texts = (f"{origin.of('objective')}: unknown key 'objective.{key}'. {did_you_mean(key, known)}" for key in unknown)
+        raise UserError(*texts)
     return construct(OBJECTIVES[name], keys, origin, "objective")

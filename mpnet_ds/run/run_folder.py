@@ -230,16 +230,16 @@ def _first_difference(before: dict, now: dict) -> str:
 
 
 def _difference(before: dict, now: dict) -> str:
-    for key in now:
-        if before.get(key) != now[key]:
-            if isinstance(now[key], dict) and isinstance(before.get(key), dict):
+    for key in dict.fromkeys([*now, *before]):
+        if before.get(key) != now.get(key):
+            if isinstance(now.get(key), dict) and isinstance(before.get(key), dict):
                 inner = _difference(before[key], now[key])
                 if inner:
                     return f"{key}.{inner}"
                 continue
-            if isinstance(now[key], list):
+            if isinstance(now.get(key), list):
                 return f"{key}: the datasets, or their shares, are others than then"
-            return f"{key} was {_short(before.get(key))}, is now {_short(now[key])}"
+            return f"{key} was {_short(before.get(key))}, is now {_short(now.get(key))}"
     return ""
 
 

@@ -66,12 +66,15 @@ def _recomputing(call: Callable, hidden: Tensor, *arguments, **options):
         return call(hidden, *arguments, **options)
     # DeepSpeed loses count of arguments that are no tensors, where it partitions: they stay outside.
     places = [place for place, argument in enumerate(arguments) if isinstance(argument, Tensor)]
-    keep_through_checkpointing(*(arguments[place] for place in places))
+    tensors = [arguments[place] for place in places]
+    keep_through_checkpointing(*tensors)
+    # Not the tensors: DeepSpeed keeps the function, and with it all that it refers to, beyond the step.
+    others = [None if isinstance(argument, Tensor) else argument for argument in arguments]
 
     def compute(hidden: Tensor, *tensors: Tensor):
-        values = list(arguments)
+        values = list(others)
         for place, tensor in zip(places, tensors, strict=True):
             values[place] = tensor
         return call(hidden, *values, **options)
 
-    return deepspeed.checkpointing.checkpoint(compute, hidden, *(arguments[place] for place in places))
+    return deepspeed.checkpointing.checkpoint(compute, hidden, *tensors)

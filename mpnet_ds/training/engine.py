@@ -38,6 +38,7 @@ class Engine:
         deepspeed: the engine itself.
         applied: whether the last step changed the weights; False if a gradient was NaN or infinite.
         grad_norm: of the last step's gradient over all ranks, before clipping; a float, a scalar tensor or None.
+        learning_rate: of the next step, before the scale of a parameter group; 0 until it is set.
         span: ``with span("backward"):`` names a part of the work for a profiler; does nothing unless it is set.
     """
 
@@ -57,6 +58,7 @@ class Engine:
             save_on_each_disk(self.deepspeed, disks)
         deepspeed_workarounds.undo_first_step(self.deepspeed.optimizer)
         self.applied = True
+        self.learning_rate = 0.0
         self.span: Callable[[str], AbstractContextManager] = lambda name: nullcontext()
         self.grad_norm: Tensor | float | None = None
         self._is_plain = isinstance(self.deepspeed.optimizer, torch.optim.Optimizer)
@@ -110,13 +112,9 @@ class Engine:
 
     def set_learning_rate(self, rate: float) -> None:
         """Set the rate of the next step, for each parameter group times its scale."""
+        self.learning_rate = rate
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = rate * group.get(SCALE, 1.0)
-
-    @property
-    def learning_rate(self) -> float:
-        """Learning rate of the next step."""
-        return self.deepspeed.optimizer.param_groups[0]["lr"]
 
     @property
     def loss_scale(self) -> float:

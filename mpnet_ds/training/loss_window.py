@@ -6,7 +6,6 @@ looked at when they have arrived, at the latest when a line is logged.
 
 import math
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,10 +30,11 @@ class Spike:
     running_mean: float
 
 
-def totals_of(scores: Sequence[Scores]) -> Tensor:
-    """float64 [numbers]: losses and hits of each term, then the module's counts, summed over micro-batches."""
-    parts = [[one.sums.detach(), one.correct, *(one.counts or {}).values()] for one in scores]
-    return torch.stack([torch.cat([part.double().flatten() for part in one]) for one in parts]).sum(0)
+def totals_of(scores: Scores) -> Tensor:
+    """float64 [numbers]: losses and hits of each term, then the module's counts, of one micro-batch."""
+    hits = torch.zeros_like(scores.sums) if scores.correct is None else scores.correct
+    parts = [scores.sums.detach(), hits, *(scores.counts or {}).values()]
+    return torch.cat([part.detach().double().flatten() for part in parts])
 
 
 class LossWindow:
@@ -48,7 +48,7 @@ class LossWindow:
     def __init__(self, objective: Objective, spike_factor: float = 0.0):
         self.objective, self.spike_factor = objective, spike_factor
         self._arriving: deque = deque()
-        self._shapes: dict[str, tuple] = {}
+        self._shapes: dict[str, list[int]] = {}
         self._mean, self._seen = 0.0, 0
         self._found: list[Spike] = []
         self._begin()
@@ -60,11 +60,13 @@ class LossWindow:
     def state(self) -> dict:
         """What ``restore`` needs, as JSON. Waits for the device; the next ``arrived`` has the spikes."""
         self._found += self._drain()
-        return {"totals": self._totals, "targets": self._targets, "mean": self._mean, "seen": self._seen}
+        window = {"totals": self._totals, "targets": self._targets, "shapes": self._shapes}
+        return window | {"mean": self._mean, "seen": self._seen}
 
     def restore(self, state: dict) -> None:
         """Continues from a ``state``."""
         self._totals, self._targets = list(state["totals"]), list(state["targets"])
+        self._shapes = dict(state["shapes"])
         self._mean, self._seen = state["mean"], state["seen"]
 
     def add(self, step: int, totals: Tensor, num_targets: list[int], counts: dict[str, Tensor] | None = None) -> None:
@@ -75,7 +77,7 @@ class LossWindow:
             num_targets: of each term, on all ranks.
             counts: of any micro-batch: names and shapes of what follows the terms in ``totals``.
         """
-        self._shapes = {name: tuple(tensor.shape) for name, tensor in (counts or {}).items()}
+        self._shapes = {name: list(tensor.shape) for name, tensor in (counts or {}).items()}
         arrived = None
         if totals.is_cuda:
             host = torch.empty(totals.shape, dtype=totals.dtype, pin_memory=True)
@@ -102,12 +104,12 @@ class LossWindow:
         totals, targets = self._totals or [math.nan] * 2 * len(self._targets), self._targets
         metrics = self._means(totals, targets)
         counts, first = {}, 2 * len(targets)
-        for name, shape in self._shapes.items():
+        for name, shape in self._shapes.items() if self._totals else ():
             size = math.prod(shape)
             counts[name] = np.array(totals[first : first + size]).reshape(shape)
             first += size
         self._begin()
-        return metrics | self.objective.metrics(counts), spikes
+        return metrics | (self.objective.metrics(counts) if counts else {}), spikes
 
     def _means(self, totals: list[float], targets: list[int]) -> dict[str, float]:
         metrics = {"loss": self._loss(totals, targets), "accuracy": math.nan}

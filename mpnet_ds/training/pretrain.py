@@ -34,7 +34,7 @@ from mpnet_ds.hub.init_from import load_pretrained_weights
 from mpnet_ds.lasting_output import outlive_readers
 from mpnet_ds.metrics_file import FILE_NAME as METRICS
 from mpnet_ds.metrics_file import read_metrics
-from mpnet_ds.preflight.checks import CHECKS
+from mpnet_ds.preflight.checks import CHECKS, check_objective
 from mpnet_ds.preflight.inspection import DATA, EVAL_DATA, Inspection, flatten, gather_findings, raise_if_fatal
 from mpnet_ds.preflight.plan import Data, RunPlan, datasets_of, sizes_of
 from mpnet_ds.quiet import quiet_libraries
@@ -72,6 +72,8 @@ def pretrain(arguments: argparse.Namespace) -> int:
     try:
         if plan.recipe is not None:
             process_group.wait_for_each_other(2 * plan.recipe.run.hang_timeout or YEAR)
+        if plan.execution is not None:
+            plan = replace(plan, execution=inspection.attempt(lambda: plan.execution.on(ranks.device)))
         if not arguments.data:
             gather_findings(inspection, ranks)  # nothing is built for a run that cannot start
             plan = _with_demo_data(plan, ranks)
@@ -157,12 +159,11 @@ def _with_demo_data(plan: RunPlan, ranks: Ranks) -> RunPlan:
 
 def _run(arguments: argparse.Namespace, plan: RunPlan, ranks: Ranks, inspection: Inspection) -> int:
     """What follows once the ranks are connected: the checks that need them, then training; returns the exit code."""
-    # What the device can compute, and what the run takes of it.
-    if plan.execution is not None:
-        plan = replace(plan, execution=inspection.attempt(lambda: plan.execution.on(ranks.device)))
-    if plan.is_complete:
-        plan = replace(plan, sizes=inspection.attempt(lambda: sizes_of(plan, ranks.device)))
+    # What the run takes of the device.
     inspection.run(CHECKS, plan, ranks)
+    if plan.is_complete and not check_objective(plan, ranks, None):  # else there is nothing that could be built
+        plan = replace(plan, sizes=inspection.attempt(lambda: sizes_of(plan, ranks.device)))
+        inspection.run(CHECKS, plan, ranks)
     inspection.facts |= _facts(plan)
 
     # Where the run begins: a new folder, or a checkpoint; all ranks decide it together.

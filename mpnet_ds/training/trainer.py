@@ -188,7 +188,7 @@ class Trainer:
             num_targets: of each term, in the global batch.
         """
         # The learning rate, and a seed for dropout that depends on nothing but the run, the step and the rank.
-        optimization, device = self.recipe.optimization, self.ranks.device
+        optimization, device, objective = self.recipe.optimization, self.ranks.device, self.objective.at(self.step)
         self.engine.set_learning_rate(
             learning_rate(self.step, optimization.learning_rate, optimization.warmup_steps, optimization.max_steps)
         )
@@ -197,27 +197,29 @@ class Trainer:
         # The loss is a sum over terms of weight × mean over the term's targets in the global batch. DeepSpeed divides by the
         # accumulation steps and averages over the ranks; the factor turns that into a sum again.
         factor = self.ranks.world_size * len(batches)
-        weights = [factor * term.weight / max(n, 1) for term, n in zip(self.objective.terms, num_targets, strict=True)]
+        weights = [factor * term.weight / max(n, 1) for term, n in zip(objective.terms, num_targets, strict=True)]
 
         # Forward and backward of each micro-batch; the backward pass of the last one ends with the update of the weights.
-        scores, losses = [], []
+        totals, losses = [], []
         for number, batch in enumerate(batches, 1):
             out = self.engine.forward(unpack(batch, device))
             if number == len(batches):
                 self._look_ahead()  # the agreement on the next step travels while backward is computed
             loss = sum(weight * total for weight, total in zip(weights, out.sums.unbind(), strict=True))
             self.engine.backward(loss)
-            scores.append(out)
+            totals.append(totals_of(out))  # and no more of it: its tensors would stay until the end of the step
             losses.append(loss.detach())
+            counts = out.counts
+            del out, loss
 
         # Totals of all ranks, for the log; what is not finite was skipped.
-        totals = self.ranks.sum(totals_of(scores))
+        total = self.ranks.sum(torch.stack(totals).sum(0))
         if self.engine.applied:
             self._skipped_in_a_row, self._loss_scale = 0, self.engine.loss_scale
-            self._window.add(self.step, totals, num_targets, scores[0].counts)
+            self._window.add(self.step, total, num_targets, counts)
             self._report_spikes(self._window.arrived())
         else:
-            self._report_skipped(batches, losses, bool(torch.isfinite(totals[: len(num_targets)]).all()))
+            self._report_skipped(batches, losses, bool(torch.isfinite(total[: len(num_targets)]).all()))
 
     def _look_ahead(self) -> None:
         """Draws the next step's batches and begins to agree on it; None after the last."""
@@ -354,7 +356,7 @@ class Trainer:
             if request.stops:
                 break
             out: Scores = self.engine.forward(unpack(self._pack(batch, numbers, self.step), self.ranks.device))
-            window.add(self.step, self.ranks.sum(totals_of([out])), agreement.num_targets, out.counts)
+            window.add(self.step, self.ranks.sum(totals_of(out)), agreement.num_targets, out.counts)
         else:
             self._report_evaluation(window.close()[0])
         engine.train()

@@ -108,6 +108,6 @@ def save(output: Path, step: int, eval_loss: float | None = 4.5) -> None:
     (output / "tokenizer").mkdir(exist_ok=True)
     identity = {"seed": 3, "data": {"seq_length": 32}}
     info = CheckpointInfo(
-        step, 8 * step, "mlm", 2, "fp32", 1, {"hidden_size": 32}, 32, identity, eval_loss, {"a": 1}, {"b": 2}
+        step, 8 * step, {"name": "mlm"}, 2, "fp32", 1, {"hidden_size": 32}, 999, 32, identity, eval_loss, {"a": 1}, {"b": 2}
     )
     CheckpointStore(output).save(Engine(), info, output / "tokenizer", ALONE)

@@ -1,3 +1,4 @@
+from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 from mpnet_ds.data import MaskingConfig, PretrainingDataset
 from mpnet_ds.data.samples.mixture import open_datasets
 from mpnet_ds.errors import UserError
-from mpnet_ds.objectives import OBJECTIVES, objective_of
+from mpnet_ds.objectives import OBJECTIVES, Objective, objective_of
 from mpnet_ds.objectives.base import Term
 
 ABLATION = ("mpnet", "plm", "mlm")
@@ -75,3 +76,15 @@ def test_targets_are_counted_and_cleared_and_nothing_else_changes(dataset_folder
 def test_an_unknown_name_or_key_is_refused_with_a_suggestion(section, message):
     with pytest.raises(UserError, match=message):
         objective_of(section)
+
+
+def test_a_plain_dataclass_takes_no_unknown_keys_either(monkeypatch):
+    @dataclass(frozen=True)
+    class Plain(Objective):
+        name = "plain"
+        weight: float = 1.0
+
+    monkeypatch.setitem(OBJECTIVES, "plain", Plain)
+    assert objective_of({"name": "plain", "weight": 3}).weight == 3.0
+    with pytest.raises(UserError, match=r"unknown key 'objective\.wieght'\. Did you mean 'weight'"):
+        objective_of({"name": "plain", "wieght": 3})

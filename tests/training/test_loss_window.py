@@ -46,15 +46,22 @@ def test_the_window_has_the_mean_over_targets_since_it_was_closed_last():
 
 def test_the_loss_is_the_weighted_sum_of_the_terms_means_and_counts_become_metrics():
     window, counts = LossWindow(TwoTerms()), {"histogram": torch.tensor([[1, 0, 2], [0, 0, 3]])}
-    scores = [Scores(torch.tensor([6.0, 8.0]), torch.tensor([1, 30]), counts) for _ in range(2)]
-    window.add(1, totals_of(scores), [4, 80], counts)
-    window.add(2, totals_of(scores), [2, 0], counts)
+    totals = 2 * totals_of(Scores(torch.tensor([6.0, 8.0]), torch.tensor([1, 30]), counts))
+    window.add(1, totals, [4, 80], counts)
+    window.add(2, totals, [2, 0], counts)
     metrics, _ = window.close()
     assert metrics["loss/mlm"] == 24 / 6
     assert metrics["loss/rtd"] == 32 / 80
     assert metrics["loss"] == pytest.approx(24 / 6 + 50 * 32 / 80)
     assert (metrics["accuracy"], metrics["accuracy/mlm"], metrics["accuracy/rtd"]) == (4 / 6, 4 / 6, 120 / 80)
     assert metrics["mode"] == 2
+    assert math.isnan(window.close()[0]["loss"])  # nothing came since
+
+
+def test_a_module_need_not_say_what_it_hits():
+    window = LossWindow(MPNet())
+    window.add(1, totals_of(Scores(torch.tensor([6.0]))), [3])
+    assert window.close()[0]["accuracy"] == 0
 
 
 def test_a_term_without_targets_counts_nothing():

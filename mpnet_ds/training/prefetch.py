@@ -40,15 +40,22 @@ def prefetched(draw: Callable[[int], Item], first: int, last: int, depth: int = 
 
 
 def pack(batch: dict[str, np.ndarray], device: torch.device, omitted_if_true: Sequence[str] = ()) -> dict[str, Tensor]:
-    """Tensors in host memory of what an objective draws: int64 as int32, other types as they are.
+    """Tensors in host memory of what an objective draws: int64 as int32 where it fits, other types as they are.
 
     Args:
         omitted_if_true: boolean arrays that stay behind where all is True.
     """
     needed = {name: array for name, array in batch.items() if name not in omitted_if_true or not array.all()}
-    arrays = {name: array.astype(np.int32) if array.dtype == np.int64 else array for name, array in needed.items()}
-    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    tensors = {name: torch.from_numpy(_narrowed(array)) for name, array in needed.items()}
     return {name: tensor.pin_memory() for name, tensor in tensors.items()} if device.type == "cuda" else tensors
+
+
+def _narrowed(array: np.ndarray) -> np.ndarray:
+    """int64 as int32, if all numbers fit; other types as they are."""
+    if array.dtype != np.int64:
+        return array
+    narrow = array.astype(np.int32)
+    return narrow if np.array_equal(narrow, array) else array
 
 
 def unpack(packed: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:

@@ -77,9 +77,10 @@ def test_a_batch_arrives_as_it_was_and_travels_at_half_its_size(padded):
         "attention_mask": np.ones((2, 8), dtype=bool),
     }
     batch["attention_mask"][1, 6:] = not padded
+    batch["far"] = np.array([2**40 + 3])  # does not fit into int32
     packed = pack(batch, CPU, ("attention_mask",))
     assert ("attention_mask" in packed) == padded  # without padding the model takes it for granted
-    assert sum(tensor.nbytes for tensor in packed.values()) == (2 * 8 + 2 * 3) * 4 + padded * 2 * 8
+    assert sum(tensor.nbytes for tensor in packed.values()) == (2 * 8 + 2 * 3) * 4 + 8 + padded * 2 * 8
     arrived = unpack(packed, CPU)
     for name, tensor in arrived.items():
         assert tensor.dtype == (torch.bool if name == "attention_mask" else torch.int64)

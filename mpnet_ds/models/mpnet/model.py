@@ -226,7 +226,9 @@ class MPNetForPretraining(PretrainingModule):
         predicted_inputs: Tensor,
         attention_mask: Tensor | None = None,
         document_ids: Tensor | None = None,
-        **_,
+        sequence_numbers: Tensor | None = None,
+        step: Tensor | None = None,
+        carried: tuple[Tensor, ...] | None = None,
     ) -> PretrainingOutput:
         """Losses of one batch.
 
@@ -237,6 +239,7 @@ class MPNetForPretraining(PretrainingModule):
             attention_mask: bool [B, n], False on padding; all True by default.
             document_ids: int64 [B, n], 0, 1, 2 … along each sequence: attention and positions do not leave a document. By
                 default a sequence is one text.
+            sequence_numbers, step, carried: as every module gets them; not used here.
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids, dtype=torch.bool)

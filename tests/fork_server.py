@@ -36,6 +36,8 @@ from typing import IO
 ADDRESS = "MPNET_DS_TESTS_FORK_SERVER"
 """Environment variable with the path of the server's socket."""
 ROOT = Path(__file__).parent.parent
+SECONDS_BETWEEN_LOOKS = 5.0
+"""How often the server looks whether pytest is still there."""
 MODULES = [
     *["torch.utils.tensorboard", "torch.utils.cpp_extension", "torch._subclasses.schema_check_mode", "setuptools"],
     *["deepspeed.launcher.runner", "deepspeed.ops.op_builder.all_ops", "deepspeed.module_inject.auto_ep_layer"],
@@ -159,6 +161,7 @@ class Server:
     """The process that forks."""
 
     def __init__(self, address: str):
+        self.parent = os.getppid()
         self.listener = socket.socket(socket.AF_UNIX)
         self.selector = selectors.DefaultSelector()
         self.clients: dict[int, socket.socket] = {}
@@ -178,7 +181,9 @@ class Server:
     def serve(self) -> dict:
         """Answer requests for ever; return in each fork, with the request that it is for."""
         while True:
-            for key, _ in self.selector.select():
+            if os.getppid() != self.parent:  # pytest was killed
+                self.end()
+            for key, _ in self.selector.select(SECONDS_BETWEEN_LOOKS):
                 if key.fileobj is self.listener:
                     if request := self.fork(self.listener.accept()[0]):
                         return request

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -52,6 +53,17 @@ class Origin:
         """The source of the value at a key: of the value itself, of one inside it or of one around it."""
         related = (other for other in self.others if f"{key}.".startswith(f"{other}.") or other.startswith(f"{key}."))
         return next((self.others[other] for other in related), self.name)
+
+
+def read_json_object(path: Path) -> dict:
+    """Content of a file that holds a JSON object; ``UserError`` if it holds something else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a JSON object.")
+    return content
 
 
 def construct(cls: type[Section], content: Any, origin: str | Origin, where: str = "") -> Section:

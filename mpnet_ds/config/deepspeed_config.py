@@ -15,6 +15,7 @@ from mpnet_ds.config.deepspeed_keys import ACCUMULATION, GLOBAL, MICRO, MONITORS
 from mpnet_ds.config.deepspeed_optimizers import optimizer_parameters, sound_optimizer
 from mpnet_ds.config.recipe import OptimizationRecipe
 from mpnet_ds.errors import UserError, did_you_mean
+from mpnet_ds.validation import read_json_object
 
 DEEPSPEEDS_OWN_AUTO = "data_types.keep_in_fp32_modules"
 """Place where "auto" is a word of DeepSpeed's."""
@@ -63,13 +64,7 @@ def read_deepspeed_config(name_or_file: str | Path) -> dict:
     if not path.is_file():
         known = did_you_mean(Path(name_or_file).stem, [file.stem for file in shipped_folder().glob("*.json")])
         raise UserError(f"no DeepSpeed configuration {name_or_file}. Those of ds_configs/ go by their names. {known}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold a JSON object.")
-    return content
+    return read_json_object(path)
 
 
 def shipped_folder() -> Path:

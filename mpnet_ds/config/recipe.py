@@ -5,7 +5,6 @@ What it leaves out has the default below. Shipped recipes are in ``mpnet_ds/reci
 below a field is its documentation (see ``docs/configuration.md``).
 """
 
-import json
 import os
 import sys
 from collections.abc import Iterable, Mapping
@@ -27,7 +26,7 @@ from mpnet_ds.objectives import Objective, objective_of
 from mpnet_ds.objectives.masking import MAX_SEQ_LENGTH
 from mpnet_ds.objectives.model_section import ModelSection
 from mpnet_ds.objectives.mpnet import MPNet
-from mpnet_ds.validation import SECTION, Origin, construct, keys_of
+from mpnet_ds.validation import SECTION, Origin, construct, keys_of, read_json_object
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 DEMO_RECIPE = "mpnet-tiny"
@@ -170,13 +169,7 @@ def read_recipe(name_or_file: str) -> tuple[dict, str]:
         shipped = [file.stem for file in RECIPES.glob("*.json")]
         what = "no recipe file" if Path(name_or_file).suffix == ".json" else "unknown recipe"
         raise UserError(f"{what} '{name_or_file}'. {did_you_mean(name_or_file, shipped)}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold a JSON object.")
-    return {"name": path.stem} | content, str(path)
+    return {"name": path.stem} | read_json_object(path), str(path)
 
 
 def recipe_from_dict(content: dict, path: str, sources: Mapping[str, str] = MappingProxyType({})) -> Recipe:

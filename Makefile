@@ -28,7 +28,7 @@ demo: setup
 
 # Four workers on two cores: many tests wait for processes, time limits and networks.
 test: setup lint
-	@$(BIN)/python -m pytest -n 4 --dist loadfile
+	@$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 test-fast: setup
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not long and not process"

@@ -10,8 +10,9 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from mpnet_ds.errors import UserError, did_you_mean
 
-SECTION = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
-"""How pydantic treats the dataclass of a section: no unknown keys, and a field's documentation is the docstring below it."""
+SECTION = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False)
+"""How pydantic treats the dataclass of a section: no unknown keys, no text for a number and no 1 for true, also from Python,
+where it raises its ``ValidationError``; a field's documentation is the docstring below it."""
 
 Section = TypeVar("Section")
 UNKNOWN_KEYS = ("unexpected_keyword_argument", "extra_forbidden")

@@ -17,12 +17,14 @@ STARTERS = (subprocess, fork_server)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark them."""
+    """Mark them, and put the files that have such tests first: what takes long must not be left for the end, to one worker."""
     for item in items:
         definitions = [each for fixtures in item._fixtureinfo.name2fixturedefs.values() for each in fixtures]
         functions = [item.function, *(definition.func for definition in definitions)]
         if any(starts_processes(function) for function in functions):
             item.add_marker(pytest.mark.process)
+    files_first = {item.path for item in items if item.get_closest_marker("process")}
+    items.sort(key=lambda item: item.path not in files_first)
 
 
 def starts_processes(function: Callable) -> bool:

@@ -237,7 +237,7 @@ def _difference(before: dict, now: dict) -> str:
                 if inner:
                     return f"{key}.{inner}"
                 continue
-            if isinstance(now.get(key), list):
+            if key == "dataset" and isinstance(now[key], list):
                 return f"{key}: the datasets, or their shares, are others than then"
             return f"{key} was {_short(before.get(key))}, is now {_short(now.get(key))}"
     return ""

@@ -6,6 +6,7 @@ looked at when they have arrived, at the latest when a line is logged.
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mpnet_ds.models.module import Scores
-from mpnet_ds.objectives import Objective
+from mpnet_ds.objectives.base import Objective, Term
 
 MEMORY = 100
 """Steps over which the running mean of the loss reaches back."""
@@ -41,13 +42,15 @@ class LossWindow:
     """Means of the losses since the last ``close``, and spikes on the way.
 
     Args:
-        objective: names the terms, weights them and makes metrics of counts.
+        objective: names the terms, weights them and makes metrics of counts; weights that change during training are those
+            of each step for spikes, and of the window's last step for its mean.
         spike_factor: a loss above this multiple of the running mean is a spike; 0: there are none.
     """
 
     def __init__(self, objective: Objective, spike_factor: float = 0.0):
         self.objective, self.spike_factor = objective, spike_factor
         self._arriving: deque = deque()
+        self._last_step = 0
         self._shapes: dict[str, list[int]] = {}
         self._mean, self._seen = 0.0, 0
         self._found: list[Spike] = []
@@ -102,7 +105,7 @@ class LossWindow:
         """
         spikes, self._found = self._found + self._drain(), []
         totals, targets = self._totals or [math.nan] * 2 * len(self._targets), self._targets
-        metrics = self._means(totals, targets)
+        metrics = self._means(totals, targets, self.objective.at(self._last_step).terms)
         counts, first = {}, 2 * len(targets)
         for name, shape in self._shapes.items() if self._totals else ():
             size = math.prod(shape)
@@ -111,18 +114,18 @@ class LossWindow:
         self._begin()
         return metrics | (self.objective.metrics(counts) if counts else {}), spikes
 
-    def _means(self, totals: list[float], targets: list[int]) -> dict[str, float]:
-        metrics = {"loss": self._loss(totals, targets), "accuracy": math.nan}
-        for number, (term, count) in enumerate(zip(self.objective.terms, targets, strict=True)):
+    def _means(self, totals: list[float], targets: list[int], terms: Sequence[Term]) -> dict[str, float]:
+        metrics = {"loss": self._loss(totals, targets, terms), "accuracy": math.nan}
+        for number, (term, count) in enumerate(zip(terms, targets, strict=True)):
             if count:
                 metrics[f"loss/{term.name}"] = totals[number] / count
                 metrics[f"accuracy/{term.name}"] = totals[len(targets) + number] / count
-        metrics["accuracy"] = metrics.get(f"accuracy/{self.objective.terms[0].name}", math.nan)
+        metrics["accuracy"] = metrics.get(f"accuracy/{terms[0].name}", math.nan)
         return metrics
 
-    def _loss(self, totals: list[float], targets: list[int]) -> float:
-        terms = zip(self.objective.terms, totals, targets, strict=False)
-        return sum(term.weight * total / count for term, total, count in terms if count) if any(targets) else math.nan
+    def _loss(self, totals: list[float], targets: list[int], terms: Sequence[Term]) -> float:
+        summands = zip(terms, totals, targets, strict=False)
+        return sum(term.weight * total / count for term, total, count in summands if count) if any(targets) else math.nan
 
     def _drain(self) -> list[Spike]:
         spikes = []
@@ -137,7 +140,8 @@ class LossWindow:
         values = totals.tolist()
         self._totals = [before + value for before, value in zip(self._totals or [0.0] * len(values), values, strict=True)]
         self._targets = [before + count for before, count in zip(self._targets, num_targets, strict=True)]
-        loss = self._loss(values, num_targets) if any(num_targets) else 0.0
+        self._last_step = step
+        loss = self._loss(values, num_targets, self.objective.at(step).terms) if any(num_targets) else 0.0
         is_spike = self.spike_factor and self._seen >= SETTLED and loss > self.spike_factor * self._mean
         spikes = [Spike(step, loss, self._mean)] if is_spike else []
         self._seen += 1

@@ -152,7 +152,10 @@ def open_data(data: list[str], eval_data: list[str] | None, recipe: Recipe) -> t
 def _with_demo_data(plan: RunPlan, ranks: Ranks) -> RunPlan:
     """The plan with the demo's dataset, which is built first if it is not there."""
     folder = ranks.on_main(demo.prepare_sample)
-    data, eval_data = open_data([str(folder)], None, plan.recipe)
+    inspection = Inspection(ranks.rank)
+    opened = inspection.attempt(lambda: open_data([str(folder)], None, plan.recipe))
+    gather_findings(inspection, ranks)
+    data, eval_data = opened
     ranks.say(demo.explain(plan.recipe.name))
     return replace(plan, data=data, eval_data=eval_data)
 
@@ -180,22 +183,33 @@ def _run(arguments: argparse.Namespace, plan: RunPlan, ranks: Ranks, inspection:
         end = f"All checks passed. Nothing was trained, and nothing written to {plan.start.output}."
         ranks.say("\n".join([*lines, end]))
         return 0
-    if plan.start.step >= plan.recipe.optimization.max_steps:
-        ranks.say(
-            f"{plan.start.output} is trained to step {plan.start.step} already. "
-            "Train on with --max_steps, or take a new --output_dir.",
-        )
+    if _is_trained(plan, ranks):
         return 0
 
     # The output folder is locked: nobody else trains in it.
     record = _record(arguments, plan, ranks)
     with ExitStack() as stack:
         disks.on_each(lambda: stack.enter_context(held(plan.start.output)))
-        plan = replace(plan, start=find_start_again(plan, arguments, disks))
+        start = find_start_again(plan, arguments, disks)
+        if start != plan.start:  # a run that was ending has saved meanwhile
+            plan, again = replace(plan, start=start), Inspection(ranks.rank)
+            again.run(CHECKS, plan, ranks, disks)
+            warnings = [f"warning: {text}" for text in gather_findings(again, ranks, plan.datasets)]
+            if _is_trained(plan, ranks):
+                return 0
         disks.on_each(lambda: prepare(plan.start, record, plan.data.tokenizer_folder))
         ranks.say("\n".join([*describe_run(plan, disks), *warnings]))
         outcome = _train(plan, disks)
     return _conclude(outcome, plan, disks)
+
+
+def _is_trained(plan: RunPlan, ranks: Ranks) -> bool:
+    """Whether the run starts from its last step; says so."""
+    output, step = plan.start.output, plan.start.step
+    is_trained = step >= plan.recipe.optimization.max_steps
+    if is_trained:
+        ranks.say(f"{output} is trained to step {step} already. Train on with --max_steps, or take a new --output_dir.")
+    return is_trained
 
 
 def _facts(plan: RunPlan) -> dict:

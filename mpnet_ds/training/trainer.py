@@ -241,10 +241,10 @@ class Trainer:
     def _draw(self, step: int) -> tuple[list[dict[str, Tensor]], list[int]]:
         """This rank's micro-batches of a step, packed, and how many targets each term has in them."""
         size, first_of_step = self.config.batch.micro_batch_size, (step - 1) * self.config.batch.global_batch_size
-        packed, targets = [], []
+        packed, targets, objective = [], [], self.objective.at(step)
         for first in self._first_samples(step):
-            batch = self.plan.data.consecutive(first, size, self.objective.at(step))
-            targets.append(self.objective.num_targets(batch))
+            batch = self.plan.data.consecutive(first, size, objective)
+            targets.append(objective.num_targets(batch))
             packed.append(self._pack(batch, first - first_of_step + np.arange(size), step))
         return packed, [sum(counts) for counts in zip(*targets, strict=True)]
 
@@ -341,7 +341,8 @@ class Trainer:
         request, data = Request.NOTHING, self.plan.eval_data
         if data is None:
             return request
-        window = LossWindow(self.objective)
+        objective = self.objective.at(self.recipe.optimization.max_steps)  # with which the evaluation data are drawn
+        window = LossWindow(objective)
         micro, world = self.config.batch.micro_batch_size, self.ranks.world_size
         count = min(self.recipe.run.eval_samples, len(data))
         engine = self.engine.deepspeed
@@ -349,9 +350,9 @@ class Trainer:
         for first in range(0, count, micro * world):
             numbers = first + self.ranks.rank * micro + np.arange(micro)
             # Every rank runs the same number of batches: those behind the last have no targets.
-            batch = self.objective.without_targets(data.batch(numbers % len(data)), numbers >= count)
+            batch = objective.without_targets(data.batch(numbers % len(data)), numbers >= count)
             self.watchdog.beat("evaluating", self.step)
-            agreement = self.stop_requests.agree(self.objective.num_targets(batch))
+            agreement = self.stop_requests.agree(objective.num_targets(batch))
             request = agreement.request
             if request.stops:
                 break

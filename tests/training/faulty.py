@@ -8,6 +8,7 @@ Updates are counted from 1. ``RANK`` in the environment says which rank this is;
 import os
 import resource
 import runpy
+import shutil
 import signal
 import sys
 import threading
@@ -157,6 +158,22 @@ def slow_last_words(update: int) -> None:
     send(signal.SIGTERM)(update)
 
 
+def other_saves(update: int) -> None:
+    """Another run of the same command, in the folder ``other``, has saved up to a step just before this one has the lock."""
+    from mpnet_ds.training import pretrain
+
+    before = pretrain.held
+
+    def meanwhile(output: Path):
+        shutil.copytree(output.with_name("other"), output)
+        for later in (output / "checkpoints").glob("step-*"):
+            if int(later.name.removeprefix("step-")) > update:
+                shutil.rmtree(later)
+        return before(output)
+
+    pretrain.held = meanwhile
+
+
 def warned_in_the_end(update: int) -> None:
     """SIGUSR1 when training is over and the ranks disconnect."""
     from mpnet_ds.ranks import process_group
@@ -278,6 +295,7 @@ FAULTS = {
     "hang": hang,
     "slow": slow,
     "slow_last_words": slow_last_words,
+    "other_saves": other_saves,
     "warned_in_the_end": warned_in_the_end,
     "until_asked": until_asked,
 }

@@ -71,6 +71,32 @@ def test_a_term_without_targets_counts_nothing():
     assert metrics == {"loss": 2.0, "accuracy": 1 / 3, "loss/mlm": 2.0, "accuracy/mlm": 1 / 3}
 
 
+class Ramped(TwoTerms):
+    """The second term's weight is the step."""
+
+    def __init__(self, weight: float = 0.0):
+        object.__setattr__(self, "weight", weight)
+
+    @property
+    def terms(self):
+        return (Term("mlm", "slots"), Term("rtd", "tokens", self.weight))
+
+    def at(self, step):
+        return Ramped(float(step))
+
+
+def test_terms_have_the_weight_of_their_step():
+    window = LossWindow(Ramped(), spike_factor=2.0)
+    for step in range(1, 31):
+        window.add(step, torch.tensor([6.0, 1.0, 0.0, 0.0]), [3, 1])
+    assert window.arrived() == []
+    window.add(31, torch.tensor([6.0, 3.0, 0.0, 0.0]), [3, 1])
+    (spike,) = window.arrived()
+    assert spike.loss == 2 + 31 * 3
+    metrics, _ = window.close()
+    assert metrics["loss"] == pytest.approx(2 + 31 * 33 / 31)
+
+
 def test_a_window_continues_from_its_state():
     one, other = LossWindow(MPNet(), 2.0), LossWindow(MPNet(), 2.0)
     one.add(1, torch.tensor([30.0, 2.0]), [10])

@@ -100,6 +100,15 @@ def test_a_run_that_began_from_a_checkpoint_goes_on_with_the_same_command(traine
     assert again.losses == trained().losses[6:]
 
 
+@pytest.mark.parametrize("step", [6, 8])
+def test_what_another_run_saved_while_this_one_started_is_continued(trained, dataset_folder, tmp_path, step):
+    shutil.copytree(trained().folder, tmp_path / "other")
+    run = pretrain(tmp_path / "run", "--recipe", RECIPE, "--data", dataset_folder, script=[FAULTY, f"other_saves@{step}"])
+    assert run.code == 0, run.err
+    assert ("at step 6" if step == 6 else "is trained to step 8 already") in run.out
+    assert run.losses == trained().losses
+
+
 def test_a_checkpoint_in_bf16_goes_on_in_fp32(trained, dataset_folder, tmp_path):
     source = trained("bf16").folder / "checkpoints" / "step-00000006"
     run = pretrain(tmp_path / "run", "--recipe", RECIPE, "--data", dataset_folder, "--resume", source, config="fp32")

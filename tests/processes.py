@@ -17,7 +17,7 @@ STARTERS = (subprocess, fork_server)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark them, and put the files that have such tests first: what takes long must not be left for the end, to one worker."""
+    """Mark them, and put their files first: what takes long must not be left for the end, to one worker."""
     for item in items:
         definitions = [each for fixtures in item._fixtureinfo.name2fixturedefs.values() for each in fixtures]
         functions = [item.function, *(definition.func for definition in definitions)]

@@ -67,15 +67,15 @@ def another_dataset(dataset: Path, folder: Path) -> Path:
     return folder
 
 
-def test_three_hosts_with_unequal_slots_are_in_order(cluster, dataset_folder):
-    first, second, third = cluster.hosts
-    hostfile = cluster.hostfile({first: 2, second: 1, third: 1})
+def test_hosts_with_unequal_slots_are_in_order(cluster, dataset_folder):
+    first, second, _ = cluster.hosts
+    hostfile = cluster.hostfile({first: 2, second: 1})
     arguments = ["--hostfile", hostfile, "--data", dataset_folder, "--min_disk", "1MB"]
     done = first.run(sys.executable, "tools/check_cluster.py", *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith("All checks passed.\n")
     lines = {line.split()[0]: line.split() for line in done.stdout.splitlines() if line}
-    for host, slots in ((first, "2"), (second, "1"), (third, "1")):
+    for host, slots in ((first, "2"), (second, "1")):
         assert lines[host.name][1] == slots
         assert host.address in lines[host.name]
         assert "eth0" in lines[host.name]

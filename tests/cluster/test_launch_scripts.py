@@ -80,6 +80,7 @@ def test_mpirun_on_two_hosts_stops_with_a_save_and_goes_on(cluster, undisturbed,
     assert_goes_on([stopped], output, dataset_folder, undisturbed)
 
 
+@pytest.mark.long  # mpirun above, and a run under torchrun on this machine in test_configurations.py
 def test_torchrun_on_two_hosts_stops_with_a_save_and_goes_on(cluster, undisturbed, dataset_folder, tmp_path):
     """Asked on the second host; both end with the ranks' exit code."""
     output = tmp_path / "run"

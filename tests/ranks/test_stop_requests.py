@@ -15,8 +15,9 @@ from mpnet_ds.preflight.plan import RunPlan
 from mpnet_ds.ranks import stop_requests
 from mpnet_ds.ranks.process_group import ancestors
 from mpnet_ds.ranks.stop_requests import Agreement, Request, StopRequests
+from mpnet_ds.run.run_folder import held
 from tests.runs import RECIPE, ROOT, Run, pretrain_all
-from tests.training.faulty_runs import ranks_of, saved_steps, start_run, train, wait_for_update
+from tests.training.faulty_runs import saved_steps, start_run, train, wait_for_update
 
 SECONDS_TO_SAVE = 30
 
@@ -154,14 +155,7 @@ def test_ranks_save_when_a_signal_ends_their_launcher(trained, dataset_folder, t
 
 
 def test_two_runs_do_not_share_an_output_folder(dataset_folder, tmp_path):
-    output = tmp_path / "run"
-    launcher = start_run(output, dataset_folder, "slow@1", "--max_steps", 500, ranks=1)
-    try:
-        wait_for_update(output, 1, launcher)
-        second = train(output, dataset_folder, "--max_steps", 500)
-        assert second.code == 2
-        assert "is in use by another run" in second.err
-    finally:
-        for rank in ranks_of(launcher):
-            rank.kill()
-        launcher.wait(60)
+    with held(tmp_path / "run"):
+        second = train(tmp_path / "run", dataset_folder)
+    assert second.code == 2
+    assert f"error: {tmp_path / 'run'} is in use by another run" in second.err

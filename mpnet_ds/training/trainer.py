@@ -109,7 +109,7 @@ class Trainer:
         """What had been seen of the losses when the checkpoint was saved."""
         if info.losses:
             self._window.restore(info.losses["window"])
-            self._skipped = info.losses["skipped_updates"]
+            self._skipped = info.losses["skipped_steps"]
         if info.eval_loss is not None:
             self._evaluated = (info.step, info.eval_loss)
 
@@ -284,7 +284,7 @@ class Trainer:
         what = "loss" if ranges else "gradient"
         samples = ranges or [self._samples_of(self.step)]
         row = self._skipped_in_a_row
-        self._event(self.step, "skipped", what=what, samples=samples, in_a_row=row, skipped_updates=self._skipped)
+        self._event(self.step, "skipped", what=what, samples=samples, in_a_row=row, skipped_steps=self._skipped)
         numbers = ", ".join(f"{first} to {last}" for first, last in samples)
         self._warn(f"step {self.step} skipped, {row} in a row: the {what} is not finite (samples {numbers})")
         if row >= self.recipe.run.max_skipped:
@@ -326,7 +326,7 @@ class Trainer:
             **self._throughput.measure(self.step),
         }
         if self._skipped:
-            line["skipped_updates"] = self._skipped
+            line["skipped_steps"] = self._skipped
         self.metrics.write(line)
         last, rate = self.recipe.optimization.max_steps, self._throughput.steps_per_second
         self._progress.note(f"loss {losses['loss']:.3f}")
@@ -402,7 +402,7 @@ class Trainer:
             identity=self.start.identity,
             eval_loss=self._evaluated[1] if was_evaluated and math.isfinite(self._evaluated[1]) else None,
             layout=layout(self.config.engine),
-            losses={"window": self._window.state(), "skipped_updates": self._skipped},
+            losses={"window": self._window.state(), "skipped_steps": self._skipped},
         )
 
     @property

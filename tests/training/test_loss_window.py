@@ -135,7 +135,7 @@ def test_an_update_without_finite_loss_is_skipped_and_reported(trained, dataset_
     (event,) = events(run, "skipped")
     # the fault is in the last rank's first rows: with one rank the first four of the step, with two the other four
     assert event["samples"] == [[28, 31] if ranks else [24, 27]]
-    assert (event["step"], event["what"], event["skipped_updates"]) == (4, "loss", 1)
+    assert (event["step"], event["what"], event["skipped_steps"]) == (4, "loss", 1)
     assert f"step 4 skipped, 1 in a row: the loss is not finite (samples {28 if ranks else 24} to" in run.err
     reference = trained(config, max(ranks, 1)).losses
     assert run.losses[:3] == pytest.approx(reference[:3], abs=0.01 if config == "bf16" else 1e-5)

@@ -117,7 +117,7 @@ def _is_lower_case(model: TrainedModel) -> bool:
 
 
 def _masking(objective: Objective) -> str:
-    """Which tokens are predicted and what stands in their place, in words; empty where the objective masks nothing."""
+    """Describe which tokens are predicted and their inputs, in words; empty if the objective masks nothing."""
     masking = getattr(objective, "masking", None)
     if masking is None:
         return ""

@@ -188,7 +188,7 @@ class Findings:
                 "waiting for the device. benchmarks/bench_step.py explains the columns."
             )
             parts.append(markdown_table(*self.table(FIGURES)))
-        parts += [f"Tests of the model (`pytest tests/model`): {self.tests}"]
+        parts += [f"Tests of the model (`pytest tests/models`): {self.tests}"]
         if self.failures:
             parts.append("Not measured:\n\n" + "\n".join(f"* {name}: {why}" for name, why in self.failures))
         if self.left_out:
@@ -243,7 +243,7 @@ def _learn(longest: dict[bool, float], compiled: bool, seconds: float) -> None:
 
 def run_tests(seconds: float) -> tuple[str, bool]:
     """The last line of pytest's report, or why there is none; whether all passed."""
-    words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/model"]
+    words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/models"]
     try:
         done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired:

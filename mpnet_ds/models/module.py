@@ -100,9 +100,9 @@ class PretrainingModule(nn.Module):
     def reference_outputs(self, name: str, batch: dict[str, Tensor]) -> dict[str, Tensor] | None:
         """Compute, by this module's own code, what the part ``name`` must compute after export.
 
-        An export gets its name once the loaded folder computes the same. By default, None, it is compared with the part's own
-        class, filled with this module's weights. A module whose code is not transformers' returns its own results, so that
-        the comparison covers that code too. It is called on the CPU, in fp32.
+        An export gets its name once the loaded folder computes the same. By default, None, it is compared with the part's
+        own class, filled with this module's weights. A module whose code is not transformers' returns its own results, so
+        that the comparison covers that code too. It is called on the CPU, in fp32.
 
         Args:
             batch: ``input_ids`` and ``attention_mask``, int64 [B, n], padding on the right.

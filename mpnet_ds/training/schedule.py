@@ -2,7 +2,7 @@
 
 
 def learning_rate(step: int, peak: float, warmup_steps: int, max_steps: int) -> float:
-    """Learning rate with linear warm-up to ``peak``, then linear decay that would reach 0 one step after the last.
+    """Compute the rate: linear warm-up to ``peak``, then linear decay that would reach 0 one step after the last.
 
     Args:
         step: number of the step, counted from 1; the first one already has ``peak / warmup_steps``.

@@ -5,7 +5,7 @@ each in training and in evaluation; and two more where layers are recomputed in 
 compiled later.
 
 What is compiled is a layer's ``forward``, within the hooks that ZeRO 3 puts around a layer to gather its weights. Hooks of
-the modules inside would cut the graph at each of them, so at ZeRO 3 a layer becomes a leaf: it gathers all its weights at once.
+the modules inside would cut the graph at each of them, so at ZeRO 3 a layer becomes a leaf: it gathers all weights at once.
 """
 
 import torch

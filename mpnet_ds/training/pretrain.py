@@ -142,10 +142,10 @@ def open_data(data: list[str], eval_data: list[str] | None, recipe: Recipe) -> t
         cure = "" if eval_data else " Or give other evaluation data with --eval_data."
         raise UserError(f"evaluation data: {error}{cure}") from error
     if evaluation.tokenizer.fingerprint != training.tokenizer.fingerprint:
-        names = (
-            f"{evaluation.tokenizer_folder.parent} was built with another tokenizer than {training.tokenizer_folder.parent}"
+        found, expected = evaluation.tokenizer_folder.parent, training.tokenizer_folder.parent
+        raise UserError(
+            f"{found} was built with a different tokenizer than {expected}: build both with the same --tokenizer."
         )
-        raise UserError(f"{names}: build both with the same --tokenizer.")
     return training, evaluation
 
 

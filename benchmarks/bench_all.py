@@ -194,8 +194,8 @@ def run_one(benchmark: Benchmark, work: Path) -> Outcome:
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
     child = subprocess.Popen(words, cwd=ROOT, env=environment, start_new_session=True, **pipes)
     try:
-        said = child.communicate(timeout=TIMEOUT)[0]
-        error = "" if child.returncode == 0 else f"{said[-3000:].rstrip()}\nexit code {child.returncode}"
+        printed = child.communicate(timeout=TIMEOUT)[0]
+        error = "" if child.returncode == 0 else f"{printed[-3000:].rstrip()}\nexit code {child.returncode}"
     except subprocess.TimeoutExpired:
         error = f"not done after {TIMEOUT:.0f} s"
     finally:

@@ -5,7 +5,7 @@ Three measurements, each in one process on one core, in turns, so that load on t
 * encoding alone: ``TextEncoder`` cold (an empty memo), ``TextEncoder`` warm (the same text again), and the library's
   ``encode_batch_fast`` and ``encode_batch`` on the same lines; MB/s and the ratio to the library;
 * the whole build, from the file to the manifest, with one worker; MB/s of text;
-* memory: peak resident memory of builds of the text once and --times times, with --workers processes.
+* memory: peak resident memory of builds of the text once and of --times copies, with --workers processes.
 
 Without --input the text is --megabytes of the installed Python packages' sources; without --tokenizer one of 30,527 pieces
 is trained on it first.
@@ -48,9 +48,7 @@ def main() -> None:
         "--share_of_lines", type=float, default=0.2, metavar="F", help="share of the lines that the library gets"
     )
     parser.add_argument("--repeats", type=int, default=3, metavar="N")
-    parser.add_argument(
-        "--workers", type=int, default=2, metavar="N", help="processes of the builds whose memory is measured"
-    )
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes of the builds measured for memory")
     parser.add_argument("--times", type=int, default=20, metavar="N", help="size of the larger text, in copies")
     add_json_argument(parser)
     parser.add_argument("--build", nargs=4, help="(used by the program itself)")

@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def measure(folder: Path, arguments) -> list[dict]:
-    """One row for each way: seconds to the first batch, tokens/s, and the rate as a multiple of the plain way's."""
+    """Measure a row for each way: seconds to the first batch, tokens/s, and the rate as a multiple of the plain way's."""
     opened, rates, seconds = {}, {name: [] for name in WAYS}, {}
     for name, settings in WAYS.items():
         begin = time.perf_counter()

@@ -91,7 +91,7 @@ def measure_all(configurations: list[Configuration], data: str, steps: int, roun
             try:
                 found[configuration].append(measure_elsewhere(configuration, data, steps))
             except MeasurementFailed as failure:
-                print(failure.said, file=sys.stderr)
+                print(failure.output, file=sys.stderr)
                 failed[configuration] = f"{name_of(configuration)}: {failure}"
                 continue
             progress = f"{turn * len(found) + number}/{rounds * len(found)}"
@@ -121,12 +121,12 @@ def derive(row: dict) -> dict:
 
 def name_of(configuration: Configuration) -> str:
     """Describe a configuration in a line."""
-    said = []
+    words = []
     for field in fields(Configuration):
         value = getattr(configuration, field.name)
         if value != field.default:
-            said.append(IN_WORDS.get(field.name, "{}").format(value))
-    return ", ".join(said) or "as the recipe says"
+            words.append(IN_WORDS.get(field.name, "{}").format(value))
+    return ", ".join(words) or "as the recipe says"
 
 
 IN_WORDS = {

@@ -225,13 +225,13 @@ def measure_plan(plan: list[Configuration], found: Findings, deadline: float) ->
             try:
                 row = measure_elsewhere(configuration, f"{work}/data", found.arguments.steps, timeout=left)
                 found.rows.append(derive(middle([row])))
-                said = f"{row['step_seconds'] * 1e3:,.1f} ms"
+                outcome = f"{row['step_seconds'] * 1e3:,.1f} ms"
             except (MeasurementFailed, UserError) as failure:
-                said = str(failure)
-                found.failures.append((name, said))
+                outcome = str(failure)
+                found.failures.append((name, outcome))
             seconds = time.monotonic() - begin
             _learn(longest, configuration.compiled, seconds)
-            print(f"{name}: {said} ({seconds:.0f} s, {left - seconds:.0f} s left)", file=sys.stderr, flush=True)
+            print(f"{name}: {outcome} ({seconds:.0f} s, {left - seconds:.0f} s left)", file=sys.stderr, flush=True)
             found.write()
 
 

@@ -73,7 +73,7 @@ def commit() -> str | None:
 
 
 def cpu_name() -> str:
-    """Find the CPU's name in the kernel's words."""
+    """Find the CPU's name, as the kernel gives it."""
     info = Path("/proc/cpuinfo")
     found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE) if info.exists() else None
     return found[1] if found else platform.processor() or platform.machine()

@@ -11,9 +11,8 @@ continue, logging, evaluation, checkpoints.) In this order:
 3. ``steps`` steps as they run in training, the main figure: nothing waits for the device in between, and the marks between
    steps are events in the GPU's stream (on a CPU, the clock);
 4. one step whose memory is measured;
-5. ``steps`` steps in four parts, with a synchronisation after each: the wait for the batch and its copy to the device
-   (data), forward, backward (with the reduction of gradients that it overlaps), and the optimizer step (with clipping and
-   checks).
+5. ``steps`` steps in four parts, with a synchronisation after each: waiting for the batch and copying it to the device
+   (data), forward, backward (with the overlapping reduction of gradients), and the optimizer step (with clipping, checks).
 """
 
 import ctypes
@@ -62,9 +61,9 @@ GRACE = 20
 class MeasurementFailed(Exception):
     """A measuring process failed: the reason in one line, and the end of its output."""
 
-    def __init__(self, reason: str, said: str = ""):
+    def __init__(self, reason: str, output: str = ""):
         super().__init__(reason)
-        self.said = said
+        self.output = output
 
 
 # In the calling process
@@ -83,13 +82,13 @@ def measure_elsewhere(configuration: Configuration, data: str, steps: int, timeo
     with tempfile.TemporaryDirectory(prefix="mpnet-step-") as work:
         order, result = Path(work, "order.json"), Path(work, "result.json")
         order.write_text(json.dumps({"configuration": asdict(configuration), "data": data, "steps": steps}))
-        code, said = _call([*_launcher(configuration.ranks), __file__, str(order), str(result)], configuration, timeout)
+        code, output = _call([*_launcher(configuration.ranks), __file__, str(order), str(result)], configuration, timeout)
         if code == 0:
             return json.loads(result.read_text())
-    errors = re.findall(r"^(?:\[rank\d+\]: *)?error: (.+(?:\n +\d+\. .+)*)", said, re.MULTILINE)
+    errors = re.findall(r"^(?:\[rank\d+\]: *)?error: (.+(?:\n +\d+\. .+)*)", output, re.MULTILINE)
     if code == 2 and errors:
         raise UserError(errors[0])
-    raise MeasurementFailed(_reason(code, said), said[-4000:])
+    raise MeasurementFailed(_reason(code, output), output[-4000:])
 
 
 def _launcher(ranks: int) -> list[str]:
@@ -114,12 +113,12 @@ def _call(command: list[str], configuration: Configuration, timeout: float | Non
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
     child = subprocess.Popen(command, env=environment, **pipes)
     try:
-        said, _ = child.communicate(timeout=timeout)
+        output, _ = child.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
         raise MeasurementFailed(f"not done after {timeout:.0f} s") from None
     finally:
         _end(child)
-    return child.returncode, said
+    return child.returncode, output
 
 
 def _end(child: subprocess.Popen) -> None:
@@ -132,12 +131,12 @@ def _end(child: subprocess.Popen) -> None:
         child.wait()
 
 
-def _reason(code: int, said: str) -> str:
+def _reason(code: int, output: str) -> str:
     """Find the most informative line about a failure."""
-    if "out of memory" in said or "not enough memory" in said or code == -signal.SIGKILL:
+    if "out of memory" in output or "not enough memory" in output or code == -signal.SIGKILL:
         return "out of memory"
-    named = re.findall(r"^(?:\[rank\d+\]: *)?([\w.]*(?:Error|Exception)\b.*)", said, re.MULTILINE)
-    return (named or said.strip().splitlines() or [""])[-1].strip() or f"exit code {code}"
+    named = re.findall(r"^(?:\[rank\d+\]: *)?([\w.]*(?:Error|Exception)\b.*)", output, re.MULTILINE)
+    return (named or output.strip().splitlines() or [""])[-1].strip() or f"exit code {code}"
 
 
 # In the measuring process

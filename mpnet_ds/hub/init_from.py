@@ -157,7 +157,7 @@ def _check_names(folder: Path, part: Part, contents: Contents, stored: FolderWei
 
 
 def _is_of_another_head(name: str, contents: Contents, base: str) -> bool:
-    """Tell whether an unknown weight is of a module beside, or directly in, the base model, or a buffer of old versions."""
+    """Tell whether an unknown weight is of a module beside or directly in the base model, or an old version's buffer."""
     parents = {parent for known in contents.shapes for parent in _parents(known)}
     nearest = max((parent for parent in _parents(name) if parent in parents), key=len, default="")
     return nearest in ("", base) or name.endswith(".position_ids")

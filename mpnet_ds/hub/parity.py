@@ -120,7 +120,7 @@ def check_batches(folder: str | Path, seq_length: int) -> Iterator[Batch]:
 
 
 def _text_of(num_characters: int) -> str:
-    """Repeat the English that there is to at least that length."""
+    """Make English text of at least that length, by repetition if necessary."""
     parts, length = [], 0
     for paragraph in itertools.cycle([*CHECK_TEXTS, *builtin_sample.beginning(num_characters)]):
         parts.append(paragraph)

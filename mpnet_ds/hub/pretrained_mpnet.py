@@ -86,7 +86,7 @@ def assemble(
 
 
 def read_config(folder: Path) -> MPNetConfig:
-    """Read what config.json says of the model; keys that it leaves out have transformers' defaults."""
+    """Read what config.json says about the model; keys that it leaves out have transformers' defaults."""
     path = folder / CONFIG
     content = read_json(path)
     if content.get("model_type") != "mpnet":
@@ -103,7 +103,7 @@ def read_config(folder: Path) -> MPNetConfig:
 
 
 def own_names(names: Iterable[str], origin: str) -> tuple[dict[str, str], list[str]]:
-    """Return name in ``MPNetForPretraining`` → name there, and the names of heads that are dropped."""
+    """Map names of ``MPNetForPretraining`` to stored names; also return the names of heads that are dropped."""
     names = [name for name in names if not name.endswith("position_ids")]
     if not any(name.startswith(("mpnet.", "embeddings.", "encoder.")) for name in names):
         raise UserError(f"{origin}: the weights are not an MPNet's; the first is {min(names, default='(none)')}.")
@@ -162,7 +162,7 @@ def _check_values(weights: dict[str, Tensor], origin: str) -> None:
 
 
 def _remove_copies(weights: dict[str, Tensor], origin: str) -> None:
-    """Take tied copies out of ``weights``, in found of a missing source; raise ``UserError`` if they differ."""
+    """Take tied copies out of ``weights``, in place of a missing source; raise ``UserError`` if they differ."""
     for copy, source in TIED_WEIGHTS.items():
         tensor = weights.pop(copy, None)
         if tensor is not None and not torch.equal(weights.setdefault(source, tensor), tensor):

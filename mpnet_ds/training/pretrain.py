@@ -143,9 +143,7 @@ def open_data(data: list[str], eval_data: list[str] | None, recipe: Recipe) -> t
         raise UserError(f"evaluation data: {error}{cure}") from error
     if evaluation.tokenizer.fingerprint != training.tokenizer.fingerprint:
         found, expected = evaluation.tokenizer_folder.parent, training.tokenizer_folder.parent
-        raise UserError(
-            f"{found} was built with a different tokenizer than {expected}: build both with the same --tokenizer."
-        )
+        raise UserError(f"{found} was built with a different tokenizer than {expected}: build both with one --tokenizer.")
     return training, evaluation
 
 
@@ -209,7 +207,7 @@ def _is_trained(plan: RunPlan, ranks: Ranks) -> bool:
     is_trained = step >= plan.recipe.optimization.max_steps
     if is_trained:
         ranks.say(
-            f"{output} is already trained to step {step}. Continue with a larger --max_steps, or choose a new --output_dir."
+            f"{output} is already trained to step {step}. Continue with a larger --max_steps, or in a new --output_dir."
         )
     return is_trained
 

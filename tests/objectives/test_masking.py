@@ -24,9 +24,9 @@ def vocabulary(share_of_continuations: float = 0.4) -> Vocabulary:
     return Vocabulary(starts_word | is_special, is_special, MASK_ID)
 
 
-def full_sequences(num_rows: int, n: int = 512, seed: int = 0, share_of_ends: float = 0.02) -> tuple[np.ndarray, np.ndarray]:
+def full_sequences(count: int, n: int = 512, seed: int = 0, share_of_ends: float = 0.02) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
-    input_ids = rng.integers(5, MASK_ID, (num_rows, n))
+    input_ids = rng.integers(5, MASK_ID, (count, n))
     input_ids[rng.random(input_ids.shape) < share_of_ends] = 2
     input_ids[:, 0] = 0
     return input_ids, np.ones(input_ids.shape, dtype=bool)
@@ -71,7 +71,7 @@ def batches(draw):
 
 
 @given(batches(), st.integers(0, 2**32))
-def test_slots_are_distinct_allowed_positions_and_unused_ones_come_last(batch, first_key):
+def test_predicted_positions_are_distinct_and_allowed_and_unused_entries_come_last(batch, first_key):
     input_ids, attention_mask, words, config = batch
     positions, inputs = mask(*batch, first_key)
     width = round(config.predicted_fraction * input_ids.shape[1])
@@ -100,7 +100,7 @@ def test_at_most_one_word_of_a_sequence_is_cut(batch, first_key):
 
 
 @given(batches(), st.integers(0, 2**32), st.randoms())
-def test_a_row_does_not_depend_on_the_rows_beside_it(batch, first_key, random):
+def test_a_sequence_does_not_depend_on_the_others_of_its_batch(batch, first_key, random):
     input_ids, attention_mask, words, config = batch
     keys = make_key(0, first_key + np.arange(len(input_ids)))
     positions, inputs = mask_sequences(input_ids, attention_mask, keys, words, config)
@@ -134,25 +134,25 @@ def test_samples_are_those_of_the_first_release(config, expected):
 
 
 @pytest.mark.parametrize("whole_word", [True, False])
-def test_a_row_of_512_has_exactly_77_slots(whole_word):
+def test_of_512_tokens_exactly_77_are_predicted(whole_word):
     positions, _ = mask(*full_sequences(50), config=MaskingConfig(whole_word=whole_word))
     assert positions.shape == (50, 77)
     assert (positions > 0).all()
 
 
-def test_short_rows_have_their_own_number_of_slots():
+def test_short_sequences_have_their_own_number_of_predicted_tokens():
     input_ids, attention_mask = full_sequences(4, share_of_ends=0)
     attention_mask[:] = np.arange(512) < np.array([512, 256, 10, 3])[:, None]
     positions, _ = mask(input_ids, attention_mask)
     assert (positions >= 0).sum(axis=1).tolist() == [77, 38, 2, 0]
 
 
-def test_the_number_of_slots_rounds_as_the_original_does():
+def test_the_number_of_predicted_tokens_rounds_as_the_original_does():
     lengths = np.arange(2049)
     assert MaskingConfig().num_predicted(lengths).tolist() == [round(0.15 * n) for n in lengths.tolist()]
 
 
-def test_a_row_of_one_long_word_is_cut_to_its_number_of_slots():
+def test_a_sequence_of_one_long_word_is_cut_to_its_number_of_predicted_tokens():
     input_ids, attention_mask = full_sequences(3, n=40, share_of_ends=0)
     no_starts = Vocabulary(np.zeros(V, dtype=bool), vocabulary().is_special, MASK_ID)
     positions, _ = mask(input_ids, attention_mask, no_starts)
@@ -196,7 +196,7 @@ def test_special_tokens_are_predicted_only_when_asked_for():
         assert np.isin(predicted, SPECIAL).sum() >= least
 
 
-def test_a_row_of_special_tokens_predicts_nothing():
+def test_in_a_sequence_of_special_tokens_nothing_is_predicted():
     input_ids = np.full((2, 16), 2)
     positions, inputs = mask(input_ids, np.ones((2, 16), dtype=bool))
     assert positions.tolist() == [[-1, -1]] * 2
@@ -214,7 +214,7 @@ def test_every_position_is_predicted_equally_often(config):
 
 
 @pytest.mark.parametrize("config", [MaskingConfig(), TOKEN_BY_TOKEN])
-def test_the_order_of_slots_does_not_follow_the_order_of_positions(config):
+def test_the_order_of_prediction_does_not_follow_the_order_of_positions(config):
     positions, _ = mask(*full_sequences(2000), config=config)
     for entry in (0, 76):
         assert positions[:, entry].mean() == pytest.approx(256, abs=5 * 512 / np.sqrt(12 * 2000))
@@ -304,7 +304,7 @@ def test_spans_are_drawn_anew_for_each_key():
     assert set(range(2, 62)) <= set(first.tolist())
 
 
-def test_other_keys_give_other_slots():
+def test_other_keys_give_other_predicted_tokens():
     input_ids, attention_mask = full_sequences(1)
     repeated = np.repeat(input_ids, 50, axis=0), np.repeat(attention_mask, 50, axis=0)
     positions, _ = mask(*repeated)

@@ -124,7 +124,7 @@ def test_eval_data_without_data(dataset_folder, tmp_path):
 
 def test_mixture_with_and_without_weights(dataset_folder, tmp_path):
     arguments = ["--recipe", RECIPE, "--data", f"{dataset_folder}:0.5", dataset_folder]
-    assert_refused(pretrain(tmp_path / "run", *arguments), f"{dataset_folder} has no weight", "give a weight to all of them")
+    assert_refused(pretrain(tmp_path / "run", *arguments), f"{dataset_folder} has no weight", "give all of them a weight")
 
 
 def test_shard_that_is_damaged_while_training(dataset_folder, tmp_path):

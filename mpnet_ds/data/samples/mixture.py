@@ -197,9 +197,7 @@ def spread(slots: list[int]) -> np.ndarray:
 def _check_weights(datasets: list[PretrainingDataset], weights: list[Fraction | None]) -> None:
     for data, weight in zip(datasets, weights, strict=True):
         if weight is None and any(other is not None for other in weights):
-            raise UserError(
-                f"{data.folder} has no weight, but others have one: give a weight to all of them (DIR:0.7), or to none."
-            )
+            raise UserError(f"{data.folder} has no weight, but others do: give all of them a weight (DIR:0.7), or none.")
         if weight is not None and weight <= 0:
             raise UserError(f"{data.folder} has weight {float(weight)}; it must be greater than 0.")
 

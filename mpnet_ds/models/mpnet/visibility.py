@@ -74,7 +74,7 @@ def prediction_order(predicted_positions: Tensor, num_tokens: int) -> Tensor:
 def two_stream_layout(
     predicted_positions: Tensor, attention_mask: Tensor, has_mask_rows: bool, document_ids: Tensor | None = None
 ) -> Layout:
-    """Lay out n tokens, then p mask rows (if any), then p query rows. Keys are all of these except the query rows.
+    """Lay out n tokens, then p mask rows (if any), then p query rows. Keys are all rows except the query rows.
 
     Args:
         predicted_positions: int64 [B, p], -1 in unused entries.

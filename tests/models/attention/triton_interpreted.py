@@ -1,4 +1,4 @@
-"""The Triton kernels in Triton's interpreter. Pytest does not find this file by itself: test_triton_attention.py runs it.
+"""The Triton kernels in Triton's interpreter. Pytest does not find this file by itself: test_triton.py runs it.
 
 TRITON_INTERPRET=1 must be set before triton is imported. It cannot multiply matrices of bf16; fp16 stands for them.
 """

@@ -8,7 +8,7 @@ import torch
 from mpnet_ds.deepspeed_workarounds import wrap_call
 from tests.models.test_parity import model_of
 
-LENGTHS = (9, 14, 5)  # of the documents in a row, and then padding
+LENGTHS = (9, 14, 5)  # of the documents in a sequence, followed by padding
 N, P, V = 32, 9, 200
 PREDICTED_IN_DOCUMENTS = ((2, 7, 4), (12, 20, 15, 10), (25,))
 OBJECTIVES = ["mpnet", "plm", "mlm"]

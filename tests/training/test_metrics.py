@@ -133,7 +133,7 @@ def test_rates_are_of_the_time_since_the_last_restart():
     assert second["tokens_per_second"] == pytest.approx(0.4 * 256 * 512)
 
 
-def test_the_first_update_is_told_apart_and_in_no_rate():
+def test_the_first_step_is_reported_apart_and_in_no_rate():
     times = iter([0.0, 40.0, 40.0, 40.0, 40.0, 42.0, 42.0])
     measured = throughput(clock=lambda: next(times))
     assert measured.leave_out_first(step=1) == 40

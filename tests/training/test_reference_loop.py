@@ -126,7 +126,7 @@ def plain_loop(dataset_folder) -> list[dict]:
 
 HARD = {
     "model": {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.2},
-    # Whole documents, each in a row of its own: rows differ in their number of slots, and so do the micro batches.
+    # Each document has its own sequence: sequences and micro-batches differ in their number of predicted tokens.
     "data": {"seq_length": 32, "sample_mode": "document", "packing": False},
     "optimization": {
         "learning_rate": 8e-3,

@@ -1,12 +1,12 @@
 """Run all benchmarks at small sizes, some minutes on two cores: make bench, or python benchmarks/bench_all.py
 
-Each is a program of its own, and gets ``--json FILE``; its figures come together in one table:
+Each is a program of its own, run with ``--json FILE``; the figures of all are collected in one table:
 
     benchmark   figure   unit   compared with   ratio   seconds
 
-The ratio is the figure divided by what it is compared with, from the same run. A benchmark that fails is named, and its
-error shown; the others continue, and the exit code is 1. ``--output FILE`` keeps all rows of all benchmarks, with versions,
-hardware, commit and date. Whatever they write goes to a temporary folder that is removed at the end.
+The ratio is the figure divided by what it is compared with, from the same run. A failed benchmark is reported with its
+error; the others continue, and the exit code is 1. ``--output FILE`` keeps all rows of all benchmarks, with versions,
+hardware, commit and date. Files go to a temporary folder that is removed at the end.
 """
 
 import json
@@ -27,7 +27,7 @@ from mpnet_ds.command_line import Parser, run
 from mpnet_ds.errors import UserError, did_you_mean
 
 TIMEOUT = 600.0
-"""Seconds of one benchmark."""
+"""Time limit of one benchmark, in seconds."""
 GRACE = 20.0
 HEAD = ("benchmark", "figure", "unit", "compared with", "ratio", "seconds")
 
@@ -51,13 +51,13 @@ class Benchmark:
     arguments: str
     """``{work}`` is replaced by a folder that it may fill."""
     summarise: Callable[[list[dict]], list[Line]]
-    """From the rows of its JSON file."""
+    """Turns the rows of its JSON file into lines."""
     program: str = ""
     """File name, if it is not ``name``."""
 
 
 def compare(rows: list[dict], figure: str, unit: str, what: str, against: str, factor: float = 1) -> list[Line]:
-    """The last row's figure, compared with the first row's."""
+    """Compare the last row's figure with the first row's."""
     first, last = rows[0][figure], rows[-1][figure]
     return [Line(what, last * factor, unit, against, last / first)]
 
@@ -161,7 +161,7 @@ def main() -> int:
 
 
 def run_all(benchmarks: list[Benchmark], output: Path | None) -> int:
-    """Run them one after the other, print the table, and return the exit code."""
+    """Run them one after another, print the table, and return the exit code."""
     outcomes = []
     with tempfile.TemporaryDirectory(prefix="mpnet-bench-") as work:
         for number, benchmark in enumerate(benchmarks, 1):
@@ -194,8 +194,8 @@ def run_one(benchmark: Benchmark, work: Path) -> Outcome:
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
     child = subprocess.Popen(words, cwd=ROOT, env=environment, start_new_session=True, **pipes)
     try:
-        said = child.communicate(timeout=TIMEOUT)[0]
-        error = "" if child.returncode == 0 else f"{said[-3000:].rstrip()}\nexit code {child.returncode}"
+        printed = child.communicate(timeout=TIMEOUT)[0]
+        error = "" if child.returncode == 0 else f"{printed[-3000:].rstrip()}\nexit code {child.returncode}"
     except subprocess.TimeoutExpired:
         error = f"not done after {TIMEOUT:.0f} s"
     finally:
@@ -222,7 +222,7 @@ def end(child: subprocess.Popen) -> None:
 
 
 def table_lines(outcome: Outcome) -> list[list[str]]:
-    """Rows of the table; the first has the time."""
+    """Make a benchmark's rows of the table; the first has the time."""
     name, seconds = outcome.benchmark.name, f"{outcome.seconds:.0f}"
     if outcome.error:
         return [[name, "FAILED", *[NO_FIGURE] * 3, seconds]]

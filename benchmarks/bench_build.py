@@ -1,14 +1,14 @@
 """Time the dataset builder: python benchmarks/bench_build.py --input corpus/ --tokenizer my-tokenizer
 
-Three measurements, each in one process on one core, and in turns, so that a busy machine is busy for all:
+Three measurements, each in one process on one core, in turns, so that load on the machine affects all alike:
 
-* encoding alone: ``TextEncoder`` cold (an empty memo), ``TextEncoder`` warm (the text once more), and the library's
+* encoding alone: ``TextEncoder`` cold (an empty memo), ``TextEncoder`` warm (the same text again), and the library's
   ``encode_batch_fast`` and ``encode_batch`` on the same lines; MB/s and the ratio to the library;
 * the whole build, from the file to the manifest, with one worker; MB/s of text;
-* memory: peak resident memory of builds of the text once and --times over, with --workers processes.
+* memory: peak resident memory of builds of the text once and of --times copies, with --workers processes.
 
-Without --input the text is the source files of the installed Python packages, --megabytes of them; without --tokenizer one
-of 30,527 pieces is trained on it first.
+Without --input the text is --megabytes of the installed Python packages' sources; without --tokenizer one of 30,527 pieces
+is trained on it first.
 """
 
 import json
@@ -48,8 +48,8 @@ def main() -> None:
         "--share_of_lines", type=float, default=0.2, metavar="F", help="share of the lines that the library gets"
     )
     parser.add_argument("--repeats", type=int, default=3, metavar="N")
-    parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes of the builds whose memory is taken")
-    parser.add_argument("--times", type=int, default=20, metavar="N", help="how much larger the second of them is")
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes of the builds measured for memory")
+    parser.add_argument("--times", type=int, default=20, metavar="N", help="size of the larger text, in copies")
     add_json_argument(parser)
     parser.add_argument("--build", nargs=4, help="(used by the program itself)")
     arguments = parser.parse_args()
@@ -80,7 +80,7 @@ def write_sources(path: Path, megabytes: int) -> Path:
 
 
 def encoding(inputs: list[str], tokenizer: str, arguments) -> list[dict]:
-    """A row for each way."""
+    """Measure a row for each way to encode."""
     loaded = PretrainingTokenizer.load(tokenizer)
     lines = [line for block in Corpus(inputs).blocks() for document in block.documents for line in document]
     blocks = [lines[i : i + LINES_AT_ONCE] for i in range(0, len(lines), LINES_AT_ONCE)]
@@ -113,7 +113,7 @@ def encoding(inputs: list[str], tokenizer: str, arguments) -> list[dict]:
 
 
 def building(inputs: list[str], tokenizer: str, folder: Path, arguments) -> list[dict]:
-    """A row for each build."""
+    """Measure a row for each build."""
     text = Path(inputs[0])
     if len(inputs) > 1 or text.suffix != ".txt":
         text = folder / "all.txt"

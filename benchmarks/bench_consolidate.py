@@ -1,13 +1,12 @@
 """Compare DeepSpeed's zero_to_fp32 with tools/consolidate.py: python benchmarks/bench_consolidate.py --parameters 330M
 
-Both join the same shards (random_shards.py) into fp32 safetensors, each in a new process, in turn, the other one first in
-every second round. All files are read once before, so that both find them in the page cache. The median of the rounds
-counts.
+Both join the same shards (random_shards.py) into fp32 safetensors, each in a new process, in alternating order. All files
+are read once before, so that both find them in the page cache. The median of the rounds is reported.
 
-* **seconds**: the call alone, without imports; **on disk**: until all that was written is; **process**: from start to end.
+* **seconds**: the call alone, without imports; **on disk**: until everything is flushed; **process**: from start to end.
 * **peak**: the most resident memory of the process, as the kernel counts it (``VmHWM``), pages of mapped files included.
-  **above**: how much more that is than the same program needs for a model of 2 million parameters: Python, its libraries and
-  their imports are in both. **anonymous**: the most without pages of files, by looking every 5 ms.
+  **above**: the excess over what the same program needs for a model of 2 million parameters, which removes Python and its
+  libraries. **anonymous**: the most without pages of files, sampled every 5 ms.
 
 The program also compares the two results tensor by tensor; exit code 1 if they differ.
 """
@@ -60,15 +59,15 @@ def main() -> int:
 
 
 def count(text: str) -> int:
-    """An argument type: ``330M``."""
+    """Parse an argument such as ``330M``."""
     found = re.fullmatch(r"([0-9.]+)([KMB]?)", text)
     if not found:
-        raise argparse.ArgumentTypeError(f"'{text}' is no number such as 330M or 1B")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number such as 330M or 1B")
     return int(float(found[1]) * {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}[found[2]])
 
 
 def compare(work: Path, parameters: int, stage: int, shards: int, rounds: int) -> list[dict]:
-    """A row of the table for each tool."""
+    """Measure a row of the table for each tool."""
     made = make_elsewhere(work / "model", parameters, stage, shards)
     make_elsewhere(work / "tiny", TINY, stage, shards)
     print(f"{made:,} parameters, ZeRO {stage}, {shards} shards", flush=True)
@@ -90,7 +89,7 @@ def compare(work: Path, parameters: int, stage: int, shards: int, rounds: int) -
 
 
 def make_elsewhere(folder: Path, parameters: int, stage: int, shards: int) -> int:
-    """The shards in ``folder/last``, made by a process of its own; returns the number of parameters."""
+    """Make the shards in ``folder/last`` in a process of its own; return the number of parameters."""
     program = "import sys; from pathlib import Path; from random_shards import make_shards; from mpnet_ds.quiet import *\n"
     program += "print(make_shards(Path(sys.argv[1]), *map(int, sys.argv[2:])))"
     words = [sys.executable, "-c", program, folder / "last", parameters, stage, shards]
@@ -100,7 +99,7 @@ def make_elsewhere(folder: Path, parameters: int, stage: int, shards: int) -> in
 
 
 def warm(folder: Path) -> None:
-    """Reads every file once."""
+    """Read every file once."""
     for path in folder.rglob("*.pt"):
         with open(path, "rb", buffering=0) as file:
             while file.read(1 << 24):
@@ -108,8 +107,8 @@ def warm(folder: Path) -> None:
 
 
 def measure(tool: str, checkpoint: Path, output: Path) -> dict[str, float]:
-    """Seconds and bytes of one run in a new process."""
-    os.sync()  # what the run before wrote
+    """Measure seconds and bytes of one run in a new process."""
+    os.sync()  # what the previous run wrote
     begin = time.perf_counter()
     words = [sys.executable, __file__, "--alone", tool, checkpoint, output]
     child = subprocess.Popen([str(word) for word in words], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
@@ -124,7 +123,7 @@ def measure(tool: str, checkpoint: Path, output: Path) -> dict[str, float]:
 
 
 def memory(process: int | str, name: str) -> int:
-    """Bytes, one of the kernel's counts; 0 of a process that has ended."""
+    """Read one of the kernel's counts, in bytes; 0 for a process that has ended."""
     try:
         found = re.search(rf"{name}:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text())
     except OSError:
@@ -133,7 +132,7 @@ def memory(process: int | str, name: str) -> int:
 
 
 def join(tool: str, checkpoint: str, output: str) -> None:
-    """Does it, and prints how long it took as JSON."""
+    """Join the shards, and print how long it took as JSON."""
     from mpnet_ds.quiet import quiet_libraries
 
     quiet_libraries()
@@ -152,25 +151,25 @@ def join(tool: str, checkpoint: str, output: str) -> None:
         with open(path, "rb") as file:
             os.fsync(file.fileno())
     found = {"seconds": round(seconds, 2), "on_disk": round(time.perf_counter() - begin, 2)}
-    print(json.dumps(found | {"peak": memory("self", "VmHWM")}))  # ru_maxrss would begin with the parent's
+    print(json.dumps(found | {"peak": memory("self", "VmHWM")}))  # ru_maxrss would start at the parent's
 
 
 def is_same(*folders: Path) -> bool:
-    """Whether the results hold the same bits under the same names."""
+    """Tell whether the results hold the same bits under the same names."""
     import torch
     from safetensors import safe_open
 
-    places = []
+    results = []
     for folder in folders:
         files = [safe_open(path, "pt") for path in folder.glob("*.safetensors")]
-        places.append({name: file for file in files for name in file.keys()})  # noqa: SIM118 (it is no dict)
-    if places[0].keys() != places[1].keys():
+        results.append({name: file for file in files for name in file.keys()})  # noqa: SIM118 (it is not a dict)
+    if results[0].keys() != results[1].keys():
         return False
-    return all(torch.equal(*(place[name].get_tensor(name).view(torch.int32) for place in places)) for name in places[0])
+    return all(torch.equal(*(one[name].get_tensor(name).view(torch.int32) for one in results)) for name in results[0])
 
 
 def cells(row: dict) -> list[str]:
-    """A line of the table."""
+    """Format a line of the table."""
     times = [f"{row[key]:.2f}" for key in ("seconds", "on_disk", "process")]
     sizes = [f"{row[key] / MIB:,.0f}" for key in ("peak", "above", "anonymous")]
     case = f"{row['parameters'] / 1e6:.0f} M", row["zero_stage"], row["shards"], row["tool"]

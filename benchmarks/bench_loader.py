@@ -1,11 +1,11 @@
 """Time the loader on random ids: python benchmarks/bench_loader.py --folder /tmp/bench-loader --tokens 1000000000
 
-Makes a dataset of that many ids in --folder (once: a second run finds it; see random_dataset.py). Prints the seconds from
+Makes a dataset of that many ids in --folder (once: a second run reuses it; see random_dataset.py). Prints the seconds from
 opening to the first batch, and tokens/s of ``PretrainingDataset.batch``, for each way to make samples: reading, permutation,
 whole-word masking and corruption together, in one thread. Rates are per second of CPU time (on an idle machine the same as
 wall time), medians over --repeats rounds in which the ways take turns.
 
---compare DIR times the mpnet_ds of another checkout too, in a process of its own in each round.
+--compare DIR also times the mpnet_ds of another checkout, in a process of its own in each round.
 """
 
 import os
@@ -40,15 +40,15 @@ WAYS = {
 
 def main() -> None:
     parser = Parser("Time the loader on random ids.", "python benchmarks/bench_loader.py --folder /tmp/bench-loader")
-    parser.add_argument("--folder", required=True, metavar="DIR", help="where the dataset is made, or was by a run before")
     parser.add_argument(
-        "--tokens", type=int, default=1_000_000_000, metavar="N", help="2 bytes of disk each, and a tenth more"
+        "--folder", required=True, metavar="DIR", help="where the dataset is made, or was made by an earlier run"
     )
+    parser.add_argument("--tokens", type=int, default=1_000_000_000, metavar="N", help="2 bytes of disk each, plus a tenth")
     parser.add_argument("--seq_length", type=int, default=512, metavar="N")
     parser.add_argument("--batch_size", type=int, default=32, metavar="N", help="sequences of a batch (32)")
     parser.add_argument("--batches", type=int, default=100, metavar="N", help="batches of one measurement")
     parser.add_argument("--repeats", type=int, default=5, metavar="N")
-    parser.add_argument("--compare", metavar="DIR", help="another checkout, to be timed beside this one (stream only)")
+    parser.add_argument("--compare", metavar="DIR", help="another checkout to compare with (stream only)")
     parser.add_argument("--stream_only", action="store_true", help="print the rate of the plain way alone and stop")
     add_json_argument(parser)
     arguments = parser.parse_args()
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def measure(folder: Path, arguments) -> list[dict]:
-    """One row for each way: seconds to the first batch, tokens/s, and the rate as a multiple of the plain way's."""
+    """Measure a row for each way: seconds to the first batch, tokens/s, and the rate as a multiple of the plain way's."""
     opened, rates, seconds = {}, {name: [] for name in WAYS}, {}
     for name, settings in WAYS.items():
         begin = time.perf_counter()
@@ -100,7 +100,7 @@ def measure(folder: Path, arguments) -> list[dict]:
 
 
 def rate_of(data: PretrainingDataset, arguments) -> float:
-    """Tokens, padding included, per second of this thread's CPU time."""
+    """Measure tokens, padding included, per second of this thread's CPU time."""
     begin = time.thread_time()
     for number in range(arguments.batches):
         data.consecutive(number * arguments.batch_size, arguments.batch_size)
@@ -108,7 +108,7 @@ def rate_of(data: PretrainingDataset, arguments) -> float:
 
 
 def rate_of_checkout(arguments) -> float:
-    """The plain way's rate with the package of another checkout."""
+    """Measure the plain way's rate with the package of another checkout."""
     command = [sys.executable, __file__, "--stream_only"]
     for name in ("folder", "tokens", "seq_length", "batch_size", "batches"):
         command += [f"--{name}", str(getattr(arguments, name))]
@@ -117,7 +117,7 @@ def rate_of_checkout(arguments) -> float:
 
 
 def cells(row: dict) -> list[str]:
-    """A line of the table."""
+    """Format a line of the table."""
     rate = show(row["tokens_per_second"], ",.0f"), show(row["times_plain"])
     return [row["way"], show(row["seconds_to_first_batch"], ".3f"), *rate, show(row["share_of_padding"], ".1%")]
 

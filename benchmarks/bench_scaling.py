@@ -1,17 +1,17 @@
 """How time and memory of a training step grow, on this machine: python benchmarks/bench_scaling.py
 
-(``scaling.py`` is something else: it computes what a run would cost on clusters.)
+(``scaling.py`` instead computes what a run would cost on clusters.)
 
 Each sweep changes one size and keeps the others: tokens of a sequence (128 … 4,096), layers, sequences of a micro-batch, or
-ranks (each with the same micro-batch). The table has the time of a step as a multiple of the first, the same multiple of the
-arithmetic, counted from shapes (models/mpnet/sizes.py; of one rank), and the first divided by the second: where that is
-above 1, time grows faster than arithmetic; below, slower, as it does where the smallest size is mostly overhead.
+ranks (each with the same micro-batch). The table has the time of a step relative to the first line, the same ratio of the
+arithmetic, counted from shapes (models/mpnet/sizes.py; of one rank), and the quotient of the two: above 1, time grows
+faster than arithmetic; below 1, slower, as it does if the smallest size is mostly overhead.
 
     step MiB    memory of a step beyond what is held between steps
-    peak MiB    the most since the process began
+    peak MiB    the most since the process started
 
-The model is a small one on CPUs, and the recipe's on a GPU. Ranks share the cores of a machine without a GPU: all of
-that sweep have as many threads as the largest number of ranks leaves to each.
+The model is a small one on CPUs, and the recipe's on a GPU. Without GPUs ranks share the machine's cores: all runs of that
+sweep use as many threads a rank as the largest number of ranks leaves to each.
 """
 
 import sys
@@ -31,13 +31,13 @@ from mpnet_ds.quiet import quiet_libraries
 TITLES = {"seq_length": "tokens", "layers": "layers", "micro_batch_size": "sequences", "ranks": "ranks"}
 """Field of a configuration that a sweep changes → heading."""
 SMALL = {"hidden_size": 128, "layers": 2, "micro_batch_size": 2, "seq_length": 128}
-"""What is measured of mpnet-base where there is no GPU."""
+"""Sizes of mpnet-base that are measured without a GPU."""
 LARGE = {"hidden_size": None, "layers": 12, "micro_batch_size": 8, "seq_length": 512}
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """The values of one size."""
+    """One size and its values."""
 
     field: str
     values: tuple[int, ...]
@@ -45,7 +45,7 @@ class Sweep:
 
     @property
     def configurations(self) -> list[Configuration]:
-        """One for each value."""
+        """One configuration for each value."""
         return [replace(self.base, **{self.field: value}) for value in self.values]
 
 
@@ -76,7 +76,7 @@ def main() -> int:
 
 
 def add_sweep_arguments(parser: Parser, has_gpu: bool) -> None:
-    """The values of each sweep; none leaves it out."""
+    """Add the values of each sweep; an empty list skips it."""
     for field, values in {
         "seq_length": (128, 256, 512, 1024, 2048, 4096),
         "layers": (6, 12, 24) if has_gpu else (1, 2, 4, 8),
@@ -88,18 +88,18 @@ def add_sweep_arguments(parser: Parser, has_gpu: bool) -> None:
 
 
 def powers_of_2(most: int) -> tuple[int, ...]:
-    """1, 2, 4 … up to ``most``, which comes last whatever it is."""
+    """List 1, 2, 4 … up to ``most``, which always comes last."""
     return tuple(sorted({1, most} | {2**k for k in range(most.bit_length()) if 2**k <= most}))
 
 
 def sweeps_of(arguments: Namespace, base: dict) -> list[Sweep]:
-    """``UserError`` for what cannot be."""
+    """Make the sweeps; raise ``UserError`` for an invalid one."""
     names = ("recipe", "deepspeed_config", "attention", "hidden_size")
     common = Configuration(**{name: getattr(arguments, name) for name in names})
     common = replace(common, **{name: base[name] for name in ("layers", "micro_batch_size", "seq_length")})
     gpus, threads = torch.cuda.device_count(), max(1, available_cores() // max([1, *arguments.ranks]))
     if gpus and max([1, *arguments.ranks]) > gpus:
-        raise UserError(f"--ranks {max(arguments.ranks)}: this machine has {gpus} GPU(s), one for each rank.")
+        raise UserError(f"--ranks {max(arguments.ranks)}: this machine has {gpus} GPU(s), and each rank needs one.")
     sweeps = []
     for field in TITLES:
         own = {"micro_batch_size": 1} if field == "seq_length" and not gpus else {}
@@ -107,7 +107,7 @@ def sweeps_of(arguments: Namespace, base: dict) -> list[Sweep]:
         if values := getattr(arguments, field):
             sweeps.append(Sweep(field, tuple(values), replace(common, **own)))
     if not sweeps:
-        raise UserError("no sizes to measure: give --seq_length, --layers, --micro_batch_size or --ranks some.")
+        raise UserError("no sizes to measure: give --seq_length, --layers, --micro_batch_size or --ranks values.")
     for sweep in sweeps:
         for configuration in sweep.configurations:
             configuration.check()
@@ -115,7 +115,7 @@ def sweeps_of(arguments: Namespace, base: dict) -> list[Sweep]:
 
 
 def measure_sweeps(sweeps: list[Sweep], data: str, arguments: Namespace) -> tuple[list[dict], list[str]]:
-    """A row for each value of each sweep, and a line for each that could not be measured."""
+    """Measure a row for each value of each sweep; also return a line for each failure."""
     rows, failures = [], []
     for sweep in sweeps:
         measured, failed = measure_all(sweep.configurations, data, arguments.steps, arguments.rounds)
@@ -125,7 +125,7 @@ def measure_sweeps(sweeps: list[Sweep], data: str, arguments: Namespace) -> tupl
 
 
 def growth(row: dict, first: dict) -> dict:
-    """Multiples of the first row's figures; ``time_over_flops`` is 1 where time grows as arithmetic does."""
+    """Compute ratios to the first row's figures; ``time_over_flops`` is 1 if time grows as arithmetic does."""
 
     def of(name: str) -> float | None:
         return row[name] / first[name] if row[name] is not None and first[name] else None
@@ -141,7 +141,7 @@ def growth(row: dict, first: dict) -> dict:
 
 
 def print_sweep(field: str, rows: list[dict]) -> None:
-    """A table, below what all its rows have in common."""
+    """Print a table below what all its rows have in common."""
     if not rows:
         return
     first, others = rows[0], [name for name in TITLES if name != field]

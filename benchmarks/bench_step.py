@@ -1,21 +1,21 @@
 """Time training steps: python benchmarks/bench_step.py --attention sdpa eager --micro_batch_size 32 64
 
 Every combination of what the command line lists (recipes, DeepSpeed files, back-ends, precisions, ZeRO stages, activation
-checkpointing, micro-batches, sizes) is measured in a process of its own, on this machine's GPU or on its CPUs. The columns:
+checkpointing, micro-batches, sizes) is measured in a process of its own, on this machine's GPU or CPUs. The columns:
 
     ms          of a step as it runs in training, without waiting for the device: the median of --steps
     tokens/s    padding left out
-    MFU         operations a second as a share of the device's 16-bit peak (– where that is not known, or in fp32). Counted
-                from shapes is what is executed (models/mpnet/sizes.py); what checkpointing computes again counts once
-    data … optimizer   ms of the parts of other steps, cut by waiting for the device: they add up to a little more
-    first s     the first step, with whatever is compiled in it
-    peak MiB    the most since the process began: of a GPU's memory in tensors, else of the process' resident memory
+    MFU         operations a second as a share of the device's 16-bit peak (– if that is unknown, or in fp32). Executed
+                operations are counted from shapes (models/mpnet/sizes.py); what checkpointing recomputes counts once
+    data … optimizer   ms of the parts of other steps, each followed by a synchronisation: their sum is a little more
+    first s     the first step, including compilation
+    peak MiB    the most since the process started: of tensors on a GPU, else of the process's resident memory
     step MiB    the most that a step takes beyond what is held between steps (weights, gradients, optimizer)
-    × first     ms, and step MiB, as multiples of the first line's
+    × first     ms, and step MiB, relative to the first line
 
-``timed_step.py`` says what a step is, and what is measured when. Batches come from a dataset by the way that training takes:
-random ids (random_dataset.py), or ``--data DIR``. With --rounds the configurations take turns, and medians count: on a
-machine that others use too, compare nothing without it.
+``timed_step.py`` says what a step is, and what is measured when. Batches come from a dataset as in training: random ids
+(random_dataset.py), or ``--data DIR``. With --rounds the configurations take turns, and medians are reported: always use it
+for comparisons on a shared machine.
 """
 
 import statistics
@@ -53,7 +53,7 @@ COLUMNS = {
     "compiled": "compiled",
     "micro_batch_size": "sequences",
 }
-"""What tells one configuration from another: field of a result → heading."""
+"""What distinguishes configurations: field of a result → heading."""
 ALWAYS = ("precision", "zero_stage", "attention", "micro_batch_size")
 MEASURED = ("step_seconds", "first_step_seconds", *(f"{part}_seconds" for part in PARTS))
 MEASURED += ("peak_bytes", "held_bytes", "step_bytes")
@@ -81,7 +81,7 @@ def main() -> int:
 
 
 def measure_all(configurations: list[Configuration], data: str, steps: int, rounds: int) -> tuple[list[dict], list[str]]:
-    """A row for each configuration that could be measured, and a line for each that could not."""
+    """Measure a row for each configuration; also return a line for each failure."""
     found: dict[Configuration, list[dict]] = {configuration: [] for configuration in configurations}
     failed: dict[Configuration, str] = {}
     for turn in range(rounds):
@@ -91,17 +91,17 @@ def measure_all(configurations: list[Configuration], data: str, steps: int, roun
             try:
                 found[configuration].append(measure_elsewhere(configuration, data, steps))
             except MeasurementFailed as failure:
-                print(failure.said, file=sys.stderr)
+                print(failure.output, file=sys.stderr)
                 failed[configuration] = f"{name_of(configuration)}: {failure}"
                 continue
-            place = f"{turn * len(found) + number}/{rounds * len(found)}"
+            progress = f"{turn * len(found) + number}/{rounds * len(found)}"
             seconds = found[configuration][-1]["step_seconds"]
-            print(f"{place} {name_of(configuration)}: {seconds * 1e3:,.1f} ms", file=sys.stderr, flush=True)
+            print(f"{progress} {name_of(configuration)}: {seconds * 1e3:,.1f} ms", file=sys.stderr, flush=True)
     return [derive(middle(rows)) for rows in found.values() if rows], list(failed.values())
 
 
 def middle(rounds: list[dict]) -> dict:
-    """One row of several of the same configuration: medians."""
+    """Merge rows of one configuration by medians."""
     medians = {name: statistics.median(row[name] for row in rounds) for name in MEASURED if rounds[0][name] is not None}
     every = [seconds for row in rounds for seconds in row["all_step_seconds"]]
     skipped = sum(row["skipped_steps"] for row in rounds)
@@ -109,7 +109,7 @@ def middle(rounds: list[dict]) -> dict:
 
 
 def derive(row: dict) -> dict:
-    """With the rates that follow from times and sizes."""
+    """Add the rates that follow from times and sizes."""
     seconds, peak = row["step_seconds"], row["peak_flops"]
     rates = {
         "tokens_per_second": row["ranks"] * row["micro_batch_size"] * row["tokens_per_sequence"] / seconds,
@@ -120,13 +120,13 @@ def derive(row: dict) -> dict:
 
 
 def name_of(configuration: Configuration) -> str:
-    """What was said of it, in a line."""
-    said = []
+    """Describe a configuration in a line."""
+    words = []
     for field in fields(Configuration):
         value = getattr(configuration, field.name)
         if value != field.default:
-            said.append(IN_WORDS.get(field.name, "{}").format(value))
-    return ", ".join(said) or "as the recipe says"
+            words.append(IN_WORDS.get(field.name, "{}").format(value))
+    return ", ".join(words) or "as the recipe says"
 
 
 IN_WORDS = {
@@ -144,7 +144,7 @@ IN_WORDS = {
 
 
 def print_rows(rows: list[dict]) -> None:
-    """The table, below a line of what all have in common."""
+    """Print the table below a line of what all rows have in common."""
     varied = [name for name in COLUMNS if name in ALWAYS or len({str(row[name]) for row in rows}) > 1]
     first = rows[0]
     common = [f"{COLUMNS[name]} {first[name]}" for name in COLUMNS if name not in varied]

@@ -2,7 +2,7 @@
 
 Both are forward, backward and optimizer step (PyTorch's fused AdamW) of one batch of random ids, from the same weights,
 with the recipe's dropout; straightforward.py says how they differ. They take turns; the ratio is the median over the pairs.
-Memory that is freed is kept by both, as in training (mpnet_ds/ranks/host_memory.py); --usual_malloc leaves that out.
+Both keep freed memory, as in training (mpnet_ds/ranks/host_memory.py), except with --usual_malloc.
 """
 
 import statistics
@@ -31,8 +31,8 @@ def main() -> None:
     parser.add_argument("--recipe", default="mpnet-base", metavar="NAME|FILE")
     parser.add_argument("--precision", nargs="+", default=list(PRECISIONS), choices=PRECISIONS)
     parser.add_argument("--micro_batch_size", type=int, default=2, metavar="N", help="sequences (2)")
-    parser.add_argument("--pairs", type=int, default=5, metavar="N", help="timed steps of each, after one other")
-    parser.add_argument("--usual_malloc", action="store_true", help="do not keep memory that is freed")
+    parser.add_argument("--pairs", type=int, default=5, metavar="N", help="timed steps of each, after a warm-up")
+    parser.add_argument("--usual_malloc", action="store_true", help="do not keep freed memory")
     add_json_argument(parser)
     arguments = parser.parse_args()
     quiet_libraries()
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def measure(recipe: Recipe, precision: str, batch_size: int, pairs: int) -> dict:
-    """Median seconds of a step of both, and the median of their ratios, pair by pair."""
+    """Measure median seconds of a step of both, and the median ratio of the pairs."""
     config, batch = recipe.model.config(VOCAB_SIZE), random_batch(recipe, batch_size)
     models = [make(config).to(PRECISIONS[precision]) for make in (StraightforwardMPNet, MPNetForPretraining)]
     models[1].load_state_dict(models[0].state_dict())
@@ -70,7 +70,7 @@ def measure(recipe: Recipe, precision: str, batch_size: int, pairs: int) -> dict
 
 
 def step(loss, optimizer: torch.optim.Optimizer) -> float:
-    """Seconds of one step."""
+    """Time one step, in seconds."""
     begin = time.perf_counter()
     loss().backward()
     optimizer.step()
@@ -79,7 +79,7 @@ def step(loss, optimizer: torch.optim.Optimizer) -> float:
 
 
 def random_batch(recipe: Recipe, batch_size: int) -> dict[str, torch.Tensor]:
-    """Full sequences of random ids, with as many targets as the recipe predicts."""
+    """Draw full sequences of random ids, with as many targets as the recipe predicts."""
     generator, num_tokens = np.random.default_rng(0), recipe.data.seq_length
     num_targets = int(recipe.objective.masking.num_predicted(num_tokens))
     batch = {

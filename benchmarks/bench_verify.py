@@ -1,7 +1,7 @@
 """Time the verification of a dataset of random ids: python benchmarks/bench_verify.py --shards 4 --gigabytes 1.5
 
-Writes the dataset into a temporary folder, verifies it several times from the page cache, and prints GB/s beside those
-of sha256 alone on one core over the same bytes: the bound of a single shard, and about half that of many on two cores.
+Writes the dataset to a temporary folder, verifies it several times from the page cache, and prints GB/s next to those of
+sha256 alone on one core over the same bytes: the bound of a single shard, and about half that of many on two cores.
 """
 
 import hashlib

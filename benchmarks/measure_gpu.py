@@ -1,14 +1,14 @@
-"""Test and measure everything on this machine's GPU, in limited time: python benchmarks/measure_gpu.py --minutes 9
+"""Test and measure everything on this machine's GPU in limited time: python benchmarks/measure_gpu.py --minutes 9
 
-First the tests of the model (parity with the original's numbers, gradients), which run on a GPU too where there is one; then
+First the tests of the models (parity with the original's numbers, gradients), which also use a GPU if there is one; then
 training steps, the most valuable first: every attention back-end that the device has, at a micro-batch that fills it, with
 and without dropout on its probabilities (FlexAttention has none, and is measured without it throughout), other
-micro-batches, ``torch.compile``, fp16, ZeRO 0, Muon, activation checkpointing, and at last everything with everything.
-Nothing is begun that would not be done in time. What fails (too little memory, a back-end that this device does not have) is
-a line among the others.
+micro-batches, ``torch.compile``, fp16, ZeRO 0, Muon, activation checkpointing, and finally combinations of all. Nothing is
+started that would not finish in time. A failure (too little memory, a back-end that this device does not have) is reported
+and does not end the program.
 
 Writes ``MODEL_HARDWARE_DATE.md`` and ``.json`` into benchmarks/results, again after each measurement: whatever ends the
-program, what was measured until then is kept. Without a GPU it does the same on CPUs, for a small ``--recipe``.
+program, earlier measurements are kept. Without a GPU it does the same on CPUs, for a small ``--recipe``.
 """
 
 import re
@@ -40,11 +40,11 @@ from mpnet_ds.quiet import quiet_libraries
 
 RESULTS = ROOT / "benchmarks" / "results"
 SHARE_OF_TESTS = 0.4
-"""Of the time, at most."""
+"""Largest share of the time that tests get."""
 FIRST_GUESS = 40.0
-"""Seconds of a measurement, before there was one."""
+"""Expected seconds of the first measurement."""
 COMPILING = 2.0
-"""Times as long as others, as long as none was seen."""
+"""Expected ratio of a compiled measurement to others, before the first one."""
 WITHOUT_DROPOUT = {"attention_dropout": 0.0}
 ALL_BACKENDS = MappingProxyType({name: {} for name in BACKENDS if name != AUTO})
 NAMED = (
@@ -61,7 +61,7 @@ NAMED = (
 
 def main() -> int:
     parser = Parser("Test and measure on a GPU, in limited time.", "python benchmarks/measure_gpu.py --minutes 9")
-    parser.add_argument("--minutes", type=float, default=9.0, metavar="X", help="all in all (9)")
+    parser.add_argument("--minutes", type=float, default=9.0, metavar="X", help="time limit (9)")
     parser.add_argument("--recipe", default="mpnet-base", metavar="NAME|FILE", help="mpnet-base")
     help = "sequences (32 64 128)"
     parser.add_argument("--micro_batch_size", type=positive, nargs="+", default=[32, 64, 128], metavar="N", help=help)
@@ -90,11 +90,11 @@ def main() -> int:
 
 
 def backends_of(device: torch.device, configuration: Configuration) -> dict[str, dict]:
-    """Attention back-ends that such a model can be trained with on the device, and what each needs changed for it."""
+    """Find attention back-ends that can train such a model on the device, and the changes that each needs."""
     found = {}
     for name, change in product(ALL_BACKENDS, ({}, WITHOUT_DROPOUT)):
         sizes = replace(configuration, **change).sized_recipe().model.config(VOCAB_SIZE)
-        with suppress(UserError):  # it cannot be; or not with dropout, and then perhaps without
+        with suppress(UserError):  # unavailable, or only without dropout, which comes second
             choose_backend(name, device).check(device, sizes)
             found.setdefault(name, change)
     return found
@@ -103,7 +103,7 @@ def backends_of(device: torch.device, configuration: Configuration) -> dict[str,
 def plan_of(
     recipe: str, micro_batches: list[int], attention: str, backends: Mapping[str, dict] = ALL_BACKENDS
 ) -> Iterator[Configuration]:
-    """Configurations, the most valuable first, none twice.
+    """Yield configurations, the most valuable first, none twice.
 
     Args:
         attention: the back-end that ``auto`` stands for.
@@ -118,7 +118,7 @@ def plan_of(
 
 
 def label(configuration: Configuration) -> str:
-    """Its name among those of the same recipe."""
+    """Name a configuration among those of the same recipe."""
     return name_of(replace(configuration, recipe=Configuration.recipe))
 
 
@@ -148,7 +148,7 @@ def _wishes(micro_batches: list[int], attention: str, own: list[str]) -> Iterato
 
 @dataclass
 class Findings:
-    """What is known so far, and where it is written."""
+    """Results so far, and the files that they are written to."""
 
     arguments: Namespace
     left_out: list[str]
@@ -160,7 +160,7 @@ class Findings:
     environment: dict = field(default_factory=environment)
 
     def write(self) -> None:
-        """The page and the JSON file, in place of those written before."""
+        """Write the page and the JSON file, replacing earlier ones."""
         if self.path is None:
             self.path = new_path(self.arguments, self.environment)
         write_atomically(self.path, self.page())
@@ -168,11 +168,11 @@ class Findings:
         write_results(self.path.with_suffix(".json"), self.rows, **more)
 
     def page(self) -> str:
-        """Markdown."""
+        """Format the page in Markdown."""
         about, arguments = self.environment, self.arguments
         versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
         hardware = about["hardware"]
-        machine = "; ".join([*hardware["gpus"], f"{hardware['processor']}, {hardware['cores']} cores"])
+        machine = "; ".join([*hardware["gpus"], f"{hardware['cpu']}, {hardware['cores']} cores"])
         parts = [
             f"# Training steps of {Path(arguments.recipe).stem} on {hardware_of(about)}, {about['date'][:10]}",
             f"{machine}. {versions}. Commit {about['commit'] or 'unknown'}.",
@@ -184,11 +184,11 @@ class Findings:
             sequences = f"sequences of {first['seq_length']} tokens, {first['predicted']} of them predicted"
             parts.append(
                 f"{sizes}; {sequences}; random ids, by the loader; {first['deepspeed_config']}. ms is the median of "
-                f"{first['steps']} steps as they run in training; data to optimizer are parts of other steps, cut by "
-                "waiting for the device. benchmarks/bench_step.py explains the columns."
+                f"{first['steps']} steps as they run in training; data to optimizer are parts of other steps, with a "
+                "synchronisation after each. benchmarks/bench_step.py explains the columns."
             )
             parts.append(markdown_table(*self.table(FIGURES)))
-        parts += [f"Tests of the model (`pytest tests/model`): {self.tests}"]
+        parts += [f"Tests of the model (`pytest tests/models`): {self.tests}"]
         if self.failures:
             parts.append("Not measured:\n\n" + "\n".join(f"* {name}: {why}" for name, why in self.failures))
         if self.left_out:
@@ -196,14 +196,14 @@ class Findings:
         return "\n\n".join(parts) + "\n"
 
     def table(self, figures: Iterable[str]) -> tuple[list[str], list[list[str]]]:
-        """Head and lines; multiples are of the first line."""
+        """Make head and lines of the table; ratios are to the first line."""
         head, lines = [*(COLUMNS[name] for name in NAMED), *figures], []
         for row in self.rows:
             lines.append([*(_cell(row[name]) for name in NAMED), *(FIGURES[name](row, self.rows[0]) for name in figures)])
         return head, lines
 
     def show(self) -> None:
-        """The same on the terminal, short."""
+        """Print a short version on the terminal."""
         if self.rows:
             print_table(*self.table(("ms", "tokens/s", "MFU", "peak MiB")))
         for name, why in self.failures:
@@ -212,7 +212,7 @@ class Findings:
 
 
 def measure_plan(plan: list[Configuration], found: Findings, deadline: float) -> None:
-    """One after the other, as long as there is time for the next."""
+    """Measure one after another, as long as there is time for the next."""
     longest = {False: FIRST_GUESS, True: COMPILING * FIRST_GUESS}
     with tempfile.TemporaryDirectory(prefix="mpnet-gpu-") as work:
         make_dataset(Path(work) / "data", TOKENS, 1, found.arguments.vocab_size)
@@ -225,25 +225,25 @@ def measure_plan(plan: list[Configuration], found: Findings, deadline: float) ->
             try:
                 row = measure_elsewhere(configuration, f"{work}/data", found.arguments.steps, timeout=left)
                 found.rows.append(derive(middle([row])))
-                said = f"{row['step_seconds'] * 1e3:,.1f} ms"
+                outcome = f"{row['step_seconds'] * 1e3:,.1f} ms"
             except (MeasurementFailed, UserError) as failure:
-                said = str(failure)
-                found.failures.append((name, said))
+                outcome = str(failure)
+                found.failures.append((name, outcome))
             seconds = time.monotonic() - begin
             _learn(longest, configuration.compiled, seconds)
-            print(f"{name}: {said} ({seconds:.0f} s, {left - seconds:.0f} s left)", file=sys.stderr, flush=True)
+            print(f"{name}: {outcome} ({seconds:.0f} s, {left - seconds:.0f} s left)", file=sys.stderr, flush=True)
             found.write()
 
 
 def _learn(longest: dict[bool, float], compiled: bool, seconds: float) -> None:
-    """The longest so far of its kind is what the next is expected to take."""
+    """Expect the next measurement to take as long as the longest so far of its kind."""
     is_first = longest[compiled] in (FIRST_GUESS, COMPILING * FIRST_GUESS)
     longest[compiled] = seconds if is_first else max(seconds, longest[compiled])
 
 
 def run_tests(seconds: float) -> tuple[str, bool]:
-    """The last line of pytest's report, or why there is none; whether all passed."""
-    words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/model"]
+    """Run the tests; return the last line of pytest's report, or why there is none, and whether all passed."""
+    words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/models"]
     try:
         done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -254,7 +254,7 @@ def run_tests(seconds: float) -> tuple[str, bool]:
 
 
 def hardware_of(about: dict) -> str:
-    """``h200``, ``2-h100-80gb-hbm3`` or ``2-cores``."""
+    """Name the hardware: ``h200``, ``2-h100-80gb-hbm3`` or ``2-cores``."""
     gpus = [line.split(",")[0] for line in about["hardware"]["gpus"]]
     if not gpus:
         return f"{about['hardware']['cores']}-cores"
@@ -263,7 +263,7 @@ def hardware_of(about: dict) -> str:
 
 
 def new_path(arguments: Namespace, about: dict) -> Path:
-    """Of the page: one that is not there, nor its JSON file."""
+    """Choose the page's path: neither it nor its JSON file exists."""
     stem = f"{Path(arguments.recipe).stem}_{hardware_of(about)}_{about['date'][:10]}"
     names = (f"{stem}{end}" for end in ("", *(f"_{number}" for number in range(2, 1000))))
     paths = (arguments.folder / f"{name}.md" for name in names)

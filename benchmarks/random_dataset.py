@@ -1,7 +1,7 @@
 """A dataset of random ids, for benchmarks that need one of any size.
 
 Documents have 500 tokens on average, lines 25, and one id in six continues a word. The same 2,000 documents are written
-again and again: neither the loader's speed nor the verification's depends on what the ids are.
+repeatedly: the speed of neither loader nor verification depends on the ids.
 """
 
 from pathlib import Path
@@ -22,9 +22,9 @@ DOCUMENTS_AT_ONCE = 2_000
 
 
 def make_dataset(folder: Path, num_tokens: int, num_shards: int, vocab_size: int = VOCAB_SIZE) -> None:
-    """Makes the dataset folder; a little more than ``num_tokens`` of 2 bytes, and a tenth more for the indexes.
+    """Make the dataset folder: slightly more than ``num_tokens`` of 2 bytes, plus a tenth for the indexes.
 
-    Each shard has a million tokens at least.
+    Each shard has at least a million tokens.
     """
     documents = random_documents(vocab_size)
     with new_folder(folder) as work:
@@ -41,14 +41,14 @@ def make_dataset(folder: Path, num_tokens: int, num_shards: int, vocab_size: int
 
 
 def first_continuation(vocab_size: int) -> int:
-    """The id from which on pieces continue words."""
+    """Return the first id of pieces that continue words."""
     return vocab_size - 1 - vocab_size * CONTINUATIONS // VOCAB_SIZE
 
 
 def random_documents(vocab_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Some documents, as ``TokenFileWriter.add_documents`` takes them.
+    """Draw documents, as ``TokenFileWriter.add_documents`` takes them.
 
-    A document's last line ends in ``</s>``; no line begins within a word.
+    A document's last line ends in ``</s>``; no line begins inside a word.
     """
     generator, continuation = np.random.default_rng(0), first_continuation(vocab_size)
     lengths = generator.geometric(TOKENS_OF_A_LINE / TOKENS_OF_A_DOCUMENT, DOCUMENTS_AT_ONCE)
@@ -62,7 +62,7 @@ def random_documents(vocab_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 
 def made_up_tokenizer(vocab_size: int) -> PretrainingTokenizer:
-    """So many pieces, with ids as above."""
+    """Make a tokenizer of that many pieces, with ids as above."""
     first = first_continuation(vocab_size)
     starts, continuations = (f"w{i}" for i in range(FIRST_PIECE, first)), (f"##x{i}" for i in range(vocab_size - 1 - first))
     pieces = ["<s>", "<pad>", "</s>", "<unk>", "[UNK]", *starts, *continuations, "<mask>"]

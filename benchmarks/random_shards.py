@@ -1,8 +1,8 @@
 """A checkpoint in DeepSpeed's layout of ZeRO 2 or 3, bf16 training with AdamW, of a model of any size, without training.
 
-The model has BERT's shapes, and no tied weights: DeepSpeed 0.19.8's tool cannot write those into safetensors. Numbers are
-those of one block of a million random ones, laid end to end from another place in it for each group: cheap, not constant,
-and the 16-bit weights are those of the fp32 ones. One shard is in memory at a time: 12 bytes for each of its parameters.
+The model has BERT's shapes, and no tied weights: DeepSpeed 0.19.8's tool cannot write those into safetensors. Numbers
+repeat one block of a million random ones, from a different offset for each group: cheap, not constant, and the 16-bit
+weights are the fp32 ones rounded. One shard is in memory at a time: 12 bytes for each of its parameters.
 """
 
 import math
@@ -22,7 +22,7 @@ Shapes = OrderedDict[str, torch.Size]
 
 
 def make_shards(folder: Path, parameters: int, stage: int, ranks: int) -> int:
-    """Writes the files of ``folder`` (ZeRO ``stage`` 2 or 3, ``ranks`` shards); returns the number of parameters."""
+    """Write the files of ``folder`` (ZeRO ``stage`` 2 or 3, ``ranks`` shards); return the number of parameters."""
     folder.mkdir(parents=True)
     groups = shapes(parameters)
     module, save = OrderedDict(), {2: _shard_of_stage_2, 3: _shard_of_stage_3}[stage]
@@ -44,7 +44,7 @@ def make_shards(folder: Path, parameters: int, stage: int, ranks: int) -> int:
 
 
 def shapes(parameters: int) -> list[Shapes]:
-    """Two groups, matrices and vectors, of a model of about that many parameters, at least one layer."""
+    """Choose two groups, matrices and vectors, of a model of about that many parameters and at least one layer."""
     width = next(width for width, most in ((64, 1e7), (768, 2e8), (1024, 6e8), (1536, 1e12)) if parameters < most)
     found = {"embeddings.words.weight": (VOCAB_SIZE, width), "embeddings.positions.weight": (POSITIONS, width)}
     for layer in range(max(1, round((parameters - VOCAB_SIZE * width) / (12 * width**2)))):
@@ -62,7 +62,7 @@ def shapes(parameters: int) -> list[Shapes]:
 
 
 def placed(group: Shapes) -> list[tuple[str, torch.Size, int]]:
-    """(name, shape, place in the flat vector) of a group's parameters."""
+    """List (name, shape, offset in the flat vector) of a group's parameters."""
     start, found = 0, []
     for name, shape in group.items():
         found.append((name, shape, start))
@@ -71,14 +71,14 @@ def placed(group: Shapes) -> list[tuple[str, torch.Size, int]]:
 
 
 def numbers(group: int, start: int, count: int) -> Tensor:
-    """The flat vector's numbers ``start`` … ``start + count - 1``, fp32."""
+    """Return the flat vector's numbers ``start`` … ``start + count - 1``, fp32."""
     first = (start + 77_777 * group) % BLOCK.numel()
     repeats = math.ceil((first + count) / BLOCK.numel())
     return BLOCK.repeat(repeats)[first : first + count].clone() if repeats > 1 else BLOCK[first : first + count].clone()
 
 
 def states(sizes: list[int]) -> dict:
-    """AdamW's, of flat tensors of these sizes."""
+    """Make AdamW's state of flat tensors of these sizes."""
     moments = [{"exp_avg": numbers(5, 0, size), "exp_avg_sq": numbers(6, 0, size).abs_()} for size in sizes]
     settings = {"lr": 0.001, "betas": (0.9, 0.999), "eps": 1e-08, "weight_decay": 0.01}
     return {
@@ -88,7 +88,7 @@ def states(sizes: list[int]) -> dict:
 
 
 def _shard_of_stage_2(groups: list[Shapes], rank: int, ranks: int) -> dict:
-    """Part ``rank`` of each group's flat vector, which is padded to a multiple of twice the ranks; padding is cut off."""
+    """Make part ``rank`` of each group's flat vector, padded to a multiple of twice the ranks; padding is cut off."""
     numels = [sum(shape.numel() for shape in group.values()) for group in groups]
     sizes = [2 * math.ceil(numel / (2 * ranks)) for numel in numels]
     kept = [max(0, min(size, numel - rank * size)) for size, numel in zip(sizes, numels, strict=True)]
@@ -109,7 +109,7 @@ def _shard_of_stage_2(groups: list[Shapes], rank: int, ranks: int) -> dict:
 
 
 def _fragments(group: Shapes, begin: int, size: int) -> OrderedDict:
-    """Name → where it is in the part of the flat vector that begins at ``begin``."""
+    """Map each name to its address in the part of the flat vector that begins at ``begin``."""
     found = OrderedDict()
     for name, shape, start in placed(group):
         first, last = max(start, begin), min(start + shape.numel(), begin + size)
@@ -119,7 +119,7 @@ def _fragments(group: Shapes, begin: int, size: int) -> OrderedDict:
 
 
 def _shard_of_stage_3(groups: list[Shapes], rank: int, ranks: int) -> dict:
-    """Part ``rank`` of each parameter, which is padded to a multiple of the ranks."""
+    """Make part ``rank`` of each parameter, padded to a multiple of the ranks."""
     flat = [_parts(number, group, rank, ranks) for number, group in enumerate(groups)]
     return {
         "zero_stage": ZeroStageEnum.weights,
@@ -134,9 +134,9 @@ def _shard_of_stage_3(groups: list[Shapes], rank: int, ranks: int) -> dict:
 
 def _parts(number: int, group: Shapes, rank: int, ranks: int) -> Tensor:
     sizes = [math.ceil(shape.numel() / ranks) for shape in group.values()]
-    flat, place = torch.zeros(sum(sizes)), 0
+    flat, offset = torch.zeros(sum(sizes)), 0
     for (_, shape, start), size in zip(placed(group), sizes, strict=True):
         count = max(0, min(size, shape.numel() - rank * size))
-        flat[place : place + count] = numbers(number, start + rank * size, count)
-        place += size
+        flat[offset : offset + count] = numbers(number, start + rank * size, count)
+        offset += size
     return flat

@@ -1,9 +1,9 @@
-"""What all benchmarks do alike with their results: a table on the terminal, and with ``--json FILE`` a file
+"""Results of all benchmarks: a table on the terminal, and with ``--json FILE`` a file
 
     {"rows": [{…}, …], "environment": {"date": …, "command": …, "commit": …, "versions": {…}, "hardware": {…}}}
 
-whose rows are the benchmark's own, in SI units: bytes, seconds, tokens per second. (The package is imported late:
-bench_loader.py also runs beside older versions of it.)
+whose rows depend on the benchmark, in SI units: bytes, seconds, tokens per second. (The package is imported late:
+bench_loader.py also runs with older versions of it.)
 """
 
 import argparse
@@ -26,20 +26,20 @@ NO_FIGURE = "–"
 
 
 def add_json_argument(parser: argparse.ArgumentParser) -> None:
-    """``--json FILE``; a folder that is not there is found before anything is measured."""
+    """Add ``--json FILE``; a missing folder is reported before anything is measured."""
     parser.add_argument("--json", type=new_file, metavar="FILE", help="write the results there too")
 
 
 def new_file(text: str) -> Path:
-    """An argument type: a file that can be written."""
+    """Parse an argument: a file that can be written."""
     path = Path(text)
     if path.is_dir() or not os.access(path.resolve().parent, os.W_OK):
-        raise argparse.ArgumentTypeError(f"cannot write a file {text}")
+        raise argparse.ArgumentTypeError(f"cannot write {text}")
     return path
 
 
 def write_results(path: Path | None, rows: list[dict], **more) -> None:
-    """Writes the file, if there is to be one; ``more`` goes beside the rows."""
+    """Write the file, if one is wanted; ``more`` goes next to the rows."""
     if path is not None:
         from mpnet_ds.files import write_atomically
 
@@ -47,7 +47,7 @@ def write_results(path: Path | None, rows: list[dict], **more) -> None:
 
 
 def environment() -> dict:
-    """When, how, with what and where this program is running."""
+    """Collect date, command, commit, versions and hardware of this run."""
     from mpnet_ds.machine import available_cores
 
     return {
@@ -56,7 +56,7 @@ def environment() -> dict:
         "commit": commit(),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
         "hardware": {
-            "processor": processor(),
+            "cpu": cpu_name(),
             "cores": available_cores(),
             "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
             "gpus": gpus(),
@@ -65,22 +65,22 @@ def environment() -> dict:
 
 
 def commit() -> str | None:
-    """Of the checkout, with ``-dirty`` where files are not as committed; None outside of one."""
+    """Find the checkout's commit, with ``-dirty`` if files differ from it; None outside a checkout."""
     if shutil.which("git") is None:
         return None
     words = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     return subprocess.run(words, capture_output=True, text=True).stdout.strip() or None
 
 
-def processor() -> str:
-    """Its name as the kernel knows it."""
+def cpu_name() -> str:
+    """Find the CPU's name, as the kernel gives it."""
     info = Path("/proc/cpuinfo")
     found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE) if info.exists() else None
     return found[1] if found else platform.processor() or platform.machine()
 
 
 def gpus() -> list[str]:
-    """Name, memory and driver of each, without starting anything on it; none where there is no nvidia-smi."""
+    """List name, memory and driver of each GPU, without starting anything on it; empty without nvidia-smi."""
     if shutil.which("nvidia-smi") is None:
         return []
     words = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
@@ -88,7 +88,7 @@ def gpus() -> list[str]:
 
 
 def print_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
-    """The first column to the left, the others to the right."""
+    """Print a table, its first column aligned left, the others right."""
     widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
     for line in (head, *lines):
         first, *rest = zip(line, widths, strict=True)
@@ -96,12 +96,12 @@ def print_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
 
 
 def markdown_table(head: Sequence[str], lines: Sequence[Sequence]) -> str:
-    """The same for a page."""
+    """Format a table in Markdown."""
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in (head, ["---"] * len(head), *lines))
 
 
 def show(value: float | None, form: str = ".2f", factor: float = 1) -> str:
-    """``value * factor`` in that format; a dash for what is not known."""
+    """Format ``value * factor``; a dash if unknown."""
     return NO_FIGURE if value is None else format(value * factor, form)
 
 

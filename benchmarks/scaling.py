@@ -1,9 +1,9 @@
 """Compute what a run costs on a cluster: python benchmarks/scaling.py
 
-Prints the tables of docs/scaling.md, which also explains the formulas. (bench_scaling.py is something else: it times how a
-step grows on the machine that it runs on.)
+Prints the tables of docs/scaling.md, which also explains the formulas. (bench_scaling.py instead times how a
+step grows on this machine.)
 
-Notation: n ranks on m hosts of g GPUs, P numbers in a model, e bytes a number on the wire, A micro-batches a step.
+Notation: n ranks on m hosts of g GPUs, P numbers in a model, e bytes per number sent, A micro-batches a step.
 """
 
 import math
@@ -63,7 +63,7 @@ def parameter_sizes(model: Model) -> list[int]:
 
 @dataclass(frozen=True)
 class Engine:
-    """The settings of DeepSpeed that decide what is sent; sizes in numbers."""
+    """DeepSpeed's settings that decide what is sent; sizes in numbers."""
 
     stage: int
     accumulation: int = 1
@@ -76,12 +76,12 @@ class Engine:
 
 
 def shipped(stage: int, accumulation: int = 1) -> Engine:
-    """The settings of multi_node.json, at any stage; ZeRO 0 ignores its buckets and its overlap."""
+    """Make the settings of multi_node.json, at any stage; ZeRO 0 ignores its buckets and overlap."""
     return Engine(stage, accumulation, reduce_bucket=SHIPPED_BUCKET if stage else DEFAULT_BUCKET, overlap=stage > 0)
 
 
 class Collective(NamedTuple):
-    """``calls`` calls in a step, together on ``size`` bytes."""
+    """``calls`` calls per step, with ``size`` bytes in total."""
 
     what: str
     kind: str
@@ -90,7 +90,7 @@ class Collective(NamedTuple):
 
 
 def buckets(sizes: list[int], bucket: int) -> int:
-    """Messages that carry the gradients: a bucket leaves when the next gradient would not fit; a larger one goes alone."""
+    """Count the gradients' messages: a bucket is sent when the next gradient would not fit; a larger one goes alone."""
     messages, filled = 0, 0
     for size in sizes:
         if filled and filled + size > bucket:
@@ -100,12 +100,12 @@ def buckets(sizes: list[int], bucket: int) -> int:
 
 
 def padded(sizes: list[int], n: int) -> int:
-    """Sum of the sizes, each rounded up to a multiple of n."""
+    """Sum the sizes, each rounded up to a multiple of n."""
     return sum(-(-size // n) * n for size in sizes)
 
 
 def collectives(model: Model, engine: Engine, n: int) -> list[Collective]:
-    """Collectives of one step; none for a single rank."""
+    """List the collectives of one step; none for a single rank."""
     if n == 1:
         return []
     e, sizes = engine.bytes_per_number, parameter_sizes(model)
@@ -135,20 +135,20 @@ def _stage_3(sizes: list[int], engine: Engine, n: int, messages: int) -> list[Co
 
 
 def share_gathered_again(numbers: int, reuse_distance: int) -> float:
-    """Upper bound of the share of the matrices that backward gathers a second time.
+    """Bound the share of the matrices that backward gathers a second time.
 
-    A layer with q numbers behind it is used again after 2 q, and stays where that is less than the reuse distance.
+    A layer with q numbers after it is used again after 2 q, and stays gathered if that is less than the reuse distance.
     """
     return max(0.0, 1 - reuse_distance / (2 * numbers))
 
 
 def ring_bytes(kind: str, size: float, n: int) -> float:
-    """Bytes that each rank sends in a ring; ``size``: what each has afterwards, or had before a reduce-scatter."""
+    """Compute the bytes that each rank sends in a ring; ``size``: what it has afterwards, or before a reduce-scatter."""
     return size * (n - 1) / n * (2 if kind == "all_reduce" else 1)
 
 
 class Network(NamedTuple):
-    """Between hosts: bytes/s of a host and direction, and seconds of a hop."""
+    """Network between hosts: bytes/s per host and direction, and seconds per hop."""
 
     name: str
     rate: float
@@ -161,7 +161,7 @@ CLUSTERS = list(product(NETWORKS, RANKS[1:]))
 
 
 def seconds_of(c: Collective, network: Network, n: int) -> float:
-    """Time of all its calls, one after the other: bandwidth within hosts, plus between them, plus latency by hops."""
+    """Compute the time of all calls, one after another: bandwidth within hosts, plus between them, plus latency of hops."""
     g, m, twice = min(n, GPUS), -(-n // GPUS), 2 if c.kind == "all_reduce" else 1
     if c.what == "agreement":  # over gloo, which takes a ring at any size
         return c.calls * 2 * (n - 1) * GLOO_HOP
@@ -173,10 +173,10 @@ def seconds_of(c: Collective, network: Network, n: int) -> float:
 
 
 def step_time(model: Model, engine: Engine, network: Network, n: int, mfu: float = TARGET_MFU) -> tuple[float, float]:
-    """Seconds of a step: computing, and the communication that nothing hides.
+    """Compute seconds of a step: computation, and communication that is not hidden.
 
-    With ``overlap`` all buckets but the last hide behind backward, two thirds of a micro-batch; at stage 3 all gathers of
-    matrices but the first hide behind the micro-batch. The agreement on a step hides behind the backward pass before it.
+    With ``overlap`` all buckets except the last hide behind backward, two thirds of a micro-batch; at stage 3 all gathers of
+    matrices except the first hide behind the micro-batch. The agreement on a step hides behind the backward pass before it.
     """
     micro = model.sequences * flops_per_sequence(model.config, SEQ_LENGTH, PREDICTED) / (PEAK * mfu)
     calls = {c.what: c for c in collectives(model, engine, n)}
@@ -190,18 +190,18 @@ def step_time(model: Model, engine: Engine, network: Network, n: int, mfu: float
 
 
 def efficiency(*setting) -> float:
-    """Share of a step in which the GPUs compute; arguments as those of ``step_time``."""
+    """Compute the share of a step in which the GPUs compute; arguments as in ``step_time``."""
     computing, exposed = step_time(*setting)
     return computing / (computing + exposed)
 
 
 def least_accumulation(model: Model, network: Network, n: int, mfu: float, stage: int = 1) -> int:
-    """The least power of 2 with which the GPUs compute nine tenths of the time."""
+    """Find the least power of 2 at which the GPUs compute nine tenths of the time."""
     return next(a for a in (2**power for power in range(31)) if efficiency(model, shipped(stage, a), network, n, mfu) >= 0.9)
 
 
 def models() -> list[list]:
-    """Sizes, memory of a GPU, and checkpoint of each model."""
+    """Tabulate size, memory per GPU and checkpoint of each model."""
     rows = [["model", "layers × width", "parameters", "micro-batch", "GiB, ZeRO 0", "GiB, ZeRO 1", "GB of a checkpoint"]]
     for model in MODELS:
         setting = ComputeSetting(bytes_per_number=2)
@@ -215,7 +215,7 @@ def models() -> list[list]:
 
 
 def accumulation() -> list[list]:
-    """The least accumulation at ZeRO 1, at both MFU."""
+    """Tabulate the least accumulation at ZeRO 1, at both MFU."""
     rows = [["model", *(f"{network.name}, {n:,}" for network, n in CLUSTERS)]]
     for model in MODELS:
         least = [[least_accumulation(model, *cluster, mfu) for mfu in (MEASURED_MFU, TARGET_MFU)] for cluster in CLUSTERS]
@@ -224,7 +224,7 @@ def accumulation() -> list[list]:
 
 
 def stages(accumulation: int = 4) -> list[list]:
-    """Share of a step in which the GPUs compute, by ZeRO stage."""
+    """Tabulate the share of a step in which the GPUs compute, by ZeRO stage."""
     rows = [["model", "ZeRO", *(f"{network.name}, {n:,}" for network, n in CLUSTERS)]]
     for model, stage in product((BASE, BILLION), range(4)):
         shares = [efficiency(model, shipped(stage, accumulation), *cluster) for cluster in CLUSTERS]
@@ -233,7 +233,7 @@ def stages(accumulation: int = 4) -> list[list]:
 
 
 def fixed_batch(batch: int = 4096) -> list[list]:
-    """The same global batch on ever more GPUs, base at ZeRO 1."""
+    """Tabulate the same global batch on ever more GPUs, base at ZeRO 1."""
     rows = [["ranks", "micro-batch", "A", *(network.name for network in NETWORKS)]]
     for n in RANKS:
         model = replace(BASE, sequences=min(BASE.sequences, batch // n))

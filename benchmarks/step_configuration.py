@@ -1,4 +1,4 @@
-"""What a measured training step is made of, and how a benchmark is told so."""
+"""Configuration of a measured training step, and its command-line arguments."""
 
 import argparse
 import itertools
@@ -21,37 +21,37 @@ from mpnet_ds.training.activation_checkpointing import SECTION
 SHIPPED = Path(__file__).resolve().parent.parent / "ds_configs"
 WIDTH_OF_A_HEAD = 64
 TOKENS = 1_000_000
-"""Of the random dataset: it is drawn from over and over."""
+"""Size of the random dataset, which is repeated."""
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """None leaves a value to the recipe, or to DeepSpeed's file."""
+    """One configuration; None leaves a value to the recipe or DeepSpeed's file."""
 
     recipe: str = "mpnet-base"
     deepspeed_config: str = "ds_configs/zero2.json"
     attention: str = "auto"
     attention_dropout: float | None = None
-    """Probability of dropout on the attention's probabilities."""
+    """Dropout of attention probabilities."""
     precision: str | None = None
     """``fp32``, ``bf16`` or ``fp16``, whatever the file enables."""
     zero_stage: int | None = None
     checkpointing: str | None = None
-    """``none``, ``all`` or a number of layers that are computed again in backward."""
+    """``none``, ``all`` or a number of layers that are recomputed in backward."""
     micro_batch_size: int | None = None
     """Sequences; a step is one micro-batch of each rank."""
     layers: int | None = None
     hidden_size: int | None = None
-    """With heads of 64 (or a single one) and an inner width of four times it."""
+    """Heads are 64 wide (or a single one is used), and the inner width is four times this."""
     seq_length: int | None = None
     compiled: bool = False
     """Each layer of the encoder goes through ``torch.compile``."""
     ranks: int = 1
     threads: int | None = None
-    """Of each rank, on CPUs."""
+    """Threads of each rank, on CPUs."""
 
     def sized_recipe(self) -> Recipe:
-        """The recipe with this one's sizes."""
+        """Build the recipe with these sizes."""
         recipe = load_recipe(self.recipe)
         model, seq_length = recipe.model, self.seq_length or recipe.data.seq_length
         if self.hidden_size:
@@ -66,7 +66,7 @@ class Configuration:
         return replace(recipe, model=model, data=replace(recipe.data, seq_length=seq_length))
 
     def engine_config(self, recipe: Recipe, supported: set[str]) -> EngineConfig:
-        """DeepSpeed's configuration, resolved as training does it.
+        """Resolve DeepSpeed's configuration as training does.
 
         Args:
             recipe: from ``sized_recipe``.
@@ -96,28 +96,28 @@ class Configuration:
         return config
 
     def check(self) -> None:
-        """Raises ``UserError`` for what can be found wrong before anything is started."""
+        """Raise ``UserError`` for problems that can be found before anything is started."""
         check_backend(self.attention)
         check_config(self.sized_recipe().model.config(VOCAB_SIZE))
         load_deepspeed_config(self.deepspeed_config)
 
 
 def checkpointing(text: str) -> str:
-    """An argument type: ``none``, ``all`` or a number of layers."""
+    """Parse an argument: ``none``, ``all`` or a number of layers."""
     if text not in ("none", "all") and not (text.isascii() and text.isdigit() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"'{text}' is neither none nor all nor a number of layers")
     return text
 
 
 def positive(text: str) -> int:
-    """An argument type: a whole number above 0."""
+    """Parse an argument: a whole number above 0."""
     if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"'{text}' is no whole number above 0")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
     return int(text)
 
 
 def add_configuration_arguments(parser: argparse.ArgumentParser) -> None:
-    """Lists, of which ``configurations_of`` makes every combination."""
+    """Add arguments with several values, which ``configurations_of`` combines."""
     several = {"nargs": "+", "default": [None]}
     parser.add_argument("--recipe", nargs="+", default=["mpnet-base"], metavar="NAME|FILE")
     parser.add_argument("--deepspeed_config", nargs="+", default=["ds_configs/zero2.json"], metavar="FILE")
@@ -127,7 +127,7 @@ def add_configuration_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--precision", **several, choices=("fp32", "bf16", "fp16"), help="instead of the file's")
     parser.add_argument("--zero_stage", **several, type=int, choices=range(4), help="instead of the file's")
-    help = "layers computed again in backward, instead of the file's: none, all or how many"
+    help = "layers recomputed in backward, instead of the file's: none, all or how many"
     parser.add_argument("--checkpointing", **several, type=checkpointing, metavar="none|all|N", help=help)
     parser.add_argument("--micro_batch_size", **several, type=positive, metavar="N", help="sequences (the recipe's)")
     parser.add_argument("--layers", **several, type=positive, metavar="N", help="instead of the recipe's")
@@ -137,7 +137,7 @@ def add_configuration_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def configurations_of(arguments: argparse.Namespace) -> list[Configuration]:
-    """Every combination of the lists, in their order; ``UserError`` where one cannot be."""
+    """Make every combination of the values, in order; raise ``UserError`` if one is invalid."""
     names = [field.name for field in fields(Configuration) if isinstance(getattr(arguments, field.name, None), list)]
     lists = [getattr(arguments, name) for name in names]
     found = [
@@ -150,14 +150,14 @@ def configurations_of(arguments: argparse.Namespace) -> list[Configuration]:
 
 
 def add_data_arguments(parser: argparse.ArgumentParser, vocab_size: int = VOCAB_SIZE) -> None:
-    """``--data`` and ``--vocab_size``."""
+    """Add ``--data`` and ``--vocab_size``."""
     parser.add_argument("--data", metavar="DIR", help="a dataset (default: random ids in a temporary folder)")
     parser.add_argument("--vocab_size", type=positive, default=vocab_size, metavar="N", help=f"of random ids ({vocab_size})")
 
 
 @contextmanager
 def opened_data(arguments: argparse.Namespace) -> Iterator[str]:
-    """The dataset's folder; one of random ids is gone when the block ends."""
+    """Yield the dataset's folder; one of random ids is removed when the block ends."""
     if arguments.data:
         yield arguments.data
         return

@@ -1,12 +1,12 @@
-"""The same training step, written the way the paper reads: what the package's own step is compared with.
+"""The same training step, written as the paper describes it: the reference for the package's own step.
 
-Content rows and query rows go through each layer apart, each with an attention call and a feed-forward pass of its own. All
-content rows are computed in all layers; relative positions and visibility are tensors of the size of the scores; logits lie
-in memory whole. The formulas are those of Song et al., arXiv 2004.09297, section 2.3, for tokens in their natural order. The
-weights are the package's, under the same names, so that both must give the same loss and gradients: see
-tests/test_straightforward.py.
+Content rows and query rows go through each layer separately, each with an attention call and a feed-forward pass of its own.
+All content rows are computed in all layers; relative positions and visibility are tensors of the size of the scores; logits
+are materialised. The formulas are those of Song et al., arXiv 2004.09297, section 2.3, for tokens in natural order. The
+weights are the package's, under the same names, so that both must give the same loss and gradients (see
+tests/test_straightforward.py).
 
-Shapes: B rows of a batch, n tokens, p predicted slots, K = n + p content rows, H heads, d width, V vocabulary.
+Shapes: B sequences, n tokens, p predicted tokens, K = n + p content rows, H heads, d width, V vocabulary.
 """
 
 import math
@@ -21,10 +21,10 @@ from mpnet_ds.models.mpnet.relative_position import bucket
 
 
 class StraightforwardMPNet(MPNetForPretraining):
-    """``mpnet`` alone, full rows alone."""
+    """MPNet for the objective ``mpnet`` and full sequences only."""
 
     def forward(self, input_ids: Tensor, predicted_positions: Tensor, predicted_inputs: Tensor) -> Tensor:
-        """Mean cross-entropy over all slots, nats; arguments as those of ``MPNetForPretraining``."""
+        """Compute the mean cross-entropy of predicted tokens, nats; arguments as those of ``MPNetForPretraining``."""
         positions = torch.arange(input_ids.shape[1]).expand_as(input_ids)
         content_positions = torch.cat([positions, predicted_positions], dim=1)
         content = self._embed(torch.cat([input_ids, predicted_inputs], dim=1), content_positions)
@@ -72,15 +72,15 @@ class StraightforwardMPNet(MPNetForPretraining):
 
 
 def visibility(predicted_positions: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
-    """Who sees which of the K keys: bool [B, K, K] of the content rows and [B, p, K] of the query rows."""
-    batch, num_slots = predicted_positions.shape
+    """Compute which of the K keys are visible: bool [B, K, K] for content rows and [B, p, K] for query rows."""
+    batch, num_predicted = predicted_positions.shape
     order = torch.zeros(batch, num_tokens, dtype=torch.int64)
-    order.scatter_(1, predicted_positions, torch.arange(1, num_slots + 1).expand(batch, -1))
-    slot = torch.arange(1, num_slots + 1).expand(batch, -1)
+    order.scatter_(1, predicted_positions, torch.arange(1, num_predicted + 1).expand(batch, -1))
+    number = torch.arange(1, num_predicted + 1).expand(batch, -1)
 
     def sees(row_order: Tensor) -> Tensor:
         tokens = order[:, None, :] <= row_order[:, :, None]
-        mask_rows = slot[:, None, :] > row_order[:, :, None]
+        mask_rows = number[:, None, :] > row_order[:, :, None]
         return torch.cat([tokens, mask_rows], dim=2)
 
-    return sees(torch.cat([order, torch.zeros_like(slot)], dim=1)), sees(slot - 1)
+    return sees(torch.cat([order, torch.zeros_like(number)], dim=1)), sees(number - 1)

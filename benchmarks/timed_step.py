@@ -3,16 +3,16 @@
     python benchmarks/timed_step.py ORDER RESULT        python launch/torchrun.py … benchmarks/timed_step.py ORDER RESULT
 
 A step is what training does for each micro-batch: take the next one from the prefetching thread, move it to the device,
-forward, backward, optimizer step, in the engine that training builds. (Without what training does besides: agreeing on
-whether to continue, logging, evaluation, checkpoints.) One after the other:
+forward, backward, optimizer step, in the engine that training builds. (Without the rest of training: agreeing on whether to
+continue, logging, evaluation, checkpoints.) In this order:
 
-1. the first step, with whatever is compiled or set up in it;
-2. two steps that are not looked at;
-3. ``steps`` steps as they run in training, the figure that counts: nothing waits for the device in between, and the marks
-   between steps are events in the GPU's stream (on a CPU, the clock);
-4. one step whose memory is looked at;
-5. ``steps`` steps cut in four, each cut waiting for the device: the wait for the batch and its way to the device (data),
-   forward, backward (with the reduction of gradients that it overlaps), and the optimizer step (with clipping and checks).
+1. the first step, including compilation and set-up;
+2. two steps of warm-up;
+3. ``steps`` steps as they run in training, the main figure: nothing waits for the device in between, and the marks between
+   steps are events in the GPU's stream (on a CPU, the clock);
+4. one step whose memory is measured;
+5. ``steps`` steps in four parts, with a synchronisation after each: waiting for the batch and copying it to the device
+   (data), forward, backward (with the overlapping reduction of gradients), and the optimizer step (with clipping, checks).
 """
 
 import ctypes
@@ -55,74 +55,74 @@ from mpnet_ds.training.schedule import learning_rate
 WARMUP_STEPS = 2
 PARTS = ("data", "forward", "backward", "optimizer")
 GRACE = 20
-"""Seconds that a measurement which is told to end has for it."""
+"""Seconds that a measurement has to end after SIGTERM."""
 
 
 class MeasurementFailed(Exception):
-    """A process that measured ended with a fault: one line, and the end of what it said."""
+    """A measuring process failed: the reason in one line, and the end of its output."""
 
-    def __init__(self, reason: str, said: str = ""):
+    def __init__(self, reason: str, output: str = ""):
         super().__init__(reason)
-        self.said = said
+        self.output = output
 
 
-# In the process that asks
+# In the calling process
 
 
 def measure_elsewhere(configuration: Configuration, data: str, steps: int, timeout: float | None = None) -> dict:
-    """What ``measure`` finds, in new processes, one for each rank.
+    """Run ``measure`` in new processes, one for each rank.
 
     Args:
         data: folder of a dataset.
-        timeout: seconds after which it is given up.
+        timeout: seconds after which it is aborted.
     Raises:
-        UserError: the configuration cannot be.
+        UserError: the configuration is invalid.
         MeasurementFailed: a fault, such as too little memory, or out of time.
     """
     with tempfile.TemporaryDirectory(prefix="mpnet-step-") as work:
         order, result = Path(work, "order.json"), Path(work, "result.json")
         order.write_text(json.dumps({"configuration": asdict(configuration), "data": data, "steps": steps}))
-        code, said = _call([*_launcher(configuration.ranks), __file__, str(order), str(result)], configuration, timeout)
+        code, output = _call([*_launcher(configuration.ranks), __file__, str(order), str(result)], configuration, timeout)
         if code == 0:
             return json.loads(result.read_text())
-    errors = re.findall(r"^(?:\[rank\d+\]: *)?error: (.+(?:\n +\d+\. .+)*)", said, re.MULTILINE)
+    errors = re.findall(r"^(?:\[rank\d+\]: *)?error: (.+(?:\n +\d+\. .+)*)", output, re.MULTILINE)
     if code == 2 and errors:
         raise UserError(errors[0])
-    raise MeasurementFailed(_reason(code, said), said[-4000:])
+    raise MeasurementFailed(_reason(code, output), output[-4000:])
 
 
 def _launcher(ranks: int) -> list[str]:
     if ranks == 1:
         return [sys.executable]
-    place = ["--nproc-per-node", str(ranks), "--master-addr", "127.0.0.1", "--master-port", str(free_port())]
-    return [sys.executable, str(ROOT / "launch" / "torchrun.py"), "--nnodes", "1", *place]
+    options = ["--nproc-per-node", str(ranks), "--master-addr", "127.0.0.1", "--master-port", str(free_port())]
+    return [sys.executable, str(ROOT / "launch" / "torchrun.py"), "--nnodes", "1", *options]
 
 
 def free_port() -> int:
-    """A port of this host that nothing listens on."""
+    """Find a free port of this host."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
 
 
 def _call(command: list[str], configuration: Configuration, timeout: float | None) -> tuple[int, str]:
-    """Exit code, and all that was said."""
+    """Run a command; return its exit code and output."""
     paths = filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     environment |= {"OMP_NUM_THREADS": str(configuration.threads)} if configuration.threads else {}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
     child = subprocess.Popen(command, env=environment, **pipes)
     try:
-        said, _ = child.communicate(timeout=timeout)
+        output, _ = child.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
         raise MeasurementFailed(f"not done after {timeout:.0f} s") from None
     finally:
         _end(child)
-    return child.returncode, said
+    return child.returncode, output
 
 
 def _end(child: subprocess.Popen) -> None:
-    """A launcher that is told to end takes its ranks with it; one that is killed does not."""
+    """End a process: a launcher takes its ranks with it on SIGTERM, but not when killed."""
     if child.poll() is None:
         child.terminate()
         with suppress(subprocess.TimeoutExpired):
@@ -131,19 +131,19 @@ def _end(child: subprocess.Popen) -> None:
         child.wait()
 
 
-def _reason(code: int, said: str) -> str:
-    """The line that says most about a fault."""
-    if "out of memory" in said or "not enough memory" in said or code == -signal.SIGKILL:
+def _reason(code: int, output: str) -> str:
+    """Find the most informative line about a failure."""
+    if "out of memory" in output or "not enough memory" in output or code == -signal.SIGKILL:
         return "out of memory"
-    named = re.findall(r"^(?:\[rank\d+\]: *)?([\w.]*(?:Error|Exception)\b.*)", said, re.MULTILINE)
-    return (named or said.strip().splitlines() or [""])[-1].strip() or f"exit code {code}"
+    named = re.findall(r"^(?:\[rank\d+\]: *)?([\w.]*(?:Error|Exception)\b.*)", output, re.MULTILINE)
+    return (named or output.strip().splitlines() or [""])[-1].strip() or f"exit code {code}"
 
 
-# In the process that measures
+# In the measuring process
 
 
 def measure(configuration: Configuration, data_folder: str, steps: int, ranks: Ranks) -> dict:
-    """Sizes, and what was measured: times in seconds (medians of ``steps``), memory in bytes (of the rank with most)."""
+    """Measure times in seconds (medians of ``steps``) and memory in bytes (the largest of all ranks); also return sizes."""
     recipe = configuration.sized_recipe()
     config = configuration.engine_config(recipe, process_group.supported_precisions())
     data, _ = open_data([data_folder], None, recipe)
@@ -156,10 +156,10 @@ def measure(configuration: Configuration, data_folder: str, steps: int, ranks: R
 
 
 class Steps:
-    """Training steps, one after the other.
+    """Training steps, one after another.
 
     Args:
-        total: so many will be made.
+        total: number of steps that will be made.
     """
 
     def __init__(self, engine: Engine, data, recipe: Recipe, config: EngineConfig, ranks: Ranks, total: int):
@@ -172,11 +172,11 @@ class Steps:
         engine.deepspeed.backward = lambda *values, **named: (backward(*values, **named), self.mark("backward"))[0]
 
     def close(self) -> None:
-        """Ends the thread that draws."""
+        """End the thread that draws."""
         self._batches.close()
 
     def measure(self, steps: int) -> dict:
-        """See the top of the file."""
+        """Measure as the top of the file says."""
         device = self.ranks.device
         begin = synchronised_clock(device)
         self.step()
@@ -206,7 +206,7 @@ class Steps:
         }
 
     def step(self) -> None:
-        """One step of one micro-batch."""
+        """Make one step of one micro-batch."""
         self.number += 1
         (batch, num_targets), _ = next(self._batches)
         batch = unpack(batch, self.ranks.device)
@@ -221,7 +221,7 @@ class Steps:
         self.skipped += not self.engine.applied
 
     def time(self, steps: int) -> list[float]:
-        """Seconds of each of so many steps, as they run in training."""
+        """Time steps as they run in training: seconds of each."""
         on_gpu = self.ranks.device.type == "cuda"
         synchronised_clock(self.ranks.device)
         marks = [_mark(on_gpu)]
@@ -232,7 +232,7 @@ class Steps:
         return [before.elapsed_time(after) / 1e3 if on_gpu else after - before for before, after in pairwise(marks)]
 
     def time_parts(self, steps: int) -> dict[str, list[float]]:
-        """Seconds of each part of so many steps; the device is waited for after each."""
+        """Time the parts of steps, synchronising after each: seconds of every one."""
         parts, last = defaultdict(list), synchronised_clock(self.ranks.device)
 
         def mark(part: str) -> None:
@@ -248,7 +248,7 @@ class Steps:
         return parts
 
     def _draw(self, step: int) -> tuple[dict[str, torch.Tensor], int]:
-        """This rank's batch, where a GPU can fetch it by itself, as the trainer draws it, and the number of its targets."""
+        """Draw and pack this rank's batch as the trainer does; also return the number of its targets."""
         batch = self.config.batch
         first = (step - 1) * batch.global_batch_size + self.ranks.rank * batch.micro_batch_size
         drawn, objective = self.data.consecutive(first, batch.micro_batch_size), self.recipe.objective
@@ -256,7 +256,7 @@ class Steps:
 
 
 def describe(configuration: Configuration, recipe: Recipe, config: EngineConfig, data, ranks: Ranks) -> dict:
-    """The configuration with nothing left open, and its sizes."""
+    """Describe the configuration completely, with its sizes."""
     seq_length, device, objective, tokenizer = recipe.data.seq_length, ranks.device, recipe.objective, data.tokenizer
     layers, section, sequences = recipe.model.num_hidden_layers, config.engine.get(SECTION), config.batch.micro_batch_size
     sizes = objective.sizes(recipe.model, tokenizer, seq_length, sequences)
@@ -277,7 +277,7 @@ def describe(configuration: Configuration, recipe: Recipe, config: EngineConfig,
         "seq_length": seq_length,
         "predicted": objective.num_targets(data.batch([0]))[0],
         "parameters": sizes.parameters,
-        # Of a rank's step, executed once: what is computed again in backward does not count.
+        # Of a rank's step; what is recomputed in backward counts once.
         "flops": sequences * sizes.flops_per_sequence,
         "peak_flops": peak_flops(device, config.precision),
         "ranks": ranks.world_size,
@@ -286,7 +286,7 @@ def describe(configuration: Configuration, recipe: Recipe, config: EngineConfig,
 
 
 def synchronised_clock(device: torch.device) -> float:
-    """Seconds, once the device has done all that it was given."""
+    """Wait for the device, and return the time in seconds."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
@@ -301,13 +301,13 @@ def _mark(on_gpu: bool):
 
 
 def memory_now(device: torch.device) -> int | None:
-    """Bytes in use; resets the peak. None where the kernel does not let it be reset."""
+    """Return the bytes in use, and reset the peak; None if the kernel does not allow that."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
     with suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # gives back what the allocator keeps of the steps before
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # returns what the allocator keeps of earlier steps
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -329,7 +329,7 @@ def main() -> None:
         process_group.stop()  # not after a fault: the other ranks may wait in a collective
         raise
     process_group.stop()
-    os._exit(0)  # gloo's threads sometimes abort a process that ends in the usual way; all is written
+    os._exit(0)  # gloo's threads sometimes abort a process that exits normally; everything is written
 
 
 if __name__ == "__main__":

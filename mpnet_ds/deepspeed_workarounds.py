@@ -76,7 +76,7 @@ def step_only_if(optimizer, is_wanted: Callable[[], bool]) -> None:
 
     Seen in DeepSpeed 0.19.8: ``engine.step`` leaves a step out for gradients that are not finite only where its own
     optimizers wrap torch's. In fp32 at ZeRO 0 none does, and NaN would go into every weight.
-    Test: tests/training/test_loss_window.py::test_an_update_without_finite_loss_is_skipped_and_reported
+    Test: tests/training/test_loss_window.py::test_a_step_without_finite_loss_is_skipped_and_reported
     """
     step = optimizer.step
     optimizer.step = lambda: step() if is_wanted() else None

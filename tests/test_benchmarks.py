@@ -74,7 +74,7 @@ def test_a_step_has_every_promised_figure(steps):
         assert all(row[f"{part}_seconds"] > 0 for part in PARTS)
         assert row["first_step_seconds"] > 0
         assert row["peak_bytes"] >= row["held_bytes"] + row["step_bytes"] > row["held_bytes"] > 0
-        assert row["mfu"] is None  # of fp32, and of processors
+        assert row["mfu"] is None  # of fp32, and of CPUs
     about = written["environment"]
     assert about["versions"]["torch"] == torch.__version__
     assert about["hardware"]["cores"] >= 1
@@ -242,8 +242,8 @@ def in_process(main, monkeypatch, arguments: list) -> int:
         (["--deepspeed_config", "nowhere.json"], "no DeepSpeed configuration nowhere.json"),
         (["--checkpointing", "some"], "'some' is neither none nor all nor a number of layers"),
         (["--hidden_size", "100", "200"], "hidden_size 200 is not a multiple of num_attention_heads 3"),
-        (["--json", "nowhere/results.json"], "cannot write a file nowhere/results.json"),
-        (["--micro_batch_size", "0"], "'0' is no whole number above 0"),
+        (["--json", "nowhere/results.json"], "cannot write nowhere/results.json"),
+        (["--micro_batch_size", "0"], "'0' is not a whole number above 0"),
         (["--vocab_size", "10"], "--vocab_size is 10; it must be"),
     ],
 )
@@ -260,7 +260,7 @@ def test_what_cannot_be_measured_is_said_in_a_line(arguments, message, monkeypat
         (bench_scaling.main, ["--attention", "spda"], "Did you mean 'sdpa'?"),
         (bench_scaling.main, ["--ranks", "--layers", "--seq_length", "--micro_batch_size"], "no sizes to measure"),
         (bench_all.main, ["--only", "bench_stp"], "unknown benchmark 'bench_stp'. Did you mean 'bench_step'?"),
-        (bench_all.main, ["--output", "nowhere/results.json"], "cannot write a file nowhere/results.json"),
+        (bench_all.main, ["--output", "nowhere/results.json"], "cannot write nowhere/results.json"),
         (measure_gpu.main, ["--recipe", "mpnet-bse"], "Did you mean 'mpnet-base'?"),
         (measure_gpu.main, ["--folder", "nowhere"], "no folder nowhere"),
     ],
@@ -434,7 +434,7 @@ def test_on_a_gpu_the_page_tells_what_was_measured_and_what_was_not(quick_gpu, t
     assert "fp16, ZeRO 2, 2 sequences: out of memory" in text
     assert "Left out" not in text
     assert "torch " in text
-    assert "`pytest tests/model`): not run" in text
+    assert "`pytest tests/models`): not run" in text
     written = json.loads(page.with_suffix(".json").read_text())
     backends = "|".join(BACKENDS)
     assert len(re.findall(rf"^\| (?:{backends}) ", text, re.MULTILINE)) == len(written["rows"]) > 0
@@ -492,10 +492,10 @@ def test_a_dataset_that_is_not_there_is_said_in_a_line(tmp_path):
 
 
 @pytest.mark.long
-def test_a_gpus_page_is_made_on_processors_too(tmp_path):
+def test_a_gpus_page_is_made_on_cpus_too(tmp_path):
     words = ["--recipe", RECIPE, "--micro_batch_size", 2, "--vocab_size", VOCABULARY, "--steps", 2, "--folder", tmp_path]
     done = command(sys.executable, "benchmarks/measure_gpu.py", *words, "--minutes", 1.5)
     assert done.returncode == 0, done.stderr
     (page,) = tmp_path.glob("*.md")
-    assert re.search(r"pytest tests/model`\): \d+ passed", page.read_text())
+    assert re.search(r"pytest tests/models`\): \d+ passed", page.read_text())
     assert json.loads(page.with_suffix(".json").read_text())["rows"]

@@ -9,8 +9,8 @@
 
 A module says in ``parts()`` what its folders are called, which class loads each, and how names differ; most have one part,
 which is the output folder itself. Weights go from the shards to the files a few MiB at a time. Of the vocabulary's tables
-only rows that stand for a piece are copied: training may pad them. Every folder is compared with the training model before
-the output takes its name (parity.py).
+only rows that have a piece are copied: training may pad them. Every folder is compared with the training model before the
+output gets its name (parity.py).
 """
 
 import copy
@@ -37,7 +37,7 @@ from mpnet_ds.zero.safetensors_writer import dtype_of, write_weights
 from mpnet_ds.zero.torch_file import StoredTensor
 
 MODEL = "model"
-"""Name without its ending of the file that transformers loads."""
+"""Stem of the file that transformers loads."""
 
 
 def export_huggingface(
@@ -48,13 +48,13 @@ def export_huggingface(
     sentence_transformers: bool = False,
     show_progress: bool = False,
 ) -> Comparison:
-    """Write a complete folder, which appears when it has been found to compute what the training model does.
+    """Write a complete folder, which appears once it has been verified to compute what the training model does.
 
     Args:
         source: a checkpoint folder, a run's folder or its ``checkpoints`` folder (then the newest one).
         dtype: ``fp32``, ``bf16`` or ``fp16``, of the weights in the files.
-        max_shard_size: bytes, or ``5GB``: larger weights are divided among several files.
-        sentence_transformers: also write what makes it a sentence encoder, the mean of the last hidden states.
+        max_shard_size: bytes, or such as ``5GB``: larger weights are split into several files.
+        sentence_transformers: also write the files of a sentence encoder, the mean of the last hidden states.
     Raises:
         UserError: not a complete checkpoint of this project, ``output`` exists, a model that this program does not know,
             weights that are missing, superfluous or not finite, or an export that differs from the training model.
@@ -64,22 +64,22 @@ def export_huggingface(
     model, options = TrainedModel.of(checkpoint), WeightOptions(dtype, max_shard_size, show_progress)
     parts = model.parts
     if sentence_transformers and list(parts) != [""]:
-        raise UserError(f"{checkpoint} has the parts {', '.join(parts)}; a sentence encoder is one model: leave it out.")
+        raise UserError(f"{checkpoint} has the parts {', '.join(parts)}; --sentence_transformers needs a single model.")
     with new_folder(output) as folder:
         weights = model.open_weights()
         for name, part in parts.items():
-            place = folder / name
-            place.mkdir(exist_ok=True)
-            _write_part(place, part, model, weights, options)
+            part_folder = folder / name
+            part_folder.mkdir(exist_ok=True)
+            _write_part(part_folder, part, model, weights, options)
             if sentence_transformers:
-                write_sentence_encoder(place, part.config.hidden_size)
-            (place / "README.md").write_text(model_card(model, part, sentence_transformers), encoding="utf-8")
+                write_sentence_encoder(part_folder, part.config.hidden_size)
+            (part_folder / "README.md").write_text(model_card(model, part, sentence_transformers), encoding="utf-8")
         weights.check()
         return compare(checkpoint, folder)
 
 
 def _find(source: str | Path) -> Path:
-    """The checkpoint; a folder that another program saved is told from one that holds nothing."""
+    """Find the checkpoint; tell a folder that another program saved from an empty one."""
     path = Path(source)
     try:
         return find_checkpoint(path)
@@ -102,27 +102,27 @@ class WeightOptions:
     show_progress: bool
 
 
-def _write_part(place: Path, part: Part, model: TrainedModel, weights: StoredWeights, options: WeightOptions) -> None:
-    """Configuration, weights and tokenizer of a part."""
+def _write_part(folder: Path, part: Part, model: TrainedModel, weights: StoredWeights, options: WeightOptions) -> None:
+    """Write configuration, weights and tokenizer of a part."""
     config = copy.deepcopy(part.config)
     config.architectures, config.dtype = [part.model_class.__name__], dtype_of(options.dtype)
-    config.save_pretrained(place)
+    config.save_pretrained(folder)
 
     def check(name: str, numbers: Tensor, rounded: Tensor) -> None:
-        check_finite(name, numbers, model.checkpoint, "training diverged before it: take an earlier checkpoint")
-        check_finite(name, rounded, model.checkpoint, f"{options.dtype} cannot hold its numbers: take --dtype bf16 or fp32")
+        check_finite(name, numbers, model.checkpoint, "training diverged before it: choose an earlier checkpoint")
+        check_finite(name, rounded, model.checkpoint, f"{options.dtype} cannot hold its values: choose --dtype bf16 or fp32")
 
     files = open_part(part, model, weights)
-    sizes = dict.fromkeys(files, sys.maxsize) | {MODEL: options.max_shard_size}  # files beside the model are not divided
+    sizes = dict.fromkeys(files, sys.maxsize) | {MODEL: options.max_shard_size}  # files beside the model are not split
     for stem, tensors in files.items():
         show_progress = options.show_progress
-        write_weights(tensors, place, config.dtype, sizes[stem], check=check, show_progress=show_progress, stem=stem)
-    model.tokenizer.save(place, model_max_length=model.info.seq_length)
-    _frame_texts(place / "tokenizer.json")
+        write_weights(tensors, folder, config.dtype, sizes[stem], check=check, show_progress=show_progress, stem=stem)
+    model.tokenizer.save(folder, model_max_length=model.info.seq_length)
+    _frame_texts(folder / "tokenizer.json")
 
 
 def open_part(part: Part, model: TrainedModel, weights: StoredWeights) -> dict[str, dict[str, StoredTensor | SumOfStored]]:
-    """Name of a file without its ending → what it shall hold, without padding rows, in the order of the checkpoint."""
+    """Map each file's stem to its tensors, without padding rows, in the order of the checkpoint."""
     contents, first = contents_of(part), first_names(model.module)
     stored = {first[name]: tensor for name, tensor in weights.tensors.items()}
     order = {name: number for number, name in enumerate(stored)}
@@ -143,7 +143,7 @@ def open_part(part: Part, model: TrainedModel, weights: StoredWeights) -> dict[s
 
 
 def _frame_texts(file: Path) -> None:
-    """Let a tokenizer that does not do so put ``<s>`` and ``</s>`` around a text, as sequences have them in training."""
+    """Make the tokenizer add ``<s>`` and ``</s>`` around a text, as sequences have them in training."""
     backend = tokenizers.Tokenizer.from_file(str(file))
     if backend.encode("").ids != [BOS_ID, EOS_ID]:
         special = [(BOS, BOS_ID), (EOS, EOS_ID)]

@@ -22,12 +22,12 @@ from mpnet_ds.zero.torch_file import StoredTensor
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """What a checkpoint says of the model in it."""
+    """What a checkpoint says about its model."""
 
     checkpoint: Path
     info: CheckpointInfo
     recipe: Recipe
-    """Its objective, its model and the length of its sequences; all else has default values."""
+    """Its objective, model and sequence length; everything else has default values."""
     tokenizer: PretrainingTokenizer
 
     @classmethod
@@ -48,7 +48,7 @@ class TrainedModel:
 
     @property
     def padding_rows(self) -> int:
-        """Rows of the vocabulary that stand for no piece of the tokenizer."""
+        """Rows of the vocabulary without a piece of the tokenizer."""
         return self.info.vocab_size - self.tokenizer.vocab_size
 
     @cached_property
@@ -80,10 +80,10 @@ class TrainedModel:
         return weights
 
     def load(self) -> PretrainingModule:
-        """The module with its weights, in memory once, ready to evaluate."""
+        """Load the module with its weights, in memory once, ready to evaluate."""
         names = first_names(self.module)
         unsaved = {name for name, _ in self.module.named_buffers()} - names.keys()
-        # Buffers outside of the state dict have numbers only where a module was really built.
+        # Buffers outside the state dict have values only if the module was really built.
         module = self._build(self.info.vocab_size, "cpu" if unsaved else "meta")
         weights = {names[name]: tensor for name, tensor in load_consolidated(self.checkpoint).items()}
         module.load_state_dict({name: weights[first] for name, first in names.items()}, assign=True)
@@ -91,7 +91,7 @@ class TrainedModel:
 
 
 def check_weights(weights: dict[str, StoredTensor], module: PretrainingModule, origin: object) -> None:
-    """Raise ``UserError`` unless these are all weights of a module, and its tied ones equal where both are there."""
+    """Raise ``UserError`` unless these are all weights of a module, and tied ones equal where both are present."""
     shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     names = first_names(module)
     there = {names[name] for name in weights if name in names}
@@ -101,7 +101,7 @@ def check_weights(weights: dict[str, StoredTensor], module: PretrainingModule, o
         for name in sorted(set(weights) - set(shapes))
     ]
     findings += [
-        f"{origin}: {name} is {list(weights[name].shape)}, by its configuration it should be {list(shape)}."
+        f"{origin}: {name} is {list(weights[name].shape)}, its configuration says {list(shape)}."
         for name, shape in shapes.items()
         if name in weights and weights[name].shape != shape
     ]
@@ -121,4 +121,4 @@ def _are_equal(weights: dict[str, StoredTensor], name: str, other: str) -> bool:
 def check_finite(name: str, tensor: Tensor, origin: object, cure: str) -> None:
     """Raise ``UserError`` if a number of a weight is NaN or infinite."""
     if not torch.isfinite(tensor).all():
-        raise UserError(f"{origin}: {name} has numbers that are NaN or infinite; {cure}.")
+        raise UserError(f"{origin}: {name} has values that are NaN or infinite; {cure}.")

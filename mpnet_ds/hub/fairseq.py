@@ -1,6 +1,6 @@
 """``.pt`` files of the original implementation (microsoft/MPNet, on fairseq 0.9) and of annotated-mpnet.
 
-Both are ``torch.save`` of a dict; the original's were written before PyTorch 1.6 as a rule, in its older format:
+Both are ``torch.save`` of a dict; the original's are usually older than PyTorch 1.6, in its older format:
 
     microsoft/MPNet    args: argparse.Namespace    model: {name: tensor}           names begin with ``decoder.``
                        optimizer_history, extra_state (with fairseq.meters), last_optimizer_state: not used
@@ -12,7 +12,7 @@ Both are ``torch.save`` of a dict; the original's were written before PyTorch 1.
     sentence_encoder.layers.i.self_attn.in_proj_{weight,bias}         thirds: mpnet.encoder.layer.i.attention.attn.{q, k, v}
     …self_attn.out_proj, self_attn_layer_norm                         …attention.attn.o, attention.LayerNorm
     …fc1, fc2, final_layer_norm                                       …intermediate.dense, output.dense, output.LayerNorm
-    lm_head.{dense, layer_norm, bias}; lm_head.weight                 the same; the token table once more
+    lm_head.{dense, layer_norm, bias}; lm_head.weight                 the same; the token table again
 
 No code in a file is run. ``Namespace`` is allowed by its name; the few other types, all in sections that are not used,
 become empty shells. Sizes are those of the tensors. Settings in ``args`` are applied or refused: the activation must be erf
@@ -37,7 +37,7 @@ from mpnet_ds.zero.torch_file import load_torch_file
 MAX_DISTANCE = 128
 """Largest relative position, in both programs and here."""
 LAYER_NORM_EPS = 1e-5
-"""Neither program has a flag for it."""
+"""Fixed: neither program has a flag for it."""
 EMBEDDINGS = {
     "embed_tokens": "mpnet.embeddings.word_embeddings",
     "embed_positions": "mpnet.embeddings.position_embeddings",
@@ -74,8 +74,8 @@ ALLOWED = [argparse.Namespace, *((_Shell, name) for name in (*_METERS, *_ARRAYS,
 def read_fairseq(file: str | Path) -> Pretrained:
     """Read the model of a ``.pt`` file, which has no tokenizer.
 
-    Raises ``UserError`` for another kind of file, a damaged one, one that asks for types other than those above, and for a
-    model that computes something else.
+    Raises ``UserError`` for another kind of file, a damaged one, one with types other than those above, and for a model that
+    computes something else.
     """
     path = Path(file)
     content = load_torch_file(path, ALLOWED, mmap=True)
@@ -103,7 +103,7 @@ def _part(content, *names: str):
 
 
 def _arguments(content: dict):
-    """Arguments of the program; in files of newer versions of fairseq they are the section ``model`` of ``cfg``."""
+    """Find the program's arguments; newer versions of fairseq have them in section ``model`` of ``cfg``."""
     arguments = _part(content, "args") or _part(_part(content, "cfg"), "model")
     return vars(arguments) if isinstance(arguments, argparse.Namespace) else arguments
 
@@ -111,7 +111,7 @@ def _arguments(content: dict):
 def _renamed(weights: dict[str, Tensor], path: Path) -> Iterator[tuple[str, Tensor]]:
     """Yield (transformers' name, tensor); names of other parts as they are."""
     for name, tensor in weights.items():
-        # What DistributedDataParallel and torch.compile put in front.
+        # Prefixes of DistributedDataParallel and torch.compile.
         name = re.sub(r"^(?:(?:module|_orig_mod)\.)*(?:decoder\.)?", "", name)
         layer = re.fullmatch(r"sentence_encoder\.layers\.(\d+)\.(.+?)[._](weight|bias)", name)
         if layer and layer[2] == "self_attn.in_proj":
@@ -182,6 +182,6 @@ def _check_arguments(arguments: dict, heads: int, path: Path) -> None:
 
 
 def _scaled_distance(max_positions: int) -> int:
-    """Default of annotated-mpnet: it grows with the length, in multiples of 8."""
+    """Compute annotated-mpnet's default, which grows with the length in multiples of 8."""
     distance = max(MAX_DISTANCE, MAX_DISTANCE * max_positions // 512)
     return (distance + 7) // 8 * 8

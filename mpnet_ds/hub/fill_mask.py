@@ -1,4 +1,4 @@
-"""The most likely words for a mask, by an exported model in plain ``transformers``."""
+"""The most likely words for a mask, from an exported model in plain ``transformers``."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -24,7 +24,7 @@ def top_words(folder: str | Path, sentence: str, count: int = 5) -> list[tuple[s
     model, tokenizer = _load(str(folder))
     if not 1 <= count <= model.config.vocab_size:
         raise UserError(
-            f"{count} words were asked for; {folder} has a vocabulary of {model.config.vocab_size:,}: take 1 to that many."
+            f"{count} words requested; the vocabulary of {folder} has {model.config.vocab_size:,}: choose 1 to that many."
         )
     if sentence.count(tokenizer.mask_token) != 1:
         raise UserError(f"'{sentence}' must have exactly one {tokenizer.mask_token}.")

@@ -1,10 +1,10 @@
-"""Import of any MPNet: a *start*, a complete Hugging Face folder that ``--init_from`` takes.
+"""Import of any MPNet into a *start*: a complete Hugging Face folder that ``--init_from`` takes.
 
-    config.json          the model's sizes and settings, as they were
+    config.json          the model's sizes and settings, unchanged
     model.safetensors    fp32, exactly the names of ``MPNetForMaskedLM.save_pretrained``: tied copies are left out
-    tokenizer files      where the source has a tokenizer, or one was named
+    tokenizer files      if the source has a tokenizer, or one was given
 
-The folder takes its name after a check: transformers loads it without missing or unexpected weights, every tensor is the
+The folder gets its name after a check: transformers loads it without missing or unexpected weights, every tensor is the
 source's bit for bit, and the hidden states are those of this project's own encoder.
 """
 
@@ -30,7 +30,7 @@ from mpnet_ds.zero.safetensors_writer import write_weights
 TOLERANCE = 1e-5
 """Largest difference of a hidden state that passes the check, relative to the largest of them if that is above 1."""
 SMALLEST_PADDED, MOST_PADDING = 8, 128
-"""Tables are padded to a multiple of 8 (fairseq) up to 128 (annotated-mpnet); anything else is another vocabulary's."""
+"""Tables are padded to a multiple of 8 (fairseq) up to 128 (annotated-mpnet); anything else means another vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,13 @@ def make_start(
     Args:
         folder: a Hugging Face folder; or else
         fairseq_file: a ``.pt`` of the original implementation or of annotated-mpnet.
-        tokenizer: folder with the vocabulary of a source that brings none.
-        resize_to: folder with the tokenizer that the start shall have; resize_vocabulary.py says what its rows are.
+        tokenizer: folder with the vocabulary of a source that has none.
+        resize_to: folder with the tokenizer for the start; resize_vocabulary.py says how its rows are made.
     Raises:
         UserError: the source is damaged or not an MPNet that this project computes; ``output`` exists.
     """
     if (folder is None) == (fairseq_file is None):
-        raise UserError("give one source: a Hugging Face folder, or a file with --from_fairseq.")
+        raise UserError("give exactly one source: a Hugging Face folder, or a file with --from_fairseq.")
     given = _named_tokenizer(tokenizer) if tokenizer is not None else None
     new = _named_tokenizer(resize_to) if resize_to is not None else None
     transformers_logging.disable_progress_bar()
@@ -99,7 +99,7 @@ def compare(model: Pretrained, folder: Path) -> float:
 
 
 def _sample(config: MPNetConfig) -> tuple[Tensor, Tensor]:
-    """Random ids [2, n], always the same, and their mask: the second sequence is half padding."""
+    """Draw ids [2, n], always the same, and their mask: the second sequence is half padding."""
     length = min(config.max_position_embeddings - 2, 128)
     ids = torch.randint(4, config.vocab_size, (2, length), generator=torch.Generator().manual_seed(0))
     mask = torch.ones(2, length, dtype=torch.bool)

@@ -1,7 +1,7 @@
-"""README.md of an export: what the model was trained on, how far, what came of it, and how to use it.
+"""README.md of an export: what the model was trained on, for how long, with what result, and how to use it.
 
-The text is model_card_template.md; here are the facts that go into it. A checkpoint's manifest has some; others are in
-run.json and metrics.jsonl, where the checkpoint is still in its run's folder. What is not known is left out.
+The text is model_card_template.md; this file collects the facts for it. Some are in the checkpoint's manifest, others in
+run.json and metrics.jsonl if the checkpoint is still in its run's folder. What is not known is omitted.
 """
 
 import inspect
@@ -23,18 +23,18 @@ from mpnet_ds.run_record import read_record
 from mpnet_ds.tokenizer import MASK
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
-PLACE = "THIS_FOLDER"
-"""Stands in the card's code for the folder's path or its name on the hub."""
+FOLDER = "THIS_FOLDER"
+"""Placeholder in the card's code for the folder's path or its name on the hub."""
 MOST_SOURCES = 10
 HEADS = ("SEQUENCE_CLASSIFICATION", "TOKEN_CLASSIFICATION", "QUESTION_ANSWERING", "MULTIPLE_CHOICE")
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What the run's folder says."""
+    """Facts from the run's folder."""
 
     settings: dict
-    """run.json; empty if it is not there, damaged, or of another run."""
+    """run.json; empty if it is missing, damaged, or of another run."""
     metrics: list[dict]
     """Lines of metrics.jsonl up to the checkpoint's step."""
 
@@ -51,16 +51,16 @@ class RunFacts:
         return cls(settings, [line for line in read_metrics(folder / METRICS) if line["step"] <= info.step])
 
     def last(self, name: str) -> dict | None:
-        """The newest line that has this number."""
+        """Find the newest line that has this metric."""
         lines = (line for line in reversed(self.metrics) if line.get(name) is not None and "event" not in line)
         return next(lines, None)
 
 
 def model_card(model: TrainedModel, part: Part, sentence_transformers: bool = False) -> str:
-    """The whole text of a part's card, with the YAML front matter that the hub reads.
+    """Write a part's whole card, with the YAML front matter that the hub reads.
 
     Args:
-        sentence_transformers: the folder is one of that library too.
+        sentence_transformers: the folder is also a model of that library.
     """
     info, kind, family = model.info, part.model_class.__name__, part.config.model_type
     run, name = RunFacts.of(model.checkpoint, info), info.objective["name"]
@@ -73,7 +73,7 @@ def model_card(model: TrainedModel, part: Part, sentence_transformers: bool = Fa
         template_path=str(TEMPLATE),
         kind=kind,
         imports=_imports(part.model_class),
-        place=PLACE,
+        folder=FOLDER,
         mask=MASK,
         fills_masks=fills_masks,
         heads=_heads(family),
@@ -105,7 +105,7 @@ def _imports(model_class: type) -> str:
 
 
 def _heads(family: str) -> str:
-    """Classes of the family that are there for fine-tuning, in words."""
+    """List the family's classes for fine-tuning, in words."""
     mappings = (getattr(modeling_auto, f"MODEL_FOR_{head}_MAPPING_NAMES") for head in HEADS)
     *others, last = [f"`{mapping[family]}`" for mapping in mappings if family in mapping] or [""]
     return f"{', '.join(others)} or {last}" if others else last
@@ -117,7 +117,7 @@ def _is_lower_case(model: TrainedModel) -> bool:
 
 
 def _masking(objective: Objective) -> str:
-    """Which tokens are predicted and what stands in their place, in words; empty where the objective masks nothing."""
+    """Describe which tokens are predicted and their inputs, in words; empty if the objective masks nothing."""
     masking = getattr(objective, "masking", None)
     if masking is None:
         return ""
@@ -130,7 +130,7 @@ def _masking(objective: Objective) -> str:
 
 
 def _tokens(info: CheckpointInfo, run: RunFacts) -> int | None:
-    """Tokens that were seen, padding left out, if that is known."""
+    """Count the tokens seen, without padding, if known."""
     per_sequence = run.settings.get("data", {}).get("tokens_per_sequence")
     if per_sequence is None and info.identity.get("data", {}).get("sample_mode") == "stream":
         per_sequence = info.seq_length  # sequences are full
@@ -138,13 +138,13 @@ def _tokens(info: CheckpointInfo, run: RunFacts) -> int | None:
 
 
 def _checksums(info: CheckpointInfo) -> list[tuple[str, str | None]]:
-    """Checksum of each dataset, and its share of the sequences in a mixture."""
+    """List the checksum of each dataset, and its share of the sequences in a mixture."""
     found = info.identity.get("dataset") or []
     return [(found, None)] if isinstance(found, str) else [(checksum, share) for checksum, share in found]
 
 
 def _sources(data: dict) -> str:
-    """Files without their folders, which concern nobody else; names of sets as they are."""
+    """List files without their folders, which are private; names of datasets as they are."""
     shown = [f"`{_without_folders(name)}`" for name in data["sources"][:MOST_SOURCES]]
     more = data["num_sources"] - len(shown)
     return ", ".join([*shown, *([f"{more:,} more"] if more > 0 else [])]) or "sources that are not recorded"

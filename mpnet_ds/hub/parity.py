@@ -1,10 +1,10 @@
-"""Whether the folders of an export compute what the training model does.
+"""Check that the folders of an export compute what the training model does.
 
-For each part the reference comes first and leaves its outputs: the training module's own (``reference_outputs``), or those
-of the part's transformers class, filled in memory from the training module's weights. Then ``from_pretrained`` loads the
-folder, which must hold each weight and no others, and its outputs are compared. The text: three sentences, padded to one
-length; English from the built-in sample in a sequence that is as long as those of the training, so that all positions and
-distances are used, and in one of half that length, with padding behind it; and tokens drawn at random.
+For each part the reference outputs come first: the training module's own (``reference_outputs``), or those of
+the part's transformers class, filled in memory from the training module's weights. Then ``from_pretrained`` loads the
+folder, which must hold exactly these weights, and its outputs are compared. The inputs: three sentences, padded to one
+length; English from the built-in sample in a sequence of the training's length, so that all positions and distances are
+used, and in one of half that length followed by padding; and tokens drawn at random.
 """
 
 import itertools
@@ -28,16 +28,16 @@ from mpnet_ds.models.module import Part, PretrainingModule
 from mpnet_ds.tokenizer import BOS_ID, EOS_ID, PretrainingTokenizer
 
 TOLERANCE = 1e-5
-"""Largest difference of a number that passes, relative to the largest of its kind where that is above 1."""
+"""Largest difference that passes, relative to the largest number of its kind if that is above 1."""
 
 CHECK_TEXTS = (
     "The quick brown fox jumps over the lazy dog.",
     "Return a new list that contains all the items of the iterable in ascending order.",
     "MPNet leverages the dependency among predicted tokens through permuted language modelling.",
 )
-CHARACTERS_PER_TOKEN = 16  # of the text that is to fill a sequence; pieces have fewer
+CHARACTERS_PER_TOKEN = 16  # of a text that fills a sequence; pieces have fewer
 KINDS = {"hidden_states": "a hidden state", "logits": "a logit"}
-"""Name of an output → one number of it, in words; others go by their name."""
+"""Name of an output → one number of it, in words; others keep their name."""
 
 Batch = dict[str, Tensor]
 Outputs = dict[str, Tensor]
@@ -59,10 +59,10 @@ class Comparison:
     rounding: float | None = None
     """Largest change of a reference output when the weights are rounded to ``dtype``; None in fp32."""
     padding_rows: int = 0
-    """Rows of the training model's vocabulary that stand for no piece, and that the export does not have."""
+    """Rows of the training model's vocabulary without a piece, which the export does not have."""
 
     def describe(self) -> list[str]:
-        """Lines for a person."""
+        """Describe the comparison in lines of text."""
         found = ", ".join(f"{_in_words(name)} {value:.1e}" for name, value in self.differences.items())
         sizes = f"{self.tokens:,} tokens, in sequences of up to {self.longest}"
         lines = [
@@ -104,7 +104,7 @@ def compare(source: str | Path, output: str | Path) -> Comparison:
 
 
 def check_batches(folder: str | Path, seq_length: int) -> Iterator[Batch]:
-    """``input_ids`` and ``attention_mask``, int64 [B, n], of texts and random tokens.
+    """Yield ``input_ids`` and ``attention_mask``, int64 [B, n], of texts and random tokens.
 
     First short texts, then one of ``seq_length`` tokens and one of half, then ``seq_length`` tokens at random.
     """
@@ -120,7 +120,7 @@ def check_batches(folder: str | Path, seq_length: int) -> Iterator[Batch]:
 
 
 def _text_of(num_characters: int) -> str:
-    """English of at least that length: what there is, from its beginning, as often as it takes."""
+    """Make English text of at least that length, by repetition if necessary."""
     parts, length = [], 0
     for paragraph in itertools.cycle([*CHECK_TEXTS, *builtin_sample.beginning(num_characters)]):
         parts.append(paragraph)
@@ -136,16 +136,16 @@ def _compare_tokenizers(ours: PretrainingTokenizer, folder: Path) -> None:
         expected = [BOS_ID, *ids.tolist(), EOS_ID]
         found = theirs(text, truncation=True, max_length=len(ids) + 9)["input_ids"]
         if found != expected:
-            raise UserError(f"the tokenizer in {folder} cuts '{text}' into {found}, training has {expected}.")
+            raise UserError(f"the tokenizer in {folder} splits '{text}' into {found}, training into {expected}.")
 
 
 @torch.no_grad()
 def _reference(
     name: str, part: Part, model: TrainedModel, folder: Path, batches: list[Batch], dtype: str
 ) -> tuple[list[Outputs], float]:
-    """Outputs of the weights rounded to ``dtype``, and how much the rounding changed one of them.
+    """Compute outputs of the weights rounded to ``dtype``, and the largest change that the rounding caused.
 
-    The files beside the model are compared on the way, number by number.
+    Compares the files beside the model as well, number by number.
     """
     module = model.load()
     _compare_extra_files(part, module, folder, dtype)
@@ -161,7 +161,7 @@ def _reference(
 
 
 def fill(part: Part, module: PretrainingModule, model: TrainedModel) -> nn.Module:
-    """The part's own class with the weights of the training module, by its renamings and sums."""
+    """Fill the part's own class with the weights of the training module, by its renamings and sums."""
     contents, weights = contents_of(part), module.state_dict()
     sources = find_sources(part, model.exported, contents)
     state = {
@@ -187,7 +187,7 @@ def _compare_extra_files(part: Part, module: PretrainingModule, folder: Path, dt
 
 
 def _run(model: nn.Module, name: str, batches: Iterable[Batch]) -> list[Outputs]:
-    """Reference outputs of a training module's part ``name``, or outputs of a transformers model."""
+    """Compute reference outputs of a training module's part ``name``, or outputs of a transformers model."""
     is_own = isinstance(model, PretrainingModule)
     return [
         _at_real_tokens(model.reference_outputs(name, batch) if is_own else _outputs_of(model, batch), batch)
@@ -217,13 +217,13 @@ def _of_folder(folder: Path, part: Part, batches: list[Batch]) -> list[Outputs]:
 
 
 def _differences(expected: list[Outputs], found: list[Outputs]) -> dict[str, float]:
-    """Largest difference of each output; raise ``UserError`` if one is too large, or not a number."""
+    """Find the largest difference of each output; raise ``UserError`` if one is too large or NaN."""
     worst: dict[str, float] = {}
     for ours, theirs in zip(expected, found, strict=True):
         for kind, own in ours.items():
             own = own[..., : theirs[kind].shape[-1]]  # without padding rows
             difference = (own - theirs[kind]).abs().max().item()
-            if not difference <= TOLERANCE * max(1.0, own.abs().max().item()):  # NaN is not below anything
+            if not difference <= TOLERANCE * max(1.0, own.abs().max().item()):  # NaN compares false
                 raise UserError(
                     f"the export differs from the training model: {_in_words(kind)} by {difference:.1e}. Please report this."
                 )

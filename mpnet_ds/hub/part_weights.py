@@ -1,4 +1,4 @@
-"""Which weights make a part of a module: names in the part's folder, and where in the module each comes from.
+"""Weights of a module's part: names in the part's folder, and where in the module each comes from.
 
 A folder holds what ``save_pretrained`` of the part's class would write: every entry of its state dict once, without tied
 copies. An example of a part with ``prefix="model."``:
@@ -37,7 +37,7 @@ class Contents(NamedTuple):
 
 
 def contents_of(part: Part) -> Contents:
-    """Names and shapes of a part's weights, from its class and configuration; no memory is taken for them."""
+    """Find names and shapes of a part's weights from its class and configuration, without allocating them."""
     with torch.device("meta"):
         model = part.model_class(part.config)
     tied = dict(model.all_tied_weights_keys)
@@ -46,10 +46,10 @@ def contents_of(part: Part) -> Contents:
 
 
 def find_sources(part: Part, module: PretrainingModule, contents: Contents) -> dict[str, Source]:
-    """Name in the folder → where it comes from, for all weights of a part.
+    """Map names in the folder to their sources, for all weights of a part.
 
-    Raises ``UserError`` where ``module.parts()`` does not fit the module: a weight that the part's class has and the module
-    has not, or the other way round, or one of another shape.
+    Raises ``UserError`` if ``module.parts()`` does not fit the module: a weight that only one of the part's class and the
+    module has, or one of another shape.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     own = _own_sources(part, shapes) | part.sums
@@ -69,7 +69,7 @@ def find_sources(part: Part, module: PretrainingModule, contents: Contents) -> d
         ]
     names = first_names(module)
     findings += [
-        f"{where}.parts(): {copy} and {source} are two weights, {kind} ties them."
+        f"{where}.parts(): {copy} and {source} are two weights, but {kind} ties them."
         for copy, source in contents.tied.items()
         if not findings and copy in own and [names[name] for name in own[copy]] != [names[name] for name in own[source]]
     ]
@@ -79,7 +79,7 @@ def find_sources(part: Part, module: PretrainingModule, contents: Contents) -> d
 
 
 def _own_sources(part: Part, names: Mapping[str, Shape]) -> dict[str, Source]:
-    """Of the names that begin with the part's prefix, without those that go into sums and other files."""
+    """Map the names with the part's prefix, except those that go into sums and other files."""
     elsewhere = {*_names_of(part.sums.values()), *_names_of(part.extra_files.values())}
     own = {name.removeprefix(part.prefix): name for name in names if name.startswith(part.prefix) and name not in elsewhere}
     return {part.rename.get(inner, inner): (name,) for inner, name in own.items()}
@@ -90,7 +90,7 @@ def _names_of(groups: Iterable[Iterable[str]]) -> Iterator[str]:
 
 
 def first_names(module: nn.Module) -> dict[str, str]:
-    """Every name of the module's state dict → the first of its names; others only for tied parameters."""
+    """Map every name of the state dict to the first name of that tensor; these differ for tied parameters only."""
     first: dict[int, str] = {}
     tied = {name: first.setdefault(id(one), name) for name, one in module.named_parameters(remove_duplicate=False)}
     return {name: tied.get(name, name) for name in module.state_dict()}
@@ -98,27 +98,27 @@ def first_names(module: nn.Module) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class SumOfStored:
-    """The sum of two tensors of one shape that have not been read."""
+    """Sum of two stored tensors of one shape, not read yet."""
 
     first: StoredTensor
     second: StoredTensor
 
     @property
     def shape(self) -> Shape:
-        """That of both."""
+        """Shape of both."""
         return self.first.shape
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of the sum."""
+        """Type of the sum."""
         return torch.promote_types(self.first.dtype, self.second.dtype)
 
     def rows(self, count: int) -> "SumOfStored":
-        """The first ``count`` rows."""
+        """Take the first ``count`` rows."""
         return SumOfStored(self.first.rows(count), self.second.rows(count))
 
     def chunks(self) -> Iterator[Tensor]:
-        """All numbers in order, one-dimensional, a few MiB at a time."""
+        """Yield all numbers in order, one-dimensional, a few MiB at a time."""
         others, other = self.second.chunks(), torch.empty(0)
         for chunk in self.first.chunks():
             while chunk.numel():
@@ -130,6 +130,6 @@ class SumOfStored:
 
 
 def add_up(weights: Mapping[str, Tensor], sources: Source) -> Tensor:
-    """The tensor of a source, from weights in memory."""
+    """Compute the tensor of a source from weights in memory."""
     first, *others = (weights[name] for name in sources)
     return first + others[0] if others else first

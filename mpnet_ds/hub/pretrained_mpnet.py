@@ -1,15 +1,15 @@
 """Hugging Face folders of MPNet models, of any age and head (read_folder.py reads their files).
 
-Parameters have transformers' names in training too, so reading is a matter of these:
+Parameters have transformers' names in training too, so reading only has to map these:
 
     mpnet.embeddings… mpnet.encoder… lm_head…    kept
     embeddings… encoder…                         ``MPNetModel`` alone: the same without ``mpnet.``
     lm_head.decoder.{weight,bias}                copies of the token table and of lm_head.bias; they must equal those
     …position_ids                                a buffer that old versions saved: ignored
-    …pooler… and all others (classifier…)        heads that pre-training does not have: dropped, and named
+    …pooler… and all others (classifier…)        heads that pre-training does not have: dropped and listed
 
 ``--init_from`` takes a folder with all of these names, head included, in safetensors: a *start*. import_model.py makes one
-of everything else.
+of any other.
 """
 
 from collections.abc import Iterable
@@ -45,7 +45,7 @@ class Pretrained:
     """What was dropped or drawn, one sentence each."""
 
     def cut_table(self, size: int) -> None:
-        """Keep the rows of the first ``size`` pieces of the token table, and of the head's bias."""
+        """Keep the rows of the first ``size`` pieces in the token table and the head's bias."""
         surplus = self.config.vocab_size - size
         if surplus:
             self.notes.append(f"{surplus} row(s) that pad the token table beyond {size:,} pieces were cut off.")
@@ -59,10 +59,10 @@ def read_pretrained(folder: str | Path) -> Pretrained:
 
     Raises ``UserError`` for everything else, and for what this project's model does not compute.
     """
-    place = model_folder(Path(folder))
-    config, stored = read_config(place), FolderWeights(place)
+    found = model_folder(Path(folder))
+    config, stored = read_config(found), FolderWeights(found)
     tensors = {name: stored[name] for name in stored.shapes}
-    return assemble(str(folder), config, tensors, read_tokenizer(place))
+    return assemble(str(folder), config, tensors, read_tokenizer(found))
 
 
 def assemble(
@@ -86,7 +86,7 @@ def assemble(
 
 
 def read_config(folder: Path) -> MPNetConfig:
-    """Read what config.json says of the model; keys that it leaves out have transformers' defaults."""
+    """Read what config.json says about the model; keys that it leaves out have transformers' defaults."""
     path = folder / CONFIG
     content = read_json(path)
     if content.get("model_type") != "mpnet":
@@ -103,7 +103,7 @@ def read_config(folder: Path) -> MPNetConfig:
 
 
 def own_names(names: Iterable[str], origin: str) -> tuple[dict[str, str], list[str]]:
-    """Return name in ``MPNetForPretraining`` → name there, and the names of heads that are dropped."""
+    """Map names of ``MPNetForPretraining`` to stored names; also return the names of heads that are dropped."""
     names = [name for name in names if not name.endswith("position_ids")]
     if not any(name.startswith(("mpnet.", "embeddings.", "encoder.")) for name in names):
         raise UserError(f"{origin}: the weights are not an MPNet's; the first is {min(names, default='(none)')}.")

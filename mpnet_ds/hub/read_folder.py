@@ -1,12 +1,12 @@
 """Hugging Face folders of any model: configuration, named tensors, tokenizer.
 
-A folder holds config.json and its weights in the first of these forms that is there:
+A folder holds config.json and its weights, in the first of these forms that exists:
 
     model.safetensors      model.safetensors.index.json and the files that its ``weight_map`` names
     pytorch_model.bin      pytorch_model.bin.index.json and the files that its ``weight_map`` names
 
 A ``.bin`` is a pickle, which may hold a program. It is read with ``weights_only=True``: whatever is not a tensor, a number,
-text or a container is refused by its name, and nothing of it runs.
+text or a container is refused by name, and none of its code runs.
 """
 
 import json
@@ -28,7 +28,7 @@ SENTENCE_TRANSFORMERS = "0_Transformer"
 
 
 class FolderWeights:
-    """The tensors of a folder by their names there; a tensor's bytes are read when it is asked for.
+    """The tensors of a folder by their names there; a tensor's bytes are read on access.
 
     Raises ``UserError`` for a folder without weights, missing or damaged files, and files that hold more than tensors.
     """
@@ -47,7 +47,7 @@ class FolderWeights:
     def _add(self, path: Path, file) -> None:
         if isinstance(file, dict):
             if not all(isinstance(name, str) and torch.is_tensor(value) for name, value in file.items()):
-                raise UserError(f"{path} holds things other than named tensors: it is not a file of weights.")
+                raise UserError(f"{path} holds more than named tensors: it is not a file of weights.")
             shapes = {name: list(tensor.shape) for name, tensor in file.items()}
         else:
             shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
@@ -58,17 +58,15 @@ class FolderWeights:
 def model_folder(folder: Path) -> Path:
     """Return ``folder``, or the folder in it where sentence-transformers keeps the model."""
     if not folder.is_dir():
-        raise UserError(
-            f"no folder {folder}. (A model of the hub must be downloaded first: hf download NAME --local-dir DIR)"
-        )
-    for place in (folder, folder / SENTENCE_TRANSFORMERS):
-        if (place / CONFIG).is_file() and "model_type" in read_json(place / CONFIG):
-            return place
+        raise UserError(f"no folder {folder}. (Download a model of the hub first: hf download NAME --local-dir DIR)")
+    for candidate in (folder, folder / SENTENCE_TRANSFORMERS):
+        if (candidate / CONFIG).is_file() and "model_type" in read_json(candidate / CONFIG):
+            return candidate
     raise UserError(f"{folder} is not a Hugging Face folder: it has no {CONFIG} with a model_type.")
 
 
 def read_tokenizer(folder: Path) -> PretrainingTokenizer | None:
-    """Read the tokenizer of a folder, also of the old form with vocab.txt alone; None where there is neither file."""
+    """Read the tokenizer of a folder, also in the old form, vocab.txt alone; None if it has neither file."""
     if (folder / "tokenizer.json").is_file():
         return PretrainingTokenizer.load(folder)
     return PretrainingTokenizer.load_vocabulary(folder) if (folder / "vocab.txt").is_file() else None
@@ -79,7 +77,7 @@ def _weight_files(folder: Path) -> list[Path]:
         path = folder / form
         if path.is_file():
             return _shards(path) if path.suffix == ".json" else [path]
-    raise UserError(f"{folder} has no weights: none of {', '.join(SAFE_FORMS + PICKLED_FORMS)} is there.")
+    raise UserError(f"{folder} has no weights: it has none of {', '.join(SAFE_FORMS + PICKLED_FORMS)}.")
 
 
 def _shards(index: Path) -> list[Path]:

@@ -10,7 +10,7 @@ Each piece of the new vocabulary gets its row of the table [V, d] and of the bia
 4. where that yields the unknown piece, the mean of all ordinary rows of the old vocabulary: *mean*.
 
 Example: old pieces ``un``, ``##do``, ``##ing``; new pieces ``undo`` = (un + ##do) / 2, ``##doing`` = (##do + ##ing) / 2,
-``doing``: the old tokenizer has no piece ``d…`` that begins a word, so it gets the mean of all.
+``doing``: no old piece ``d…`` begins a word, so it gets the mean of all.
 """
 
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ class Rows:
     """Sources of the rows of a new vocabulary."""
 
     sources: list[list[int]]
-    """For each new piece the old ids whose rows are averaged; none for the mean of all ordinary rows."""
+    """For each new piece the old ids whose rows are averaged; empty for the mean of all ordinary rows."""
     kept: int
     composed: int
     mean: int
@@ -43,7 +43,7 @@ def resize_vocabulary(model: Pretrained, tokenizer: PretrainingTokenizer) -> Row
     """
     if model.tokenizer is None:
         raise UserError(
-            f"{model.origin} has no tokenizer, so the pieces of its rows are unknown: name it (--tokenizer DIR)."
+            f"{model.origin} has no tokenizer, so the pieces of its rows are unknown: give it with --tokenizer DIR."
         )
     rows = plan_rows(model.tokenizer, tokenizer)
     ordinary = _ordinary_ids(model.tokenizer)
@@ -85,7 +85,7 @@ def _ordinary_ids(tokenizer: PretrainingTokenizer) -> list[int]:
 
 
 def _cut(piece: str, old: PretrainingTokenizer, ids: dict[str, int]) -> list[int]:
-    """Return the old ids of a new piece; none if some of it is unknown."""
+    """Return the old ids of a new piece; none if part of it is unknown."""
     continues = piece.startswith(CONTINUATION)
     text = piece.removeprefix(CONTINUATION) if continues else piece
     normalizer = old.backend.normalizer
@@ -95,7 +95,7 @@ def _cut(piece: str, old: PretrainingTokenizer, ids: dict[str, int]) -> list[int
 
 
 def _cut_word(word: str, continues: bool, ids: dict[str, int]) -> Iterator[int | None]:
-    """Yield the longest known pieces from the left; None at the end where there is none."""
+    """Yield the longest known pieces from the left, and None if the rest begins with no known piece."""
     start = 0
     while start < len(word):
         prefix = CONTINUATION if continues or start else ""

@@ -1,7 +1,7 @@
 """Files that make a Hugging Face folder a model of the sentence-transformers library, in the format of its version 6.
 
     modules.json                        an encoder (this very folder), then pooling
-    sentence_bert_config.json           how the encoder is loaded and what of its output counts
+    sentence_bert_config.json           how the encoder is loaded and which output is used
     1_Pooling/config.json               the mean over all tokens except padding
     config_sentence_transformers.json   no prompts; embeddings are compared by cosine
 
@@ -21,7 +21,7 @@ _ENCODER = {
     "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
     "module_output_name": "token_embeddings",
     "model_kwargs": {
-        "add_pooling_layer": False,  # pre-training has none; transformers would make one of random numbers
+        "add_pooling_layer": False,  # pre-training has none; transformers would draw one at random
         # The encoder does not need the head's weights, and transformers would warn about each. It ignores position_ids,
         # which old files of other models have.
         "key_mapping": {r"^lm_head\.(.+)$": r"lm_head.\1.position_ids"},

@@ -1,7 +1,7 @@
-"""Sizes of any module, counted by running it once on tensors without numbers: no memory is taken and nothing is computed.
+"""Sizes of any module, counted by running it once on fake tensors: no memory is taken and nothing is computed.
 
-A forward and a backward pass run on tensors that have shapes only; ``FlopCounterMode`` counts matrix
-products and ``MemTracker`` what autograd keeps.
+A forward and a backward pass run on tensors that only have shapes; ``FlopCounterMode`` counts matrix products and
+``MemTracker`` what autograd keeps.
 """
 
 import warnings
@@ -21,11 +21,11 @@ from mpnet_ds.models.module import ComputeSetting, ModulePlan, PretrainingModule
 def count(
     build: Callable[[], PretrainingModule], batch: dict[str, np.ndarray], setting: ComputeSetting | None = None
 ) -> ModulePlan:
-    """Sizes of a module and of the micro-batches that it is trained on.
+    """Count the sizes of a module and of the micro-batches that it is trained on.
 
     Args:
-        build: makes the module.
-        batch: a micro-batch, whose shapes and types count.
+        build: builds the module.
+        batch: a micro-batch, of which shapes and types matter.
     """
     setting, micro_batch_size = setting or ComputeSetting(), len(batch["sequence_numbers"])
     dtype = torch.float32 if setting.bytes_per_number == 4 else torch.bfloat16
@@ -53,14 +53,14 @@ def count(
 
 
 def _run(module: PretrainingModule, batch: dict[str, np.ndarray]) -> None:
-    """Forward and backward of a batch of these shapes."""
+    """Run forward and backward of a batch of these shapes."""
     tensors = {name: torch.empty(array.shape, dtype=_dtype(array)) for name, array in batch.items()}
     module(**tensors).sums.sum().backward()
 
 
 @contextmanager
 def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Within it new parameters have this type."""
+    """Create new parameters in this type inside the block."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

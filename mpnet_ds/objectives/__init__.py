@@ -1,4 +1,4 @@
-"""Pre-training objectives by name: what is corrupted and predicted. See base.py for what an objective is."""
+"""Pre-training objectives by name; base.py says what an objective is."""
 
 import json
 from dataclasses import fields
@@ -15,7 +15,7 @@ from mpnet_ds.validation import Origin, construct
 __all__ = ["OBJECTIVES", "Objective", "objective_of", "register"]
 
 OBJECTIVES: dict[str, type[Objective]] = {}
-"""Classes of all objectives by the name that a recipe gives."""
+"""Class of each objective by its name in recipes."""
 
 
 def register(objective: type[Objective]) -> type[Objective]:
@@ -29,10 +29,10 @@ for _objective in (MPNet, PLM, MLM):
 
 
 def objective_of(section: str | dict, origin: str | Origin = "objective") -> Objective:
-    """The objective of a recipe's section: a name, or an object with ``name`` and the objective's keys.
+    """Build the objective of a recipe's section: a name, or an object with ``name`` and the objective's keys.
 
     Args:
-        origin: where the section comes from, for messages.
+        origin: source of the section, for messages.
     Raises:
         UserError: an unknown name or key (with the nearest one), or a value that the objective does not accept.
     """

@@ -6,7 +6,7 @@ knows what a batch holds: dataset, trainer, resume, preflight and export ask the
     dataset ── Sequences ──► draw() ── batch ──► module.forward(**batch) ── Scores ──► trainer
 
 ``draw`` is NumPy only and a pure function of its sequences and their keys. This module imports no torch; ``build`` and
-``sizes`` import models inside, since everything that prepares data has no need of them.
+``sizes`` import models inside, since nothing that prepares data needs them.
 
 Shape legend: B sequences, m raw tokens of a sequence, V vocabulary.
 """
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sequences:
-    """What the data hands over: B sequences before corruption."""
+    """B sequences before corruption, as the data provides them."""
 
     keys: np.ndarray
     """uint64 [B]; all randomness of ``draw`` follows from them."""
@@ -44,12 +44,12 @@ class Sequences:
     language: np.ndarray | None = None
     """int64 [B], the language code of the manifest."""
     dataset: np.ndarray | None = None
-    """int64 [B], which dataset of the mixture."""
+    """int64 [B], index of the dataset in the mixture."""
 
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """What an objective knows of a tokenizer."""
+    """What an objective knows about a tokenizer."""
 
     starts_word: np.ndarray
     """bool [V]: False for a piece that continues a word."""
@@ -95,7 +95,7 @@ class Objective:
 
     name: ClassVar[str]
     omitted_if_true: ClassVar[tuple[str, ...]] = ()
-    """Boolean arrays of the batch that the module can do without where all is True, such as a mask without padding."""
+    """Boolean arrays of the batch that the module can do without if all True, such as a mask without padding."""
 
     @property
     def unit(self) -> str:
@@ -116,11 +116,11 @@ class Objective:
         return self
 
     def draw(self, sequences: Sequences, vocabulary: Vocabulary) -> dict[str, np.ndarray]:
-        """The batch: arrays [B, …] with fixed shapes, vectorised, a pure function of its arguments."""
+        """Draw a batch: arrays [B, …] with fixed shapes, a pure function of the arguments, vectorised."""
         raise NotImplementedError
 
     def findings(self, model: "ModelSection", tokenizer: "PretrainingTokenizer", data) -> list[Finding]:
-        """What cannot be, by name, before anything is built; ``data`` is the opened dataset."""
+        """Report what cannot work, by name, before anything is built; ``data`` is the opened dataset."""
         return []
 
     def sizes(
@@ -131,7 +131,7 @@ class Objective:
         micro_batch_size: int,
         setting: "ComputeSetting | None" = None,
     ) -> "ModulePlan":
-        """Parameters, FLOPs and activation bytes, counted by running the module once on tensors without numbers."""
+        """Count parameters, FLOPs and activation bytes by running the module once on fake tensors."""
         from mpnet_ds.models.counting import count
 
         vocabulary = Vocabulary.of(tokenizer)
@@ -150,23 +150,23 @@ class Objective:
         attention: str = "auto",
         parts: dict | None = None,
     ) -> "PretrainingModule":
-        """The module that computes the losses of ``draw``'s batches; ``parts`` are those of a module to share."""
+        """Build the module that computes the losses of ``draw``'s batches; ``parts`` are those of a module to share."""
         raise NotImplementedError
 
     def metrics(self, counts: dict[str, np.ndarray]) -> dict[str, float]:
-        """Numbers for the log, from the sums of ``Scores.counts``."""
+        """Compute metrics for the log from the sums of ``Scores.counts``."""
         return {}
 
     def section(self) -> dict:
-        """The recipe's section ``objective`` with nothing left out, as JSON."""
+        """The complete section ``objective`` of the recipe, as JSON."""
         return {"name": self.name, **asdict(self)}
 
     def num_targets(self, batch: dict[str, np.ndarray]) -> list[int]:
-        """Targets of each term in a batch."""
+        """Count the targets of each term in a batch."""
         return [int(is_target(batch[term.targets]).sum()) for term in self.terms]
 
     def without_targets(self, batch: dict[str, np.ndarray], sequences: np.ndarray) -> dict[str, np.ndarray]:
-        """The batch with the targets of some sequences cleared; ``sequences`` is bool [B]."""
+        """Return the batch with the targets of some sequences cleared; ``sequences`` is bool [B]."""
         cleared = {term.targets: batch[term.targets].copy() for term in self.terms}
         for array in cleared.values():
             array[sequences] = False if array.dtype == bool else -1
@@ -174,5 +174,5 @@ class Objective:
 
 
 def is_target(targets: np.ndarray) -> np.ndarray:
-    """bool: which entries of a term's array are targets."""
+    """Tell which entries of a term's array are targets, as bool."""
     return targets if targets.dtype == bool else targets >= 0

@@ -1,20 +1,20 @@
-"""Which tokens are predicted, in which order, and what stands in their place.
+"""Which tokens are predicted, in which order, and what the model reads instead of them.
 
-For each row, independently, as a pure function of its key (the paper's section 2.2, for natural order):
+For each sequence, independently, as a pure function of its key (the paper's section 2.2, for natural order):
 
-1. The row is cut into words: a piece that continues a word (``##ing``) belongs to the piece before it. With ``max_ngram``
-   above 1, words are joined to spans of 1 … max_ngram of them, which then take the words' place: see ``_spans``.
-2. The words are put in random order and laid end to end; the last ``p = round(fraction * n)`` tokens of that line are
-   predicted, n being the row's real tokens. So whole words are predicted, but for the one that the cut may split.
+1. The sequence is cut into words: a piece that continues a word (``##ing``) belongs to the piece before it. With
+   ``max_ngram`` above 1, words are joined into spans of 1 … max_ngram words, which replace them below: see ``_spans``.
+2. The words are put in random order; the last ``p = round(fraction * n)`` tokens in that order are predicted, n being the
+   number of real tokens. So whole words are predicted, except for the one that the cut may split.
 3. The predicted tokens are shuffled once more, token by token: this order is ``z_1 … z_p``.
-4. One draw for each slot decides its input: ``<mask>``, the true token, or a random ordinary token.
+4. One draw for each predicted token decides its input: ``<mask>``, the true token, or a random ordinary token.
 
 Example, n = 10, fraction 0.3, words [<s>] [the] [cat ##s] [sat] [on] [a] [mat ##ress ##es]:
 order of words  … on | cat ##s | mat ##ress ##es  →  the last three tokens: mat ##ress ##es  →  z = 9, 7, 8.
 
 Everything is vectorised over the batch. A word's random number is drawn from the position of its first token, so a
-row's result does not depend on the other rows. No word and no span crosses a special token: what is drawn together is
-in one document.
+sequence's result does not depend on the other sequences. Neither words nor spans cross a special token: what is drawn
+together is in one document.
 """
 
 from functools import lru_cache
@@ -29,13 +29,13 @@ from mpnet_ds.errors import UserError
 from mpnet_ds.objectives.base import Vocabulary
 from mpnet_ds.validation import SECTION
 
-_WORD_ORDER, _SLOT_ORDER, _CORRUPTION, _REPLACEMENT, _SPAN_LENGTH = range(5)  # purposes: each has random numbers of its own
+_WORD_ORDER, _PREDICTION_ORDER, _CORRUPTION, _REPLACEMENT, _SPAN_LENGTH = range(5)  # purposes of random numbers
 MAX_SEQ_LENGTH = 1 << 16
 LONGEST_NGRAM = 16
 DEFAULTS = {"mask_probability": 0.8, "keep_probability": 0.1, "random_probability": 0.1}
 _POSITION, _CANDIDATE = np.uint64(MAX_SEQ_LENGTH - 1), np.uint64(1 << 63)  # bits of a sortable number
 _CONTINUES, _SPECIAL = 1, 2  # kinds of ids, as bits
-ROWS_AT_ONCE = 32  # of 512 tokens: what is computed on the way stays in a core's cache
+SEQUENCES_AT_ONCE = 32  # of 512 tokens: intermediate results stay in a core's cache
 
 
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -77,91 +77,93 @@ class MaskingConfig:
             raise UserError(f"masking: {shown} must sum to 1.")
 
     def num_predicted(self, num_tokens):
-        """p of a sequence (or several) of ``num_tokens`` real tokens; halves round to even, as in the original."""
+        """p of sequences of ``num_tokens`` real tokens, one number or several; halves round to even, as in the original."""
         return np.rint(self.predicted_fraction * np.asarray(num_tokens)).astype(np.int64)
 
 
-def mask_rows(
+def mask_sequences(
     input_ids: np.ndarray,
     attention_mask: np.ndarray,
-    row_keys: np.ndarray,
+    keys: np.ndarray,
     vocabulary: Vocabulary,
     config: MaskingConfig,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draws slots and their inputs for a batch.
+    """Draw the predicted tokens of a batch and their inputs.
 
     Args:
         input_ids: int [B, n], the true tokens.
         attention_mask: bool [B, n], False on padding.
-        row_keys: uint64 [B], from ``make_key``.
+        keys: uint64 [B], from ``make_key``.
     Returns:
-        ``predicted_positions`` int64 [B, p] with -1 in unused slots, which come last, and ``predicted_inputs`` int64
-        [B, p] with 0 there; p belongs to a row without padding.
+        ``predicted_positions`` int64 [B, p], with unused entries -1 at the end, and ``predicted_inputs`` int64 [B, p],
+        0 there; p is that of a sequence without padding.
     """
     if input_ids.shape[1] > MAX_SEQ_LENGTH:
-        raise ValueError(f"rows of at most {MAX_SEQ_LENGTH} tokens, got {input_ids.shape[1]}")
-    parts = [slice(first, first + ROWS_AT_ONCE) for first in range(0, max(len(input_ids), 1), ROWS_AT_ONCE)]
-    done = [_mask_some(input_ids[rows], attention_mask[rows], row_keys[rows], vocabulary, config) for rows in parts]
+        raise ValueError(f"sequences of at most {MAX_SEQ_LENGTH} tokens expected, got {input_ids.shape[1]}")
+    parts = [slice(first, first + SEQUENCES_AT_ONCE) for first in range(0, max(len(input_ids), 1), SEQUENCES_AT_ONCE)]
+    done = [_mask_some(input_ids[part], attention_mask[part], keys[part], vocabulary, config) for part in parts]
     positions, inputs = zip(*done, strict=True)
     return np.concatenate(positions), np.concatenate(inputs)
 
 
-def drop_slots_without_context(
+def drop_predictions_without_context(
     positions: np.ndarray, inputs: np.ndarray, documents: np.ndarray, attention_mask: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Where documents are isolated, takes back the slots of a document that would be predicted whole.
+    """Drop the predicted tokens of each isolated document of which all tokens would be predicted.
 
-    The first of its tokens would be predicted from nothing; such a document is a few tokens that the end of a row cut off.
+    Its first token would be predicted from nothing. Such a document is a few tokens long, cut off by a sequence's end.
 
     Args:
-        positions, inputs: int64 [B, p], of ``mask_rows``.
+        positions, inputs: int64 [B, p], from ``mask_sequences``.
         documents: int64 [B, n], the document of each token.
     """
-    rows, slots = np.nonzero(positions >= 0)
+    sequences, entries = np.nonzero(positions >= 0)
     offsets = documents.shape[1] * np.arange(len(documents))[:, None]
     document_of = documents + offsets
     sizes = np.bincount(document_of[attention_mask], minlength=documents.size)
-    chosen = document_of[rows, positions[rows, slots]]
+    chosen = document_of[sequences, positions[sequences, entries]]
     is_whole = np.bincount(chosen, minlength=documents.size) == sizes
     lost = is_whole[chosen]
     if not lost.any():
         return positions, inputs
     positions, inputs = positions.copy(), inputs.copy()
-    positions[rows[lost], slots[lost]], inputs[rows[lost], slots[lost]] = -1, 0
-    order = np.argsort(positions < 0, axis=1, kind="stable")  # unused slots come last
+    dropped = sequences[lost], entries[lost]
+    positions[dropped], inputs[dropped] = -1, 0
+    order = np.argsort(positions < 0, axis=1, kind="stable")  # unused entries go to the end
     return np.take_along_axis(positions, order, axis=1), np.take_along_axis(inputs, order, axis=1)
 
 
-def _mask_some(input_ids, attention_mask, row_keys, vocabulary, config) -> tuple[np.ndarray, np.ndarray]:
-    slots, num_used = _choose(input_ids, attention_mask, row_keys, vocabulary, config)
-    positions = _shuffle(slots, num_used, row_keys)
-    return positions, _corrupt(input_ids, positions, row_keys, vocabulary, config)
+def _mask_some(input_ids, attention_mask, keys, vocabulary, config) -> tuple[np.ndarray, np.ndarray]:
+    chosen, num_used = _choose(input_ids, attention_mask, keys, vocabulary, config)
+    positions = _shuffle(chosen, num_used, keys)
+    return positions, _corrupt(input_ids, positions, keys, vocabulary, config)
 
 
-def _choose(input_ids, attention_mask, row_keys, vocabulary, config) -> tuple[np.ndarray, np.ndarray]:
-    """Steps 1 and 2: int64 [B, p], the chosen positions in any order, used slots first, and their number, int64 [B]."""
-    num_rows, num_tokens = input_ids.shape
+def _choose(input_ids, attention_mask, keys, vocabulary, config) -> tuple[np.ndarray, np.ndarray]:
+    """Steps 1 and 2: the chosen positions in any order, int64 [B, p], and how many of them count, int64 [B]."""
+    num_sequences, num_tokens = input_ids.shape
     width = int(config.num_predicted(num_tokens))
     kinds = _kinds(vocabulary).take(input_ids)
     is_special = (kinds & _SPECIAL).astype(bool)
     barred = ~attention_mask if config.predict_special_tokens else ~attention_mask | is_special
-    starts = _starts(kinds, is_special, row_keys, config)
-    # One sortable number a token: the high bit, its word's random bits, its position. Tokens that may not be predicted
-    # have their position alone, so that the last p of the line are candidates as long as there are any.
+    starts = _starts(kinds, is_special, keys, config)
+    # One sortable number per token: the high bit, its word's random bits, its position. Tokens that must not be predicted
+    # have their position alone, so that the last p in order are candidates as long as there are any.
     position = np.arange(num_tokens, dtype=np.uint64)
-    line = draw(_keys_for(row_keys, _WORD_ORDER)[:, None], position)
+    sortable = draw(_keys_for(keys, _WORD_ORDER)[:, None], position)
     if starts is not None:
-        _repeat_from_starts(line, starts)
-    line >>= np.uint64(1)
-    line &= ~_POSITION
-    line |= position | _CANDIDATE
+        _repeat_from_starts(sortable, starts)
+    sortable >>= np.uint64(1)
+    sortable &= ~_POSITION
+    sortable |= position | _CANDIDATE
     barred = np.flatnonzero(barred)
-    line.reshape(-1)[barred] = barred % num_tokens
-    line.partition(max(num_tokens - width, 0) % num_tokens, axis=1)
-    tail = line[:, num_tokens - width :]
-    wanted = np.full(num_rows, width)
+    sortable.reshape(-1)[barred] = barred % num_tokens
+    sortable.partition(max(num_tokens - width, 0) % num_tokens, axis=1)
+    tail = sortable[:, num_tokens - width :]
+    wanted = np.full(num_sequences, width)
     if barred.size:
-        real, candidates = attention_mask.sum(axis=1), num_tokens - np.bincount(barred // num_tokens, minlength=num_rows)
+        real = attention_mask.sum(axis=1)
+        candidates = num_tokens - np.bincount(barred // num_tokens, minlength=num_sequences)
         wanted = np.minimum(config.num_predicted(real), candidates)
         if (wanted < width).any():
             tail = np.sort(tail, axis=1)[:, ::-1]
@@ -174,36 +176,36 @@ def _kinds(vocabulary: Vocabulary) -> np.ndarray:
     return (~vocabulary.starts_word * _CONTINUES | vocabulary.is_special * _SPECIAL).astype(np.uint8)
 
 
-def _starts(kinds: np.ndarray, is_special: np.ndarray, row_keys: np.ndarray, config: MaskingConfig) -> np.ndarray | None:
-    """bool [B, n]: the first token of each word or span, or None where every token is one."""
+def _starts(kinds: np.ndarray, is_special: np.ndarray, keys: np.ndarray, config: MaskingConfig) -> np.ndarray | None:
+    """bool [B, n]: the first token of each word or span; None if every token is one."""
     if not config.whole_word and config.max_ngram == 1:
         return None
     starts = (kinds & _CONTINUES) == 0 if config.whole_word else np.ones(kinds.shape, dtype=bool)
     starts[:, 0] = True
     if config.predict_special_tokens or config.max_ngram > 1:
         starts[:, 1:] |= is_special[:, :-1]  # else a special token is barred, and cannot be drawn with what follows it
-    return _spans(starts, is_special, row_keys, config.max_ngram) if config.max_ngram > 1 else starts
+    return _spans(starts, is_special, keys, config.max_ngram) if config.max_ngram > 1 else starts
 
 
-def _spans(starts: np.ndarray, is_special: np.ndarray, row_keys: np.ndarray, max_ngram: int) -> np.ndarray:
+def _spans(starts: np.ndarray, is_special: np.ndarray, keys: np.ndarray, max_ngram: int) -> np.ndarray:
     """bool [B, n]: the first token of each span, from those of the words.
 
-    Each word draws a length as if a span began there. The first word of a stretch without special tokens begins a span,
-    the word after that span the next, and so on. All stretches are walked at once, with doubling steps: after k rounds the
-    first ``2^k`` spans of each stretch are known, and ``following`` leads ``2^k`` spans on.
+    Each word draws a length as if a span began there. The first word of a run without special tokens begins a span, the
+    word after that span the next, and so on. All runs are walked at once, with doubling strides: after k rounds the first
+    ``2^k`` spans of each run are known, and ``following`` leads ``2^k`` spans on.
     """
     num_tokens = starts.shape[1]
-    place = np.flatnonzero(starts)  # of each word's first token, in the flattened rows
-    bits = draw(_keys_for(row_keys, _SPAN_LENGTH)[:, None], np.arange(num_tokens)).reshape(-1)[place]
-    alone = is_special.reshape(-1)[place]
-    begins_stretch = alone | (place % num_tokens == 0)
-    begins_stretch[1:] |= alone[:-1]
-    known = np.flatnonzero(begins_stretch)
-    end = place.size  # of the words, and of every walk
-    stretch_end = np.append(known[1:], end).repeat(np.diff(np.append(known, end)))
+    first = np.flatnonzero(starts)  # token of each word, in the flattened batch
+    bits = draw(_keys_for(keys, _SPAN_LENGTH)[:, None], np.arange(num_tokens)).reshape(-1)[first]
+    alone = is_special.reshape(-1)[first]
+    begins_run = alone | (first % num_tokens == 0)
+    begins_run[1:] |= alone[:-1]
+    known = np.flatnonzero(begins_run)
+    end = first.size  # of the words, and of every walk
+    run_end = np.append(known[1:], end).repeat(np.diff(np.append(known, end)))
     following = np.arange(end + 1)
     following[:end] += _span_lengths(bits, max_ngram)
-    following[:end][following[:end] >= stretch_end] = end
+    following[:end][following[:end] >= run_end] = end
     found = known
     while found.size:
         found = following.take(known)
@@ -211,51 +213,51 @@ def _spans(starts: np.ndarray, is_special: np.ndarray, row_keys: np.ndarray, max
         known = np.concatenate([known, found])
         following = following.take(following)
     spans = np.zeros(starts.size, dtype=bool)
-    spans[place[known]] = True
+    spans[first[known]] = True
     return spans.reshape(starts.shape)
 
 
 def _span_lengths(bits: np.ndarray, max_ngram: int) -> np.ndarray:
-    """int64: 1 … max_ngram, n with a probability proportional to 1/n."""
+    """int64: lengths 1 … max_ngram, n with a probability proportional to 1/n."""
     shares = np.cumsum(1 / np.arange(1, max_ngram + 1))
     drawn = unit_interval(bits)
     return sum((drawn >= edge for edge in shares[:-1] / shares[-1]), np.ones(bits.size, dtype=np.int64))
 
 
-def _repeat_from_starts(line: np.ndarray, starts: np.ndarray) -> None:
-    """Gives every token the number of its word's first token, in place."""
+def _repeat_from_starts(sortable: np.ndarray, starts: np.ndarray) -> None:
+    """Give every token the number of its word's first token, in place."""
     others = np.flatnonzero(~starts)
-    follows = np.empty(others.size, dtype=bool)  # another token that is no start
+    follows = np.empty(others.size, dtype=bool)  # another token that is not a start
     follows[:1], follows[1:] = False, others[1:] == others[:-1] + 1
     firsts = np.maximum.accumulate(np.where(follows, 0, others - 1))
-    flat = line.reshape(-1)
+    flat = sortable.reshape(-1)
     flat[others] = flat[firsts]
 
 
-def _shuffle(slots: np.ndarray, num_used: np.ndarray, row_keys: np.ndarray) -> np.ndarray:
-    """Step 3: the order is by random bits of the position; unused slots, -1, come last."""
-    unused = np.arange(slots.shape[1]) >= num_used[:, None]
-    order = draw(_keys_for(row_keys, _SLOT_ORDER)[:, None], slots)
+def _shuffle(chosen: np.ndarray, num_used: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Step 3: order positions by random bits drawn from them; unused entries, -1, come last."""
+    unused = np.arange(chosen.shape[1]) >= num_used[:, None]
+    order = draw(_keys_for(keys, _PREDICTION_ORDER)[:, None], chosen)
     order &= ~_POSITION
-    order |= slots.astype(np.uint64)
+    order |= chosen.astype(np.uint64)
     order[unused] = ~np.uint64(0)
     order.sort(axis=1)
     order &= _POSITION
     return np.where(unused, -1, order.astype(np.int64))
 
 
-def _corrupt(input_ids, positions, row_keys, vocabulary, config) -> np.ndarray:
-    """Step 4."""
-    choice = unit_interval(draw(_keys_for(row_keys, _CORRUPTION)[:, None], positions))
+def _corrupt(input_ids, positions, keys, vocabulary, config) -> np.ndarray:
+    """Step 4: the inputs of the predicted tokens, int64 [B, p]."""
+    choice = unit_interval(draw(_keys_for(keys, _CORRUPTION)[:, None], positions))
     inputs = np.take_along_axis(input_ids, np.maximum(positions, 0), axis=1).astype(np.int64)
     inputs[choice < config.mask_probability] = vocabulary.mask_id
-    row, slot = np.nonzero(choice >= config.mask_probability + config.keep_probability)
-    bits = draw(_keys_for(row_keys, _REPLACEMENT)[row], positions[row, slot])
-    inputs[row, slot] = vocabulary.ordinary[below(bits, len(vocabulary.ordinary))]
+    sequence, entry = np.nonzero(choice >= config.mask_probability + config.keep_probability)
+    bits = draw(_keys_for(keys, _REPLACEMENT)[sequence], positions[sequence, entry])
+    inputs[sequence, entry] = vocabulary.ordinary[below(bits, len(vocabulary.ordinary))]
     inputs[positions < 0] = 0
     return inputs
 
 
-def _keys_for(row_keys: np.ndarray, purpose: int) -> np.ndarray:
-    """uint64 [B]: the rows' keys for one purpose, so that no two uses share random numbers."""
-    return draw(row_keys, purpose)
+def _keys_for(keys: np.ndarray, purpose: int) -> np.ndarray:
+    """uint64 [B]: the sequences' keys for one purpose, so that no two uses share random numbers."""
+    return draw(keys, purpose)

@@ -37,15 +37,15 @@ class ModelSection:
     max_position_embeddings: Positive = 514
     """Rows of the position table: the longest sequence plus 2."""
     layer_norm_eps: Annotated[float, Field(gt=0)] = 1e-5
-    """That of the published models; a start of another one (--init_from) needs its own."""
+    """Epsilon of LayerNorm, by default that of the published models; --init_from needs the folder's own."""
 
     @classmethod
     def of(cls, config: "MPNetConfig") -> "ModelSection":
-        """The section that describes an existing model."""
+        """Describe an existing model as a section."""
         return cls(**{field.name: getattr(config, field.name) for field in fields(cls)})
 
     def config(self, vocab_size: int) -> "MPNetConfig":
-        """The configuration in transformers' form."""
+        """Convert the section to transformers' configuration."""
         from transformers import MPNetConfig
 
         special = {"bos_token_id": BOS_ID, "pad_token_id": PAD_ID, "eos_token_id": EOS_ID}

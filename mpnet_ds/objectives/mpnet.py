@@ -8,7 +8,7 @@ from pydantic.dataclasses import dataclass
 
 from mpnet_ds.findings import Finding
 from mpnet_ds.objectives.base import Objective, Sequences, Term, Vocabulary
-from mpnet_ds.objectives.masking import MaskingConfig, drop_slots_without_context, mask_rows
+from mpnet_ds.objectives.masking import MaskingConfig, drop_predictions_without_context, mask_sequences
 from mpnet_ds.validation import SECTION
 
 if TYPE_CHECKING:
@@ -29,26 +29,26 @@ class MPNet(Objective):
     omitted_if_true: ClassVar[tuple[str, ...]] = ("attention_mask",)
 
     masking: MaskingConfig = field(default_factory=MaskingConfig)
-    """Which tokens are predicted, and what stands in their place."""
+    """Which tokens are predicted, and what the model reads instead of them."""
 
     @property
     def terms(self) -> tuple[Term, ...]:
-        """One: the cross-entropy of the predicted tokens."""
+        """The only term: the cross-entropy of the predicted tokens."""
         return (Term(self.name, "predicted_positions"),)
 
     def draw(self, sequences: Sequences, vocabulary: Vocabulary) -> dict[str, np.ndarray]:
-        """Draw what is predicted, with p tokens of a sequence without padding.
+        """Draw the predicted tokens, p in a sequence without padding.
 
         Returns:
             ``input_ids`` int64 [B, n], the true tokens; ``predicted_positions`` int64 [B, p], -1 where unused;
             ``predicted_inputs`` int64 [B, p]; ``attention_mask`` bool [B, n]; where documents are isolated also
             ``document_ids`` int64 [B, n], from 0 in each sequence.
         """
-        positions, inputs = mask_rows(sequences.ids, sequences.real, sequences.keys, vocabulary, self.masking)
+        positions, inputs = mask_sequences(sequences.ids, sequences.real, sequences.keys, vocabulary, self.masking)
         documents = {}
         if sequences.documents is not None:
             documents["document_ids"] = sequences.documents
-            positions, inputs = drop_slots_without_context(positions, inputs, sequences.documents, sequences.real)
+            positions, inputs = drop_predictions_without_context(positions, inputs, sequences.documents, sequences.real)
         return {
             "input_ids": sequences.ids,
             "predicted_positions": positions,
@@ -58,7 +58,7 @@ class MPNet(Objective):
         }
 
     def findings(self, model: "ModelSection", tokenizer: "PretrainingTokenizer", data) -> list[Finding]:
-        """What transformers could not represent after export, or what cannot be built."""
+        """Report what transformers could not represent after export, and what cannot be built."""
         from mpnet_ds.models.mpnet.model import find_faults
 
         return [Finding(text) for text in find_faults(model.config(tokenizer.vocab_size))]
@@ -71,7 +71,7 @@ class MPNet(Objective):
         micro_batch_size: int,
         setting: "ComputeSetting | None" = None,
     ) -> "ModulePlan":
-        """Sizes by formulas, which are exact for parameters and FLOPs."""
+        """Compute sizes by formulas, which are exact for parameters and FLOPs."""
         from mpnet_ds.models.mpnet.sizes import plan_of
 
         config, predicted = model.config(tokenizer.vocab_size), int(self.masking.num_predicted(seq_length))

@@ -13,7 +13,7 @@ from mpnet_ds.validation import SECTION
 class PLM(MPNet):
     """Predict tokens one after another without knowing the positions of those that are still to come.
 
-    Each prediction starts from ``<mask>``: whatever ``masking`` says of true and random tokens is set aside.
+    Each prediction starts from ``<mask>``: the shares of true and random tokens in ``masking`` are ignored.
     """
 
     name: ClassVar[str] = "plm"

@@ -11,7 +11,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or its metrics.jsonl")
     parser.add_argument("--output", default="run.png", metavar="FILE", help="PNG to write (run.png)")
-    parser.add_argument("--x", default="updates", metavar="updates|samples", help="what runs are compared at (updates)")
+    parser.add_argument("--x", default="steps", metavar="steps|samples", help="horizontal axis (steps); samples: sequences")
     return parser
 
 

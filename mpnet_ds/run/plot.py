@@ -11,8 +11,8 @@ from pathlib import Path
 from mpnet_ds.errors import UserError, did_you_mean
 from mpnet_ds.metrics_file import FILE_NAME, read_metrics
 
-AXES = {"updates": "step", "samples": "consumed_samples"}
-"""Choices for the horizontal axis → key of a line that holds its value."""
+AXES = {"steps": "step", "samples": "consumed_samples"}
+"""Horizontal axis → key of a line that holds its value."""
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -28,7 +28,7 @@ class Curves:
     tokens_per_second: list[tuple[float, float]] = field(default_factory=list)
 
 
-def plot_runs(runs: list[str], output: str, x: str = "updates") -> Path:
+def plot_runs(runs: list[str], output: str, x: str = "steps") -> Path:
     """Draw ``runs`` (folders, or files ``metrics.jsonl``) into the PNG file ``output``; an older one is replaced.
 
     Raises:
@@ -43,7 +43,7 @@ def plot_runs(runs: list[str], output: str, x: str = "updates") -> Path:
     return path
 
 
-def read_curves(file: Path, name: str, x: str = "updates") -> Curves:
+def read_curves(file: Path, name: str, x: str = "steps") -> Curves:
     """Curves of one ``metrics.jsonl``; incomplete lines are left out."""
     curves, axis = Curves(name), AXES.get(x)
     if axis is None:
@@ -60,7 +60,7 @@ def read_curves(file: Path, name: str, x: str = "updates") -> Curves:
     return curves
 
 
-def draw(runs: list[Curves], x: str = "updates"):
+def draw(runs: list[Curves], x: str = "steps"):
     """A matplotlib ``Figure`` of two axes, losses above and throughput below, with lines labelled by run."""
     try:
         from matplotlib.figure import Figure
@@ -78,7 +78,7 @@ def draw(runs: list[Curves], x: str = "updates"):
         speeds.plot(*zip(*run.tokens_per_second, strict=True), color=colour, linewidth=1, label=run.name)
     losses.set_ylabel("loss (nats per predicted token)")
     speeds.set_ylabel("throughput (tokens/s)")
-    speeds.set_xlabel({"updates": "updates", "samples": "samples (rows)"}[x])
+    speeds.set_xlabel({"steps": "steps", "samples": "samples (sequences)"}[x])
     speeds.set_ylim(bottom=0)
     speeds.yaxis.set_major_formatter(EngFormatter())
     speeds.xaxis.set_major_formatter(EngFormatter())
@@ -119,4 +119,4 @@ def _check_output(path: Path) -> None:
             raise UserError(f"{path} is a folder: choose another --output.")
         with open(path, "rb") as file:
             if file.read(len(PNG_SIGNATURE)) != PNG_SIGNATURE:
-                raise UserError(f"{path} is there already and holds no PNG: choose another --output.")
+                raise UserError(f"{path} is there already and is not a PNG: choose another --output.")

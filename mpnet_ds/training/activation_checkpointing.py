@@ -2,12 +2,12 @@
 
 The section only configures DeepSpeed's functions; which layers go through them is decided here:
 
-    number_checkpoints          N: so many layers, evenly spread, are computed again in backward; absent, all of them
+    number_checkpoints          N layers, evenly spread, are recomputed in backward; all of them if absent
     partition_activations       each rank of a tensor-parallel group keeps its part of a layer's input
-    cpu_checkpointing           a layer's input waits for backward in the memory of the host
+    cpu_checkpointing           a layer's input waits for backward in host memory
 
-DeepSpeed itself uses ``number_checkpoints`` to size the buffers of ``contiguous_memory_optimization``, and so takes it as
-it is meant here: that many inputs are kept.
+DeepSpeed itself uses ``number_checkpoints`` to size the buffers of ``contiguous_memory_optimization``, with the same
+meaning as here: that many inputs are kept.
 """
 
 from collections.abc import Callable
@@ -22,14 +22,14 @@ SECTION = "activation_checkpointing"
 
 
 def checkpointed_layers(num_layers: int, number_checkpoints: int | None) -> list[int]:
-    """Numbers, from 0 and ascending, of the layers that are computed again in backward.
+    """Choose the layers that are recomputed in backward: ascending numbers from 0.
 
-    They are spread evenly, beginning with the first: 6 of 12 are 0, 2, 4, 6, 8, 10. The last layer is taken only if all
+    They are spread evenly, beginning with the first: 6 of 12 are 0, 2, 4, 6, 8, 10. The last layer is chosen only if all
     are: backward needs its activations first, and with query rows alone they are the fewest.
 
     Args:
         num_layers: L.
-        number_checkpoints: N of them; None, or more than there are, is all.
+        number_checkpoints: N; None, or a number above L, chooses all.
     """
     count = num_layers if number_checkpoints is None else min(number_checkpoints, num_layers)
     return [i * num_layers // count for i in range(count)]
@@ -38,7 +38,7 @@ def checkpointed_layers(num_layers: int, number_checkpoints: int | None) -> list
 def checkpoint_layers(module: PretrainingModule, engine: dict) -> None:
     """Let chosen layers recompute their activations in backward instead of keeping them.
 
-    The first argument of a layer is its hidden states, whose value is kept; other tensors are shared by all layers.
+    The first argument of a layer is its hidden states, which are kept; other tensors are shared by all layers.
 
     Args:
         engine: DeepSpeed's JSON, resolved, which also configures DeepSpeed's functions; nothing changes without the section.
@@ -48,7 +48,7 @@ def checkpoint_layers(module: PretrainingModule, engine: dict) -> None:
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 
-    # On a CPU a layer's input is in host memory already; DeepSpeed would take it for its own copy and empty it.
+    # On a CPU a layer's input is in host memory already; DeepSpeed would mistake it for its own copy and empty it.
     in_host_memory = get_accelerator().device_name() == "cpu"
     deepspeed.checkpointing.configure(
         mpu_=None, deepspeed_config=engine, checkpoint_in_cpu=False if in_host_memory else None
@@ -59,22 +59,22 @@ def checkpoint_layers(module: PretrainingModule, engine: dict) -> None:
 
 
 def _recomputing(call: Callable, hidden: Tensor, *arguments, **options):
-    """What a layer's ``call`` returns, without keeping its activations."""
+    """Return what a layer's ``call`` does, without keeping its activations."""
     import deepspeed
 
     if not torch.is_grad_enabled():
         return call(hidden, *arguments, **options)
-    # DeepSpeed loses count of arguments that are no tensors, where it partitions: they stay outside.
-    places = [place for place, argument in enumerate(arguments) if isinstance(argument, Tensor)]
-    tensors = [arguments[place] for place in places]
+    # Where it partitions, DeepSpeed loses count of arguments that are not tensors: these stay outside.
+    positions = [position for position, argument in enumerate(arguments) if isinstance(argument, Tensor)]
+    tensors = [arguments[position] for position in positions]
     keep_through_checkpointing(*tensors)
-    # Not the tensors: DeepSpeed keeps the function, and with it all that it refers to, beyond the step.
+    # Without the tensors: DeepSpeed keeps the function, and all that it refers to, beyond the step.
     others = [None if isinstance(argument, Tensor) else argument for argument in arguments]
 
     def compute(hidden: Tensor, *tensors: Tensor):
         values = list(others)
-        for place, tensor in zip(places, tensors, strict=True):
-            values[place] = tensor
+        for position, tensor in zip(positions, tensors, strict=True):
+            values[position] = tensor
         return call(hidden, *values, **options)
 
     return deepspeed.checkpointing.checkpoint(compute, hidden, *tensors)

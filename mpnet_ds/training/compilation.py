@@ -2,10 +2,10 @@
 
 Layers that share their code share its compilations: MPNet's need one for layers that compute all rows and one for the last,
 each in training and in evaluation; and two more where layers are recomputed in backward. Shapes are fixed, so nothing is
-compiled later on.
+compiled later.
 
 What is compiled is a layer's ``forward``, within the hooks that ZeRO 3 puts around a layer to gather its weights. Hooks of
-the modules inside would cut the graph at each of them, so at ZeRO 3 a layer becomes a leaf: it gathers its weights together.
+the modules inside would cut the graph at each of them, so at ZeRO 3 a layer becomes a leaf: it gathers all weights at once.
 """
 
 import torch
@@ -14,11 +14,11 @@ from mpnet_ds.models.module import PretrainingModule
 
 
 def compile_layers(module: PretrainingModule, zero_stage: int) -> None:
-    """Let each layer be compiled at its first use; names and values of the weights stay.
+    """Compile each layer at its first use; names and values of the weights stay the same.
 
-    To be called before DeepSpeed's engine is built around the module.
+    Call it before DeepSpeed's engine is built around the module.
     """
-    torch.compiler.reset()  # what an earlier module of this process compiled would count against the limit of one function
+    torch.compiler.reset()  # compilations for an earlier module of this process would count against a function's limit
     layers = module.layers()
     if zero_stage == 3:
         from deepspeed.utils import set_z3_leaf_modules

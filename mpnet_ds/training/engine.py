@@ -1,6 +1,6 @@
 """A DeepSpeed engine as the trainer uses it, the same for every ZeRO stage and precision.
 
-DeepSpeed's ZeRO and 16-bit optimizers leave a step out when the norm of the gradient is not finite. In fp32 at ZeRO 0
+DeepSpeed's ZeRO and 16-bit optimizers skip a step whose gradient norm is not finite. In fp32 at ZeRO 0
 nothing does: the plain optimizer would write NaN into every weight. ``Engine`` closes that gap.
 """
 
@@ -31,15 +31,15 @@ class Engine:
     """A DeepSpeed engine around a model.
 
     Args:
-        disks: on which checkpoints go; None: one that all ranks share.
-        compiled: let the layers be compiled, see ``compilation.py``.
+        disks: where checkpoints go; None: one disk that all ranks share.
+        compiled: compile the layers, see ``compilation.py``.
 
     Attributes:
         deepspeed: the engine itself.
         applied: whether the last step changed the weights; False if a gradient was NaN or infinite.
         grad_norm: of the last step's gradient over all ranks, before clipping; a float, a scalar tensor or None.
         learning_rate: of the next step, before the scale of a parameter group; 0 until it is set.
-        span: ``with span("backward"):`` names a part of the work for a profiler; does nothing unless it is set.
+        span: ``with span("backward"):`` names a part of the work for a profiler; does nothing by default.
     """
 
     def __init__(
@@ -66,11 +66,11 @@ class Engine:
             deepspeed_workarounds.step_only_if(self.deepspeed.optimizer, lambda: self.applied)
 
     def load(self, checkpoint: Path, convert: bool) -> None:
-        """Resume from a checkpoint: weights, optimizer states, counts. The recipe's betas and weight decay stay.
+        """Resume from a checkpoint: weights, optimizer states, counters. The recipe's betas and weight decay stay.
 
         Args:
-            convert: it was saved with another optimizer, at another ZeRO stage or precision, or by another number of ranks;
-                the model has its weights already.
+            convert: it was saved with another optimizer, ZeRO stage, precision or number of ranks; the model already has
+                its weights.
         """
         settings = [dict(group) for group in self.deepspeed.optimizer.param_groups]
         if convert:
@@ -83,17 +83,17 @@ class Engine:
             group.update({name: value for name, value in before.items() if name != "params"})
 
     def forward(self, batch: dict[str, Tensor]) -> Scores:
-        """The module's scores of one micro-batch."""
+        """Compute the module's scores of one micro-batch."""
         with self.span("forward"):
             return self.deepspeed(**batch)
 
     def backward(self, loss: Tensor) -> None:
         """Add a micro-batch's gradients; the one that completes the global batch updates the weights.
 
-        Where ``loss`` is not finite, the whole step is left out.
+        If ``loss`` is not finite, the whole step is skipped.
         """
         with self.span("backward"):
-            # Some infinite losses have finite gradients; times NaN none has.
+            # Some infinite losses have finite gradients; none has after multiplication by NaN.
             self.deepspeed.backward(loss * torch.where(torch.isfinite(loss), 1.0, torch.nan))
         with self.span("optimizer"):
             self._step()

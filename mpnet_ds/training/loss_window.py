@@ -1,7 +1,7 @@
 """Losses of a run: means over a log interval, and sudden jumps.
 
-Totals of a step travel to host memory without anybody waiting for them: a GPU copies them when it gets there, and they are
-looked at when they have arrived, at the latest when a line is logged.
+A step's totals are copied to host memory asynchronously: a GPU copies them when it gets there, and they are read once they
+have arrived, at the latest when a line is logged.
 """
 
 import math
@@ -17,9 +17,9 @@ from mpnet_ds.models.module import Scores
 from mpnet_ds.objectives.base import Objective, Term
 
 MEMORY = 100
-"""Steps over which the running mean of the loss reaches back."""
+"""Steps that the running mean of the loss covers."""
 SETTLED = 20
-"""Steps before the running mean means anything."""
+"""Steps before the running mean is meaningful."""
 
 
 @dataclass(frozen=True)
@@ -32,19 +32,19 @@ class Spike:
 
 
 def totals_of(scores: Scores) -> Tensor:
-    """float64 [numbers]: losses and hits of each term, then the module's counts, of one micro-batch."""
+    """Collect losses and hits of each term, then the module's counts, of one micro-batch: float64 [numbers]."""
     hits = torch.zeros_like(scores.sums) if scores.correct is None else scores.correct
     parts = [scores.sums.detach(), hits, *(scores.counts or {}).values()]
     return torch.cat([part.detach().double().flatten() for part in parts])
 
 
 class LossWindow:
-    """Means of the losses since the last ``close``, and spikes on the way.
+    """Means of the losses since the last ``close``, and spikes among them.
 
     Args:
-        objective: names the terms, weights them and makes metrics of counts; weights that change during training are those
-            of each step for spikes, and of the window's last step for its mean.
-        spike_factor: a loss above this multiple of the running mean is a spike; 0: there are none.
+        objective: names and weights the terms, and turns counts into metrics; weights that change during training are
+            those of each step for spikes, and of the window's last step for its mean.
+        spike_factor: a loss above this multiple of the running mean is a spike; 0 finds none.
     """
 
     def __init__(self, objective: Objective, spike_factor: float = 0.0):
@@ -61,24 +61,24 @@ class LossWindow:
         self._targets = [0] * len(self.objective.terms)
 
     def state(self) -> dict:
-        """What ``restore`` needs, as JSON. Waits for the device; the next ``arrived`` has the spikes."""
+        """Return the state for ``restore``, as JSON. Waits for the device; the next ``arrived`` has the spikes."""
         self._found += self._drain()
         window = {"totals": self._totals, "targets": self._targets, "shapes": self._shapes}
         return window | {"mean": self._mean, "seen": self._seen}
 
     def restore(self, state: dict) -> None:
-        """Continues from a ``state``."""
+        """Continue from a ``state``."""
         self._totals, self._targets = list(state["totals"]), list(state["targets"])
         self._shapes = dict(state["shapes"])
         self._mean, self._seen = state["mean"], state["seen"]
 
     def add(self, step: int, totals: Tensor, num_targets: list[int], counts: dict[str, Tensor] | None = None) -> None:
-        """Take in a step, without waiting for the device.
+        """Add a step, without waiting for the device.
 
         Args:
             totals: of all ranks, see ``totals_of``.
             num_targets: of each term, on all ranks.
-            counts: of any micro-batch: names and shapes of what follows the terms in ``totals``.
+            counts: of any micro-batch; names and shapes of what follows the terms in ``totals``.
         """
         self._shapes = {name: list(tensor.shape) for name, tensor in (counts or {}).items()}
         arrived = None
@@ -91,17 +91,17 @@ class LossWindow:
         self._arriving.append((step, totals, num_targets, arrived))
 
     def arrived(self) -> list[Spike]:
-        """Takes in what is there; returns the spikes among it."""
+        """Process the steps that have arrived; return the spikes among them."""
         spikes, self._found = self._found, []
         while self._arriving and (self._arriving[0][3] is None or self._arriving[0][3].query()):
             spikes += self._take(*self._arriving.popleft()[:3])
         return spikes
 
     def close(self) -> tuple[dict[str, float], list[Spike]]:
-        """Metrics of the window and the last spikes; starts over. Waits for the device.
+        """Return the window's metrics and the last spikes, and begin a new window. Waits for the device.
 
         ``loss`` (nats) is the weighted sum of the terms' means, NaN if nothing was predicted; ``accuracy`` is the first
-        term's. ``loss/TERM`` and ``accuracy/TERM`` are each term's own, left out where it had no targets.
+        term's. ``loss/TERM`` and ``accuracy/TERM`` are each term's own, omitted if it had no targets.
         """
         spikes, self._found = self._found + self._drain(), []
         totals, targets = self._totals or [math.nan] * 2 * len(self._targets), self._targets

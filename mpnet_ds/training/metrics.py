@@ -1,4 +1,4 @@
-"""What a run reports: ``metrics.jsonl``, TensorBoard and the other monitors of DeepSpeed's JSON, a line on the terminal.
+"""Reports of a run: ``metrics.jsonl``, TensorBoard and the other monitors of DeepSpeed's JSON, a line on the terminal.
 
 ``metrics.jsonl`` has one object a line. A training line:
 
@@ -7,12 +7,12 @@
      "data_wait": 0.0004, "memory": 1503238553, "mfu": 0.31}
 
 ``loss`` (nats) is the weighted sum of the terms' means over all their targets since the last line, ``accuracy`` the first
-term's; ``loss/TERM`` and ``accuracy/TERM`` are each term's own; ``data_wait`` is the share of the
-time that rank 0 waited for batches; ``memory`` is rank 0's peak since its start, in bytes; ``mfu`` is there where the
-device's peak is known. The first line of a session has ``first_step_seconds`` as well: in its first step kernels are
-loaded and perhaps compiled, so it is in none of the rates, which are null if there was no other. An evaluation line has
-``step``, ``consumed_samples``, ``eval_loss`` and ``eval_accuracy``. Other lines have ``step`` and tell of an event. A number
-that is NaN or infinite, which JSON cannot say, is null.
+term's; ``loss/TERM`` and ``accuracy/TERM`` are each term's own; ``data_wait`` is the share of
+time that rank 0 waited for batches; ``memory`` is rank 0's peak since its start, in bytes; ``mfu`` is present if the
+device's peak is known. The first line of a session has ``first_step_seconds`` as well: its first step loads and perhaps
+compiles kernels, so it is in none of the rates, which are null if there was no other. An evaluation line has
+``step``, ``consumed_samples``, ``eval_loss`` and ``eval_accuracy``. Other lines have ``step`` and report an event. A number
+that is NaN or infinite, which JSON cannot express, is null.
 """
 
 import json
@@ -81,7 +81,7 @@ class MetricsWriter:
             self._complain(error)
 
     def _append(self, text: str) -> None:
-        """Append a line of text; one that cannot be written is lost, and training continues."""
+        """Append a line of text; if that fails the line is lost, and training continues."""
         try:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write("\n" * self._is_cut_short + text + "\n")
@@ -107,16 +107,16 @@ class MetricsWriter:
 
 
 class Throughput:
-    """Rates since the last restart, from wall-clock time between two points where the device was waited for.
+    """Rates since the last restart, from wall-clock time between two synchronisations with the device.
 
-    Padding is no token, but work for the device: it counts in ``mfu`` only.
+    Padding is not counted as tokens, but is work for the device: it counts in ``mfu`` only.
 
     Args:
         flops_per_sequence: of forward and backward.
         global_batch_size: sequences of a step.
-        tokens_per_sequence: mean number of tokens in a sequence that are no padding.
+        tokens_per_sequence: mean number of tokens in a sequence, without padding.
         precision: that of the engine, ``fp32``, ``bf16`` or ``fp16``.
-        clock: seconds.
+        clock: returns seconds.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class Throughput:
         self.device, self._clock = ranks.device, clock
         self._seconds_of_first: float | None = None
         self.steps_per_second = 1.0
-        """Measured by the last ``measure``."""
+        """Rate found by the last ``measure``."""
         self.restart(step=0)
 
     def restart(self, step: int) -> None:
@@ -147,15 +147,15 @@ class Throughput:
         """Targets of the first term since then; the caller adds to it."""
 
     def leave_out_first(self, step: int) -> float:
-        """Start measuring now: step number ``step``, the first of a session, counts in no rate. Returns its seconds."""
+        """Start measuring now, leaving the first step of a session, ``step``, out of all rates; return its seconds."""
         self._seconds_of_first = self._clock() - self._time
         self.restart(step)
         return self._seconds_of_first
 
     def measure(self, step: int) -> dict[str, float]:
-        """``tokens_per_second``, ``predicted_tokens_per_second``, ``data_wait``, ``memory`` (bytes), perhaps ``mfu``.
+        """Measure tokens_per_second, predicted_tokens_per_second, data_wait, memory (bytes) and, if known, mfu.
 
-        Rates are NaN where no step but the first was made; the first is told in ``first_step_seconds``, once.
+        Rates are NaN if there was only the session's first step, which is reported once, as ``first_step_seconds``.
         """
         seconds, done = max(self._clock() - self._time, 1e-9), step - self._step
         self.steps_per_second = done / seconds
@@ -175,9 +175,9 @@ class Throughput:
 
 
 def describe(line: dict, max_steps: int, seconds_left: float) -> str:
-    """A training line of ``metrics.jsonl`` for the terminal: one line, its columns below those of the line before.
+    """Format a training line of ``metrics.jsonl`` for the terminal, in columns that line up from line to line.
 
-    Perplexity is exp(loss), of a predicted token; what a run does not know (``mfu``, ``grad_norm``) is left out.
+    Perplexity is exp(loss), per predicted token; what a run does not know (``mfu``, ``grad_norm``) is omitted.
     """
     digits, loss, norm = len(str(max_steps)), line["loss"], line.get("grad_norm")
     tokens, predicted = _rate(line["tokens_per_second"]), _rate(line["predicted_tokens_per_second"])
@@ -198,14 +198,14 @@ def describe(line: dict, max_steps: int, seconds_left: float) -> str:
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
-    """Peak FLOP/s of the device in 16 bits; None where it is not known, or in fp32."""
+    """Peak FLOP/s of the device in 16 bits; None if unknown, or in fp32."""
     if device.type != "cuda" or precision == "fp32":
         return None
     return peak_flops_of(torch.cuda.get_device_name(device))
 
 
 def peak_flops_of(name: str) -> float | None:
-    """Peak FLOP/s in 16 bits by the device's name; None for a part of a device (MIG), whose share is not known."""
+    """Peak FLOP/s in 16 bits by the device's name; None for a slice of a device (MIG), whose share is unknown."""
     if re.search(r"\bMIG\b", name):
         return None
     found = (tera * 1e12 for pattern, tera in PEAK_TFLOPS.items() if re.search(rf"\b(?:{pattern})\b", name))
@@ -213,23 +213,23 @@ def peak_flops_of(name: str) -> float | None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Peak bytes of this process since its start: of a GPU's memory in tensors, else of the machine's."""
+    """Peak bytes of this process since its start: of tensors on a GPU, else of resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
-    if status.exists():  # getrusage would begin with what the process held that started this one
+    if status.exists():  # getrusage would start at the parent process's memory
         return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _in_columns(value: float, width: int) -> str:
-    """``value`` with as many decimals, two at most, as fit into ``width`` columns, or else as ``1e+09``."""
+    """Format with as many decimals, two at most, as fit into ``width`` columns, or else as ``1e+09``."""
     texts = (f"{value:.{decimals}f}" for decimals in (2, 1, 0))
     return next((text for text in texts if len(text) <= width), f"{value:.0e}").rjust(width)
 
 
 def _rate(count: float) -> str:
-    """In five columns: ``3,280``, ``21.5k``, `` 228k``, ``1.52M``."""
+    """Format a rate in five columns: ``3,280``, ``21.5k``, `` 228k``, ``1.52M``."""
     if math.isnan(count):
         return "    ?"
     unit, divisor = ("M", 1e6) if count >= 999.5e3 else ("k", 1e3) if count >= 9_999.5 else ("", 1)
@@ -241,7 +241,7 @@ def _is_finite_number(value) -> bool:
 
 
 def _finite_or_null(value):
-    """``value`` as JSON can say it."""
+    """Replace what JSON cannot express by null."""
     if isinstance(value, dict):
         return {name: _finite_or_null(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -254,21 +254,21 @@ def _monitor_name(name: str) -> str:
 
 
 def _open_monitors(output: Path, monitors: dict):
-    """DeepSpeed's monitors; TensorBoard is on unless the JSON says otherwise, and files go to the run's folder."""
+    """Open DeepSpeed's monitors; TensorBoard is on unless the JSON says otherwise, and files go to the run's folder."""
     from deepspeed.monitor.config import get_monitor_config
     from deepspeed.monitor.monitor import MonitorMaster
 
-    place = {"output_path": str(output)}
+    folder = {"output_path": str(output)}
     defaults = {
-        "tensorboard": {"enabled": True, "job_name": "tensorboard"} | place,
-        "csv_monitor": {"job_name": "csv"} | place,
-        "comet": {"samples_log_interval": 1},  # counted in our steps: by default 99 of 100 would be lost
+        "tensorboard": {"enabled": True, "job_name": "tensorboard"} | folder,
+        "csv_monitor": {"job_name": "csv"} | folder,
+        "comet": {"samples_log_interval": 1},  # counts our steps: by default 99 of 100 would be lost
     }
     return MonitorMaster(get_monitor_config(monitors | {name: d | monitors.get(name, {}) for name, d in defaults.items()}))
 
 
 def _drop_lines_from(path: Path, first_step: int) -> None:
-    """After a resume, lines of steps that will be done again (and a line that a kill cut short) would stand twice."""
+    """Drop lines of steps that a resumed run repeats, and a line that was cut short by a kill."""
     if path.exists():
         kept = [line for line in read_metrics(path) if line["step"] < first_step]
         write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))

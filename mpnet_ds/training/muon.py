@@ -2,12 +2,12 @@
 
 Muon (Jordan, 2024, kellerjordan.github.io/posts/muon) keeps one momentum instead of Adam's two moments, and moves a matrix
 by the momentum made nearly orthogonal: five Newton-Schulz iterations in bf16, of 2 a² (2 b + a) operations each for a
-matrix of a rows and b columns, a <= b. Times 0.2 sqrt(b) the step is as large as AdamW's (Liu et al., 2025, arXiv
+matrix of a rows and b columns, a <= b. Times 0.2 sqrt(b) its step is as large as AdamW's (Liu et al., 2025, arXiv
 2502.16982), so one learning rate and one weight decay serve both.
 
 Both are PyTorch's. DeepSpeed has a Muon of its own, which is not used: it takes two learning rates, which a schedule
-overwrites with one, compiles at its first step without a word, and at ZeRO 1 and 2 has its steps clipped in the place of
-gradients. Whole matrices are there at ZeRO 0 only: other stages cut them.
+overwrites with one, silently compiles at its first step, and at ZeRO 1 and 2 its steps are clipped instead of
+gradients. Only ZeRO 0 has whole matrices: other stages cut them.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ class MuonAdamW(torch.optim.Optimizer):
 
     Args:
         groups: each with ``params``, ``weight_decay`` and ``use_muon``.
-        lr, momentum, betas, eps: of both, of Muon, of AdamW, of AdamW.
+        lr: of both; momentum: Muon's; betas, eps: AdamW's.
     """
 
     def __init__(self, groups: list[dict], lr: float, momentum: float, betas: tuple[float, float], eps: float):
@@ -38,7 +38,7 @@ class MuonAdamW(torch.optim.Optimizer):
         """Update all parameters that have a gradient."""
         loss = None if closure is None else closure()
         for part, kind in ((self._adamw, False), (self._muon, True)):
-            # At each step: DeepSpeed puts fp32 copies into the groups, and loading a checkpoint makes other groups.
+            # At each step: DeepSpeed puts fp32 master weights into the groups, and loading a checkpoint makes new groups.
             part.param_groups = [group for group in self.param_groups if group["use_muon"] is kind]
             part.state = self.state
             part.step()
@@ -46,7 +46,7 @@ class MuonAdamW(torch.optim.Optimizer):
 
 
 def make_muon(module: PretrainingModule, values: dict, groups: list[dict]) -> MuonAdamW:
-    """Make the optimizer for parameter groups of a module; hidden matrices of each become a group of their own.
+    """Make the optimizer for a module's parameter groups; the hidden matrices of each become a group of their own.
 
     Args:
         values: ``optimizer.params`` of DeepSpeed's JSON, resolved.

@@ -1,7 +1,6 @@
 """Batches on their way to the device: drawn and packed ahead in a thread, unpacked where they are used.
 
-Whole numbers travel as int32, half as wide as modules take them, from memory that a GPU fetches by itself, and nobody waits
-for them.
+int64 travels as int32, at half the width, from pinned memory, so that the copies are asynchronous.
 """
 
 import time
@@ -14,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-DEPTH = 2  # items that are drawn or being drawn while one is in use
+DEPTH = 2  # items drawn, or being drawn, while one is in use
 
 Item = TypeVar("Item")
 
 
 def prefetched(draw: Callable[[int], Item], first: int, last: int, depth: int = DEPTH) -> Iterator[tuple[Item, float]]:
-    """``draw(first)`` … ``draw(last)``, each with the seconds that the caller waited for it.
+    """Yield ``draw(first)`` … ``draw(last)``, each with the seconds that the caller waited for it.
 
     An exception in ``draw`` is raised here when its item's turn comes. At most ``depth`` items are in memory besides the
     caller's.
@@ -40,10 +39,10 @@ def prefetched(draw: Callable[[int], Item], first: int, last: int, depth: int = 
 
 
 def pack(batch: dict[str, np.ndarray], device: torch.device, omitted_if_true: Sequence[str] = ()) -> dict[str, Tensor]:
-    """Tensors in host memory of what an objective draws: int64 as int32 where it fits, other types as they are.
+    """Turn what an objective draws into tensors in host memory: int64 as int32 if it fits, other types as they are.
 
     Args:
-        omitted_if_true: boolean arrays that stay behind where all is True.
+        omitted_if_true: boolean arrays that are omitted if all True.
     """
     needed = {name: array for name, array in batch.items() if name not in omitted_if_true or not array.all()}
     tensors = {name: torch.from_numpy(_narrowed(array)) for name, array in needed.items()}
@@ -51,7 +50,7 @@ def pack(batch: dict[str, np.ndarray], device: torch.device, omitted_if_true: Se
 
 
 def _narrowed(array: np.ndarray) -> np.ndarray:
-    """int64 as int32, if all numbers fit; other types as they are."""
+    """Narrow int64 to int32 if all numbers fit; leave other types as they are."""
     if array.dtype != np.int64:
         return array
     narrow = array.astype(np.int32)
@@ -59,6 +58,6 @@ def _narrowed(array: np.ndarray) -> np.ndarray:
 
 
 def unpack(packed: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """A module's arguments, on the device."""
+    """Turn a packed batch into a module's arguments, on the device."""
     moved = {name: tensor.to(device, non_blocking=True) for name, tensor in packed.items()}
     return {name: tensor.long() if tensor.dtype == torch.int32 else tensor for name, tensor in moved.items()}

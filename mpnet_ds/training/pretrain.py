@@ -1,8 +1,8 @@
 """One pre-training run, from arguments to the last checkpoint: what ``launch/pretrain.py`` calls.
 
-Under DeepSpeed's launcher, in any folder: deepspeed --module mpnet_ds.training.pretrain --deepspeed_config zero2 --data DIR
+With DeepSpeed's launcher, in any folder: deepspeed --module mpnet_ds.training.pretrain --deepspeed_config zero2 --data DIR
 
-Everything that can be wrong with the input is found before a model is built, and said at once (see preflight/inspection.py):
+All problems of the input are found before a model is built, and reported together (see preflight/inspection.py):
 recipe, DeepSpeed's JSON, data and tokenizer → the ranks connect → output folder, disk, memory → model → training.
 """
 
@@ -54,11 +54,11 @@ PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "numpy")
 
 
 def pretrain(arguments: argparse.Namespace) -> int:
-    """Run to the end; returns the exit code."""
+    """Run to the end; return the exit code."""
     outlive_readers()
     quiet_libraries()
 
-    # What this rank can find out alone: the command line, the recipe, DeepSpeed's JSON, the data.
+    # What this rank can check alone: the command line, the recipe, DeepSpeed's JSON, the data.
     placement = process_group.place()
     inspection = Inspection(placement.rank)
     inspection.facts |= _versions()
@@ -87,7 +87,7 @@ def pretrain(arguments: argparse.Namespace) -> int:
 
 
 def _read_inputs(arguments: argparse.Namespace, world_size: int, inspection: Inspection) -> RunPlan:
-    """The plan as far as the command line and files can be read; what is wrong goes into ``inspection``."""
+    """Make the plan as far as the command line and files can be read; problems go into ``inspection``."""
     recipe = inspection.attempt(lambda: recipe_of(arguments))
     execution = inspection.attempt(lambda: execution_of(arguments))
     engine = _engine_config(arguments, recipe, world_size, inspection)
@@ -103,7 +103,7 @@ def _read_inputs(arguments: argparse.Namespace, world_size: int, inspection: Ins
 
 
 def _engine_config(arguments, recipe: Recipe | None, world_size: int, inspection: Inspection) -> EngineConfig | None:
-    """DeepSpeed's JSON with nothing left to fill in, as far as it and the recipe are sound."""
+    """Resolve DeepSpeed's JSON completely, as far as it and the recipe are valid."""
     path = arguments.deepspeed_config
     content = inspection.attempt(lambda: read_deepspeed_config(path))
     if content is None:
@@ -122,7 +122,7 @@ def _engine_config(arguments, recipe: Recipe | None, world_size: int, inspection
 
 
 def open_data(data: list[str], eval_data: list[str] | None, recipe: Recipe) -> tuple[Data, Data | None]:
-    """Training and evaluation data, each one dataset or several (``DIR`` or ``DIR:WEIGHT``); all must share a tokenizer."""
+    """Open training and evaluation data, each one or several ``DIR`` or ``DIR:WEIGHT``; all must share a tokenizer."""
     options = {
         "seed": recipe.run.seed,
         "seq_length": recipe.data.seq_length,
@@ -139,18 +139,16 @@ def open_data(data: list[str], eval_data: list[str] | None, recipe: Recipe) -> t
     try:
         evaluation = open_datasets(eval_parts, **options)
     except UserError as error:
-        cure = "" if eval_data else " Or name other data to evaluate on with --eval_data."
+        cure = "" if eval_data else " Or give other evaluation data with --eval_data."
         raise UserError(f"evaluation data: {error}{cure}") from error
     if evaluation.tokenizer.fingerprint != training.tokenizer.fingerprint:
-        names = (
-            f"{evaluation.tokenizer_folder.parent} was built with another tokenizer than {training.tokenizer_folder.parent}"
-        )
-        raise UserError(f"{names}: build both with the same --tokenizer.")
+        found, expected = evaluation.tokenizer_folder.parent, training.tokenizer_folder.parent
+        raise UserError(f"{found} was built with a different tokenizer than {expected}: build both with one --tokenizer.")
     return training, evaluation
 
 
 def _with_demo_data(plan: RunPlan, ranks: Ranks) -> RunPlan:
-    """The plan with the demo's dataset, which is built first if it is not there."""
+    """Add the demo's dataset to the plan, building it first if necessary."""
     folder = ranks.on_main(demo.prepare_sample)
     inspection = Inspection(ranks.rank)
     opened = inspection.attempt(lambda: open_data([str(folder)], None, plan.recipe))
@@ -161,10 +159,10 @@ def _with_demo_data(plan: RunPlan, ranks: Ranks) -> RunPlan:
 
 
 def _run(arguments: argparse.Namespace, plan: RunPlan, ranks: Ranks, inspection: Inspection) -> int:
-    """What follows once the ranks are connected: the checks that need them, then training; returns the exit code."""
-    # What the run takes of the device.
+    """Run the checks that need all ranks, then train; return the exit code."""
+    # What the run needs of the device.
     inspection.run(CHECKS, plan, ranks)
-    if plan.is_complete and not check_objective(plan, ranks, None):  # else there is nothing that could be built
+    if plan.is_complete and not check_objective(plan, ranks, None):  # else nothing can be built
         plan = replace(plan, sizes=inspection.attempt(lambda: sizes_of(plan, ranks.device)))
         inspection.run(CHECKS, plan, ranks)
     inspection.facts |= _facts(plan)
@@ -176,17 +174,17 @@ def _run(arguments: argparse.Namespace, plan: RunPlan, ranks: Ranks, inspection:
         plan = replace(plan, start=start)
         inspection.run(CHECKS, plan, ranks, disks)
 
-    # Everything that is wrong on any rank ends the run here, said once.
+    # Problems on any rank end the run here, reported once.
     warnings = [f"warning: {text}" for text in gather_findings(inspection, ranks, plan.datasets)]
     if arguments.dry_run:
         lines = [*describe_run(plan, disks), *describe_needs(plan, ranks), *warnings, describe_configuration(plan.engine)]
-        end = f"All checks passed. Nothing was trained, and nothing written to {plan.start.output}."
+        end = f"All checks passed. Nothing was trained, and nothing was written to {plan.start.output}."
         ranks.say("\n".join([*lines, end]))
         return 0
     if _is_trained(plan, ranks):
         return 0
 
-    # The output folder is locked: nobody else trains in it.
+    # The output folder is locked: no other run trains in it.
     record = _record(arguments, plan, ranks)
     with ExitStack() as stack:
         disks.on_each(lambda: stack.enter_context(held(plan.start.output)))
@@ -204,16 +202,18 @@ def _run(arguments: argparse.Namespace, plan: RunPlan, ranks: Ranks, inspection:
 
 
 def _is_trained(plan: RunPlan, ranks: Ranks) -> bool:
-    """Whether the run starts from its last step; says so."""
+    """Tell whether the run starts from its last step, and say so."""
     output, step = plan.start.output, plan.start.step
     is_trained = step >= plan.recipe.optimization.max_steps
     if is_trained:
-        ranks.say(f"{output} is trained to step {step} already. Train on with --max_steps, or take a new --output_dir.")
+        ranks.say(
+            f"{output} is already trained to step {step}. Continue with a larger --max_steps, or in a new --output_dir."
+        )
     return is_trained
 
 
 def _facts(plan: RunPlan) -> dict:
-    """What all ranks must have alike."""
+    """Collect what must be the same on all ranks."""
     facts = {}
     if plan.execution is not None:
         facts |= flatten("the command line", asdict(plan.execution))
@@ -238,7 +238,7 @@ def _train(plan: RunPlan, disks: Disks) -> Outcome:
 
 
 def _record(arguments: argparse.Namespace, plan: RunPlan, ranks: Ranks) -> dict:
-    """Everything that is needed to repeat the run: ``run.json``."""
+    """Collect everything that is needed to repeat the run: ``run.json``."""
     return {
         "command": " ".join(sys.argv),
         "arguments": {name: value for name, value in vars(arguments).items() if name != "local_rank"},
@@ -259,7 +259,7 @@ def _record(arguments: argparse.Namespace, plan: RunPlan, ranks: Ranks) -> dict:
 
 
 def _record_of_data(data: Data) -> dict:
-    """What model cards tell of the data; the datasets themselves may be gone by then."""
+    """Describe the data for model cards; the datasets themselves may be gone by then."""
     datasets = zip(datasets_of(data), getattr(data, "shares", [1]), strict=True)
     training = [{"folder": str(one.folder), "share": float(share)} | one.manifest.summary() for one, share in datasets]
     return {"training": training, "tokens_per_sequence": data.tokens_per_sequence}
@@ -271,7 +271,7 @@ def _versions() -> dict[str, str]:
 
 
 def _conclude(outcome: Outcome, plan: RunPlan, disks: Disks) -> int:
-    """Says how it ended; returns the exit code."""
+    """Say how the run ended; return the exit code."""
     ranks, output = disks.ranks, plan.start.output
     if outcome.failure:
         ranks.complain(f"stopped at step {outcome.step}: {outcome.failure}")
@@ -291,13 +291,13 @@ def _conclude(outcome: Outcome, plan: RunPlan, disks: Disks) -> int:
     ranks.say(f"Everything is in {output}: metrics.jsonl, tensorboard/, checkpoints/")
     if not disks.is_one:
         commands = "\n  ".join(disks.gather_commands(output))
-        ranks.say(f"Other hosts have their part of each checkpoint on disks of their own. To bring them here:\n  {commands}")
+        ranks.say(f"Other hosts have their part of each checkpoint on disks of their own. To copy them here:\n  {commands}")
     ranks.say(f"To use the model: {invocation('convert_to_hf')} {output} OUT")
     return 0
 
 
 def _fall(lines: list[dict], name: str) -> str:
-    """First and last value of a metric, over all sessions of a run."""
+    """Format the first and last value of a metric, over all sessions of a run."""
     values = [line[name] for line in lines if line.get(name) is not None and "event" not in line]
     return f"{values[0]:.4f} → {values[-1]:.4f}" if values else "unknown"
 

@@ -4,7 +4,7 @@
 
 Spans divide a step: ``agreement`` (waiting for what the ranks agree on), ``forward``, ``backward`` and ``optimizer`` for
 each micro-batch, and ``data`` (waiting for the batches of the next step). The profiler warms up during the step before,
-whose times it would spoil.
+which is thus slower.
 """
 
 from collections.abc import Callable
@@ -23,14 +23,14 @@ _NOTHING = nullcontext()
 
 
 class Profiler:
-    """Profile one step of a run; without one to profile, ``is_on`` stays False and nothing is done.
+    """Profiler of one step of a run; without a step to profile it does nothing and ``is_on`` stays False.
 
     Args:
         output: the run's folder.
         step: the step, from 1; None profiles none.
-        rank: this process's number.
-        device: where the model is.
-        say: takes text for a person; called on every rank.
+        rank: this process's rank.
+        device: the model's device.
+        say: prints a message; called on every rank.
     """
 
     def __init__(self, output: Path, step: int | None, rank: int, device: torch.device, say: Callable[[str], None]):
@@ -45,11 +45,11 @@ class Profiler:
         return self._profile is not None
 
     def span(self, name: str) -> AbstractContextManager:
-        """A named part of the step, for ``with``."""
+        """Name a part of the step, for ``with``."""
         return record_function(name) if self.is_on else _NOTHING
 
     def begin(self, step: int) -> None:
-        """Note that a step begins, and start the profiler if its time has come."""
+        """Note that a step begins, and start the profiler when it is due."""
         if self.is_on and step == self.step:
             self._call("step")
         elif self.step is not None and step in (self.step - 1, self.step):
@@ -75,7 +75,7 @@ class Profiler:
         self._call("start")
 
     def _call(self, what: str) -> None:
-        """Start, advance or stop without the lines that PyTorch's profiler prints about it."""
+        """Start, advance or stop the profiler without its messages."""
         with stderr_without("USDT:.*] profiler_(start|stop)$"):
             getattr(self._profile, what)()
 
@@ -91,12 +91,12 @@ class Profiler:
 
 
 def describe(averages, on_device: bool, count: int = 10) -> str:
-    """The most expensive operators, one a line: name, calls, time of their own in ms and its share of all operators'.
+    """List the most expensive operators, one a line: name, calls, own time in ms and its share of all operators'.
 
     Args:
         averages: ``profile.key_averages()``.
-        on_device: by time of the device, else of the CPU.
-        count: of them.
+        on_device: by time on the device rather than the CPU.
+        count: number of operators.
     """
     attribute = "self_device_time_total" if on_device else "self_cpu_time_total"
     rows = [(getattr(row, attribute), row.count, row.key) for row in averages if not _is_frame(row.key)]
@@ -108,5 +108,5 @@ def describe(averages, on_device: bool, count: int = 10) -> str:
 
 
 def _is_frame(name: str) -> bool:
-    """A span around operators rather than one of them."""
+    """Whether a name is of a span around operators rather than of an operator."""
     return name in SPANS or name.startswith("ProfilerStep")

@@ -5,10 +5,10 @@ sequences ``(a * ranks + r) * micro`` and following of them, so that the samples
 any number of ranks. Each term of the loss is the mean over all its targets in the global batch, also where sequences have
 unequal numbers of them. All randomness of a step follows from (seed, step, rank).
 
-Before each step the ranks have agreed on whether to continue (stop_requests.py); they begin to as soon as the last forward
-pass of the step before is on its way. A step whose loss or gradient is not finite changes nothing; its samples are consumed
-all the same. The code here waits for the device only after a session's first step, to log, to evaluate and to save;
-DeepSpeed's optimizers (in fp32 at ZeRO 0 engine.py) do so once in a step, to check that the gradient is finite.
+Before each step the ranks agree on whether to continue (stop_requests.py); the agreement starts as soon as the last forward
+pass of the step before is launched. A step whose loss or gradient is not finite changes nothing, but consumes its samples.
+The code here waits for the device only after a session's first step, to log, to evaluate and to save; DeepSpeed's optimizers
+(in fp32 at ZeRO 0 engine.py) do so once a step, to check that the gradient is finite.
 """
 
 import math
@@ -43,7 +43,7 @@ from mpnet_ds.zero.checkpoint_reader import ZeroCheckpoint
 from mpnet_ds.zero.load_converted import load_weights
 
 INSPECTION = "inspection"
-"""Folder of the output where a run that gave up leaves its state."""
+"""Subfolder of the output where a run that gave up leaves its state."""
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Outcome:
 
     step: int
     request: Request = Request.NOTHING
-    """What made it end before the last step, if anything did."""
+    """What made it end before the last step, if anything."""
     failure: str = ""
     """Why it gave up, in words."""
     is_saved: bool = True
@@ -60,7 +60,7 @@ class Outcome:
 
 
 class TrainingFailed(Exception):
-    """Training makes no progress any more; raised on all ranks."""
+    """Training no longer makes progress; raised on all ranks."""
 
 
 class Drawn(NamedTuple):
@@ -71,7 +71,7 @@ class Drawn(NamedTuple):
     """Targets of each term on this rank."""
     seconds_waited: float
     agree: Callable[[], Agreement]
-    """Waits for what all ranks say of this step."""
+    """Wait for what all ranks say about this step."""
 
 
 class Trainer:
@@ -106,20 +106,20 @@ class Trainer:
         self._throughput = Throughput(plan.sizes.flops_per_sequence, batch, tokens, ranks, config.precision)
 
     def _remember(self, info: CheckpointInfo) -> None:
-        """What had been seen of the losses when the checkpoint was saved."""
+        """Restore the state of the losses at the checkpoint."""
         if info.losses:
             self._window.restore(info.losses["window"])
-            self._skipped = info.losses["skipped_updates"]
+            self._skipped = info.losses["skipped_steps"]
         if info.eval_loss is not None:
             self._evaluated = (info.step, info.eval_loss)
 
     @property
     def consumed_samples(self) -> int:
-        """Sequences since the first step: the whole state of the data."""
+        """Sequences since the first step: the whole state of the data order."""
         return self.step * self.config.batch.global_batch_size
 
     def train(self) -> Outcome:
-        """Trains to the recipe's last step, or until it is asked to stop; evaluates and saves on the way and then."""
+        """Train to the recipe's last step, or until asked to stop; evaluate and save on the way and at the end."""
         with self._progress, self.stop_requests, closing(self.profiler), collected_by_hand() as self._collect:
             outcome = self._train()
         self.metrics.close()
@@ -127,7 +127,7 @@ class Trainer:
 
     def _train(self) -> Outcome:
         if self._evaluated is None and self.step % self.recipe.run.eval_interval == 0:
-            self._evaluate()  # at the beginning, or where a run was stopped before it had done so
+            self._evaluate()  # at the beginning, or if the run was stopped before it did
         self._throughput.restart(self.step)
         try:
             request = self._train_steps()
@@ -138,13 +138,13 @@ class Trainer:
         return Outcome(self.step, request, is_saved=is_saved)
 
     def _train_steps(self) -> Request:
-        """Trains to the last step; returns what made it end before, or ``NOTHING``."""
+        """Train to the last step; return the request that ended it earlier, or ``NOTHING``."""
         run, first, last = self.recipe.run, self.step + 1, self.recipe.optimization.max_steps
         with closing(prefetched(self._draw, first, last)) as self._draws:
             self.watchdog.beat("drawing data", first)
             self._look_ahead()
             while self._next is not None:
-                # All ranks agree on what comes now: a stop, a save or the next step, and how many targets it has.
+                # All ranks agree on what comes next: a stop, a save, or the next step and its number of targets.
                 drawn = self._next
                 self.profiler.begin(self.step + 1)
                 self.watchdog.beat("agreeing", self.step + 1)
@@ -161,7 +161,7 @@ class Trainer:
                 self._throughput.waited += drawn.seconds_waited
                 self._throughput.predicted += agreement.num_targets[0]
                 self.step += 1
-                self.watchdog.beat("updating", self.step)
+                self.watchdog.beat("training", self.step)
                 self.train_step(drawn.batches, agreement.num_targets)
                 self.profiler.done(self.step)
                 self._progress.update()
@@ -181,7 +181,7 @@ class Trainer:
         return Request.NOTHING
 
     def train_step(self, batches: list[dict[str, Tensor]], num_targets: list[int]) -> None:
-        """One optimizer step.
+        """Make one optimizer step.
 
         Args:
             batches: this rank's micro-batches, in host memory.
@@ -199,7 +199,7 @@ class Trainer:
         factor = self.ranks.world_size * len(batches)
         weights = [factor * term.weight / max(n, 1) for term, n in zip(objective.terms, num_targets, strict=True)]
 
-        # Forward and backward of each micro-batch; the backward pass of the last one ends with the update of the weights.
+        # Forward and backward of each micro-batch; the backward call of the last one also updates the weights.
         totals, losses = [], []
         for number, batch in enumerate(batches, 1):
             out = self.engine.forward(unpack(batch, device))
@@ -207,12 +207,12 @@ class Trainer:
                 self._look_ahead()  # the agreement on the next step travels while backward is computed
             loss = sum(weight * total for weight, total in zip(weights, out.sums.unbind(), strict=True))
             self.engine.backward(loss)
-            totals.append(totals_of(out))  # and no more of it: its tensors would stay until the end of the step
+            totals.append(totals_of(out))  # and nothing else of it: its tensors would live until the end of the step
             losses.append(loss.detach())
             counts = out.counts
             del out, loss
 
-        # Totals of all ranks, for the log; what is not finite was skipped.
+        # Totals of all ranks, for the log; a step that is not finite was skipped.
         total = self.ranks.sum(torch.stack(totals).sum(0))
         if self.engine.applied:
             self._skipped_in_a_row, self._loss_scale = 0, self.engine.loss_scale
@@ -222,7 +222,7 @@ class Trainer:
             self._report_skipped(batches, losses, bool(torch.isfinite(total[: len(num_targets)]).all()))
 
     def _look_ahead(self) -> None:
-        """Draws the next step's batches and begins to agree on it; None after the last."""
+        """Draw the next step's batches and start the agreement on it; None after the last."""
         self._next: Drawn | None = None
         with self.profiler.span("data"):
             drawn = next(self._draws, None)
@@ -231,7 +231,7 @@ class Trainer:
             self._next = Drawn(batches, num_targets, waited, self.stop_requests.begin(num_targets))
 
     def _finish_first(self) -> None:
-        """The first step of a session, in which kernels are loaded and perhaps compiled, is timed apart."""
+        """Time the session's first step apart: it loads and perhaps compiles kernels."""
         if self.ranks.device.type == "cuda":
             torch.cuda.synchronize(self.ranks.device)
         seconds = self._throughput.leave_out_first(self.step)
@@ -239,7 +239,7 @@ class Trainer:
             self._progress.write(f"step {self.step}: the first step, in which layers are compiled, took {seconds:.1f} s")
 
     def _draw(self, step: int) -> tuple[list[dict[str, Tensor]], list[int]]:
-        """This rank's micro-batches of a step, packed, and how many targets each term has in them."""
+        """Draw this rank's micro-batches of a step, packed, and count each term's targets in them."""
         size, first_of_step = self.config.batch.micro_batch_size, (step - 1) * self.config.batch.global_batch_size
         packed, targets, objective = [], [], self.objective.at(step)
         for first in self._first_samples(step):
@@ -249,12 +249,12 @@ class Trainer:
         return packed, [sum(counts) for counts in zip(*targets, strict=True)]
 
     def _pack(self, batch: dict[str, np.ndarray], numbers: np.ndarray, step: int) -> dict[str, Tensor]:
-        """A batch on its way to the device, with the numbers of its sequences in the global batch and the step."""
+        """Pack a batch for the device, with the numbers of its sequences in the global batch and the step."""
         numbered = batch | {"sequence_numbers": numbers, "step": np.array(step)}
         return pack(numbered, self.ranks.device, self.objective.omitted_if_true)
 
     def _first_samples(self, step: int) -> list[int]:
-        """Number of the first sample of each of this rank's micro-batches of a step."""
+        """Index of the first sample of each of this rank's micro-batches of a step."""
         batch, ranks = self.config.batch, self.ranks
         parts = range(batch.accumulation_steps)
         offsets = [(part * ranks.world_size + ranks.rank) * batch.micro_batch_size for part in parts]
@@ -270,10 +270,10 @@ class Trainer:
             )
 
     def _report_skipped(self, batches: list[dict[str, Tensor]], losses: list[Tensor], is_loss_finite: bool) -> None:
-        """A step that was skipped; raises ``TrainingFailed`` after too many in a row."""
+        """Report a skipped step; raise ``TrainingFailed`` after too many in a row."""
         before, self._loss_scale = self._loss_scale, self.engine.loss_scale
         if self._loss_scale < before and is_loss_finite:
-            # The gradient was scaled beyond fp16's reach, as happens at the start: DeepSpeed has lowered the scale.
+            # The scaled gradient overflowed in fp16, as happens at the start: DeepSpeed has lowered the scale.
             self._event(self.step, "loss_scale_lowered", loss_scale=self._loss_scale)
             return
         self._skipped += 1
@@ -283,24 +283,24 @@ class Trainer:
         ranges = sorted([first, first + size - 1] for part in self.ranks.gather(not_finite) for first in part)
         what = "loss" if ranges else "gradient"
         samples = ranges or [self._samples_of(self.step)]
-        row = self._skipped_in_a_row
-        self._event(self.step, "skipped", what=what, samples=samples, in_a_row=row, skipped_updates=self._skipped)
+        in_a_row = self._skipped_in_a_row
+        self._event(self.step, "skipped", what=what, samples=samples, in_a_row=in_a_row, skipped_steps=self._skipped)
         numbers = ", ".join(f"{first} to {last}" for first, last in samples)
-        self._warn(f"step {self.step} skipped, {row} in a row: the {what} is not finite (samples {numbers})")
-        if row >= self.recipe.run.max_skipped:
+        self._warn(f"step {self.step} skipped, {in_a_row} in a row: the {what} is not finite (samples {numbers})")
+        if in_a_row >= self.recipe.run.max_skipped:
             kept = self._save_for_inspection(batches)
             raise TrainingFailed(
-                f"the last {row} steps had no finite loss or gradient (run.max_skipped). {kept} A lower learning rate, or "
-                "a look at these samples, may help; the same command resumes from the newest checkpoint."
+                f"the last {in_a_row} steps had no finite loss or gradient (run.max_skipped). {kept} A lower learning rate "
+                "or a look at these samples may help; the same command resumes from the newest checkpoint."
             )
 
     def _samples_of(self, step: int) -> list[int]:
         """First and last sample of a step."""
-        rows = self.config.batch.global_batch_size
-        return [(step - 1) * rows, step * rows - 1]
+        size = self.config.batch.global_batch_size
+        return [(step - 1) * size, step * size - 1]
 
     def _save_for_inspection(self, batches: list[dict[str, Tensor]]) -> str:
-        """The state and the last batch, where no run takes them for a checkpoint; says where."""
+        """Save the state and the last batch where no run mistakes them for a checkpoint; return where, in words."""
         folder = self.start.output / INSPECTION
         try:
             checkpoint = CheckpointStore(folder).save(
@@ -313,7 +313,7 @@ class Trainer:
         return f"Its state is in {checkpoint}, its last batch in {folder}."
 
     def _log(self) -> None:
-        self._collect()  # meanwhile a GPU works on
+        self._collect()  # meanwhile a GPU is busy
         losses, spikes = self._window.close()
         self._report_spikes(spikes)
         norm = self.engine.grad_norm
@@ -326,7 +326,7 @@ class Trainer:
             **self._throughput.measure(self.step),
         }
         if self._skipped:
-            line["skipped_updates"] = self._skipped
+            line["skipped_steps"] = self._skipped
         self.metrics.write(line)
         last, rate = self.recipe.optimization.max_steps, self._throughput.steps_per_second
         self._progress.note(f"loss {losses['loss']:.3f}")
@@ -334,14 +334,14 @@ class Trainer:
 
     @torch.no_grad()
     def _evaluate(self) -> Request:
-        """Mean losses over the first sequences of the evaluation data, drawn alike each time; given up if asked to stop.
+        """Evaluate on the first sequences of the evaluation data, drawn alike each time; give up if asked to stop.
 
-        Returns what was asked of the run on the way.
+        Returns the request that arrived meanwhile.
         """
         request, data = Request.NOTHING, self.plan.eval_data
         if data is None:
             return request
-        objective = self.objective.at(self.recipe.optimization.max_steps)  # with which the evaluation data are drawn
+        objective = self.objective.at(self.recipe.optimization.max_steps)  # as the evaluation data are drawn
         window = LossWindow(objective)
         micro, world = self.config.batch.micro_batch_size, self.ranks.world_size
         count = min(self.recipe.run.eval_samples, len(data))
@@ -349,7 +349,7 @@ class Trainer:
         engine.eval()
         for first in range(0, count, micro * world):
             numbers = first + self.ranks.rank * micro + np.arange(micro)
-            # Every rank runs the same number of batches: those behind the last have no targets.
+            # Every rank runs the same number of batches: sequences beyond the last have no targets.
             batch = objective.without_targets(data.batch(numbers % len(data)), numbers >= count)
             self.watchdog.beat("evaluating", self.step)
             agreement = self.stop_requests.agree(objective.num_targets(batch))
@@ -373,7 +373,7 @@ class Trainer:
         self._progress.write(f"step {self.step}: {shown}")
 
     def _save(self) -> bool:
-        """Save a checkpoint; False if that failed: training continues, and older checkpoints are as they were."""
+        """Save a checkpoint; return False if that failed. Training then continues, and older checkpoints stay."""
         self.watchdog.beat("saving", self.step)
         self._collect()
         try:
@@ -402,7 +402,7 @@ class Trainer:
             identity=self.start.identity,
             eval_loss=self._evaluated[1] if was_evaluated and math.isfinite(self._evaluated[1]) else None,
             layout=layout(self.config.engine),
-            losses={"window": self._window.state(), "skipped_updates": self._skipped},
+            losses={"window": self._window.state(), "skipped_steps": self._skipped},
         )
 
     @property
@@ -410,7 +410,7 @@ class Trainer:
         return self.start.output / "tokenizer"
 
     def _event(self, step: int, event: str, **values) -> None:
-        """A line of metrics.jsonl about something out of the ordinary."""
+        """Write a line about something unusual to metrics.jsonl."""
         consumed = step * self.config.batch.global_batch_size
         self.metrics.write({"step": step, "consumed_samples": consumed, "event": event, **values})
 
@@ -419,7 +419,7 @@ class Trainer:
 
 
 def _seed(seed: int, device: torch.device) -> None:
-    """As ``torch.manual_seed``, which looks up source files for every kind of device that is not there."""
+    """Seed as ``torch.manual_seed``, which looks up source files for every kind of device that is absent."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)

@@ -19,7 +19,7 @@ def cluster() -> Iterator[Cluster]:
 def undisturbed(dataset_folder, run_once) -> Run:
     """Eight steps without dropout, ZeRO 2, two ranks on one machine: what runs on several hosts must come to.
 
-    On the processor, as on the hosts, also where this machine has a GPU.
+    On the CPU, as on the hosts, also where this machine has a GPU.
     """
     arguments = ["--recipe", RECIPE, "--data", dataset_folder, "--micro_batch_size", 4]
     with pytest.MonkeyPatch.context() as patch:

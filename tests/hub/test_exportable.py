@@ -48,8 +48,8 @@ def test_all_that_is_wrong_is_said_at_once(with_manifest, tmp_path):
     [
         ({"num_hidden_layers": 3}, "the weight mpnet.encoder.layer.2.attention.attn.q.weight is missing"),
         ({"num_hidden_layers": 1}, f"{WEIGHT} is not a weight of MPNetForPretraining as the checkpoint describes it"),
-        ({"intermediate_size": 96}, f"{WEIGHT} is [32, 64], by its configuration it should be [32, 96]"),
-        ({"vocab_size": 1024}, "word_embeddings.weight is [999, 32], by its configuration it should be [1024, 32]"),
+        ({"intermediate_size": 96}, f"{WEIGHT} is [32, 64], its configuration says [32, 96]"),
+        ({"vocab_size": 1024}, "word_embeddings.weight is [999, 32], its configuration says [1024, 32]"),
     ],
 )
 def test_weights_that_do_not_fit_the_model_are_named(with_manifest, tmp_path, changes, finding):
@@ -58,7 +58,7 @@ def test_weights_that_do_not_fit_the_model_are_named(with_manifest, tmp_path, ch
 
 @pytest.mark.parametrize("name", ["nan", "infinite"])
 def test_a_weight_that_is_not_finite_is_named(saved, tmp_path, name):
-    assert_refused(saved / name, tmp_path / "model", WEIGHT, "NaN or infinite", "take an earlier checkpoint")
+    assert_refused(saved / name, tmp_path / "model", WEIGHT, "NaN or infinite", "choose an earlier checkpoint")
 
 
 def test_a_number_that_fp16_cannot_hold_is_named(saved, tmp_path):

@@ -26,5 +26,5 @@ def test_there_is_one_mask(exported):
 def test_more_words_than_the_vocabulary_has_are_refused(exported, program):
     assert len(top_words(exported, SENTENCE, 999)) == 999
     for count in (0, -3, 1000):
-        with pytest.raises(UserError, match=f"{count} words were asked for; .* has a vocabulary of 999"):
+        with pytest.raises(UserError, match=f"{count} words requested; the vocabulary of .* has 999"):
             program("fill_mask", exported, SENTENCE, "--top", count)

@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from mpnet_ds.hub.export import export_huggingface
-from mpnet_ds.hub.model_card import PLACE
+from mpnet_ds.hub.model_card import FOLDER
 
 
 def rows_of(folder) -> dict[str, str]:
@@ -101,9 +101,9 @@ def test_code_in_the_card_runs_as_written(kind, request, capsys):
     assert len(blocks) == 3
     found = {}
     for block in blocks:
-        assert PLACE in block
+        assert FOLDER in block
         names: dict = {}
-        exec(block.replace(PLACE, str(folder)), names)
+        exec(block.replace(FOLDER, str(folder)), names)
         found |= names
     assert len(capsys.readouterr().out.splitlines()) == 5
     assert found["hidden"].shape[::2] == found["embeddings"].shape == (2, 32)

@@ -99,7 +99,7 @@ def test_pieces_are_cut_as_the_old_tokenizer_cuts_words(starts, continuations, n
 
 def test_a_source_without_a_tokenizer_and_other_kinds_are_refused(tmp_path, tokenizer_folder, tokenizer):
     source = saved(random_model(), tmp_path / "source")
-    with pytest.raises(UserError, match=r"has no tokenizer, so .* unknown.* \(--tokenizer DIR\)"):
+    with pytest.raises(UserError, match=r"has no tokenizer, so .* unknown.* --tokenizer DIR"):
         make_start(tmp_path / "start", source, resize_to=tokenizer_folder)
     make_start(tmp_path / "start", source, tokenizer=tokenizer_folder, resize_to=tokenizer_folder)
     with pytest.raises(UserError, match="has a tokenizer: leave --tokenizer out"):

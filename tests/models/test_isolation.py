@@ -8,41 +8,41 @@ import torch
 from mpnet_ds.deepspeed_workarounds import wrap_call
 from tests.models.test_parity import model_of
 
-LENGTHS = (9, 14, 5)  # of the documents in a row, and then padding
+LENGTHS = (9, 14, 5)  # of the documents in a sequence, followed by padding
 N, P, V = 32, 9, 200
-SLOTS_OF_DOCUMENTS = ((2, 7, 4), (12, 20, 15, 10), (25,))
+PREDICTED_IN_DOCUMENTS = ((2, 7, 4), (12, 20, 15, 10), (25,))
 OBJECTIVES = ["mpnet", "plm", "mlm"]
 
 
 def row(seed: int) -> dict[str, torch.Tensor]:
-    """A row of three documents and padding, with slots in an order that mixes the documents."""
+    """A sequence of three documents and padding, predicted in an order that mixes the documents."""
     generator = torch.Generator().manual_seed(seed)
-    slots = torch.tensor([place for slots in SLOTS_OF_DOCUMENTS for place in slots])
-    slots = slots[torch.randperm(len(slots), generator=generator)]
+    predicted = torch.tensor([index for predicted in PREDICTED_IN_DOCUMENTS for index in predicted])
+    predicted = predicted[torch.randperm(len(predicted), generator=generator)]
     document_ids = torch.tensor(
         [number for number, length in enumerate((*LENGTHS, N - sum(LENGTHS))) for _ in range(length)]
     )
     return {
         "input_ids": torch.randint(5, V, (1, N), generator=generator),
-        "predicted_positions": torch.cat([slots, torch.tensor([-1])])[None],
+        "predicted_positions": torch.cat([predicted, torch.tensor([-1])])[None],
         "predicted_inputs": torch.randint(5, V, (1, P), generator=generator),
         "attention_mask": torch.arange(N)[None] < sum(LENGTHS),
         "document_ids": document_ids[None],
     }
 
 
-def document_of_slots(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+def document_of_predicted(batch: dict[str, torch.Tensor]) -> torch.Tensor:
     documents = batch["document_ids"].gather(1, batch["predicted_positions"].clamp(min=0))
     return torch.where(batch["predicted_positions"] >= 0, documents, -1)
 
 
 def alone(batch: dict[str, torch.Tensor], document: int) -> dict[str, torch.Tensor]:
     """One document of the row as a row of its own, without document ids."""
-    tokens, slots = batch["document_ids"] == document, document_of_slots(batch) == document
+    tokens, predicted = batch["document_ids"] == document, document_of_predicted(batch) == document
     return {
         "input_ids": batch["input_ids"][tokens][None],
-        "predicted_positions": batch["predicted_positions"][slots][None] - int(tokens[0].int().argmax()),
-        "predicted_inputs": batch["predicted_inputs"][slots][None],
+        "predicted_positions": batch["predicted_positions"][predicted][None] - int(tokens[0].int().argmax()),
+        "predicted_inputs": batch["predicted_inputs"][predicted][None],
     }
 
 
@@ -58,7 +58,7 @@ def test_a_document_gives_the_same_logits_packed_as_alone(objective, attention):
     batch = row(0)
     together = logits_of(model, batch)
     for document in range(len(LENGTHS)):
-        found = together[document_of_slots(batch) == document]
+        found = together[document_of_predicted(batch) == document]
         torch.testing.assert_close(found, logits_of(model, alone(batch, document))[0], atol=1e-5, rtol=0)
 
 
@@ -67,17 +67,17 @@ def test_nothing_of_a_document_leaks_into_another(objective):
     model, batch, other = model_of(objective).eval(), row(0), row(1)
     before = logits_of(model, batch)
     for document in range(len(LENGTHS)):
-        slots, tokens = document_of_slots(batch) == document, batch["document_ids"] == document
-        others = (document_of_slots(batch) >= 0) & ~slots
+        predicted, tokens = document_of_predicted(batch) == document, batch["document_ids"] == document
+        others = (document_of_predicted(batch) >= 0) & ~predicted
         first, last = (int(tokens[0].nonzero()[end]) for end in (0, -1))
         changed = {name: tensor.clone() for name, tensor in batch.items()}
         changed["input_ids"][tokens] = other["input_ids"][tokens]
-        changed["predicted_inputs"][slots] = other["predicted_inputs"][slots]
-        for places in (batch["predicted_positions"], first + last - batch["predicted_positions"], -1):
-            changed["predicted_positions"] = torch.where(slots, places, batch["predicted_positions"])
+        changed["predicted_inputs"][predicted] = other["predicted_inputs"][predicted]
+        for indices in (batch["predicted_positions"], first + last - batch["predicted_positions"], -1):
+            changed["predicted_positions"] = torch.where(predicted, indices, batch["predicted_positions"])
             after = logits_of(model, changed)
             assert torch.equal(after[others], before[others])
-            assert not torch.equal(after[slots], before[slots])
+            assert not torch.equal(after[predicted], before[predicted])
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

@@ -12,7 +12,7 @@ from mpnet_ds.models import MPNetForPretraining
 NUMBERS = np.load(Path(__file__).parent.parent / "fixtures" / "parity_tiny.npz")
 CASES = {"mpnet": "mpnet", "token": "mpnet", "ngram3": "mpnet", "plm": "plm", "mlm": "mlm"}
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-ON_GPUS_ALONE = ("flex", "triton")  # their tests without a GPU are in test_flex_attention.py and test_triton_attention.py
+ON_GPUS_ALONE = ("flex", "triton")  # their tests without a GPU are in test_flex.py and test_triton.py
 PAIRS = [(attention, "cpu") for attention in ("auto", "eager", "cpu", "sdpa")]
 PAIRS += [(attention, device) for device in DEVICES[1:] for attention in ("eager", "sdpa", *ON_GPUS_ALONE)]
 TOLERANCE = 1e-5

@@ -10,7 +10,7 @@ from mpnet_ds.data import MaskingConfig
 from mpnet_ds.errors import UserError
 from mpnet_ds.objectives import objective_of
 from mpnet_ds.objectives.base import Vocabulary
-from mpnet_ds.objectives.masking import drop_slots_without_context, mask_rows
+from mpnet_ds.objectives.masking import drop_predictions_without_context, mask_sequences
 
 V = 1000
 MASK_ID = V - 1
@@ -24,9 +24,9 @@ def vocabulary(share_of_continuations: float = 0.4) -> Vocabulary:
     return Vocabulary(starts_word | is_special, is_special, MASK_ID)
 
 
-def full_rows(num_rows: int, n: int = 512, seed: int = 0, share_of_ends: float = 0.02) -> tuple[np.ndarray, np.ndarray]:
+def full_sequences(count: int, n: int = 512, seed: int = 0, share_of_ends: float = 0.02) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
-    input_ids = rng.integers(5, MASK_ID, (num_rows, n))
+    input_ids = rng.integers(5, MASK_ID, (count, n))
     input_ids[rng.random(input_ids.shape) < share_of_ends] = 2
     input_ids[:, 0] = 0
     return input_ids, np.ones(input_ids.shape, dtype=bool)
@@ -34,15 +34,15 @@ def full_rows(num_rows: int, n: int = 512, seed: int = 0, share_of_ends: float =
 
 def mask(input_ids, attention_mask, words=None, config=None, first_key=0):
     keys = make_key(0, first_key + np.arange(len(input_ids)))
-    return mask_rows(input_ids, attention_mask, keys, words or vocabulary(), config or MaskingConfig())
+    return mask_sequences(input_ids, attention_mask, keys, words or vocabulary(), config or MaskingConfig())
 
 
-def words_of(row: np.ndarray, length: int, words: Vocabulary) -> list[list[int]]:
+def words_of(ids: np.ndarray, length: int, words: Vocabulary) -> list[list[int]]:
     """Positions of each word; a special token stands alone."""
     found = []
     for position in range(length):
-        token = row[position]
-        alone = position == 0 or words.is_special[token] or words.is_special[row[position - 1]]
+        token = ids[position]
+        alone = position == 0 or words.is_special[token] or words.is_special[ids[position - 1]]
         if alone or words.starts_word[token]:
             found.append([])
         found[-1].append(position)
@@ -71,43 +71,43 @@ def batches(draw):
 
 
 @given(batches(), st.integers(0, 2**32))
-def test_slots_are_distinct_allowed_positions_and_unused_ones_come_last(batch, first_key):
+def test_predicted_positions_are_distinct_and_allowed_and_unused_entries_come_last(batch, first_key):
     input_ids, attention_mask, words, config = batch
     positions, inputs = mask(*batch, first_key)
     width = round(config.predicted_fraction * input_ids.shape[1])
     assert positions.shape == inputs.shape == (len(input_ids), width)
     assert positions.dtype == inputs.dtype == np.int64
-    for row, real, slots, shown in zip(input_ids, attention_mask, positions, inputs, strict=True):
-        allowed = real if config.predict_special_tokens else real & ~words.is_special[row]
+    for ids, real, chosen, shown in zip(input_ids, attention_mask, positions, inputs, strict=True):
+        allowed = real if config.predict_special_tokens else real & ~words.is_special[ids]
         used = min(round(config.predicted_fraction * real.sum()), allowed.sum())
-        assert np.unique(slots[:used]).size == used
-        assert allowed[slots[:used]].all()
-        assert (slots[used:] == -1).all()
+        assert np.unique(chosen[:used]).size == used
+        assert allowed[chosen[:used]].all()
+        assert (chosen[used:] == -1).all()
         assert (shown[used:] == 0).all()
         ordinary = ~words.is_special[shown[:used]]
-        assert ((shown[:used] == MASK_ID) | (shown[:used] == row[slots[:used]]) | ordinary).all()
+        assert ((shown[:used] == MASK_ID) | (shown[:used] == ids[chosen[:used]]) | ordinary).all()
 
 
 @given(batches(), st.integers(0, 2**32))
-def test_at_most_one_word_of_a_row_is_cut(batch, first_key):
+def test_at_most_one_word_of_a_sequence_is_cut(batch, first_key):
     input_ids, attention_mask, words, config = batch
     if not config.whole_word:
         config = MaskingConfig(predicted_fraction=config.predicted_fraction, max_ngram=config.max_ngram)
     positions, _ = mask(input_ids, attention_mask, words, config, first_key)
-    for row, real, slots in zip(input_ids, attention_mask, positions, strict=True):
-        shares = [np.isin(word, slots).mean() for word in words_of(row, real.sum(), words)]
+    for ids, real, chosen in zip(input_ids, attention_mask, positions, strict=True):
+        shares = [np.isin(word, chosen).mean() for word in words_of(ids, real.sum(), words)]
         assert sum(0 < share < 1 for share in shares) <= 1
 
 
 @given(batches(), st.integers(0, 2**32), st.randoms())
-def test_a_row_does_not_depend_on_the_rows_beside_it(batch, first_key, random):
+def test_a_sequence_does_not_depend_on_the_others_of_its_batch(batch, first_key, random):
     input_ids, attention_mask, words, config = batch
     keys = make_key(0, first_key + np.arange(len(input_ids)))
-    positions, inputs = mask_rows(input_ids, attention_mask, keys, words, config)
+    positions, inputs = mask_sequences(input_ids, attention_mask, keys, words, config)
     order = random.sample(range(len(keys)), len(keys))
-    shuffled = mask_rows(input_ids[order], attention_mask[order], keys[order], words, config)
+    shuffled = mask_sequences(input_ids[order], attention_mask[order], keys[order], words, config)
     np.testing.assert_array_equal(shuffled, [positions[order], inputs[order]])
-    alone = mask_rows(input_ids[:1], attention_mask[:1], keys[:1], words, config)
+    alone = mask_sequences(input_ids[:1], attention_mask[:1], keys[:1], words, config)
     np.testing.assert_array_equal(alone, [positions[:1], inputs[:1]])
 
 
@@ -134,33 +134,33 @@ def test_samples_are_those_of_the_first_release(config, expected):
 
 
 @pytest.mark.parametrize("whole_word", [True, False])
-def test_a_row_of_512_has_exactly_77_slots(whole_word):
-    positions, _ = mask(*full_rows(50), config=MaskingConfig(whole_word=whole_word))
+def test_of_512_tokens_exactly_77_are_predicted(whole_word):
+    positions, _ = mask(*full_sequences(50), config=MaskingConfig(whole_word=whole_word))
     assert positions.shape == (50, 77)
     assert (positions > 0).all()
 
 
-def test_short_rows_have_their_own_number_of_slots():
-    input_ids, attention_mask = full_rows(4, share_of_ends=0)
+def test_short_sequences_have_their_own_number_of_predicted_tokens():
+    input_ids, attention_mask = full_sequences(4, share_of_ends=0)
     attention_mask[:] = np.arange(512) < np.array([512, 256, 10, 3])[:, None]
     positions, _ = mask(input_ids, attention_mask)
     assert (positions >= 0).sum(axis=1).tolist() == [77, 38, 2, 0]
 
 
-def test_the_number_of_slots_rounds_as_the_original_does():
+def test_the_number_of_predicted_tokens_rounds_as_the_original_does():
     lengths = np.arange(2049)
     assert MaskingConfig().num_predicted(lengths).tolist() == [round(0.15 * n) for n in lengths.tolist()]
 
 
-def test_a_row_of_one_long_word_is_cut_to_its_number_of_slots():
-    input_ids, attention_mask = full_rows(3, n=40, share_of_ends=0)
+def test_a_sequence_of_one_long_word_is_cut_to_its_number_of_predicted_tokens():
+    input_ids, attention_mask = full_sequences(3, n=40, share_of_ends=0)
     no_starts = Vocabulary(np.zeros(V, dtype=bool), vocabulary().is_special, MASK_ID)
     positions, _ = mask(input_ids, attention_mask, no_starts)
     np.testing.assert_array_equal(np.sort(positions), np.broadcast_to(np.arange(34, 40), (3, 6)))
 
 
 def test_inputs_are_masked_kept_and_replaced_80_10_10():
-    input_ids, attention_mask = full_rows(2000)
+    input_ids, attention_mask = full_sequences(2000)
     positions, inputs = mask(input_ids, attention_mask)
     true = np.take_along_axis(input_ids, positions, axis=1)
     num_ordinary = V - len(SPECIAL)
@@ -170,12 +170,12 @@ def test_inputs_are_masked_kept_and_replaced_80_10_10():
     for found, expected in shares:
         sigma = np.sqrt(expected * (1 - expected) / inputs.size)
         assert found.mean() == pytest.approx(expected, abs=5 * sigma)
-    for slot in (0, 38, 76):
-        assert masked[:, slot].mean() == pytest.approx(0.8, abs=5 * np.sqrt(0.16 / 2000))
+    for entry in (0, 38, 76):
+        assert masked[:, entry].mean() == pytest.approx(0.8, abs=5 * np.sqrt(0.16 / 2000))
 
 
 def test_replacements_are_every_ordinary_id_equally_often_and_no_special_one():
-    input_ids, attention_mask = full_rows(1000)
+    input_ids, attention_mask = full_sequences(1000)
     config = MaskingConfig(mask_probability=0, keep_probability=0, random_probability=1)
     _, inputs = mask(input_ids, attention_mask, config=config)
     counts = np.bincount(inputs.ravel(), minlength=V)
@@ -186,7 +186,7 @@ def test_replacements_are_every_ordinary_id_equally_often_and_no_special_one():
 
 
 def test_special_tokens_are_predicted_only_when_asked_for():
-    input_ids, attention_mask = full_rows(200, share_of_ends=0.2)
+    input_ids, attention_mask = full_sequences(200, share_of_ends=0.2)
     input_ids[:, 1] = 4
     for asked, least in ((False, 0), (True, 1000)):
         positions, _ = mask(input_ids, attention_mask, config=MaskingConfig(predict_special_tokens=asked))
@@ -196,7 +196,7 @@ def test_special_tokens_are_predicted_only_when_asked_for():
         assert np.isin(predicted, SPECIAL).sum() >= least
 
 
-def test_a_row_of_special_tokens_predicts_nothing():
+def test_in_a_sequence_of_special_tokens_nothing_is_predicted():
     input_ids = np.full((2, 16), 2)
     positions, inputs = mask(input_ids, np.ones((2, 16), dtype=bool))
     assert positions.tolist() == [[-1, -1]] * 2
@@ -205,7 +205,7 @@ def test_a_row_of_special_tokens_predicts_nothing():
 
 @pytest.mark.parametrize("config", [MaskingConfig(), TOKEN_BY_TOKEN])
 def test_every_position_is_predicted_equally_often(config):
-    input_ids, attention_mask = full_rows(3000, n=128, share_of_ends=0)
+    input_ids, attention_mask = full_sequences(3000, n=128, share_of_ends=0)
     positions, _ = mask(input_ids, attention_mask, vocabulary(0), config)
     counts = np.bincount(positions.ravel(), minlength=128)
     share = 19 / 127
@@ -214,18 +214,18 @@ def test_every_position_is_predicted_equally_often(config):
 
 
 @pytest.mark.parametrize("config", [MaskingConfig(), TOKEN_BY_TOKEN])
-def test_the_order_of_slots_does_not_follow_the_order_of_positions(config):
-    positions, _ = mask(*full_rows(2000), config=config)
-    for slot in (0, 76):
-        assert positions[:, slot].mean() == pytest.approx(256, abs=5 * 512 / np.sqrt(12 * 2000))
-        assert positions[:, slot].std() == pytest.approx(512 / np.sqrt(12), rel=0.05)
+def test_the_order_of_prediction_does_not_follow_the_order_of_positions(config):
+    positions, _ = mask(*full_sequences(2000), config=config)
+    for entry in (0, 76):
+        assert positions[:, entry].mean() == pytest.approx(256, abs=5 * 512 / np.sqrt(12 * 2000))
+        assert positions[:, entry].std() == pytest.approx(512 / np.sqrt(12), rel=0.05)
     ascending = np.diff(positions, axis=1) > 0
     assert ascending.mean() == pytest.approx(0.5, abs=5 * 0.5 / np.sqrt(ascending.size))
 
 
 def test_the_tokens_of_a_word_are_not_kept_together_in_the_order():
     words = vocabulary(0.6)
-    input_ids, attention_mask = full_rows(300)
+    input_ids, attention_mask = full_sequences(300)
     positions, _ = mask(input_ids, attention_mask, words)
     neighbours = np.abs(np.diff(positions, axis=1)) == 1
     pairs = np.diff(np.sort(positions, axis=1), axis=1) == 1
@@ -235,14 +235,14 @@ def test_the_tokens_of_a_word_are_not_kept_together_in_the_order():
 
 def test_whole_words_are_chosen_together_more_often_than_single_tokens():
     words = vocabulary(0.6)
-    input_ids, attention_mask = full_rows(100)
+    input_ids, attention_mask = full_sequences(100)
     complete = []
     for config in (MaskingConfig(), TOKEN_BY_TOKEN):
         positions, _ = mask(input_ids, attention_mask, words, config)
         long_words = [
-            np.isin(word, slots).mean()
-            for row, slots in zip(input_ids, positions, strict=True)
-            for word in words_of(row, 512, words)
+            np.isin(word, chosen).mean()
+            for ids, chosen in zip(input_ids, positions, strict=True)
+            for word in words_of(ids, 512, words)
             if len(word) >= 3
         ]
         complete.append(np.mean(np.array(long_words) == 1))
@@ -251,8 +251,8 @@ def test_whole_words_are_chosen_together_more_often_than_single_tokens():
 
 
 def shares_of_runs(max_ngram: int, whole_word: bool) -> list[float]:
-    """Of rows with three slots: how many have them in three places, two, one."""
-    input_ids, attention_mask = full_rows(6000, n=256, share_of_ends=0)
+    """Sequences with three predicted tokens: how many have them in three separate runs, two, one."""
+    input_ids, attention_mask = full_sequences(6000, n=256, share_of_ends=0)
     config = MaskingConfig(predicted_fraction=3 / 256, max_ngram=max_ngram, whole_word=whole_word)
     positions, _ = mask(input_ids, attention_mask, vocabulary(0 if whole_word else 0.4), config)
     pairs = (np.diff(np.sort(positions, axis=1), axis=1) == 1).sum(axis=1)
@@ -261,7 +261,7 @@ def shares_of_runs(max_ngram: int, whole_word: bool) -> list[float]:
 
 @pytest.mark.parametrize("whole_word", [True, False])
 def test_spans_have_n_words_with_a_probability_proportional_to_one_in_n(whole_word):
-    one, two, three = 6 / 11, 3 / 11, 2 / 11  # the first span fills three slots, or two, or one and then the next begins
+    one, two, three = 6 / 11, 3 / 11, 2 / 11  # the first span fills all three, or two, or one and then the next begins
     expected = [one * one, two + one * (two + three), three]
     assert shares_of_runs(3, whole_word) == pytest.approx(expected, abs=0.03)
     assert shares_of_runs(1, whole_word) == pytest.approx([1, 0, 0], abs=0.04)
@@ -270,7 +270,7 @@ def test_spans_have_n_words_with_a_probability_proportional_to_one_in_n(whole_wo
 
 @pytest.mark.parametrize("predict_special_tokens", [True, False])
 def test_spans_end_at_special_tokens(predict_special_tokens):
-    input_ids, attention_mask = full_rows(20, n=64)
+    input_ids, attention_mask = full_sequences(20, n=64)
     input_ids[:, ::2] = np.resize([2, 0, 4, 1, 3, MASK_ID], 32)
     single, spans = (
         mask(
@@ -286,7 +286,7 @@ def test_spans_end_at_special_tokens(predict_special_tokens):
 
 @pytest.mark.parametrize("max_ngram", [1, 4])
 def test_a_piece_after_a_special_token_begins_a_word(max_ngram):
-    input_ids, attention_mask = full_rows(20, n=64)
+    input_ids, attention_mask = full_sequences(20, n=64)
     input_ids[:, ::2] = 2
     no_starts = Vocabulary(vocabulary().is_special, vocabulary().is_special, MASK_ID)
     config = MaskingConfig(predict_special_tokens=True, max_ngram=max_ngram)
@@ -296,25 +296,25 @@ def test_a_piece_after_a_special_token_begins_a_word(max_ngram):
 
 
 def test_spans_are_drawn_anew_for_each_key():
-    input_ids, attention_mask = full_rows(1, n=64, share_of_ends=0)
-    rows = np.repeat(input_ids, 2000, axis=0), np.repeat(attention_mask, 2000, axis=0)
-    positions, _ = mask(*rows, vocabulary(0), MaskingConfig(predicted_fraction=2 / 64, max_ngram=2))
+    input_ids, attention_mask = full_sequences(1, n=64, share_of_ends=0)
+    repeated = np.repeat(input_ids, 2000, axis=0), np.repeat(attention_mask, 2000, axis=0)
+    positions, _ = mask(*repeated, vocabulary(0), MaskingConfig(predicted_fraction=2 / 64, max_ngram=2))
     first = positions.min(axis=1)[np.ptp(positions, axis=1) == 1]
     assert len(first) > 500
     assert set(range(2, 62)) <= set(first.tolist())
 
 
-def test_other_keys_give_other_slots():
-    input_ids, attention_mask = full_rows(1)
-    rows = np.repeat(input_ids, 50, axis=0), np.repeat(attention_mask, 50, axis=0)
-    positions, _ = mask(*rows)
+def test_other_keys_give_other_predicted_tokens():
+    input_ids, attention_mask = full_sequences(1)
+    repeated = np.repeat(input_ids, 50, axis=0), np.repeat(attention_mask, 50, axis=0)
+    positions, _ = mask(*repeated)
     assert np.unique(positions, axis=0).shape[0] == 50
     common = [np.intersect1d(positions[0], other).size for other in positions[1:]]
     assert np.mean(common) == pytest.approx(77 * 77 / 502, abs=4)
 
 
 def test_the_arguments_are_left_as_they_were():
-    input_ids, attention_mask = full_rows(3)
+    input_ids, attention_mask = full_sequences(3)
     words = vocabulary()
     before = input_ids.copy(), attention_mask.copy(), words.starts_word.copy(), words.is_special.copy()
     mask(input_ids, attention_mask, words)
@@ -379,10 +379,10 @@ def test_an_isolated_document_is_never_predicted_whole(seed, lengths):
     positions[0, :count] = generator.permutation(num_tokens)[:count]
     inputs = np.where(positions >= 0, positions + 100, 0)
     real = np.ones((1, num_tokens), dtype=bool)
-    kept, kept_inputs = drop_slots_without_context(positions, inputs, documents, real)
+    kept, kept_inputs = drop_predictions_without_context(positions, inputs, documents, real)
     chosen = set(positions[0, :count].tolist())
-    places = [set(np.flatnonzero(documents[0] == number).tolist()) for number in range(len(lengths))]
-    whole = set().union(*[place for place in places if place <= chosen])
+    positions_of = [set(np.flatnonzero(documents[0] == number).tolist()) for number in range(len(lengths))]
+    whole = set().union(*[one for one in positions_of if one <= chosen])
     expected = [int(position) for position in positions[0, :count] if position not in whole]
     assert kept[0].tolist() == expected + [-1] * (num_tokens + 1 - len(expected))
     assert kept_inputs[0].tolist() == [position + 100 for position in expected] + [0] * (num_tokens + 1 - len(expected))

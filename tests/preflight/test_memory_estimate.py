@@ -38,8 +38,8 @@ def workload(config, sequences=1, precision="bf16", stage=0, ranks=1, setting=No
 
 
 def kept_by_autograd(work: Work) -> int:
-    """Bytes of the tensors saved for backward in one forward pass on the processor."""
-    config, rows, length, slots = work.config, work.micro_batch_size, work.seq_length, work.num_predicted
+    """Bytes of the tensors saved for backward in one forward pass on the CPU."""
+    config, sequences, length, predicted = work.config, work.micro_batch_size, work.seq_length, work.num_predicted
     torch.manual_seed(0)
     model = MPNetForPretraining(config, work.objective).to(
         torch.float32 if work.setting.bytes_per_number == 4 else torch.bfloat16
@@ -54,10 +54,10 @@ def kept_by_autograd(work: Work) -> int:
         storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
         return tensor
 
-    ids = torch.randint(5, config.vocab_size - 1, (rows, length))
-    positions = torch.stack([torch.randperm(length)[:slots] for _ in range(rows)])
+    ids = torch.randint(5, config.vocab_size - 1, (sequences, length))
+    positions = torch.stack([torch.randperm(length)[:predicted] for _ in range(sequences)])
     with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
-        model(ids, positions, torch.full((rows, slots), config.vocab_size - 1))
+        model(ids, positions, torch.full((sequences, predicted), config.vocab_size - 1))
     return sum(storage.nbytes() for place, storage in storages.items() if place not in parameters)
 
 

@@ -37,7 +37,7 @@ def test_curves_are_those_of_the_run(trained, tmp_path):
     assert [text.get_text() for text in losses.get_legend().get_texts()] == ["run, training", "run, validation"]
     assert losses.get_ylabel() == "loss (nats per predicted token)"
     assert speeds.get_ylabel() == "throughput (tokens/s)"
-    assert speeds.get_xlabel() == "updates"
+    assert speeds.get_xlabel() == "steps"
     speed = [line["tokens_per_second"] for line in run.metrics if "loss" in line]
     assert speed[0] is None  # of the first step, which is in no rate
     assert speeds.lines[0].get_ydata().tolist()[1:] == speed[1:]
@@ -63,7 +63,7 @@ def test_several_runs_have_colours_and_names_of_their_own(tmp_path):
     assert len({line.get_color() for line in losses.lines}) == 3
     assert [line.get_color() for line in losses.lines] == [line.get_color() for line in speeds.lines]
     assert losses.lines[0].get_xdata().tolist() == [8, 16]
-    assert speeds.get_xlabel() == "samples (rows)"
+    assert speeds.get_xlabel() == "samples (sequences)"
 
 
 def test_events_gaps_and_a_line_in_the_making_do_not_hurt(tmp_path):
@@ -85,7 +85,7 @@ def test_an_older_picture_is_replaced_and_nothing_else(tmp_path):
     assert plot_runs([str(tmp_path / "other")], str(output)).read_bytes() != first
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "run", "run.png"]
     output.write_text("my notes")
-    with pytest.raises(UserError, match=r"run\.png is there already and holds no PNG"):
+    with pytest.raises(UserError, match=r"run\.png is there already and is not a PNG"):
         plot_runs([str(folder)], str(output))
     assert output.read_text() == "my notes"
 

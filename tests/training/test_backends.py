@@ -1,6 +1,6 @@
 """Runs that differ in what computes attention: the same losses, the same checkpoints.
 
-On a processor these are all that can train there; the others' gradients are in tests/model.
+On a CPU only these can train; the others' gradients are tested in tests/models.
 """
 
 import json

@@ -65,7 +65,7 @@ def test_unknown_key_at_the_top_of_the_deepspeed_json(dataset_folder, tmp_path):
     assert_refused(run, "unknown key 'gradient_clipp1ng'", "Did you mean 'gradient_clipping'?")
 
 
-def test_fp16_on_a_processor(dataset_folder, tmp_path, monkeypatch):
+def test_fp16_on_a_cpu(dataset_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     run = pretrain(tmp_path / "run", "--recipe", RECIPE, "--data", dataset_folder, config="fp16")
     assert_refused(run, "fp16 is enabled, but this device does not support it", "ds_configs/")
@@ -124,7 +124,7 @@ def test_eval_data_without_data(dataset_folder, tmp_path):
 
 def test_mixture_with_and_without_weights(dataset_folder, tmp_path):
     arguments = ["--recipe", RECIPE, "--data", f"{dataset_folder}:0.5", dataset_folder]
-    assert_refused(pretrain(tmp_path / "run", *arguments), f"{dataset_folder} has no weight", "give all of them one")
+    assert_refused(pretrain(tmp_path / "run", *arguments), f"{dataset_folder} has no weight", "give all of them a weight")
 
 
 def test_shard_that_is_damaged_while_training(dataset_folder, tmp_path):

@@ -88,7 +88,7 @@ def test_every_configuration_trains_to_the_losses_of_zero2(one_rank, name):
 
 
 @pytest.mark.parametrize("name", [*map(on_gpu_only, SHIPPED)])
-def test_the_fused_optimizer_does_every_update(one_rank, name):
+def test_the_fused_optimizer_does_every_step(one_rank, name):
     calls = int(re.search(r"^fused steps: (\d+)$", one_rank[name].out, re.MULTILINE)[1])
     assert calls >= 6
     assert calls % 6 == 0  # one, or one for each group of parameters
@@ -109,7 +109,7 @@ def test_two_ranks_train_to_the_losses_of_one_that_accumulates(two_ranks, accumu
     assert run.eval_losses == pytest.approx(accumulated.eval_losses, abs=1e-5)
 
 
-def test_debugging_prints_one_profile_and_the_times_of_each_update(one_rank):
+def test_debugging_prints_one_profile_and_the_times_of_each_step(one_rank):
     out = one_rank["debug"].out
     assert out.count("DeepSpeed Flops Profiler") == 1
     assert len(re.findall(r"time \(ms\) \| fwd: [\d.]+ \| bwd: ", out)) == 6

@@ -34,7 +34,7 @@ def test_collection_that_was_off_stays_off():
         gc.enable()
 
 
-def test_updates_collect_nothing_and_leave_nothing_to_collect(dataset_folder, tmp_path):
+def test_steps_collect_nothing_and_leave_nothing_to_collect(dataset_folder, tmp_path):
     """Ninety steps, one line of the log at their end."""
     flags = ["--max_steps", 90, "--log_interval", 90, "--eval_interval", 90, "--save_interval", 90]
     run = train(tmp_path / "run", dataset_folder, *flags, fault="garbage@2")

@@ -128,14 +128,14 @@ def test_a_spike_is_a_loss_above_a_multiple_of_the_mean_once_that_has_settled():
         *(pytest.param(config, ranks, marks=pytest.mark.long) for config, ranks in (("zero2", 0), ("zero3", 2))),
     ],
 )
-def test_an_update_without_finite_loss_is_skipped_and_reported(trained, dataset_folder, tmp_path, config, ranks):
+def test_a_step_without_finite_loss_is_skipped_and_reported(trained, dataset_folder, tmp_path, config, ranks):
     arguments = ["--micro_batch_size", 4]
     run = train(tmp_path / "run", dataset_folder, *arguments, fault="nan_on_one_rank@4", ranks=ranks, config=config)
     assert run.code == 0, run.err
     (event,) = events(run, "skipped")
     # the fault is in the last rank's first rows: with one rank the first four of the step, with two the other four
     assert event["samples"] == [[28, 31] if ranks else [24, 27]]
-    assert (event["step"], event["what"], event["skipped_updates"]) == (4, "loss", 1)
+    assert (event["step"], event["what"], event["skipped_steps"]) == (4, "loss", 1)
     assert f"step 4 skipped, 1 in a row: the loss is not finite (samples {28 if ranks else 24} to" in run.err
     reference = trained(config, max(ranks, 1)).losses
     assert run.losses[:3] == pytest.approx(reference[:3], abs=0.01 if config == "bf16" else 1e-5)
@@ -171,7 +171,7 @@ def test_a_jump_of_the_loss_is_reported(dataset_folder, tmp_path):
 
 
 @pytest.mark.parametrize("config", ["zero0", pytest.param("zero2", marks=pytest.mark.long), "zero3", "bf16"])
-def test_no_update_waits_for_the_device_but_to_check_the_gradient(dataset_folder, tmp_path, config):
+def test_no_step_waits_for_the_device_except_to_check_the_gradient(dataset_folder, tmp_path, config):
     flags = ["--micro_batch_size", 4, "--log_interval", 8, "--max_steps", 3]
     run = train(tmp_path / "run", dataset_folder, *flags, fault="waits@2", config=config)
     assert run.code == 0, run.err

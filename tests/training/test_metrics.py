@@ -133,7 +133,7 @@ def test_rates_are_of_the_time_since_the_last_restart():
     assert second["tokens_per_second"] == pytest.approx(0.4 * 256 * 512)
 
 
-def test_the_first_update_is_told_apart_and_in_no_rate():
+def test_the_first_step_is_reported_apart_and_in_no_rate():
     times = iter([0.0, 40.0, 40.0, 40.0, 40.0, 42.0, 42.0])
     measured = throughput(clock=lambda: next(times))
     assert measured.leave_out_first(step=1) == 40
@@ -160,7 +160,7 @@ def test_padding_is_no_token_but_work(monkeypatch):
     assert padded["mfu"] == pytest.approx(256 * row / 2 / (2 * 1e15))
 
 
-def test_memory_of_a_processor_is_the_peak_of_what_this_process_used():
+def test_memory_of_a_cpu_is_the_peak_of_what_this_process_used():
     before = peak_memory(torch.device("cpu"))
     program = (
         "import torch; from mpnet_ds.training.metrics import peak_memory; a = peak_memory(torch.device('cpu')); "
@@ -215,7 +215,7 @@ def test_what_a_run_does_not_know_is_left_out():
     assert "norm" not in describe(LINE | {"grad_norm": None}, 125_000, 1)
 
 
-def test_no_peak_is_claimed_for_a_processor():
+def test_no_peak_is_claimed_for_a_cpu():
     assert peak_flops(torch.device("cpu"), "bf16") is None
 
 

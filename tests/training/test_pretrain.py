@@ -122,7 +122,7 @@ def test_a_finished_run_is_not_trained_again(trained, dataset_folder):
     before = (run.folder / "metrics.jsonl").read_bytes()
     again = pretrain(run.folder, "--recipe", RECIPE, "--data", dataset_folder)
     assert again.code == 0
-    assert "trained to step 8 already" in again.out
+    assert "already trained to step 8" in again.out
     assert (run.folder / "metrics.jsonl").read_bytes() == before
 
 

@@ -126,7 +126,7 @@ def plain_loop(dataset_folder) -> list[dict]:
 
 HARD = {
     "model": {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.2},
-    # Whole documents, each in a row of its own: rows differ in their number of slots, and so do the micro batches.
+    # Each document has its own sequence: sequences and micro-batches differ in their number of predicted tokens.
     "data": {"seq_length": 32, "sample_mode": "document", "packing": False},
     "optimization": {
         "learning_rate": 8e-3,
@@ -175,7 +175,7 @@ def test_held_out_loss_is_that_of_the_checkpoint_without_dropout(hard_run, datas
 
 def test_dropout_falls_where_it_does_in_transformers(monkeypatch):
     """With PyTorch's draws the plain encoder draws the same masks in the same places as ``MPNetModel`` does in training."""
-    monkeypatch.setattr(Dropout, "forward", torch.nn.Dropout.forward)  # our own draws: tests/model/test_dropout.py
+    monkeypatch.setattr(Dropout, "forward", torch.nn.Dropout.forward)  # our own draws: tests/models/layers/test_dropout.py
     config = load_recipe(str(RECIPE)).model.config(50)
     config.hidden_dropout_prob, config.attention_probs_dropout_prob = 0.3, 0.2
     ours = MPNetForPretraining(config, attention="eager").train()

@@ -105,7 +105,7 @@ def test_what_another_run_saved_while_this_one_started_is_continued(trained, dat
     shutil.copytree(trained().folder, tmp_path / "other")
     run = pretrain(tmp_path / "run", "--recipe", RECIPE, "--data", dataset_folder, script=[FAULTY, f"other_saves@{step}"])
     assert run.code == 0, run.err
-    assert ("at step 6" if step == 6 else "is trained to step 8 already") in run.out
+    assert ("at step 6" if step == 6 else "is already trained to step 8") in run.out
     assert run.losses == trained().losses
 
 

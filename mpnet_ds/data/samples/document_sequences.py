@@ -2,7 +2,7 @@
 
 An *item* is a document, or in mode ``line`` one line. Its ids (a line that is not the last of its document gets a ``</s>``)
 are cut into chunks of ``seq_length - 1``, of which the last may be shorter; ``<s>`` and a chunk make a *unit*. So an item
-that fits is one unit, and a longer one fills sequences until its last unit is left.
+that fits is one unit, and a longer one fills whole sequences except for its last unit.
 
 With ``packing`` a sequence takes consecutive units as long as they fit; without it, each unit has its own sequence.
 
@@ -12,7 +12,7 @@ With ``packing`` a sequence takes consecutive units as long as they fit; without
 
 Opening reads the index (.idx) once, 8 bytes a line, and no ids. It keeps 2 bytes a sequence: shards are divided into blocks
 of 1024 items, no sequence spans two blocks, and for each sequence the index of its first item in its block is kept. Its
-other items are those before the first item of the next sequence; all of its ids are contiguous in the .bin.
+other items are those before the first item of the next sequence; all its ids are contiguous in the .bin.
 """
 
 from bisect import bisect_right
@@ -60,20 +60,20 @@ class DocumentSequences:
         ids = np.concatenate([np.empty(0, dtype=np.int64), *(tokens for tokens, _, _ in found)])
         sizes = np.concatenate([np.empty(0, dtype=np.int64), *(sizes for _, sizes, _ in found)])
         may_add_end = np.concatenate([np.empty(0, dtype=bool), *(flags for _, _, flags in found)])
-        row = np.repeat(np.arange(len(found)), np.array([len(sizes) for _, sizes, _ in found], dtype=np.int64))
+        sequence = np.repeat(np.arange(len(found)), np.array([len(sizes) for _, sizes, _ in found], dtype=np.int64))
         ends = np.cumsum(sizes)
         last_ids = ids[np.maximum(ends, 1) - 1] if ids.size else np.zeros(len(ends))
         adds_end = may_add_end & ((last_ids != EOS_ID) | (sizes == 0))
         lengths = 1 + sizes + adds_end
         before = np.cumsum(lengths) - lengths
-        column = before - before[np.searchsorted(row, row)]
-        begin = row * self.seq_length + column  # of each unit, in the flattened batch
+        offset = before - before[np.searchsorted(sequence, sequence)]
+        begin = sequence * self.seq_length + offset  # of each unit, in the flattened batch
         batch = np.full((len(found), self.seq_length), PAD_ID, dtype=np.int64)
         flat = batch.reshape(-1)
         flat[np.repeat(begin + 1 - (ends - sizes), sizes) + np.arange(ids.size)] = ids
         flat[begin] = BOS_ID
         flat[(begin + 1 + sizes)[adds_end]] = EOS_ID
-        used = np.bincount(row, weights=lengths, minlength=len(found))
+        used = np.bincount(sequence, weights=lengths, minlength=len(found))
         return batch, np.arange(self.seq_length) < used[:, None]
 
     def token_ranges(self, number: int, epoch: int) -> Iterator[tuple[TokenFile, int, int]]:

@@ -73,18 +73,18 @@ class MixtureDataset:
         _check_shares(datasets, weights)
         self._pattern = spread(self.slots_of_each)
         self._slots = [np.flatnonzero(self._pattern == number) for number in range(len(datasets))]
-        self._rank = np.empty(len(self._pattern), dtype=np.int64)  # of a slot among those of its dataset
+        self._numbers = np.empty(len(self._pattern), dtype=np.int64)  # of a slot among those of its dataset
         for slots in self._slots:
-            self._rank[slots] = np.arange(len(slots))
+            self._numbers[slots] = np.arange(len(slots))
 
     def __len__(self) -> int:
-        """Number of samples until a dataset would start again, which counts as an epoch."""
+        """Number of samples until a dataset would start over, which counts as an epoch."""
         return min(self._sample_of(number, len(data)) for number, data in enumerate(self.datasets))
 
     def _sample_of(self, number: int, j: int) -> int:
         """Index of the j-th sample of a dataset in the mixture."""
-        rounds, rank = divmod(j, self.slots_of_each[number])
-        return rounds * len(self._pattern) + int(self._slots[number][rank])
+        rounds, slot = divmod(j, self.slots_of_each[number])
+        return rounds * len(self._pattern) + int(self._slots[number][slot])
 
     @property
     def tokenizer(self) -> PretrainingTokenizer:
@@ -149,10 +149,10 @@ class MixtureDataset:
         return batch
 
     def origin(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the dataset of each of these samples, and its index among the samples of that dataset, from 0 on."""
+        """Return the dataset of each of these samples, and its index among the samples of that dataset."""
         rounds, slots = np.divmod(numbers, len(self._pattern))
         which = self._pattern[slots]
-        return which, rounds * np.array(self.slots_of_each)[which] + self._rank[slots]
+        return which, rounds * np.array(self.slots_of_each)[which] + self._numbers[slots]
 
 
 def slots_for(weights: list[Fraction]) -> list[int]:
@@ -197,7 +197,7 @@ def spread(slots: list[int]) -> np.ndarray:
 def _check_weights(datasets: list[PretrainingDataset], weights: list[Fraction | None]) -> None:
     for data, weight in zip(datasets, weights, strict=True):
         if weight is None and any(other is not None for other in weights):
-            raise UserError(f"{data.folder} has no weight, but others have: give all of them one (DIR:0.7), or none.")
+            raise UserError(f"{data.folder} has no weight, but others do: give all of them a weight (DIR:0.7), or none.")
         if weight is not None and weight <= 0:
             raise UserError(f"{data.folder} has weight {float(weight)}; it must be greater than 0.")
 
@@ -213,5 +213,5 @@ def _check_tokenizers(datasets: list[PretrainingDataset]) -> None:
     first = datasets[0]
     for other in datasets[1:]:
         if other.tokenizer.fingerprint != first.tokenizer.fingerprint:
-            found = f"{other.folder} was built with another tokenizer than {first.folder}"
+            found = f"{other.folder} was built with a different tokenizer than {first.folder}"
             raise UserError(f"{found}: build both with the same --tokenizer.")

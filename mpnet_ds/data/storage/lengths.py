@@ -11,14 +11,14 @@ from mpnet_ds.data.storage.manifest import DatasetManifest
 from mpnet_ds.data.storage.token_file import TokenFile
 
 DOCUMENTS_AT_ONCE = 1 << 16
-LONG_DOCUMENT = 512  # tokens: longer ones do not fit into a sequence of the usual recipe
+LONG_DOCUMENT = 512  # tokens: longer ones do not fit into a sequence of the default recipes
 EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
 class DocumentLengths:
     """How many documents have how many tokens, including ``</s>``.
 
-    Reads only the indexes: 16 bytes a document. Memory: 16 bytes for each distinct length.
+    Reads only the indexes: 16 bytes per document. Memory: 16 bytes for each distinct length.
     """
 
     def __init__(self, folder: str | Path):
@@ -40,15 +40,15 @@ class DocumentLengths:
         return float(self.lengths @ self.counts) / self.num_documents
 
     def quantile(self, share: float) -> int:
-        """The smallest length that at least this share of the documents does not exceed."""
+        """Return the smallest length that at least this share of the documents does not exceed."""
         return int(self.lengths[np.searchsorted(self._up_to, share * self.num_documents)])
 
     def share_above(self, length: int) -> float:
-        """Share of the documents with more tokens than ``length``."""
+        """Return the share of documents with more tokens than ``length``."""
         return float(self.counts[self.lengths > length].sum()) / self.num_documents
 
     def buckets(self) -> list[tuple[int, int, int]]:
-        """(shortest, longest, documents) for 0, 1, 2–3, 4–7, 8–15 … tokens, from the first to the last bucket in use."""
+        """List (shortest, longest, documents) for 0, 1, 2–3, 4–7, 8–15 … tokens, from the first to the last used bucket."""
         bits = np.frexp(self.lengths)[1]  # 0 for length 0, else floor(log2) + 1
         counts = np.bincount(bits, self.counts).astype(int)
         return [((1 << b) >> 1, (1 << b) - 1, int(counts[b])) for b in range(int(bits.min()), int(bits.max()) + 1)]
@@ -69,7 +69,7 @@ def length_histogram(folder: str | Path, width: int | None = None, unicode: bool
 
     Args:
         width: characters in a line; by default the width of the terminal.
-        unicode: draw with block characters; by default if the encoding of standard output has them.
+        unicode: draw with block characters; by default if standard output's encoding has them.
     """
     lengths = DocumentLengths(folder)
     if not lengths.num_documents:
@@ -94,7 +94,7 @@ def length_histogram(folder: str | Path, width: int | None = None, unicode: bool
 
 
 def _bar(length: float, unicode: bool) -> str:
-    """A bar of ``length`` characters; anything above 0 is visible."""
+    """Draw a bar of ``length`` characters; anything above 0 is visible."""
     if not unicode:
         return "#" * max(round(length), int(length > 0))
     eighths = max(round(8 * length), int(length > 0))
@@ -102,7 +102,7 @@ def _bar(length: float, unicode: bool) -> str:
 
 
 def can_print(text: str) -> bool:
-    """Whether the encoding of standard output has these characters."""
+    """Tell whether standard output's encoding has these characters."""
     try:
         text.encode(sys.stdout.encoding or "ascii")
     except (UnicodeEncodeError, LookupError):

@@ -1,12 +1,12 @@
-"""Attention for CPUs: a few heads at a time, so that what is between the products stays in the cache.
+"""Attention for CPUs: a few heads at a time, so that everything between the two products stays in the cache.
 
-On a CPU attention costs less in its products than in passing over [B, H, R, K] numbers in memory, again and again, and
-in allocating that memory each time. Here scores, softmax, dropout and the product with the values are done for a few heads
+On a CPU the products of attention cost less than repeated passes over [B, H, R, K] numbers in memory, and than allocating
+that memory each time. Here scores, softmax, dropout and the product with the values are done for a few heads
 at a time, in place; the bias is added by the product itself.
 
-One tensor is kept for backward: the probabilities, negative where dropout left one out.
+One tensor is kept for backward: the probabilities, negative where dropped.
 
-Shapes: B rows of a batch, H heads, R rows of the network, K keys, D width of a head.
+Shapes: B sequences, H heads, R rows of the network, K keys, D width of a head.
 """
 
 import math
@@ -26,8 +26,8 @@ SCORES_AT_ONCE = 2**22
 and much slower on a busy one, where the cores wait for each other after every operation."""
 
 
-class ProcessorAttention:
-    """For tensors on a CPU."""
+class CpuAttention:
+    """The back-end ``cpu``, for tensors on a CPU."""
 
     name = "cpu"
 
@@ -38,7 +38,7 @@ class ProcessorAttention:
     def prepare(self, table: nn.Embedding, layout: Layout) -> tuple[Tensor]:
         """See ``attention.Backend``; the bias [B, H, R, K]."""
         check_cpu(table.weight.device)
-        buckets = pair_buckets(layout.row_places, layout.key_places, layout.num_tokens).to(torch.uint8)
+        buckets = pair_buckets(layout.row_indices, layout.key_indices, layout.num_tokens).to(torch.uint8)
         buckets.masked_fill_(~layout.visible, NUM_BUCKETS)
         return (bias_of_buckets(table(torch.arange(NUM_BUCKETS)), buckets),)
 
@@ -49,14 +49,14 @@ class ProcessorAttention:
 
 
 def check_cpu(device: torch.device) -> None:
-    """Raises ``UserError`` for another device."""
+    """Raise ``UserError`` for another device."""
     if device.type != "cpu":
         raise UserError(f"attention 'cpu' is for CPUs, and the model is on '{device.type}'. Use 'auto' or 'sdpa'.")
 
 
 @library.custom_op("mpnet_ds::bias_of_buckets", mutates_args=())
 def bias_of_buckets(table: Tensor, buckets: Tensor) -> Tensor:
-    """[B, H, R, K] from table [32, H] and buckets uint8 [B, R, K]; bucket 32 is for keys that are not visible.
+    """Look up [B, H, R, K] in table [32, H] by buckets uint8 [B, R, K]; bucket 32 is for keys that are not visible.
 
     These get the smallest finite number, rather than minus infinity: a row of padding that sees nothing stays finite.
     """
@@ -64,9 +64,9 @@ def bias_of_buckets(table: Tensor, buckets: Tensor) -> Tensor:
     hidden = table.new_full((1, table.shape[1]), torch.finfo(table.dtype).min)
     by_head = torch.cat([table, hidden]).t().contiguous()
     bias = table.new_empty(batch, table.shape[1], rows, keys)
-    places = buckets.flatten().int()
+    flat = buckets.flatten().int()
     for head, values in enumerate(by_head):
-        bias[:, head] = values.index_select(0, places).view(buckets.shape)
+        bias[:, head] = values.index_select(0, flat).view(buckets.shape)
     return bias
 
 
@@ -78,9 +78,9 @@ def _(table, buckets):
 
 @library.custom_op("mpnet_ds::sum_by_bucket", mutates_args=())
 def sum_by_bucket(gradient: Tensor, buckets: Tensor) -> Tensor:
-    """[32, H] from gradient [B, H, R, K] and buckets uint8 [B, R, K]; summed in fp64."""
-    places = buckets.flatten()
-    sums = [torch.bincount(places, of_head.double().flatten(), NUM_BUCKETS + 1) for of_head in gradient.unbind(1)]
+    """Sum gradient [B, H, R, K] by buckets uint8 [B, R, K] into [32, H], in fp64."""
+    flat = buckets.flatten()
+    sums = [torch.bincount(flat, of_head.double().flatten(), NUM_BUCKETS + 1) for of_head in gradient.unbind(1)]
     return torch.stack(sums, dim=1)[:NUM_BUCKETS].to(gradient.dtype)
 
 
@@ -104,7 +104,7 @@ bias_of_buckets.register_autograd(_bias_backward, setup_context=_keep_buckets)
 def attention(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor, seed: Tensor, dropout: float, is_recorded: bool
 ) -> tuple[Tensor, Tensor]:
-    """What rows attend to [B, H, R, D], and the probabilities [B, H, R, K], negative where they were left out.
+    """Compute attention [B, H, R, D], and the probabilities [B, H, R, K], negative where dropped.
 
     Args:
         query: [B, H, R, D].
@@ -112,8 +112,8 @@ def attention(
         value: [B, H, K, D].
         bias: [B, H, R, K].
         seed: of the draws for dropout.
-        dropout: probability that one is left out.
-        is_recorded: whether there will be a backward; if not, the probabilities are not kept (empty).
+        dropout: probability that one is dropped.
+        is_recorded: whether backward follows; if not, the probabilities are not kept (empty).
     """
     (batch, heads, rows, width), keys = query.shape, key.shape[2]
     query, key, value = (x.flatten(0, 1) for x in (query, key, value * (1 / (1 - rounded(dropout)))))
@@ -144,7 +144,7 @@ def _(query, key, value, bias, seed, dropout, is_recorded):
 def attention_backward(
     gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, probabilities: Tensor, dropout: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of query, key, value and of the bias [B, H, R, K]."""
+    """Compute the gradients of query, key, value and of the bias [B, H, R, K]."""
     batch, heads, rows, width = query.shape
     scale = 1 / math.sqrt(width)
     gradient, query, key, value = (x.flatten(0, 1) for x in (gradient * (1 / (1 - rounded(dropout))), query, key, value))
@@ -185,6 +185,6 @@ attention.register_autograd(_attention_backward, setup_context=_keep_for_backwar
 
 
 def _parts(count: int, size: int) -> list[slice]:
-    """Of ``count`` matrices of ``size`` numbers: as many at a time as fit into the cache."""
+    """Divide ``count`` matrices of ``size`` numbers into blocks that fit into the cache."""
     step = max(1, SCORES_AT_ONCE // size)
     return [slice(first, min(first + step, count)) for first in range(0, count, step)]

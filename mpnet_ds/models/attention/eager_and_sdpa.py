@@ -3,7 +3,7 @@
 The bias carries both the relative positions and the visibility. It is built once a step and shared by all layers, since
 they share one table.
 
-Shapes: B rows of a batch, H heads, R rows of the network, K keys, D width of a head.
+Shapes: B sequences, H heads, R rows of the network, K keys, D width of a head.
 """
 
 import math
@@ -46,10 +46,10 @@ class SdpaAttention(EagerAttention):
 
 
 def attention_bias(table: nn.Embedding, layout: Layout) -> Tensor:
-    """What is added to the scores: [B, H, R, K] in the table's dtype, its smallest number where a key is not visible.
+    """Compute what is added to the scores: [B, H, R, K] in the table's dtype, its smallest number for invisible keys.
 
     The smallest finite number rather than minus infinity: a row of padding that sees nothing stays finite.
     """
-    buckets = pair_buckets(layout.row_places, layout.key_places, layout.num_tokens)
+    buckets = pair_buckets(layout.row_indices, layout.key_indices, layout.num_tokens)
     bias = table(buckets).permute(0, 3, 1, 2)
     return bias.masked_fill(~layout.visible[:, None], torch.finfo(bias.dtype).min)

@@ -1,9 +1,9 @@
-"""FlexAttention: PyTorch compiles a kernel from our bias and visibility, on GPUs.
+"""FlexAttention: on GPUs PyTorch compiles a kernel from our bias and visibility.
 
-The bias is looked up in [H, n, n], by the places of row and key: its gradient is added up in H * n * n cells, where a lookup
+The bias is looked up in [H, n, n], by the indices of row and key: its gradient is summed in H * n * n cells, where a lookup
 in the table would have all elements meet in 32 * H of them. FlexAttention has no dropout, and no backward on a CPU.
 
-Shapes: B rows of a batch, n tokens, H heads, R rows of the network, K keys, D width of a head.
+Shapes: B sequences, n tokens, H heads, R rows of the network, K keys, D width of a head.
 """
 
 from functools import cache
@@ -25,7 +25,7 @@ NO_GRADIENTS = "attention 'flex' has gradients on GPUs only, and the model is on
 
 
 class FlexAttention:
-    """The back-end ``flex``; on a CPU it computes forward alone, uncompiled, for tests."""
+    """The back-end ``flex``; on a CPU, for tests, it computes the forward pass only, uncompiled."""
 
     name = "flex"
 
@@ -39,8 +39,8 @@ class FlexAttention:
     def prepare(self, table: nn.Embedding, layout: Layout) -> tuple[Tensor, ...]:
         """See ``attention.Backend``; the bias [H, n, n], and of the layout what the scores are looked up by."""
         bias = relative_bias(table, layout.num_tokens).contiguous()
-        places = (layout.row_places.int(), layout.key_places.int())
-        return bias, *places, layout.row_levels, layout.key_from, layout.key_until
+        indices = (layout.row_indices.int(), layout.key_indices.int())
+        return bias, *indices, layout.row_levels, layout.key_from, layout.key_until
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float, first_row: int, *prepared: Tensor) -> Tensor:
         """See ``attention.Backend``.
@@ -57,21 +57,21 @@ class FlexAttention:
 
 
 def _attend(
-    query: Tensor, key: Tensor, value: Tensor, first_row: int, bias: Tensor, row_places: Tensor, key_places: Tensor,
+    query: Tensor, key: Tensor, value: Tensor, first_row: int, bias: Tensor, row_indices: Tensor, key_indices: Tensor,
     row_levels: Tensor, key_from: Tensor, key_until: Tensor,
 ) -> Tensor:  # fmt: skip
-    """[B, H, R, D]; a row that sees nothing comes out as 0."""
+    """Compute attention [B, H, R, D]; a row that sees nothing comes out as 0."""
 
     def biased(score: Tensor, b: Tensor, h: Tensor, row: Tensor, k: Tensor) -> Tensor:
         row = row + first_row
         level = row_levels[b, row]
         visible = (key_from[b, k] <= level) & (level < key_until[b, k])
-        return torch.where(visible, score + bias[h, row_places[b, row], key_places[b, k]], -float("inf"))
+        return torch.where(visible, score + bias[h, row_indices[b, row], key_indices[b, k]], -float("inf"))
 
     return flex_attention(query, key, value, score_mod=biased)
 
 
 @cache
 def _compiled():
-    """Compiled at first use; again for each shape and ``first_row``."""
+    """Compile at first use, and again for each shape and ``first_row``."""
     return torch.compile(_attend, dynamic=False)

@@ -2,9 +2,9 @@
 
 What a step holds, once for all layers:
 
-* the bias F [H, n, T] between the places of rows and keys, for the tokens' columns (see ``triton_kernels`` for columns);
-* the same for the mask keys, gathered from it: [H, B, R, M], the one thing of the size of B and R;
-* levels and places of rows and columns, and the slot of each place: [B, ...], int32.
+* the bias F [H, n, T] between the tokens of rows and keys, for the tokens' columns (see ``triton_kernels`` for columns);
+* the same for the mask keys, gathered from it: [H, B, R, M], the only tensor that grows with B and R;
+* levels and indices of rows and columns, and the prediction at each index: [B, ...], int32.
 
 A kernel loads rows of F as they are, at the row's offset, and compares levels. In backward it stores the gradient of the
 scores [B, H, R, T + M] once; two small kernels make from it the query's gradient and F's, the latter summed over the batch.
@@ -12,14 +12,14 @@ Nothing is added atomically: gradients are the same from run to run, bit for bit
 
 Dropout keeps an element where the product of two odd random numbers modulo 2**32, one of its row and one of its column, is
 large enough. These B*H*R and K numbers come from torch's generator of the device: they follow ``torch.manual_seed``, and are
-the same where a layer is computed again. An element is left out with probability p, to 2**-31. How good that is: the numbers
-of two rows (or columns) are the same, or in a simple ratio, a few times in 2**31 pairs, and then their masks resemble
-each other; but the numbers of two rows and two columns determine four elements, and that these four are uncorrelated is what
-the tests find, not a theorem. It costs one multiplication an element; Philox would cost more than the products of matrices.
+the same where a layer is recomputed. An element is dropped with probability p, to 2**-31. How good that is: the numbers of
+two rows (or columns) are the same, or in a simple ratio, a few times in 2**31 pairs, and then their masks resemble each
+other; but the numbers of two rows and two columns determine four elements, and that these four are uncorrelated is what the
+tests find, not a theorem. It costs one multiplication an element; Philox would cost more than the matrix products.
 
-Rows that see nothing, and those of unused slots, come out as 0 and have no gradients.
+Rows that see nothing, and those of unused entries, come out as 0 and have no gradients.
 
-Shapes: B rows of a batch, n tokens, p slots, H heads, R rows of the network, K keys, D width of a head.
+Shapes: B sequences, n tokens, p predicted tokens, H heads, R rows of the network, K keys, D width of a head.
 """
 
 import importlib.util
@@ -39,7 +39,7 @@ WIDEST_HEAD = 128
 
 
 class TritonAttention:
-    """The back-end ``triton``: needs a GPU, or TRITON_INTERPRET=1, set before triton is imported, for tests without one."""
+    """The back-end ``triton``: needs a GPU; tests without one set TRITON_INTERPRET=1 before triton is imported."""
 
     name = "triton"
 
@@ -57,15 +57,15 @@ class TritonAttention:
         check_triton(table.weight.device)
         tokens = layout.num_tokens
         bias = F.pad(relative_bias(table, tokens), (0, -tokens % TOKEN_UNIT))
-        levels, slots = seeing_levels(layout)
+        levels, predictions = seeing_levels(layout)
         return (
             bias.contiguous(),
             mask_key_bias(bias.detach(), layout),
-            layout.row_places.int().contiguous(),
+            layout.row_indices.int().contiguous(),
             levels,
             in_columns(layout.key_from, tokens, NEVER),
             in_columns(layout.key_until, tokens, 0),
-            slots,
+            predictions,
         )
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float, first_row: int, *prepared: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ class TritonAttention:
 
 
 def check_triton(device: torch.device) -> None:
-    """Raises ``UserError`` where the kernels cannot run."""
+    """Raise ``UserError`` if the kernels cannot run."""
     if importlib.util.find_spec("triton") is None:
         raise UserError(
             "attention 'triton' needs the package triton, which is not installed. It comes with torch's builds for CUDA; "
@@ -98,7 +98,7 @@ def check_triton(device: torch.device) -> None:
 
 
 def check_width(width: int) -> None:
-    """Raises ``UserError`` for heads that are too wide."""
+    """Raise ``UserError`` for heads that are too wide."""
     if width > WIDEST_HEAD:
         raise UserError(
             f"heads are {width} wide; attention 'triton' computes heads of up to {WIDEST_HEAD}. "
@@ -107,42 +107,42 @@ def check_width(width: int) -> None:
 
 
 def odd_numbers(shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """int32, uniform over the odd numbers, from the device's generator; nothing is drawn for an empty shape."""
+    """Draw int32 uniform over the odd numbers from the device's generator; nothing for an empty shape."""
     if 0 in shape:
         return torch.empty(shape, dtype=torch.int32, device=device)
     return torch.randint(-(2**31), 2**31, shape, dtype=torch.int32, device=device).bitwise_or_(1)
 
 
-def num_slots(layout: Layout) -> int:
-    """p; 0 in a layout of one stream."""
-    return layout.row_places.shape[1] - layout.key_places.shape[1]
+def num_predicted(layout: Layout) -> int:
+    """Return p, which is 0 in a layout of one stream."""
+    return layout.row_indices.shape[1] - layout.key_indices.shape[1]
 
 
 def seeing_levels(layout: Layout) -> tuple[Tensor, Tensor]:
-    """The rows' levels, int32 [B, R], -1 in unused slots; the slot of each place, int32 [B, n], -1 where none is predicted.
+    """Compute the rows' levels, int32 [B, R], and the number of the prediction at each index, int32 [B, n]; -1 for none.
 
-    Of rows of unused slots nothing is read, and they all stand at place 0, to which their gradients must not be added.
+    Rows of unused entries have level -1: nothing reads them, and all have index 0, whose gradients must not include theirs.
     """
-    tokens, slots = layout.num_tokens, num_slots(layout)
-    if slots == 0:
+    tokens, predicted = layout.num_tokens, num_predicted(layout)
+    if predicted == 0:
         return layout.row_levels.contiguous(), torch.full_like(layout.row_levels, -1)
-    slot_of_place = layout.row_levels[:, :tokens] % (slots + 1) - 1
-    places = layout.row_places[:, tokens:]
-    slot = torch.arange(slots, device=places.device).repeat(places.shape[1] // slots)
-    used = slot_of_place.gather(1, places) == slot
+    predictions = layout.row_levels[:, :tokens] % (predicted + 1) - 1
+    indices = layout.row_indices[:, tokens:]
+    number = torch.arange(predicted, device=indices.device).repeat(indices.shape[1] // predicted)
+    used = predictions.gather(1, indices) == number
     levels = torch.cat([layout.row_levels[:, :tokens], torch.where(used, layout.row_levels[:, tokens:], -1)], dim=1)
-    return levels, slot_of_place.contiguous()
+    return levels, predictions.contiguous()
 
 
 def mask_key_bias(bias: Tensor, layout: Layout) -> Tensor:
-    """[H, B, R, M] from the bias [H, n, T]: what the rows' scores with the mask keys get."""
-    places = layout.key_places[:, layout.num_tokens :]
-    places = F.pad(places, (0, -places.shape[1] % MASK_UNIT))
-    return bias[:, layout.row_places[:, :, None], places[:, None, :]].contiguous()
+    """Gather the bias of the scores with mask keys, [H, B, R, M], from the bias [H, n, T]."""
+    indices = layout.key_indices[:, layout.num_tokens :]
+    indices = F.pad(indices, (0, -indices.shape[1] % MASK_UNIT))
+    return bias[:, layout.row_indices[:, :, None], indices[:, None, :]].contiguous()
 
 
 def in_columns(of_keys: Tensor, tokens: int, elsewhere: int) -> Tensor:
-    """int32 [B, T + M, M rounded up to whole tiles] from int32 [B, K], ``elsewhere`` in columns without a key."""
+    """Spread int32 [B, K] over columns, int32 [B, T + M rounded up to whole tiles]; ``elsewhere`` in those without a key."""
     of_tokens, of_mask_keys = of_keys[:, :tokens], of_keys[:, tokens:]
     padded = [F.pad(x, (0, -x.shape[1] % TOKEN_UNIT), value=elsewhere) for x in (of_tokens, of_mask_keys)]
     return torch.cat(padded, dim=1)
@@ -155,30 +155,30 @@ def attention(
     value: Tensor,
     bias: Tensor,
     mask_bias: Tensor,
-    row_places: Tensor,
+    row_indices: Tensor,
     row_levels: Tensor,
     column_from: Tensor,
     column_until: Tensor,
-    slots: Tensor,
+    predictions: Tensor,
     row_factors: Tensor,
     column_factors: Tensor,
     dropped: int,
     first_row: int,
 ) -> tuple[Tensor, Tensor]:
-    """O [B, R, H, D], and the base-2 logarithm of the sum of exponentials, fp32 [B, H, R]; what backward recomputes from.
+    """Compute O [B, R, H, D], and for backward the base-2 logarithm of the sum of exponentials, fp32 [B, H, R].
 
     Args:
         query, key, value: [B, H, rows, D], of any strides but the last.
-        bias, mask_bias, row_places, row_levels, column_from, column_until, slots: as ``TritonAttention.prepare`` makes them.
+        bias, mask_bias, row_indices, row_levels, column_from, column_until, predictions: from ``TritonAttention.prepare``.
         row_factors: odd int32 [B, H, R], or empty.
         column_factors: odd int32 [columns], or empty.
-        dropped: probability of dropout * 2**32.
+        dropped: dropout probability * 2**32.
         first_row: of the layout's rows.
     """
     batch, heads, rows, width = query.shape
     out = query.new_empty(batch, rows, heads, width)
     lse = query.new_empty(batch, heads, rows, dtype=torch.float32)
-    prepared = (bias, mask_bias, row_places, row_levels, column_from, column_until)
+    prepared = (bias, mask_bias, row_indices, row_levels, column_from, column_until)
     from mpnet_ds.models.attention import triton_kernels  # imports triton
 
     triton_kernels.forward(query, key, value, *prepared, row_factors, column_factors, out, lse, dropped, first_row)
@@ -198,11 +198,11 @@ def attention_backward(
     value: Tensor,
     bias: Tensor,
     mask_bias: Tensor,
-    row_places: Tensor,
+    row_indices: Tensor,
     row_levels: Tensor,
     column_from: Tensor,
     column_until: Tensor,
-    slots: Tensor,
+    predictions: Tensor,
     row_factors: Tensor,
     column_factors: Tensor,
     out: Tensor,
@@ -212,26 +212,26 @@ def attention_backward(
     first_row: int,
     bias_learns: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value, [B, rows, H, D] in memory, and of the bias, [H, n, T] or empty.
+    """Compute the gradients of query, key and value, [B, rows, H, D] in memory, and of the bias, [H, n, T] or empty.
 
     Args:
         out, lse: what ``attention`` returned.
         grad_out: [B, H, R, D], the gradient of O.
         bias_learns: whether the bias's gradient is wanted.
-        (the others): what ``attention`` got.
+        (others): arguments of ``attention``.
     """
     gradients = _empty_gradients(query, key, value, bias, bias_learns)
     from mpnet_ds.models.attention import triton_kernels  # imports triton
 
     triton_kernels.backward(
-        query, key, value, bias, mask_bias, row_places, row_levels, column_from, column_until, slots, row_factors,
+        query, key, value, bias, mask_bias, row_indices, row_levels, column_from, column_until, predictions, row_factors,
         column_factors, out, lse, grad_out, *gradients, dropped, first_row,
     )  # fmt: skip
     return gradients
 
 
 def _empty_gradients(query, key, value, bias, bias_learns: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What ``attention_backward`` returns, not yet filled."""
+    """Allocate what ``attention_backward`` returns."""
     of_heads = [x.new_empty(x.shape[0], x.shape[2], x.shape[1], x.shape[3]) for x in (query, key, value)]
     return *of_heads, torch.empty_like(bias) if bias_learns else bias.new_empty(0)
 

@@ -1,8 +1,8 @@
-"""The kernels of ``triton_attention.py``; importing this file imports triton.
+"""The kernels of attention/triton.py; importing this file imports triton.
 
-Shapes: B rows of a batch, n tokens, p slots, H heads, R query rows, K keys, D width of a head.
+Shapes: B sequences, n tokens, p predicted tokens, H heads, R query rows, K keys, D width of a head.
 
-Keys are numbered in *columns*: T columns for the n tokens, then M for the p mask keys (none but for ``mpnet``). T is a
+Keys are numbered in *columns*: T columns for the n tokens, then M for the p mask keys (``mpnet`` only). T is a
 multiple of ``TOKEN_UNIT`` and M of ``MASK_UNIT``, so that a tile of keys is in one of the two and every row of a
 bias begins at a multiple of 32 bytes, for loads of 16 bytes a thread. Columns beyond the n tokens and p mask keys are seen
 by no row.
@@ -11,12 +11,12 @@ by no row.
     delta_kernel      a tile of rows:    delta = sum over D of dO * O
     backward_kernel   a tile of columns: over all rows, probabilities again, dV and dK in registers; stores dS
     query_kernel      a tile of rows:    dQ = dS K
-    bias_kernel       a place of a row:  sums dS over the batch and the rows that stand at the place
+    bias_kernel       a token's index:   sums dS over the batch and the rows of that token
 
 No kernel adds atomically, so results are the same bit for bit from run to run.
 
 Arithmetic and bytes of one layer of mpnet-base at 64 rows of 512 tokens, computed and not measured: B = 64, H = 12, R = 666,
-K = 589 in 592 columns, D = 64, bf16; B*H*R*K = 301 M elements, and a product of matrices is 38.6 GFLOP.
+K = 589 in 592 columns, D = 64, bf16; B*H*R*K = 301 M elements, and a matrix product is 38.6 GFLOP.
 
     forward_kernel    77 GFLOP    Q, K, V, O 247 MB, biases of mask keys 82 MB; those of tokens, 6 MB, stay in the L2 cache
     delta_kernel                  dO, O 131 MB
@@ -46,7 +46,7 @@ VARYING = ["batch", "rows", "first_row", "layout_rows", "tokens", "keys", "token
 
 @triton.jit
 def dropout_weights(row_factors, column_factors, DROPPED: tl.constexpr):
-    """fp32, broadcast: 0 where dropout leaves an element out, else 1 / (1 - DROPPED / 2**32).
+    """fp32, broadcast: 0 where an element is dropped, else 1 / (1 - DROPPED / 2**32).
 
     The product modulo 2**32 of two odd random numbers is uniform over the odd numbers, whichever of the two is held, and its
     leading bits depend on all bits of both: one multiplication an element.
@@ -56,7 +56,7 @@ def dropout_weights(row_factors, column_factors, DROPPED: tl.constexpr):
 
 @triton.jit
 def tile_and_head(num_tiles):
-    """Which tile and which of the B * H heads a program has; a head's tiles run beside each other and share the L2 cache."""
+    """Return the tile and the (b, h) of a program; tiles of one (b, h) run side by side and share the L2 cache."""
     program = tl.program_id(0)
     return program % num_tiles, program // num_tiles
 
@@ -73,7 +73,7 @@ def head_tile(pointer, numbers, stride, count, HEAD_WIDTH: tl.constexpr, HEAD_TI
 
 @triton.jit
 def store_head_tile(pointer, numbers, stride, count, value, HEAD_WIDTH: tl.constexpr, HEAD_TILE: tl.constexpr):
-    """The opposite of ``head_tile``."""
+    """Store what ``head_tile`` loads."""
     d = tl.arange(0, HEAD_TILE)
     mask = (numbers < count)[:, None]
     if HEAD_WIDTH != HEAD_TILE:
@@ -83,14 +83,14 @@ def store_head_tile(pointer, numbers, stride, count, value, HEAD_WIDTH: tl.const
 
 @triton.jit
 def keys_of_tile(start, columns, token_columns, tokens, keys):
-    """Of a tile of columns: whether it is of mask keys, the numbers of its keys, and where the keys of its kind end."""
+    """Return whether a tile of columns is of mask keys, the numbers of its keys, and where keys of its kind end."""
     of_mask = start >= token_columns
     return of_mask, tl.where(of_mask, columns - (token_columns - tokens), columns), tl.where(of_mask, keys, tokens)
 
 
 @triton.jit(do_not_specialize=VARYING)
 def forward_kernel(
-    query, key, value, bias, mask_bias, row_places, row_levels, column_from, column_until, row_factors, column_factors,
+    query, key, value, bias, mask_bias, row_indices, row_levels, column_from, column_until, row_factors, column_factors,
     out, lse,
     query_batch, query_head, query_row, key_batch, key_head, key_row, value_batch, value_head, value_row,
     batch, heads, rows, first_row, layout_rows, tokens, keys, token_units, mask_units, table_units, scale,
@@ -105,7 +105,7 @@ def forward_kernel(
     safe = tl.minimum(r, rows - 1)
     layout_row = b * layout_rows + first_row + safe
     levels = tl.load(row_levels + layout_row)
-    token_bias = bias + (h * tokens + tl.load(row_places + layout_row)) * token_columns
+    token_bias = bias + (h * tokens + tl.load(row_indices + layout_row)) * token_columns
     mask_bias += (h * batch * layout_rows + layout_row).to(tl.int64) * (mask_units * MASK_UNIT) - token_columns
     column_from += b * table_units * TOKEN_UNIT
     column_until += b * table_units * TOKEN_UNIT
@@ -165,7 +165,7 @@ def delta_kernel(
 
 @triton.jit(do_not_specialize=VARYING)
 def backward_kernel(
-    query, key, value, bias, mask_bias, row_places, row_levels, column_from, column_until, row_factors, column_factors,
+    query, key, value, bias, mask_bias, row_indices, row_levels, column_from, column_until, row_factors, column_factors,
     lse, delta, grad_out, grad_key, grad_value, grad_scores,
     query_batch, query_head, query_row, key_batch, key_head, key_row, value_batch, value_head, value_row,
     grad_batch, grad_head, grad_row,
@@ -193,7 +193,7 @@ def backward_kernel(
     lse += bh * rows
     delta += bh * rows
     grad_scores += bh.to(tl.int64) * rows * columns_end
-    row_places += b * layout_rows + first_row
+    row_indices += b * layout_rows + first_row
     row_levels += b * layout_rows + first_row
     bias += h * tokens * token_columns
     mask_bias += ((h * batch + b) * layout_rows + first_row).to(tl.int64) * (mask_units * MASK_UNIT) - token_columns
@@ -206,11 +206,11 @@ def backward_kernel(
     for first in range(0, rows, ROW_TILE):
         r = first + tl.arange(0, ROW_TILE)
         in_rows = r < rows
-        places = tl.load(row_places + r, mask=in_rows, other=0)
+        indices = tl.load(row_indices + r, mask=in_rows, other=0)
         levels = tl.load(row_levels + r, mask=in_rows, other=-1)
         q = head_tile(query, r, query_row, rows, HEAD_WIDTH, HEAD_TILE)
         do = head_tile(grad_out, r, grad_row, rows, HEAD_WIDTH, HEAD_TILE)
-        row_bias = tl.where(of_mask, mask_bias + r * (mask_units * MASK_UNIT), bias + places * token_columns)
+        row_bias = tl.where(of_mask, mask_bias + r * (mask_units * MASK_UNIT), bias + indices * token_columns)
         tile_bias = tl.load(row_bias[None, :] + columns[:, None], mask=exists[:, None] & in_rows[None, :], other=0.0)
         scores = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale + tile_bias.to(tl.float32)
         visible = (since[:, None] <= levels[None, :]) & (levels[None, :] < until[:, None])
@@ -262,50 +262,50 @@ def query_kernel(
 
 @triton.jit(do_not_specialize=VARYING)
 def bias_kernel(
-    grad_scores, slots, grad_bias, batch, heads, rows, first_row, tokens, keys, token_units, mask_units,
+    grad_scores, predictions, grad_bias, batch, heads, rows, first_row, tokens, keys, token_units, mask_units,
     HAS_MASK_KEYS: tl.constexpr,
     BATCH_TILE: tl.constexpr, KEY_TILE: tl.constexpr,
 ):  # fmt: skip
-    """dF [H, n, T] of one place of rows, one head and a tile of token columns.
+    """dF [H, n, T] of one index, one head and a tile of token columns.
 
-    A place has its token as a row and, if it is predicted, a mask row and a query row; as keys the token and the mask row.
+    Rows of an index: its token and, if that is predicted, a mask row and a query row. Keys: the token and the mask row.
     """
-    place, h = tl.program_id(0), tl.program_id(1)
+    index, h = tl.program_id(0), tl.program_id(1)
     token_columns, columns_end = token_units * TOKEN_UNIT, token_units * TOKEN_UNIT + mask_units * MASK_UNIT
     columns = tl.program_id(2) * KEY_TILE + tl.arange(0, KEY_TILE)
     acc = tl.zeros([BATCH_TILE, KEY_TILE], tl.float32)
     for start in range(0, batch, BATCH_TILE):
         b = start + tl.arange(0, BATCH_TILE)
         in_batch = b < batch
-        slot = tl.load(slots + b * tokens + place, mask=in_batch, other=-1)
+        prediction = tl.load(predictions + b * tokens + index, mask=in_batch, other=-1)
         head = grad_scores + (b * heads + h).to(tl.int64)[:, None] * rows * columns_end
         if HAS_MASK_KEYS:
             in_tokens = in_batch[:, None] & (columns < tokens)[None, :]
-            key_slot = tl.load(slots + (b * tokens)[:, None] + columns[None, :], mask=in_tokens, other=-1)
+            key_prediction = tl.load(predictions + (b * tokens)[:, None] + columns[None, :], mask=in_tokens, other=-1)
         for kind in tl.static_range(3):  # token, query row, mask row
             if kind == 0:
-                r = tl.where(in_batch, place, -1)
+                r = tl.where(in_batch, index, -1)
             elif kind == 1:
-                r = tl.where(slot >= 0, keys + slot, -1)
+                r = tl.where(prediction >= 0, keys + prediction, -1)
             else:
-                r = tl.where(slot >= 0, tokens + slot, -1)
+                r = tl.where(prediction >= 0, tokens + prediction, -1)
             if kind < 2 or HAS_MASK_KEYS:
                 r = (r - first_row)[:, None]
                 row = head + r * columns_end
                 exists = (r >= 0) & (columns < token_columns)[None, :]
                 acc += tl.load(row + columns[None, :], mask=exists, other=0.0).to(tl.float32)
                 if HAS_MASK_KEYS:
-                    exists = (r >= 0) & (key_slot >= 0)
-                    acc += tl.load(row + token_columns + key_slot, mask=exists, other=0.0).to(tl.float32)
-    to = grad_bias + (h * tokens + place) * token_columns + columns
+                    exists = (r >= 0) & (key_prediction >= 0)
+                    acc += tl.load(row + token_columns + key_prediction, mask=exists, other=0.0).to(tl.float32)
+    to = grad_bias + (h * tokens + index) * token_columns + columns
     tl.store(to, tl.sum(acc, 0).to(grad_bias.dtype.element_ty), mask=columns < token_columns)
 
 
 def configuration(kernel: str, head_width: int, dtype: torch.dtype, capability: int) -> dict[str, int | str]:
-    """Sizes of tiles, warps and stages of a kernel.
+    """Choose tiles, warps and stages of a kernel.
 
-    Chosen so that all stays in registers (tests/model/test_triton_compiles.py), not yet by time. Tiles of keys divide
-    ``TOKEN_UNIT``. In fp32 products are exact (no TF32) and go without tensor cores.
+    Chosen so that all stays in registers (test_triton_compiles.py), not yet by time. Tiles of keys divide ``TOKEN_UNIT``.
+    In fp32 products are exact (no TF32) and go without tensor cores.
 
     Args:
         kernel: forward, delta, backward, query or bias.
@@ -332,13 +332,13 @@ def configuration(kernel: str, head_width: int, dtype: torch.dtype, capability: 
         row_tile, key_tile, warps = (32, 32, 4) if wide else (64, 32, 4)
     stages = 2 if fp32 or kernel == "forward" else 3
     tiles = {"ROW_TILE": row_tile, "KEY_TILE": key_tile, "num_warps": warps, "num_stages": stages}
-    # A few registers less let a third block of 128 threads onto a multiprocessor of 65,536 registers.
+    # A few registers fewer let a third block of 128 threads onto a multiprocessor of 65,536 registers.
     limit = {"maxnreg": 168} if kernel == "forward" and wgmma and not (fp32 or wide) else {}
     return {**of_head, **tiles, **limit, "PRECISION": "ieee"}
 
 
 def capability_of(tensor: Tensor) -> int:
-    """Compute capability of the tensor's device as one number; on a CPU, where Triton interprets, 90."""
+    """Return the compute capability of the tensor's device as one number; on a CPU, where Triton interprets, 90."""
     if tensor.device.type != "cuda":
         return 90
     major, minor = torch.cuda.get_device_capability(tensor.device)
@@ -346,14 +346,14 @@ def capability_of(tensor: Tensor) -> int:
 
 
 def varying(
-    query: Tensor, key: Tensor, bias: Tensor, mask_bias: Tensor, row_places: Tensor, column_from: Tensor, first_row: int
+    query: Tensor, key: Tensor, bias: Tensor, mask_bias: Tensor, row_indices: Tensor, column_from: Tensor, first_row: int
 ):
-    """The kernels' numbers that may differ from batch to batch."""
+    """Collect the kernels' numbers that may differ from batch to batch."""
     return {
         "batch": query.shape[0],
         "rows": query.shape[2],
         "first_row": first_row,
-        "layout_rows": row_places.shape[1],
+        "layout_rows": row_indices.shape[1],
         "tokens": bias.shape[1],
         "keys": key.shape[2],
         "token_units": bias.shape[2] // TOKEN_UNIT.value,
@@ -363,35 +363,35 @@ def varying(
 
 
 def strides(name: str, tensor: Tensor) -> dict[str, int]:
-    """Strides of [B, H, rows, D] as the kernels call them."""
+    """Name the strides of [B, H, rows, D] as the kernels do."""
     return {
         f"{name}_{dimension}": stride for dimension, stride in zip(("batch", "head", "row"), tensor.stride(), strict=False)
     }
 
 
-def forward(query, key, value, bias, mask_bias, row_places, row_levels, column_from, column_until, row_factors,
+def forward(query, key, value, bias, mask_bias, row_indices, row_levels, column_from, column_until, row_factors,
             column_factors, out, lse, dropped: int, first_row: int) -> None:  # fmt: skip
-    """Fills ``out`` and ``lse``; arguments as in ``triton_attention.attention``."""
+    """Fill ``out`` and ``lse``; arguments as in ``triton.attention``."""
     batch, heads, rows, width = query.shape
     settings = configuration("forward", width, query.dtype, capability_of(query))
     grid = (triton.cdiv(rows, settings["ROW_TILE"]) * batch * heads,)
     with torch.cuda.device_of(query):
         forward_kernel[grid](
-            query, key, value, bias, mask_bias, row_places, row_levels, column_from, column_until, row_factors,
+            query, key, value, bias, mask_bias, row_indices, row_levels, column_from, column_until, row_factors,
             column_factors, out, lse,
             **strides("query", query), **strides("key", key), **strides("value", value), heads=heads,
-            **varying(query, key, bias, mask_bias, row_places, column_from, first_row),
+            **varying(query, key, bias, mask_bias, row_indices, column_from, first_row),
             scale=width**-0.5, DROPPED=dropped, **settings,
         )  # fmt: skip
 
 
-def backward(query, key, value, bias, mask_bias, row_places, row_levels, column_from, column_until, slots, row_factors,
-             column_factors, out, lse, grad_out, grad_query, grad_key, grad_value, grad_bias,
+def backward(query, key, value, bias, mask_bias, row_indices, row_levels, column_from, column_until, predictions,
+             row_factors, column_factors, out, lse, grad_out, grad_query, grad_key, grad_value, grad_bias,
              dropped: int, first_row: int) -> None:  # fmt: skip
-    """Fills the four gradients; that of an empty ``grad_bias`` is left out."""
+    """Fill the four gradients, except that of an empty ``grad_bias``."""
     batch, heads, rows, width = query.shape
     kind = (width, query.dtype, capability_of(query))
-    numbers = varying(query, key, bias, mask_bias, row_places, column_from, first_row)
+    numbers = varying(query, key, bias, mask_bias, row_indices, column_from, first_row)
     columns = bias.shape[2] + mask_bias.shape[3]
     delta = torch.empty_like(lse)
     grad_scores = query.new_empty(batch, heads, rows, columns)
@@ -405,7 +405,7 @@ def backward(query, key, value, bias, mask_bias, row_places, row_levels, column_
         settings = configuration("backward", *kind)
         grid = (triton.cdiv(columns, settings["KEY_TILE"]) * batch * heads,)
         backward_kernel[grid](
-            query, key, value, bias, mask_bias, row_places, row_levels, column_from, column_until, row_factors,
+            query, key, value, bias, mask_bias, row_indices, row_levels, column_from, column_until, row_factors,
             column_factors, lse, delta, grad_out, grad_key, grad_value, grad_scores,
             **strides("query", query), **of_key, **strides("value", value), **of_grad, heads=heads, **numbers,
             scale=width**-0.5, DROPPED=dropped, **settings,
@@ -419,6 +419,6 @@ def backward(query, key, value, bias, mask_bias, row_places, row_levels, column_
             settings = configuration("bias", *kind)
             grid = (bias.shape[1], heads, triton.cdiv(bias.shape[2], settings["KEY_TILE"]))
             bias_kernel[grid](
-                grad_scores, slots, grad_bias, batch, heads=heads, first_row=first_row, **some,
+                grad_scores, predictions, grad_bias, batch, heads=heads, first_row=first_row, **some,
                 HAS_MASK_KEYS=mask_bias.shape[3] > 0, **settings,
             )  # fmt: skip

@@ -1,10 +1,10 @@
-"""Projection to the vocabulary and cross-entropy in one, for some rows at a time: the logits are never materialised.
+"""Fused projection to the vocabulary and cross-entropy, for some rows at a time: the logits are never materialised.
 
-With 64 rows of 77 slots and 30,527 pieces the logits are 150 million numbers, and autograd would keep them in fp32 too. But
-the gradient of a sum of cross-entropies is known as soon as the logits are: ``softmax(logits) - one_hot(label)``. So each
-stretch of rows is projected, scored and turned into gradients at once, and backward only scales what it gets.
+With 64 sequences, 77 predicted tokens in each and 30,527 pieces the logits are 150 million numbers, and autograd would keep
+them in fp32 too. But the gradient of a sum of cross-entropies is known as soon as the logits are: ``softmax(logits) -
+one_hot(label)``. So each chunk of rows is projected, scored and turned into gradients at once; backward only scales them.
 
-Gradients are those of the sum over the rows, not of their mean: in fp16 a mean's would be too small to be told from 0.
+Gradients are those of the sum over the rows, not of their mean: in fp16 a mean's would underflow to 0.
 
 Shapes: M rows, d width, V vocabulary.
 """
@@ -16,11 +16,11 @@ from torch.nn import functional as F
 LOGITS_AT_ONCE = 2**25
 """Numbers: 128 MiB in fp32, 1,099 rows of 30,527."""
 MULTIPLE_ON_GPUS = 64
-"""Tensor cores want rows of logits that begin at whole lines of memory: the vocabulary is filled up to a multiple."""
+"""Tensor cores want aligned rows of logits: the vocabulary is padded to a multiple of this."""
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum of the cross-entropies of ``hidden @ weight.T + bias`` and how many of its rows are highest at their label.
+    """Sum the cross-entropies of ``hidden @ weight.T + bias``, and count the rows that are highest at their label.
 
     Args:
         hidden: [M, d].
@@ -40,33 +40,33 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, labels: T
 def score(
     hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, logits_at_once: int, multiple: int, is_recorded: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """As ``linear_cross_entropy``; and the sum's gradients of hidden, weight and bias (empty if not ``is_recorded``).
+    """Compute ``linear_cross_entropy``, and its gradients of hidden, weight and bias (empty unless ``is_recorded``).
 
     Args:
-        logits_at_once: at most so many numbers, but at least a row.
-        multiple: the vocabulary is filled up to a multiple of it, with pieces that cannot be predicted.
+        logits_at_once: numbers of a chunk at most, but at least a row.
+        multiple: the vocabulary is padded to a multiple of it with pieces that are never predicted.
     """
     size = weight.shape[0]
-    filling = -size % multiple
-    if filling:
-        weight = F.pad(weight, (0, 0, 0, filling))
-        bias = F.pad(bias, (0, filling), value=torch.finfo(bias.dtype).min)
+    padding = -size % multiple
+    if padding:
+        weight = F.pad(weight, (0, 0, 0, padding))
+        bias = F.pad(bias, (0, padding), value=torch.finfo(bias.dtype).min)
     total = hidden.new_zeros((), dtype=torch.float32)
     correct = torch.zeros_like(total, dtype=torch.int64)
     of_hidden, of_weight, of_bias = (torch.zeros_like(x) if is_recorded else x.new_empty(0) for x in (hidden, weight, bias))
-    for part in _stretches(len(hidden), max(1, logits_at_once // len(weight))):
+    for part in _chunks(len(hidden), max(1, logits_at_once // len(weight))):
         rows, label = hidden[part], labels[part]
         used = label >= 0
         logits = torch.addmm(bias, rows, weight.t())
         correct += ((logits.argmax(dim=1) == label) & used).sum()
         logits = logits.float()
         log_sum = logits.logsumexp(dim=1)
-        place = label.clamp(min=0)[:, None]
-        total += torch.where(used, log_sum - logits.gather(1, place)[:, 0], 0).sum()
+        column = label.clamp(min=0)[:, None]
+        total += torch.where(used, log_sum - logits.gather(1, column)[:, 0], 0).sum()
         if is_recorded:
             # A row that does not count gets an infinite sum, and thereby a gradient of 0.
             gradient = logits.sub_(torch.where(used, log_sum, torch.inf)[:, None]).exp_()
-            gradient.scatter_add_(1, place, -used.float()[:, None])
+            gradient.scatter_add_(1, column, -used.float()[:, None])
             gradient = gradient.to(hidden.dtype)
             torch.mm(gradient, weight, out=of_hidden[part])
             of_weight.addmm_(gradient.t(), rows)
@@ -94,7 +94,7 @@ def _scale_gradients(ctx, factor: Tensor, *_) -> tuple:
 score.register_autograd(_scale_gradients, setup_context=_keep_gradients)
 
 
-def _stretches(count: int, most: int) -> list[slice]:
-    """Parts of ``count`` rows, at most ``most`` in each and alike to within a row."""
+def _chunks(count: int, most: int) -> list[slice]:
+    """Divide ``count`` rows into chunks of at most ``most`` rows, whose sizes differ by at most one."""
     parts = -(-count // most)
     return [slice(i * count // parts, (i + 1) * count // parts) for i in range(parts)]

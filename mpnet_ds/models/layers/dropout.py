@@ -1,4 +1,4 @@
-"""Dropout that costs little on a CPU; on other devices PyTorch's own."""
+"""Dropout that is cheap on a CPU; on other devices PyTorch's own."""
 
 import torch
 from torch import Tensor, library, nn
@@ -8,10 +8,10 @@ from mpnet_ds.models.layers.random_bits import RandomBits, draw_seed, rounded
 
 
 class Dropout(nn.Dropout):
-    """As ``torch.nn.Dropout``; on a CPU with the draws of random_bits.py."""
+    """``torch.nn.Dropout``, on a CPU with the draws of random_bits.py."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Same shape and dtype as ``x``."""
+        """Drop numbers of ``x``; same shape and dtype."""
         if not self.training or self.p == 0 or x.device.type != "cpu":
             return F.dropout(x, self.p, self.training)
         return drop(x, draw_seed(), self.p)[0]
@@ -19,7 +19,7 @@ class Dropout(nn.Dropout):
 
 @library.custom_op("mpnet_ds::drop", mutates_args=())
 def drop(x: Tensor, seed: Tensor, probability: float) -> tuple[Tensor, Tensor]:
-    """``x`` with numbers left out and the others scaled; and what each was multiplied by, of the same shape and dtype."""
+    """Drop numbers of ``x`` and scale the others; also return each number's factor, of the same shape and dtype."""
     factors = torch.empty(x.shape, dtype=x.dtype)
     RandomBits(seed).keep_(factors, probability).mul_(1 / (1 - rounded(probability)))
     return x * factors, factors

@@ -7,7 +7,7 @@ since nobody reads its content rows.
 Parameters have the names of ``transformers.MPNetForMaskedLM``, so that export and import are copies; ``encode`` computes
 what ``transformers.MPNetModel`` does.
 
-Shape legend: B rows of a batch, n tokens, p predicted slots, R rows of the network, K keys, H heads, d width, V vocabulary.
+Shape legend: B sequences, n tokens, p predicted tokens, R rows of the network, K keys, H heads, d width, V vocabulary.
 """
 
 from dataclasses import dataclass
@@ -33,12 +33,12 @@ FIRST_POSITION = PAD_ID + 1  # row of the position table of the first token
 
 @dataclass
 class PretrainingOutput(Scores):
-    """Scores of the one term, and what a caller of the model by itself wants to see."""
+    """Scores of the only term, and what callers of the model alone want to see."""
 
     loss: Tensor | None = None
     """Mean cross-entropy of the predicted tokens, nats, fp32, scalar."""
     logits: Tensor | None = None
-    """[B, p, V]; those of unused slots mean nothing. None unless ``keep_logits``."""
+    """[B, p, V]; those of unused entries mean nothing. None unless ``keep_logits``."""
     num_targets: Tensor | None = None
     """Predicted tokens, int64 scalar."""
     num_correct: Tensor | None = None
@@ -129,7 +129,7 @@ class Layer(nn.Module):
         self.output = Output(config)
 
     def forward(self, hidden: Tensor, backend: Backend, num_content: int, first_row: int, *prepared: Tensor) -> Tensor:
-        """New values of the rows from ``first_row`` on.
+        """Compute the new values of the rows from ``first_row`` on.
 
         Args:
             hidden: [B, R, d], the content rows first.
@@ -153,7 +153,7 @@ class Encoder(nn.Module):
 
 
 class MPNet(nn.Module):
-    """Embeddings and encoder: what ``transformers.MPNetModel`` holds, but for its pooler."""
+    """Embeddings and encoder: ``transformers.MPNetModel`` without its pooler."""
 
     def __init__(self, config: MPNetConfig):
         super().__init__()
@@ -230,12 +230,12 @@ class MPNetForPretraining(PretrainingModule):
         step: Tensor | None = None,
         carried: tuple[Tensor, ...] | None = None,
     ) -> PretrainingOutput:
-        """Losses of one batch.
+        """Compute the losses of one batch.
 
         Args:
             input_ids: int64 [B, n], the true tokens in order.
-            predicted_positions: int64 [B, p], ``z_1 … z_p``; -1 in unused slots.
-            predicted_inputs: int64 [B, p], what stands in each slot's place.
+            predicted_positions: int64 [B, p], ``z_1 … z_p``; -1 in unused entries.
+            predicted_inputs: int64 [B, p], what is read instead of each of them.
             attention_mask: bool [B, n], False on padding; all True by default.
             document_ids: int64 [B, n], 0, 1, 2 … along each sequence: attention and positions do not leave a document. By
                 default a sequence is one text.
@@ -244,10 +244,10 @@ class MPNetForPretraining(PretrainingModule):
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids, dtype=torch.bool)
         attention_mask = attention_mask.bool()
-        slots = predicted_positions.clamp(min=0)
+        indices = predicted_positions.clamp(min=0)
         run_streams = self._two_streams if self.streams.has_query_stream else self._one_stream
         hidden = run_streams(input_ids, predicted_positions, predicted_inputs, attention_mask, document_ids)
-        labels = torch.where(predicted_positions >= 0, input_ids.gather(1, slots), -1)
+        labels = torch.where(predicted_positions >= 0, input_ids.gather(1, indices), -1)
         total, num_correct, logits = self.lm_head(hidden, labels, self.keep_logits)
         num_targets = (labels >= 0).sum()
         return PretrainingOutput(
@@ -260,13 +260,13 @@ class MPNetForPretraining(PretrainingModule):
         )
 
     def parts(self) -> dict[str, Part]:
-        """One: ``MPNetForMaskedLM``, whose names the parameters have."""
-        from transformers import MPNetForMaskedLM  # here: a start of training need not wait for it
+        """The only part: ``MPNetForMaskedLM``, whose names the parameters have."""
+        from transformers import MPNetForMaskedLM  # here, so that training does not wait for it
 
         return {"": Part("", MPNetForMaskedLM, self.config)}
 
     def reference_outputs(self, name: str, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Hidden states and logits of the plain encoder."""
+        """Compute hidden states and logits of the plain encoder."""
         hidden = self.encode(**batch)
         return {"hidden_states": hidden, "logits": self.lm_head(hidden)}
 
@@ -275,7 +275,7 @@ class MPNetForPretraining(PretrainingModule):
         return list(self.mpnet.encoder.layer)
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None, document_ids: Tensor | None = None) -> Tensor:
-        """Last hidden state [B, n, d] of the plain encoder: what ``transformers.MPNetModel`` gives after export.
+        """Compute the last hidden state [B, n, d] of the plain encoder, as ``transformers.MPNetModel`` does after export.
 
         Padding must be on the right.
         """
@@ -285,16 +285,16 @@ class MPNetForPretraining(PretrainingModule):
         return self._run_layers(self.mpnet.embeddings(input_ids, layout.row_positions), layout)
 
     def _two_streams(self, input_ids, predicted_positions, predicted_inputs, attention_mask, document_ids) -> Tensor:
-        """Query rows after the last layer, [B, p, d]."""
+        """Compute the query rows after the last layer, [B, p, d]."""
         has_mask_rows = self.streams.has_mask_rows
         layout = two_stream_layout(predicted_positions, attention_mask, has_mask_rows, document_ids)
         ids = torch.cat([input_ids, *([predicted_inputs] * (2 if has_mask_rows else 1))], dim=1)
         hidden = self.mpnet.embeddings(ids, layout.row_positions)
-        return self._run_layers(hidden, layout, first_row_of_last_layer=layout.key_places.shape[1])
+        return self._run_layers(hidden, layout, first_row_of_last_layer=layout.key_indices.shape[1])
 
     def _one_stream(self, input_ids, predicted_positions, predicted_inputs, attention_mask, document_ids) -> Tensor:
-        """Rows at the predicted positions after the last layer, [B, p, d]."""
-        # Unused slots write into one extra column, which is cut off.
+        """Compute the rows at the predicted positions after the last layer, [B, p, d]."""
+        # Unused entries write into one extra column, which is cut off.
         target = torch.where(predicted_positions >= 0, predicted_positions, input_ids.shape[1])
         corrupted = F.pad(input_ids, (0, 1)).scatter(1, target, predicted_inputs)[:, :-1]
         hidden = self.encode(corrupted, attention_mask, document_ids)
@@ -303,7 +303,7 @@ class MPNetForPretraining(PretrainingModule):
     def _run_layers(self, hidden: Tensor, layout: Layout, first_row_of_last_layer: int = 0) -> Tensor:
         backend = choose_backend(self.attention, hidden.device)
         prepared = backend.prepare(self.mpnet.encoder.relative_attention_bias, layout)
-        num_content = layout.key_places.shape[1]
+        num_content = layout.key_indices.shape[1]
         layers = self.mpnet.encoder.layer
         for number, layer in enumerate(layers, 1):
             first_row = first_row_of_last_layer if number == len(layers) else 0
@@ -312,7 +312,7 @@ class MPNetForPretraining(PretrainingModule):
 
     @torch.no_grad()
     def _initialise(self, module: nn.Module) -> None:
-        """N(0, initializer_range) for every matrix, zero biases and padding rows."""
+        """Draw every matrix from N(0, initializer_range); zero the biases and padding rows."""
         if module is self.lm_head.decoder:
             return  # its weight is the token table
         if isinstance(module, nn.Linear | nn.Embedding):
@@ -324,19 +324,19 @@ class MPNetForPretraining(PretrainingModule):
 
 
 def check_config(config: MPNetConfig) -> None:
-    """Raises ``UserError`` for what ``transformers`` could not represent after export, or what cannot be built."""
+    """Raise ``UserError`` for what ``transformers`` could not represent after export, or what cannot be built."""
     if faults := find_faults(config):
         raise UserError(*faults)
 
 
 def find_faults(config: MPNetConfig) -> list[str]:
-    """Settings of a configuration that ``check_config`` refuses, in words."""
+    """Describe the settings of a configuration that ``check_config`` refuses."""
     faults = []
     if config.relative_attention_num_buckets != NUM_BUCKETS:
         found = config.relative_attention_num_buckets
-        faults.append(f"relative_attention_num_buckets is {found}; transformers computes MPNet with {NUM_BUCKETS} always.")
+        faults.append(f"relative_attention_num_buckets is {found}; transformers always computes MPNet with {NUM_BUCKETS}.")
     if config.hidden_act != "gelu":
-        faults.append(f"hidden_act is '{config.hidden_act}'; MPNet's head is always (erf) 'gelu', use it throughout.")
+        faults.append(f"hidden_act is '{config.hidden_act}'; MPNet's head always uses (erf) 'gelu', so the layers must too.")
     if config.hidden_size % config.num_attention_heads:
         heads = config.num_attention_heads
         faults.append(f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads {heads}.")
@@ -344,7 +344,7 @@ def find_faults(config: MPNetConfig) -> list[str]:
 
 
 def _fill_tied_weights(module: MPNetForPretraining, state_dict: dict, prefix: str, *_) -> None:
-    """Lets ``load_state_dict`` take files that leave the tied copies out, as safetensors files do."""
+    """Let ``load_state_dict`` take files without the tied copies, as safetensors files are."""
     for copy, source in TIED_WEIGHTS.items():
         if prefix + source in state_dict:
             state_dict.setdefault(prefix + copy, state_dict[prefix + source])
@@ -362,4 +362,4 @@ MODEL_KEYS = (
     "hidden_dropout_prob", "attention_probs_dropout_prob", "max_position_embeddings", "initializer_range", "layer_norm_eps",
     "relative_attention_num_buckets", "pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings",
 )  # fmt: skip
-"""What of a config.json says which model it is, rather than of a head, a file or a version."""
+"""Keys of a config.json that say which model it is, rather than which head, file or version."""

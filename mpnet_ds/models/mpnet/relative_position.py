@@ -19,31 +19,31 @@ FIRST_DISTANCE_OF_BUCKET = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 23, 32, 46, 64, 91) 
 
 
 def bucket(relative_position: Tensor) -> Tensor:
-    """Bucket of each ``key_position - query_position``; int64, same shape."""
+    """Compute the bucket of each ``key_position - query_position``; int64, same shape."""
     edges = torch.tensor(FIRST_DISTANCE_OF_BUCKET, device=relative_position.device)
     distance = torch.bucketize(relative_position.abs(), edges, right=True)
     return distance + (relative_position > 0) * (NUM_BUCKETS // 2)
 
 
 def bucket_table(max_distance: int, device: torch.device) -> Tensor:
-    """int64 [2 * max_distance + 1]: the bucket of relative position ``r`` at index ``r + max_distance``."""
+    """Tabulate the bucket of relative position ``r`` at index ``r + max_distance``: int64 [2 * max_distance + 1]."""
     return bucket(torch.arange(-max_distance, max_distance + 1, device=device))
 
 
-def pair_buckets(row_places: Tensor, key_places: Tensor, num_tokens: int) -> Tensor:
-    """int64 [B, R, K]: the bucket of each pair of a row and a key.
+def pair_buckets(row_indices: Tensor, key_indices: Tensor, num_tokens: int) -> Tensor:
+    """Look up the bucket of each pair of a row and a key: int64 [B, R, K].
 
     Args:
-        row_places: int64 [B, R], 0 … n - 1.
-        key_places: int64 [B, K], likewise.
+        row_indices: int64 [B, R], 0 … n - 1.
+        key_indices: int64 [B, K], likewise.
         num_tokens: n.
     """
-    relative = key_places[:, None, :] - row_places[:, :, None]
+    relative = key_indices[:, None, :] - row_indices[:, :, None]
     return bucket_table(num_tokens, relative.device)[relative + num_tokens]
 
 
 def relative_bias(table: nn.Embedding, num_tokens: int) -> Tensor:
-    """[H, n, n] in the table's dtype: the bias between the tokens at places i and j, at [:, i, j].
+    """Compute the bias between tokens i and j, at [:, i, j]: [H, n, n] in the table's dtype.
 
     Args:
         table: [32, H], the learned biases of the buckets.
@@ -51,7 +51,7 @@ def relative_bias(table: nn.Embedding, num_tokens: int) -> Tensor:
     """
     device = table.weight.device
     values = table(torch.arange(NUM_BUCKETS, device=device))
-    # In backward n values are added up to one, of which bf16 would lose all but the first few hundred.
+    # Backward adds n values into one, of which bf16 would lose all but the first few hundred.
     exact = values.to(torch.promote_types(values.dtype, torch.float32))
     by_distance = exact[bucket_table(num_tokens, device)].t()  # (H, 2n + 1): key minus query, from -n
     return by_distance.unfold(1, num_tokens, 1)[:, 1 : num_tokens + 1].flip(1).to(values.dtype)

@@ -1,8 +1,8 @@
 """How large a model is and how much arithmetic a sequence costs, from shapes alone.
 
 A matrix product of [a, b] by [b, c] counts 2 a b c floating-point operations. Backward costs twice the forward.
-Counted is what this implementation executes: the last layer computes its query rows only, and only the p predicted
-rows meet the vocabulary. Softmax, LayerNorm, gelu and embeddings are left out, as is usual.
+Counted is what this implementation executes: the last layer computes its query rows only, and only the rows of
+the p predicted tokens meet the vocabulary. Softmax, LayerNorm, gelu and embeddings are left out, as is usual.
 """
 
 from transformers import MPNetConfig
@@ -13,7 +13,7 @@ from mpnet_ds.models.mpnet.streams import streams_of
 
 
 def parameter_count(config: MPNetConfig) -> int:
-    """Trainable numbers, tied ones once: 109,518,527 for MPNet-base with its vocabulary of 30,527."""
+    """Count the trainable numbers, tied ones once: 109,518,527 for MPNet-base with its vocabulary of 30,527."""
     d, inner = config.hidden_size, config.intermediate_size
     layer_norm = 2 * d
     layer = 4 * (d * d + d) + (d * inner + inner) + (inner * d + d) + 2 * layer_norm
@@ -24,13 +24,13 @@ def parameter_count(config: MPNetConfig) -> int:
 
 
 def hidden_matrix_numbers(config: MPNetConfig) -> int:
-    """Numbers in the weights of all linear maps but the projection to the vocabulary: 85,524,480 for MPNet-base."""
+    """Count the weights of all linear maps except the projection to the vocabulary: 85,524,480 for MPNet-base."""
     d, inner = config.hidden_size, config.intermediate_size
     return config.num_hidden_layers * (4 * d * d + 2 * d * inner) + d * d
 
 
 def flops_per_sequence(config: MPNetConfig, seq_length: int, num_predicted: int, objective: str = "mpnet") -> int:
-    """Operations of forward and backward for one sequence of ``seq_length`` tokens, p of them predicted.
+    """Count the operations of forward and backward for one sequence of ``seq_length`` tokens, p of them predicted.
 
     With n = ``seq_length``, L layers of width d and inner width f, a vocabulary of V, c content rows and q query rows:
 
@@ -41,7 +41,7 @@ def flops_per_sequence(config: MPNetConfig, seq_length: int, num_predicted: int,
         result      = 3 ((L - 1) layer(c + q, c) + layer(l, c) + head)
 
     ``mpnet``: c = n + p, q = p, and the last layer has l = p rows; ``plm``: c = n, q = l = p; ``mlm``: c = l = n, q = 0.
-    The 3 stands for forward and twice as much in backward; layers that are computed again in backward count once.
+    The 3 is forward, and twice as much in backward; layers that are recomputed in backward count once.
     """
     kind = streams_of(objective)
     content = seq_length + (num_predicted if kind.has_mask_rows else 0)
@@ -53,11 +53,11 @@ def flops_per_sequence(config: MPNetConfig, seq_length: int, num_predicted: int,
     return 3 * (forward + head)
 
 
-def _layer_flops(config: MPNetConfig, rows: int, keys: int) -> int:
+def _layer_flops(config: MPNetConfig, num_rows: int, num_keys: int) -> int:
     d = config.hidden_size
-    projections = 2 * (rows * 2 * d * d + keys * 2 * d * d)  # q and o of the rows, k and v of the keys
-    attention = 2 * (2 * rows * keys * d)
-    feed_forward = 2 * (2 * rows * d * config.intermediate_size)
+    projections = 2 * (num_rows * 2 * d * d + num_keys * 2 * d * d)  # q and o of the rows, k and v of the keys
+    attention = 2 * (2 * num_rows * num_keys * d)
+    feed_forward = 2 * (2 * num_rows * d * config.intermediate_size)
     return projections + attention + feed_forward
 
 
@@ -69,7 +69,7 @@ def plan_of(
     micro_batch_size: int,
     setting: ComputeSetting | None = None,
 ) -> ModulePlan:
-    """All sizes of a model and of the micro-batches that it is trained on."""
+    """Compute all sizes of a model and of the micro-batches that it is trained on."""
     setting = setting or ComputeSetting()
     setting = setting._replace(checkpointed_layers=min(setting.checkpointed_layers, config.num_hidden_layers))
     work = Work(config, objective, seq_length, num_predicted, micro_batch_size, setting)

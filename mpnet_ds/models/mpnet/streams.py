@@ -4,7 +4,7 @@
 |---|---|---|---|
 | ``mpnet`` | n tokens + p mask rows | p query rows | earlier predicted tokens, mask rows for the later: all n |
 | ``plm``   | n tokens | p query rows starting from ``<mask>`` | earlier predicted tokens, nothing of the later ones |
-| ``mlm``   | n tokens with the corrupted ones written over | the same rows | everything |
+| ``mlm``   | n tokens, the corrupted ones overwritten | the same rows | everything |
 
 The three are those of the paper's ablation (Song et al., arXiv 2004.09297, table 5) and take the same batch.
 """
@@ -18,7 +18,7 @@ class Streams(NamedTuple):
     """Rows that the network computes."""
 
     has_query_stream: bool
-    """Predictions come from p rows of their own, so that a row may differ in what it sees from its token's row."""
+    """Predictions come from p rows of their own, which may see other keys than their tokens' rows do."""
     has_mask_rows: bool
     """The content stream holds a corrupted token at each predicted position besides the true one."""
 
@@ -31,7 +31,7 @@ STREAMS = {
 
 
 def streams_of(objective: str) -> Streams:
-    """Streams of an objective by name; ``UserError`` with the nearest name if the two-stream network has none of it."""
+    """Look up the streams of an objective; raise ``UserError`` with the nearest name for an unknown one."""
     if objective not in STREAMS:
         raise UserError(f"the two-stream MPNet has no objective '{objective}'. {did_you_mean(objective, STREAMS)}")
     return STREAMS[objective]

@@ -167,7 +167,7 @@ def test_identity_tells_datasets_and_shares(folders):
 
 
 def test_datasets_of_different_tokenizers_are_named(folders, dataset_folder):
-    with pytest.raises(UserError, match=rf"{dataset_folder} was built with another tokenizer than {folders[0]}"):
+    with pytest.raises(UserError, match=rf"{dataset_folder} was built with a different tokenizer than {folders[0]}"):
         mixture([folders[0], dataset_folder])
 
 

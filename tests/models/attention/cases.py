@@ -22,7 +22,7 @@ class Case:
     grad_out: Tensor
     first_row: int
     meaningful: Tensor
-    """bool [B, R]: rows that see something and are not those of unused slots."""
+    """bool [B, R]: rows that see something and are not those of unused entries."""
 
     def in_fp32(self) -> "Case":
         """The same numbers, as far as they were rounded, in fp32 on a CPU: for a reference."""
@@ -47,7 +47,7 @@ def make_case(
     objective: str,
     batch: int = 2,
     tokens: int = 70,
-    slots: int = 20,
+    predicted: int = 20,
     heads: int = 2,
     width: int = 16,
     padding: int = 0,
@@ -58,26 +58,26 @@ def make_case(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Case:
-    """Random weights, slots, queries, keys, values and gradients; views as the model hands them over.
+    """Random weights, predicted positions, queries, keys, values and gradients; views as the model hands them over.
 
     Args:
-        padding: tokens of the last row that are padding.
-        unused: slots of the last row that are unused.
-        documents: whether each row is three documents that do not see each other.
+        padding: tokens of the last sequence that are padding.
+        unused: predictions of the last sequence that are unused.
+        documents: whether each sequence is three documents that do not see each other.
         last_layer: query rows alone.
     """
     generator = torch.Generator().manual_seed(seed)
     mask = torch.ones(batch, tokens, dtype=torch.bool)
     mask[-1, tokens - padding :] = False
-    positions = torch.stack([torch.randperm(tokens - padding, generator=generator)[:slots] for _ in range(batch)])
-    positions[-1, slots - unused :] = -1
+    positions = torch.stack([torch.randperm(tokens - padding, generator=generator)[:predicted] for _ in range(batch)])
+    positions[-1, predicted - unused :] = -1
     ids = (torch.arange(tokens) * 3 // tokens).expand(batch, -1) if documents else None
     mask, positions, ids = (x if x is None else x.to(device) for x in (mask, positions, ids))
     layout = plain_layout(mask, ids) if objective == "mlm" else two_stream_layout(positions, mask, objective == "mpnet", ids)
-    num_rows, num_keys = layout.row_places.shape[1], layout.key_places.shape[1]
+    num_rows, num_keys = layout.row_indices.shape[1], layout.key_indices.shape[1]
     first_row = num_keys if last_layer else 0
-    of_slots = [positions >= 0] * ((num_rows - tokens) // slots if slots else 0)
-    used = torch.cat([torch.ones_like(mask), *of_slots], dim=1)[:, first_row:]
+    of_predicted = [positions >= 0] * ((num_rows - tokens) // predicted if predicted else 0)
+    used = torch.cat([torch.ones_like(mask), *of_predicted], dim=1)[:, first_row:]
     meaningful = used & layout.visible.any(dim=2)[:, first_row:]
 
     def random(rows: int) -> Tensor:

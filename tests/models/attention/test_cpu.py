@@ -18,12 +18,12 @@ from tests.models.attention.cases import assert_same, make_case
     heads=st.integers(1, 3), width=st.sampled_from([1, 8, 12]), seed=st.integers(0, 99),
 )  # fmt: skip
 def test_output_and_gradients_are_those_of_eager(objective, last_layer, **sizes):
-    case = make_case(objective, slots=6, last_layer=last_layer and objective != "mlm", **sizes)
+    case = make_case(objective, predicted=6, last_layer=last_layer and objective != "mlm", **sizes)
     assert_same(case.run("cpu"), case.run("eager"), 1e-5)
 
 
 def test_bf16_stays_as_near_to_fp32_as_eager_does():
-    case = make_case("mpnet", tokens=80, slots=20, padding=5, unused=3, dtype=torch.bfloat16)
+    case = make_case("mpnet", tokens=80, predicted=20, padding=5, unused=3, dtype=torch.bfloat16)
     exact, found, eager = case.in_fp32().run("eager"), case.run("cpu"), case.run("eager")
     assert found["out"].dtype == found["query"].dtype == found["table"].dtype == torch.bfloat16
     for name, expected in exact.items():
@@ -32,7 +32,7 @@ def test_bf16_stays_as_near_to_fp32_as_eager_does():
 
 
 def test_without_gradients_no_probabilities_are_kept():
-    case = make_case("mlm", tokens=9, slots=0)
+    case = make_case("mlm", tokens=9, predicted=0)
     prepared = choose_backend("cpu", torch.device("cpu")).prepare(case.table, case.layout)
     out, kept = attention(case.query, case.key, case.value, *prepared, draw_seed(), 0.0, False)
     assert kept.numel() == 0
@@ -40,7 +40,7 @@ def test_without_gradients_no_probabilities_are_kept():
 
 
 def test_the_operator_keeps_what_it_promises_to_torch():
-    case = make_case("mpnet", batch=1, tokens=9, slots=2, heads=1)
+    case = make_case("mpnet", batch=1, tokens=9, predicted=2, heads=1)
     backend = choose_backend("cpu", torch.device("cpu"))
     bias = [x.detach().requires_grad_() for x in backend.prepare(case.table, case.layout)]
     inputs = [x.clone().requires_grad_() for x in (case.query, case.key, case.value)]

@@ -19,7 +19,7 @@ LAYOUTS = {
     "mpnet, documents": {"objective": "mpnet", "padding": 9, "unused": 1, "documents": True, "width": 24},
     "plm, last layer, documents": {"objective": "plm", "documents": True, "last_layer": True},
     "mlm": {"objective": "mlm", "padding": 5},
-    "mlm, a row of padding": {"objective": "mlm", "tokens": 33, "padding": 33, "slots": 0},
+    "mlm, a sequence of padding": {"objective": "mlm", "tokens": 33, "padding": 33, "predicted": 0},
 }
 
 
@@ -37,7 +37,7 @@ def test_forward_is_that_of_eager(layout):
 
 
 def test_rows_that_see_nothing_are_zero():
-    assert (output(FLEX, make_case("mlm", tokens=9, padding=9, slots=0))[-1] == 0).all()
+    assert (output(FLEX, make_case("mlm", tokens=9, padding=9, predicted=0))[-1] == 0).all()
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -60,7 +60,7 @@ def test_dropout_is_refused():
         run(model.eval(), "mpnet")
 
 
-def test_gradients_on_a_processor_are_refused():
+def test_gradients_on_a_cpu_are_refused():
     with pytest.raises(UserError, match="gradients on GPUs only, and the model is on 'cpu'"):
         run(model_of("mpnet", "flex"), "mpnet")
 

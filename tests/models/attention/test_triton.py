@@ -43,7 +43,7 @@ def test_the_kernels_in_the_interpreter(which):
 
 
 @needs_triton
-def test_a_model_on_a_processor_is_refused():
+def test_a_model_on_a_cpu_is_refused():
     with pytest.raises(UserError, match=r"needs a GPU, and the model is on 'cpu'\. Use attention 'auto'"):
         run(model_of("mpnet", "triton"), "mpnet")
 
@@ -109,7 +109,7 @@ def test_dropout_is_not_correlated_between_rows_keys_heads_or_seeds():
 @pytest.mark.parametrize("width", [16, 24, 64, 128])
 def test_on_a_gpu_output_and_gradients_are_those_of_eager(objective, dtype, tolerance, width):
     last_layer = objective == "mpnet" and width == 64
-    shape = {"tokens": 200, "slots": 33, "padding": 7, "unused": 2, "width": width, "last_layer": last_layer}
+    shape = {"tokens": 200, "predicted": 33, "padding": 7, "unused": 2, "width": width, "last_layer": last_layer}
     case = make_case(objective, **shape, device="cuda", dtype=dtype)
     found = {name: x.cpu() for name, x in case.run("triton").items()}
     assert_same(found, case.in_fp32().run("eager"), tolerance)
@@ -118,7 +118,7 @@ def test_on_a_gpu_output_and_gradients_are_those_of_eager(objective, dtype, tole
 @needs_gpu
 @needs_triton
 def test_on_a_gpu_gradients_are_the_same_bit_for_bit():
-    case = make_case("mpnet", tokens=200, slots=33, width=64, device="cuda", dtype=torch.bfloat16)
+    case = make_case("mpnet", tokens=200, predicted=33, width=64, device="cuda", dtype=torch.bfloat16)
     torch.manual_seed(0)
     first = case.run("triton", dropout=0.1)
     torch.manual_seed(0)

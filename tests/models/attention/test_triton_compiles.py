@@ -18,7 +18,7 @@ from triton.compiler import ASTSource  # noqa: E402
 from mpnet_ds.models.attention import triton_kernels  # noqa: E402
 
 KERNELS = ("forward", "delta", "backward", "query", "bias")
-INT32 = ("row_places", "row_levels", "column_from", "column_until", "row_factors", "column_factors", "slots")
+INT32 = ("row_indices", "row_levels", "column_from", "column_until", "row_factors", "column_factors", "predictions")
 FP32 = ("lse", "delta")
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 DROPPED = round(0.1 * 2**32)

@@ -1,4 +1,4 @@
-"""The Triton kernels in Triton's interpreter. Pytest does not find this file by itself: test_triton_attention.py runs it.
+"""The Triton kernels in Triton's interpreter. Pytest does not find this file by itself: test_triton.py runs it.
 
 TRITON_INTERPRET=1 must be set before triton is imported. It cannot multiply matrices of bf16; fp16 stands for them.
 """
@@ -29,7 +29,7 @@ LAYOUTS = {
     "plm": {"objective": "plm", "padding": 5, "unused": 3, "heads": 1},
     "plm, last layer, documents": {"objective": "plm", "documents": True, "last_layer": True},
     "mlm": {"objective": "mlm", "padding": 5, "heads": 1},
-    "mlm, documents, a row of padding": {"objective": "mlm", "tokens": 33, "padding": 33, "slots": 0, "documents": True},
+    "mlm, documents, a row of padding": {"objective": "mlm", "tokens": 33, "padding": 33, "predicted": 0, "documents": True},
 }
 
 
@@ -45,7 +45,7 @@ def test_output_and_gradients_are_those_of_eager(layout):
 
 
 def test_fp16_stays_near_eager_in_fp32():
-    case = make_case("mpnet", padding=5, unused=3, tokens=80, slots=20, heads=1, dtype=torch.float16)
+    case = make_case("mpnet", padding=5, unused=3, tokens=80, predicted=20, heads=1, dtype=torch.float16)
     found = case.run("triton")
     assert found["out"].dtype == found["query"].dtype == found["table"].dtype == torch.float16
     assert_same(found, case.in_fp32().run("eager"), 2e-3)
@@ -56,16 +56,16 @@ def test_fp16_stays_near_eager_in_fp32():
 def test_any_shape(data):
     tokens = data.draw(st.integers(2, 40))
     padding = data.draw(st.integers(0, tokens - 2))
-    slots = data.draw(st.integers(1, tokens - padding))
+    predicted = data.draw(st.integers(1, tokens - padding))
     case = make_case(
         data.draw(st.sampled_from(["mpnet", "plm", "mlm"])),
         batch=data.draw(st.integers(1, 2)),
         tokens=tokens,
-        slots=slots,
+        predicted=predicted,
         heads=1,
         width=data.draw(st.sampled_from([1, 8, 12, 33])),
         padding=padding,
-        unused=data.draw(st.integers(0, slots)),
+        unused=data.draw(st.integers(0, predicted)),
         documents=data.draw(st.booleans()),
         seed=data.draw(st.integers(0, 99)),
     )
@@ -73,7 +73,7 @@ def test_any_shape(data):
 
 
 def test_rows_that_see_nothing_are_zero_and_have_no_gradients():
-    case = make_case("mpnet", tokens=20, slots=6, padding=0, unused=2)
+    case = make_case("mpnet", tokens=20, predicted=6, padding=0, unused=2)
     case.layout.row_levels[0, 3] = -1
     backend = choose_backend("triton", CPU)
     inputs = [x.clone().requires_grad_() for x in (case.query, case.key, case.value)]
@@ -132,7 +132,7 @@ def kernel_dropout(monkeypatch):
 
 @pytest.mark.parametrize("last_layer", [pytest.param(False, marks=pytest.mark.long), True])
 def test_dropout_leaves_out_the_same_elements_forward_and_backward(last_layer, kernel_dropout):
-    case = make_case("mpnet", tokens=40, slots=7, unused=1, last_layer=last_layer, heads=2)
+    case = make_case("mpnet", tokens=40, predicted=7, unused=1, last_layer=last_layer, heads=2)
     mask = dropout_mask(case, 0.25, seed=7)
     visible = case.layout.visible[:, None, case.first_row :] & case.meaningful[:, None, :, None]
     dropped = 1 - mask[visible.expand_as(mask)].double().mean().item()
@@ -144,7 +144,7 @@ def test_dropout_leaves_out_the_same_elements_forward_and_backward(last_layer, k
 
 
 def test_dropout_follows_the_seed_and_the_products_of_the_numbers_drawn():
-    case = make_case("plm", tokens=40, slots=5, heads=2)
+    case = make_case("plm", tokens=40, predicted=5, heads=2)
     mask = dropout_mask(case, 0.4, seed=1)
     assert torch.equal(mask, dropout_mask(case, 0.4, seed=1))
     assert not torch.equal(mask, dropout_mask(case, 0.4, seed=2))
@@ -157,7 +157,7 @@ def test_dropout_follows_the_seed_and_the_products_of_the_numbers_drawn():
 
 
 def test_a_layer_computed_again_draws_the_same():
-    case = make_case("mpnet", tokens=20, slots=4, heads=1)
+    case = make_case("mpnet", tokens=20, predicted=4, heads=1)
     backend = choose_backend("triton", CPU)
     gradients = []
     for again in (False, True):
@@ -173,7 +173,7 @@ def test_a_layer_computed_again_draws_the_same():
 
 
 def test_a_compiled_layer_is_one_graph():
-    case = make_case("mpnet", tokens=20, slots=4, heads=1)
+    case = make_case("mpnet", tokens=20, predicted=4, heads=1)
     backend = choose_backend("triton", CPU)
     prepared = backend.prepare(case.table, case.layout)
 
@@ -189,7 +189,7 @@ def test_a_compiled_layer_is_one_graph():
 
 
 def test_the_operator_keeps_what_it_promises_to_torch():
-    case = make_case("mpnet", batch=1, tokens=9, slots=2, heads=1)
+    case = make_case("mpnet", batch=1, tokens=9, predicted=2, heads=1)
     prepared = [x.detach() for x in choose_backend("triton", CPU).prepare(case.table, case.layout)]
     prepared[0].requires_grad_()
     inputs = [x.clone().requires_grad_() for x in (case.query, case.key, case.value)]
@@ -198,7 +198,7 @@ def test_the_operator_keeps_what_it_promises_to_torch():
 
 
 def test_the_output_is_flattened_without_a_copy():
-    case = make_case("mlm", tokens=9, slots=0)
+    case = make_case("mlm", tokens=9, predicted=0)
     out = choose_backend("triton", CPU).attend(
         case.query, case.key, case.value, 0.0, 0, *choose_backend("triton", CPU).prepare(case.table, case.layout)
     )
@@ -206,7 +206,7 @@ def test_the_output_is_flattened_without_a_copy():
 
 
 def test_a_frozen_table_has_no_gradient():
-    case = make_case("mlm", tokens=9, slots=0)
+    case = make_case("mlm", tokens=9, predicted=0)
     case.table.weight.requires_grad_(False)
     found = case.run("triton")
     assert found.pop("table") is None
@@ -215,6 +215,6 @@ def test_a_frozen_table_has_no_gradient():
 
 
 def test_heads_that_are_too_wide_are_refused():
-    case = make_case("mlm", tokens=4, slots=0, width=129)
+    case = make_case("mlm", tokens=4, predicted=0, width=129)
     with pytest.raises(UserError, match=r"129 wide.*'sdpa'"):
         case.run("triton")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mpnet_ds.models.attention import cpu
-from mpnet_ds.models.attention.cpu import ProcessorAttention
+from mpnet_ds.models.attention.cpu import CpuAttention
 from mpnet_ds.models.layers.dropout import Dropout
 from mpnet_ds.models.layers.random_bits import RandomBits, draw_seed, rounded
 
@@ -62,7 +62,7 @@ def test_pytorchs_seed_repeats_a_draw():
 
 def attended(seed: int, value: torch.Tensor, query: torch.Tensor, key: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     torch.manual_seed(seed)
-    return ProcessorAttention().attend(query, key, value, 0.2, 0, bias)
+    return CpuAttention().attend(query, key, value, 0.2, 0, bias)
 
 
 @pytest.mark.parametrize("at_once", [cpu.SCORES_AT_ONCE, 1400, 1])

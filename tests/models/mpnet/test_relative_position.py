@@ -25,8 +25,8 @@ def test_table_is_indexed_by_shifted_distance():
 
 def test_bias_between_places_is_that_of_their_bucket():
     table = torch.nn.Embedding(32, 2)
-    places = torch.arange(150)
-    expected = table(bucket(places[None, :] - places[:, None])).permute(2, 0, 1)
+    indices = torch.arange(150)
+    expected = table(bucket(indices[None, :] - indices[:, None])).permute(2, 0, 1)
     assert torch.equal(relative_bias(table, 150), expected)
 
 

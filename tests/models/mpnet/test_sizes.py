@@ -22,11 +22,11 @@ def test_parameter_count_is_the_models():
 def test_flops_are_exactly_the_matrix_products_that_torch_counts_forward_and_backward(objective, attention):
     model = model_of(objective, attention)
     batch = [tensor(f"mpnet/{name}") for name in ("input_ids", "predicted_positions", "predicted_inputs")]
-    rows, num_tokens = batch[0].shape
+    num_sequences, num_tokens = batch[0].shape
     with FlopCounterMode(display=False) as counter:
         model(*batch).logits.sum().backward()  # the loss would make the same products where torch does not see them
-    slots = batch[1].shape[1]
-    assert counter.get_total_flops() == rows * flops_per_sequence(model.config, num_tokens, slots, objective)
+    flops = flops_per_sequence(model.config, num_tokens, batch[1].shape[1], objective)
+    assert counter.get_total_flops() == num_sequences * flops
 
 
 def test_a_row_of_base_costs_what_the_readme_of_the_original_shapes_say():

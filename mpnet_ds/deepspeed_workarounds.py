@@ -6,6 +6,7 @@ package may touch such parts; tests/test_deepspeed_workarounds.py holds that. Th
 functions, since this file is at the ground and those who need no torch import other files beside it.
 """
 
+import math
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -80,6 +81,83 @@ def step_only_if(optimizer, is_wanted: Callable[[], bool]) -> None:
     """
     step = optimizer.step
     optimizer.step = lambda: step() if is_wanted() else None
+
+
+def clip_to_norm(engine, norm: Callable[[], Any]) -> None:
+    """Let an engine in fp32 at ZeRO 0 clip gradients by a norm that is known already, a scalar tensor.
+
+    Seen in DeepSpeed 0.19.8: it computes the norm itself and scales the gradients one by one, at two launches each.
+    Test: tests/training/test_step_count.py::test_a_step_launches_little_and_reads_one_number
+    """
+    from torch.nn.utils import clip_grads_with_norm_
+
+    engine.clip_fp32_gradients = lambda: clip_grads_with_norm_(engine.module.parameters(), engine.gradient_clipping(), norm())
+
+
+def take_norms_at_once(optimizer) -> None:
+    """Let ZeRO take the norms of all gradients in one operation and look at the result once; nothing in fp16 or offloaded.
+
+    Seen in DeepSpeed 0.19.8: every gradient's norm is taken by itself, at a GPU's two launches each, from an fp64 copy. In
+    bf16 ZeRO 1 and 2 also look for NaN and infinity in each gradient, at thirteen launches each, though the norm tells the
+    same: it is not finite either, and the step is left out for that. They read four numbers from the device on the way; of a
+    norm in host memory nothing needs to be read again.
+    Test: tests/training/test_step_count.py::test_a_step_launches_little_and_reads_one_number
+    """
+    import torch
+    from deepspeed.runtime.zero.utils import get_norm_dtype
+
+    if not hasattr(optimizer, "get_grad_norm_direct") or optimizer.dtype == torch.float16:
+        return
+    norm_of_each = optimizer.get_grad_norm_direct
+
+    def norm_of_all(gradients, params, norm_type=2):
+        if not gradients:
+            return norm_of_each(gradients, params, norm_type)
+        norms = torch._foreach_norm(gradients, norm_type, dtype=get_norm_dtype())
+        return norm_of_each([torch.stack(norms)], params[:1], norm_type)  # the norm of the norms is that of all gradients
+
+    optimizer.get_grad_norm_direct = norm_of_all
+    if hasattr(optimizer, "scaled_global_norm") and not optimizer.cpu_offload:  # ZeRO 1 and 2
+        global_norm = optimizer.scaled_global_norm
+        optimizer.check_overflow = lambda partition_gradients=True: None
+        optimizer.scaled_global_norm = lambda norm_type=2: global_norm(norm_type).to("cpu", copy=True)
+
+
+def step_at_once(optimizer) -> None:
+    """Let the bf16 optimizer of ZeRO 0 check, convert, clip and copy back all gradients together; nothing for any other one.
+
+    Seen in DeepSpeed 0.19.8: it does all this tensor by tensor, at some twenty launches each, and reads a number from the
+    device for each tensor to see whether it is finite.
+    Test: tests/training/test_step_count.py::test_a_step_launches_little_and_reads_one_number
+    """
+    import torch
+
+    if getattr(optimizer, "low_precision_dtype", None) != torch.bfloat16:
+        return
+
+    @torch.no_grad()
+    def step(closure=None) -> None:
+        weights = [weight for group in optimizer.fp16_groups for weight in group]
+        masters = [master for group in optimizer.fp32_groups for master in group]
+        gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
+        norms = torch.stack(torch._foreach_norm(gradients, 2, dtype=torch.float64))
+        norm = torch.linalg.vector_norm(norms).item()
+        if not math.isfinite(norm):
+            optimizer._skip_invalid_grad_norm()
+            return
+        optimizer.overflow, optimizer._global_grad_norm = False, norm
+        optimizer._update_scale(False)
+        for master in masters:
+            master.grad = torch.empty_like(master)
+        master_gradients = [master.grad for master in masters]
+        torch._foreach_copy_(master_gradients, gradients)
+        torch._foreach_mul_(master_gradients, 1 / optimizer.unscale_and_clip_grads(norm, apply_scale=False))
+        optimizer.optimizer.step()
+        for master in masters:
+            master.grad = None
+        torch._foreach_copy_(weights, masters)
+
+    optimizer.step = step
 
 
 def import_zero_without_compiler() -> None:

@@ -57,6 +57,8 @@ class Engine:
         if disks is not None:
             save_on_each_disk(self.deepspeed, disks)
         deepspeed_workarounds.undo_first_step(self.deepspeed.optimizer)
+        deepspeed_workarounds.take_norms_at_once(self.deepspeed.optimizer)
+        deepspeed_workarounds.step_at_once(self.deepspeed.optimizer)
         self.applied = True
         self.learning_rate = 0.0
         self.span: Callable[[str], AbstractContextManager] = lambda name: nullcontext()
@@ -64,6 +66,7 @@ class Engine:
         self._is_plain = isinstance(self.deepspeed.optimizer, torch.optim.Optimizer)
         if self._is_plain:
             deepspeed_workarounds.step_only_if(self.deepspeed.optimizer, lambda: self.applied)
+            deepspeed_workarounds.clip_to_norm(self.deepspeed, lambda: self.grad_norm)
 
     def load(self, checkpoint: Path, convert: bool) -> None:
         """Resume from a checkpoint: weights, optimizer states, counters. The recipe's betas and weight decay stay.

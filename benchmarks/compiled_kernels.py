@@ -21,6 +21,11 @@ TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 KERNELS = ("forward", "backward", "query", "bias", "delta")
 DROPPED = round(0.1 * 2**32)
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+INT32 = (
+    *("row_indices", "row_levels", "column_from", "column_until"),
+    *("predictions", "predicting", "row_factors", "column_factors"),
+)
+FP32 = ("lse", "delta")
 OPTIONS = ("num_warps", "num_stages", "maxnreg")
 
 
@@ -103,10 +108,8 @@ def elements_of_tile(name: str, capability: int, width: int = 64, dtype: torch.d
 
 def _type_of(name: str, dtype: torch.dtype) -> str:
     """The type of a kernel's parameter, as Triton writes it."""
-    if name in triton_kernels.INTEGERS:
-        return "*i32"
-    if name in ("lse", "delta"):
-        return "*fp32"
+    if name in INT32 or name in FP32:
+        return "*i32" if name in INT32 else "*fp32"
     if name == "scale":
         return "fp32"
     is_number = name == "heads" or name in triton_kernels.VARYING or name.endswith(("_batch", "_head", "_row"))

@@ -91,7 +91,9 @@ def clip_to_norm(engine, norm: Callable[[], Any]) -> None:
     """
     from torch.nn.utils import clip_grads_with_norm_
 
-    engine.clip_fp32_gradients = lambda: clip_grads_with_norm_(engine.module.parameters(), engine.gradient_clipping(), norm())
+    engine.clip_fp32_gradients = lambda: clip_grads_with_norm_(
+        engine.module.parameters(), engine.gradient_clipping(), norm()
+    )
 
 
 def take_norms_at_once(optimizer) -> None:

@@ -66,6 +66,7 @@ class TritonAttention:
             in_columns(layout.key_from, tokens, NEVER),
             in_columns(layout.key_until, tokens, 0),
             predictions,
+            predicting_sequences(predictions),
         )
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float, first_row: int, *prepared: Tensor) -> Tensor:
@@ -134,6 +135,13 @@ def seeing_levels(layout: Layout) -> tuple[Tensor, Tensor]:
     return levels, predictions.contiguous()
 
 
+def predicting_sequences(predictions: Tensor) -> Tensor:
+    """List the sequences that predict each index, int32 [n, B + 1]: their numbers, then the others', and how many they are."""
+    predicted = (predictions >= 0).t()
+    sequences = predicted.char().argsort(dim=1, descending=True, stable=True)
+    return torch.cat([sequences, predicted.sum(dim=1, keepdim=True)], dim=1).int()
+
+
 def mask_key_bias(bias: Tensor, layout: Layout) -> Tensor:
     """Gather the bias of the scores with mask keys, [H, B, R, M], from the bias [H, n, T]."""
     indices = layout.key_indices[:, layout.num_tokens :]
@@ -160,6 +168,7 @@ def attention(
     column_from: Tensor,
     column_until: Tensor,
     predictions: Tensor,
+    predicting: Tensor,
     row_factors: Tensor,
     column_factors: Tensor,
     dropped: int,
@@ -169,7 +178,8 @@ def attention(
 
     Args:
         query, key, value: [B, H, rows, D], of any strides but the last.
-        bias, mask_bias, row_indices, row_levels, column_from, column_until, predictions: from ``TritonAttention.prepare``.
+        bias, mask_bias, row_indices, row_levels, column_from, column_until, predictions, predicting: from
+            ``TritonAttention.prepare``.
         row_factors: odd int32 [B, H, R], or empty.
         column_factors: odd int32 [columns], or empty.
         dropped: dropout probability * 2**32.
@@ -203,6 +213,7 @@ def attention_backward(
     column_from: Tensor,
     column_until: Tensor,
     predictions: Tensor,
+    predicting: Tensor,
     row_factors: Tensor,
     column_factors: Tensor,
     out: Tensor,
@@ -224,8 +235,8 @@ def attention_backward(
     from mpnet_ds.models.attention import triton_kernels  # imports triton
 
     triton_kernels.backward(
-        query, key, value, bias, mask_bias, row_indices, row_levels, column_from, column_until, predictions, row_factors,
-        column_factors, out, lse, grad_out, *gradients, dropped, first_row,
+        query, key, value, bias, mask_bias, row_indices, row_levels, column_from, column_until, predictions, predicting,
+        row_factors, column_factors, out, lse, grad_out, *gradients, dropped, first_row,
     )  # fmt: skip
     return gradients
 
@@ -252,7 +263,7 @@ def _gradients(ctx, grad_out: Tensor, _: Tensor | None) -> tuple[Tensor | None, 
     bias_learns = ctx.needs_input_grad[3]
     query, key, value, bias = attention_backward(*ctx.saved_tensors, grad_out, ctx.dropped, ctx.first_row, bias_learns)
     of_heads = (x.transpose(1, 2) for x in (query, key, value))
-    return *of_heads, bias if bias_learns else None, *[None] * 10
+    return *of_heads, bias if bias_learns else None, *[None] * 11
 
 
 attention.register_autograd(_gradients, setup_context=_keep_for_backward)

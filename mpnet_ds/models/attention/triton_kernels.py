@@ -136,7 +136,8 @@ def forward_kernel(
         if DROPPED > 0:
             probabilities *= dropout_weights(row_factor[:, None], tl.load(column_factors + columns)[None, :], DROPPED)
         v = head_tile(value, k_numbers, value_row, k_end, HEAD_WIDTH, HEAD_TILE)
-        acc = acc * shrink[:, None] + tl.dot(probabilities.to(v.dtype), v, input_precision=PRECISION)
+        product = tl.dot(probabilities.to(v.dtype), v, input_precision=PRECISION)
+        acc = tl.fma(acc, tl.broadcast_to(shrink[:, None], acc.shape), product)
         highest = new_highest
 
     sees = total > 0
@@ -206,32 +207,33 @@ def backward_kernel(
     for first in range(0, rows, ROW_TILE):
         r = first + tl.arange(0, ROW_TILE)
         in_rows = r < rows
-        indices = tl.load(row_indices + r, mask=in_rows, other=0)
-        levels = tl.load(row_levels + r, mask=in_rows, other=-1)
+        safe = tl.minimum(r, rows - 1)
+        indices = tl.load(row_indices + safe)
+        levels = tl.where(in_rows, tl.load(row_levels + safe), -1)  # beyond the rows nothing is seen
         q = head_tile(query, r, query_row, rows, HEAD_WIDTH, HEAD_TILE)
         do = head_tile(grad_out, r, grad_row, rows, HEAD_WIDTH, HEAD_TILE)
-        row_bias = tl.where(of_mask, mask_bias + r * (mask_units * MASK_UNIT), bias + indices * token_columns)
-        tile_bias = tl.load(row_bias[None, :] + columns[:, None], mask=exists[:, None] & in_rows[None, :], other=0.0)
+        row_bias = tl.where(of_mask, mask_bias + safe * (mask_units * MASK_UNIT), bias + indices * token_columns)
+        tile_bias = tl.load(row_bias[None, :] + columns[:, None], mask=exists[:, None], other=0.0)
         scores = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale + tile_bias.to(tl.float32)
         visible = (since[:, None] <= levels[None, :]) & (levels[None, :] < until[:, None])
-        row_lse = tl.load(lse + r, mask=in_rows, other=0.0)
-        row_delta = tl.load(delta + r, mask=in_rows, other=0.0)
+        row_lse = tl.load(lse + safe)
+        row_delta = tl.load(delta + safe)
         probabilities = tl.where(visible, tl.exp2(scores * LOG2E - row_lse[None, :]), 0.0)
         dp = tl.dot(v, tl.trans(do), input_precision=PRECISION)
         if DROPPED > 0:
-            row_factor = tl.load(row_factors + r, mask=in_rows, other=1)
+            row_factor = tl.load(row_factors + safe)
             weights = dropout_weights(row_factor[None, :], column_factor[:, None], DROPPED)
             dv += tl.dot((probabilities * weights).to(do.dtype), do, input_precision=PRECISION)
             dp *= weights
         else:
             dv += tl.dot(probabilities.to(do.dtype), do, input_precision=PRECISION)
         ds = (probabilities * (dp - row_delta[None, :])).to(q.dtype)
-        dk += tl.dot(ds, q, input_precision=PRECISION)
+        dk = tl.fma(tl.dot(ds, q, input_precision=PRECISION), tl.full(dk.shape, 1.0, tl.float32) * scale, dk)
         to = grad_scores + r[None, :] * columns_end + columns[:, None]
         tl.store(to, ds, mask=exists[:, None] & in_rows[None, :])
 
     gradient = (b.to(tl.int64) * keys * heads + h) * HEAD_WIDTH
-    store_head_tile(grad_key + gradient, k_numbers, heads * HEAD_WIDTH, k_end, dk * scale, HEAD_WIDTH, HEAD_TILE)
+    store_head_tile(grad_key + gradient, k_numbers, heads * HEAD_WIDTH, k_end, dk, HEAD_WIDTH, HEAD_TILE)
     store_head_tile(grad_value + gradient, k_numbers, heads * HEAD_WIDTH, k_end, dv, HEAD_WIDTH, HEAD_TILE)
 
 
@@ -260,43 +262,61 @@ def query_kernel(
     store_head_tile(grad_query, r, heads * HEAD_WIDTH, rows, acc * scale, HEAD_WIDTH, HEAD_TILE)
 
 
+@triton.jit
+def bias_of_rows(acc, grad_scores, b, h, r, exists, key_prediction, columns, heads, rows, token_columns, columns_end,
+                 HAS_MASK_KEYS: tl.constexpr):  # fmt: skip
+    """Add to [BATCH_TILE, KEY_TILE] the dS of one row of each sequence b that exists: of tokens, and of their mask keys."""
+    row = grad_scores + ((b * heads + h).to(tl.int64) * rows + r) * columns_end
+    seen = exists[:, None] & (columns < token_columns)[None, :]
+    acc += tl.load(row[:, None] + columns[None, :], mask=seen, other=0.0).to(tl.float32)
+    if HAS_MASK_KEYS:
+        seen = exists[:, None] & (key_prediction >= 0)
+        acc += tl.load(row[:, None] + (token_columns + key_prediction), mask=seen, other=0.0).to(tl.float32)
+    return acc
+
+
 @triton.jit(do_not_specialize=VARYING)
 def bias_kernel(
-    grad_scores, predictions, grad_bias, batch, heads, rows, first_row, tokens, keys, token_units, mask_units,
+    grad_scores, predictions, predicting, grad_bias, batch, heads, rows, first_row, tokens, keys, token_units, mask_units,
     HAS_MASK_KEYS: tl.constexpr,
     BATCH_TILE: tl.constexpr, KEY_TILE: tl.constexpr,
 ):  # fmt: skip
     """dF [H, n, T] of one index, one head and a tile of token columns.
 
-    Rows of an index: its token and, if that is predicted, a mask row and a query row. Keys: the token and the mask row.
+    Rows of an index: its token and, in the sequences that predict it, a mask row and a query row. Keys: the token and the
+    mask row.
     """
     index, h = tl.program_id(0), tl.program_id(1)
     token_columns, columns_end = token_units * TOKEN_UNIT, token_units * TOKEN_UNIT + mask_units * MASK_UNIT
     columns = tl.program_id(2) * KEY_TILE + tl.arange(0, KEY_TILE)
+    key_predictions = predictions + columns[None, :]
+    in_tokens = (columns < tokens)[None, :]
     acc = tl.zeros([BATCH_TILE, KEY_TILE], tl.float32)
-    for start in range(0, batch, BATCH_TILE):
-        b = start + tl.arange(0, BATCH_TILE)
-        in_batch = b < batch
-        prediction = tl.load(predictions + b * tokens + index, mask=in_batch, other=-1)
-        head = grad_scores + (b * heads + h).to(tl.int64)[:, None] * rows * columns_end
+    key_prediction = tl.full([BATCH_TILE, KEY_TILE], -1, tl.int32)
+    if first_row == 0:
+        for start in range(0, batch, BATCH_TILE):
+            b = start + tl.arange(0, BATCH_TILE)
+            exists = b < batch
+            if HAS_MASK_KEYS:
+                wanted = exists[:, None] & in_tokens
+                key_prediction = tl.load(key_predictions + (b * tokens)[:, None], mask=wanted, other=-1)
+            acc = bias_of_rows(acc, grad_scores, b, h, index, exists, key_prediction, columns, heads, rows, token_columns,
+                               columns_end, HAS_MASK_KEYS)  # fmt: skip
+    predicting += index * (batch + 1)
+    count = tl.load(predicting + batch)
+    for start in range(0, count, BATCH_TILE):
+        number = start + tl.arange(0, BATCH_TILE)
+        exists = number < count
+        b = tl.load(predicting + number, mask=exists, other=0)
+        prediction = tl.load(predictions + b * tokens + index, mask=exists, other=0)
         if HAS_MASK_KEYS:
-            in_tokens = in_batch[:, None] & (columns < tokens)[None, :]
-            key_prediction = tl.load(predictions + (b * tokens)[:, None] + columns[None, :], mask=in_tokens, other=-1)
-        for kind in tl.static_range(3):  # token, query row, mask row
-            if kind == 0:
-                r = tl.where(in_batch, index, -1)
-            elif kind == 1:
-                r = tl.where(prediction >= 0, keys + prediction, -1)
-            else:
-                r = tl.where(prediction >= 0, tokens + prediction, -1)
-            if kind < 2 or HAS_MASK_KEYS:
-                r = (r - first_row)[:, None]
-                row = head + r * columns_end
-                exists = (r >= 0) & (columns < token_columns)[None, :]
-                acc += tl.load(row + columns[None, :], mask=exists, other=0.0).to(tl.float32)
-                if HAS_MASK_KEYS:
-                    exists = (r >= 0) & (key_prediction >= 0)
-                    acc += tl.load(row + token_columns + key_prediction, mask=exists, other=0.0).to(tl.float32)
+            wanted = exists[:, None] & in_tokens
+            key_prediction = tl.load(key_predictions + (b * tokens)[:, None], mask=wanted, other=-1)
+            if first_row == 0:
+                acc = bias_of_rows(acc, grad_scores, b, h, tokens + prediction, exists, key_prediction, columns, heads, rows,
+                                   token_columns, columns_end, HAS_MASK_KEYS)  # fmt: skip
+        acc = bias_of_rows(acc, grad_scores, b, h, keys + prediction - first_row, exists, key_prediction, columns, heads,
+                           rows, token_columns, columns_end, HAS_MASK_KEYS)  # fmt: skip
     to = grad_bias + (h * tokens + index) * token_columns + columns
     tl.store(to, tl.sum(acc, 0).to(grad_bias.dtype.element_ty), mask=columns < token_columns)
 
@@ -386,7 +406,7 @@ def forward(query, key, value, bias, mask_bias, row_indices, row_levels, column_
 
 
 def backward(query, key, value, bias, mask_bias, row_indices, row_levels, column_from, column_until, predictions,
-             row_factors, column_factors, out, lse, grad_out, grad_query, grad_key, grad_value, grad_bias,
+             predicting, row_factors, column_factors, out, lse, grad_out, grad_query, grad_key, grad_value, grad_bias,
              dropped: int, first_row: int) -> None:  # fmt: skip
     """Fill the four gradients, except that of an empty ``grad_bias``."""
     batch, heads, rows, width = query.shape
@@ -419,6 +439,6 @@ def backward(query, key, value, bias, mask_bias, row_indices, row_levels, column
             settings = configuration("bias", *kind)
             grid = (bias.shape[1], heads, triton.cdiv(bias.shape[2], settings["KEY_TILE"]))
             bias_kernel[grid](
-                grad_scores, predictions, grad_bias, batch, heads=heads, first_row=first_row, **some,
+                grad_scores, predictions, predicting, grad_bias, batch, heads=heads, first_row=first_row, **some,
                 HAS_MASK_KEYS=mask_bias.shape[3] > 0, **settings,
             )  # fmt: skip

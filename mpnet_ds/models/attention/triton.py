@@ -136,7 +136,7 @@ def seeing_levels(layout: Layout) -> tuple[Tensor, Tensor]:
 
 
 def predicting_sequences(predictions: Tensor) -> Tensor:
-    """List the sequences that predict each index, int32 [n, B + 1]: their numbers, then the others', and how many they are."""
+    """List the sequences that predict each index, int32 [n, B + 1]: their numbers, the others', and how many they are."""
     predicted = (predictions >= 0).t()
     sequences = predicted.char().argsort(dim=1, descending=True, stable=True)
     return torch.cat([sequences, predicted.sum(dim=1, keepdim=True)], dim=1).int()

@@ -26,19 +26,19 @@ $(VENV)/ready: setup.py constraints.txt
 demo: setup
 	@bash launch/demo.sh
 
-# Four workers on two cores: many tests wait for processes, time limits and networks.
+# Four workers on two cores: many tests wait for processes, time limits and networks. torch's threads would spin while they wait.
 test: setup lint
-	@$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 test-fast: setup
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not long and not process"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not long and not process"
 
 test-long: setup
-	@$(BIN)/python -m pytest -m long
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long
 
 test-cluster: setup cluster-packages
 	@$(BIN)/python -m tests.cluster.requirements
-	@$(BIN)/python -m pytest -n 2 --dist loadfile tests/cluster -m ''
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/cluster -m ''
 
 cluster-packages: setup
 	@$(BIN)/python -m tests.cluster.packages

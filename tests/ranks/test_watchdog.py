@@ -285,7 +285,8 @@ def test_a_rank_that_can_say_nothing_any_more_is_named_by_the_others(outcome_of,
 def test_a_rank_of_which_nothing_is_heard_is_lost_however_long_the_others_might_wait(outcome_of, scenario):
     outcome, (victim,) = outcome_of(scenario), scenario.victims
     assert outcome.codes == codes_without(scenario), outcome.err
-    assert LOST_TIMEOUT <= outcome.seconds < LOST_TIMEOUT + PATIENCE
+    # No lower limit: on a busy machine the victim's last heartbeat may be seconds older than the fault.
+    assert outcome.seconds < LOST_TIMEOUT + PATIENCE
     assert f"rank {victim} (node-{victim}) is lost" in outcome.err
     assert "(run.lost_timeout)" in outcome.err
 

@@ -2,7 +2,7 @@
 
 import os
 
-from mpnet_ds.command_line import Parser, invocation, run, size
+from mpnet_ds.command_line import Parser, invocation, size
 from mpnet_ds.data.text.arguments import add_reading_arguments, read_options
 
 
@@ -50,7 +50,3 @@ def main() -> None:
         what = "repaired or left out" if reading.on_error == "replace" else "left out"
         print(f"{built.left_out['faulty_documents']:,} unreadable documents {what}. First: {built.left_out['first_fault']}")
     print(f"in {given.output}. To inspect it: {invocation('inspect_dataset')} {given.output}")
-
-
-if __name__ == "__main__":
-    run(main)

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from mpnet_ds.command_line import Parser, invocation, run, size
+from mpnet_ds.command_line import Parser, invocation, size
 from mpnet_ds.ranks.launchers import PORT
 
 
@@ -40,7 +40,3 @@ def main() -> None:
     if fatal := [finding.text for finding in check.findings if finding.is_fatal]:
         raise UserError(*fatal)
     print("\nAll checks passed.")
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,6 +1,6 @@
 """Join ZeRO shards into safetensors."""
 
-from mpnet_ds.command_line import Parser, invocation, run, size
+from mpnet_ds.command_line import Parser, invocation, size
 
 
 def build_parser() -> Parser:
@@ -28,7 +28,3 @@ def main() -> None:
     what = arguments.checkpoint, arguments.output, arguments.dtype, arguments.max_shard_size
     for path in consolidate(*what, show_progress=True):
         print(f"{path}  {path.stat().st_size:,} bytes")
-
-
-if __name__ == "__main__":
-    run(main)

@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict
 
-from mpnet_ds.command_line import Parser, invocation, run
+from mpnet_ds.command_line import Parser, invocation
 
 DESCRIPTION = """\
 Make of any MPNet model a complete Hugging Face folder that --init_from takes, and check it.
@@ -46,7 +46,3 @@ def main() -> None:
     print("Continue training it:")
     what = f"--data DATA --recipe RECIPE --init_from {given.output}"
     print(f"  {invocation('pretrain')} --deepspeed_config zero2 {what}")
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,6 +1,6 @@
 """Export a run to a Hugging Face folder."""
 
-from mpnet_ds.command_line import Parser, invocation, run, size
+from mpnet_ds.command_line import Parser, invocation, size
 
 
 def build_parser() -> Parser:
@@ -38,7 +38,3 @@ def main() -> None:
         show_progress=True,
     )
     print("\n".join([f"{arguments.output} is complete.", *comparison.describe()]))
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,6 +1,6 @@
 """Show what a model makes of masked sentences."""
 
-from mpnet_ds.command_line import Parser, invocation, run
+from mpnet_ds.command_line import Parser, invocation
 
 
 def build_parser() -> Parser:
@@ -23,7 +23,3 @@ def main() -> None:
     for sentence in arguments.sentences or EXAMPLES:
         words = top_words(arguments.model, sentence, arguments.top)
         print(f"{sentence}\n    " + "   ".join(f"{word} {probability:.0%}" for word, probability in words))
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,6 +1,6 @@
 """Import token files of Megatron-LM or fairseq."""
 
-from mpnet_ds.command_line import Parser, invocation, run
+from mpnet_ds.command_line import Parser, invocation
 
 
 def build_parser() -> Parser:
@@ -23,7 +23,3 @@ def main() -> None:
 
     made = import_dataset(arguments.input, arguments.tokenizer, arguments.output, arguments.end_of_document)
     print(f"{made.documents:,} documents, {made.sequences:,} sequences, {made.tokens:,} tokens")
-
-
-if __name__ == "__main__":
-    run(main)

@@ -2,7 +2,7 @@
 
 import sys
 
-from mpnet_ds.command_line import Parser, invocation, run
+from mpnet_ds.command_line import Parser, invocation
 
 
 def build_parser() -> Parser:
@@ -38,7 +38,3 @@ def main() -> int:
     if arguments.show is not None:
         print("\n" + show(arguments.folder, arguments.show, arguments.seq_length))
     return 0
-
-
-if __name__ == "__main__":
-    run(main)

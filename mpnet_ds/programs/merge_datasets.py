@@ -1,6 +1,6 @@
 """Merge several datasets into one."""
 
-from mpnet_ds.command_line import Parser, invocation, run
+from mpnet_ds.command_line import Parser, invocation
 
 
 def build_parser() -> Parser:
@@ -25,7 +25,3 @@ def main() -> None:
 
     merged = merge_datasets(arguments.folders, arguments.output, arguments.copy, arguments.partial_holdout)
     print(f"{len(merged.shards):,} shard(s), {merged.documents:,} documents, {merged.tokens:,} tokens")
-
-
-if __name__ == "__main__":
-    run(main)

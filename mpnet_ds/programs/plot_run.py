@@ -1,6 +1,6 @@
 """Draw the curves of runs."""
 
-from mpnet_ds.command_line import Parser, invocation, run
+from mpnet_ds.command_line import Parser, invocation
 
 
 def build_parser() -> Parser:
@@ -21,7 +21,3 @@ def main() -> None:
     from mpnet_ds.run.plot import plot_runs
 
     print(plot_runs(arguments.runs, arguments.output, arguments.x))
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,6 +1,6 @@
 """Train a WordPiece tokenizer on a corpus."""
 
-from mpnet_ds.command_line import Parser, invocation, run
+from mpnet_ds.command_line import Parser, invocation
 from mpnet_ds.data.text.arguments import add_reading_arguments, read_options
 
 
@@ -27,7 +27,3 @@ def main() -> None:
     reading = read_options(given)
     tokenizer = train_tokenizer_on(given.input, given.vocab_size, given.output, reading, lower_case=not given.cased)
     print(f"{tokenizer.vocab_size:,} pieces in {given.output}, fingerprint {tokenizer.fingerprint[:12]}")
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,8 +1,5 @@
 """Checking a dataset byte by byte against its manifest and its format, with a list of all problems.
 
-    thread of a shard:   read a MiB ──► xxh3_64 of it and of the file ──► ids and ends of documents ──┐
-    its second thread:                                                         sha256, in order   ◄───┘
-
 As many shards as there are cores are read at a time, each byte once; sha256 is the bottleneck. Memory: a few MiB and
 8 bytes a document for each shard being read.
 
@@ -11,16 +8,13 @@ index (it rises from 0 to S); in the .bin, ids (below the size of the vocabulary
 and nowhere else); in the manifest, the counts and the fingerprint of the tokenizer.
 """
 
-import hashlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from queue import Queue
 
 import numpy as np
-import xxhash
 
 from mpnet_ds.data.storage.manifest import FILE_NAME, HOLDOUT, MIB, TOKENIZER, DatasetManifest, FileRecord, ShardRecord
 from mpnet_ds.data.storage.token_file import HEADER, TokenFile
@@ -30,7 +24,6 @@ from mpnet_ds.progress import Progress
 from mpnet_ds.tokenizer import EOS_ID, PretrainingTokenizer
 
 ENTRIES_AT_ONCE = 1 << 14  # of an index: intermediate arrays stay in the CPU's cache
-BLOCKS_IN_FLIGHT = 8
 
 
 @dataclass(frozen=True)
@@ -126,24 +119,25 @@ def _file_problems(
     path: Path, record: FileRecord, count: _Counter, look: Callable[[int, memoryview], None] | None = None
 ) -> list[str]:
     """Read a file once and compare size and checksums. ``look`` is called with the index and the bytes of each MiB."""
-    size, of_each, fast, sha256 = 0, [], xxhash.xxh3_64(), _Sha256Thread()
-    try:
-        with open(path, "rb", buffering=0) as file:
-            while block := _read_mib(file, sha256.free_buffer()):
-                sha256.update(block)
-                fast.update(block)
+    size = 0
+
+    def blocks() -> Iterator[memoryview]:
+        nonlocal size
+        buffer = memoryview(bytearray(MIB))  # one for all blocks: new memory for each costs a tenth of the time
+        with open(path, "rb") as file:
+            while length := file.readinto(buffer):
                 if look is not None:
-                    look(len(of_each), block)
-                of_each.append(xxhash.xxh3_64_hexdigest(block))
-                size += len(block)
-                count.add(len(block))
+                    look(size // MIB, buffer[:length])
+                size += length
+                count.add(length)
+                yield buffer[:length]
+
+    try:
+        return _differences(path, FileRecord.of_blocks(blocks()), record)
     except FileNotFoundError:
         return [f"{path} is missing"]
     except OSError as error:
         return [f"{path} cannot be read at byte {size:,}: {error.strerror}"]
-    finally:
-        digest = sha256.hexdigest()
-    return _differences(path, FileRecord(size, fast.hexdigest(), digest, "".join(of_each)), record)
 
 
 def _differences(path: Path, found: FileRecord, expected: FileRecord) -> list[str]:
@@ -162,52 +156,11 @@ def _differences(path: Path, found: FileRecord, expected: FileRecord) -> list[st
     return problems
 
 
-def _read_mib(file, buffer: bytearray) -> memoryview:
-    """Read the next MiB into ``buffer``; an unbuffered file may return it in several reads."""
-    block, size = memoryview(buffer), 0
-    while size < MIB and (more := file.readinto(block[size:])):
-        size += more
-    return block[:size]
-
-
 def _runs(numbers: list[int]) -> list[tuple[int, int]]:
     """Group consecutive numbers as (first, last + 1): 3 4 5 9 gives (3, 6), (9, 10)."""
     array = np.array(numbers, dtype=np.int64)
     breaks = np.flatnonzero(np.diff(array) > 1) + 1
     return [(int(run[0]), int(run[-1]) + 1) for run in np.split(array, breaks) if len(run)]
-
-
-class _Sha256Thread:
-    """sha256 of blocks in a thread of its own, since it takes longer than all other checks together.
-
-    The blocks are in a few buffers that are reused: new memory for each costs a tenth of the time.
-    """
-
-    def __init__(self):
-        self._sha256, self._blocks, self._free = hashlib.sha256(), Queue(), Queue()
-        for _ in range(BLOCKS_IN_FLIGHT):
-            self._free.put(bytearray(MIB))
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        while block := self._blocks.get():
-            self._sha256.update(block)
-            self._free.put(block.obj)
-
-    def free_buffer(self) -> bytearray:
-        """Wait for a buffer that is no longer needed."""
-        return self._free.get()
-
-    def update(self, block: memoryview) -> None:
-        """Add a block; the caller may read it until it asks for another buffer."""
-        self._blocks.put(block)
-
-    def hexdigest(self) -> str:
-        """Wait for all blocks and return the digest."""
-        self._blocks.put(b"")
-        self._thread.join()
-        return self._sha256.hexdigest()
 
 
 def _index_problems(shard: TokenFile, manifest: DatasetManifest, record: ShardRecord) -> list[str]:

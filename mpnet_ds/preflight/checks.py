@@ -1,16 +1,13 @@
-"""What is checked before a model is built: a list of functions ``plan, ranks, disks → findings``."""
+"""What is checked before a model is built: functions ``plan, ranks, disks → findings``; a ``UserError`` is one too."""
 
 import os
 import shutil
 import socket
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from mpnet_ds.config.deepspeed_config import EngineConfig
 from mpnet_ds.config.recipe import Recipe
-from mpnet_ds.errors import UserError
 from mpnet_ds.findings import Finding
 from mpnet_ds.hub.init_from import check_start
 from mpnet_ds.machine import Capacity, available_cores, capacity_of, show_bytes
@@ -99,12 +96,14 @@ def check_objective(plan: RunPlan, ranks: Ranks, disks: Disks | None) -> list[Fi
 def check_attention(plan: RunPlan, ranks: Ranks, disks: Disks | None) -> list[Finding]:
     """Whether the attention back-end can compute this model on this device."""
     backend = choose_backend(plan.execution.attention, ranks.device)
-    return _found_by(lambda: backend.check(ranks.device, plan.recipe.model.config(plan.data.tokenizer.vocab_size)))
+    backend.check(ranks.device, plan.recipe.model.config(plan.data.tokenizer.vocab_size))
+    return []
 
 
 def check_initial_weights(plan: RunPlan, ranks: Ranks, disks: Disks | None) -> list[Finding]:
     """Whether the weights of ``--init_from`` fit the model and the tokenizer."""
-    return _found_by(lambda: check_start(plan.init_from, plan.recipe, plan.data.tokenizer))
+    check_start(plan.init_from, plan.recipe, plan.data.tokenizer)
+    return []
 
 
 def check_disk(plan: RunPlan, ranks: Ranks, disks: Disks) -> list[Finding]:
@@ -241,15 +240,6 @@ def _cures_for_states(work: Workload, capacity: Capacity) -> str:
     if not work.optimizer_on_host and not capacity.is_same:
         cures.append("zero_optimization.offload_optimizer")
     return "try " + ", ".join([*cures, "more ranks" if work.zero_stage else "ZeRO 2 with several ranks", "a smaller model"])
-
-
-def _found_by(check: Callable[[], Any]) -> list[Finding]:
-    """Findings of a function that raises ``UserError``."""
-    try:
-        check()
-    except UserError as error:
-        return [Finding(text) for text in error.findings]
-    return []
 
 
 CHECKS = (

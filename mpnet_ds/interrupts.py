@@ -21,8 +21,12 @@ def defer_interrupts() -> Iterator[None]:
     Blocking it is not enough: a thread of a library would receive it, and Python would raise it in the main thread.
     """
     pressed = []
-    with _handled_by(lambda *what: pressed.append(what)), _blocked():
-        yield
+    with _handled_by(lambda *what: pressed.append(what)):
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
     if pressed:
         signal.raise_signal(signal.SIGINT)
 
@@ -55,12 +59,3 @@ def _handled_by(handler: Callable | signal.Handlers) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _blocked() -> Iterator[None]:
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -10,7 +10,7 @@ from mpnet_ds.config.deepspeed_config import EngineConfig
 from mpnet_ds.config.recipe import Recipe
 from mpnet_ds.findings import Finding
 from mpnet_ds.hub.init_from import check_start
-from mpnet_ds.machine import Capacity, available_cores, capacity_of, show_bytes
+from mpnet_ds.machine import Capacity, available_cores, capacity_of, nearest_existing_folder, show_bytes
 from mpnet_ds.models.attention.backend import choose_backend
 from mpnet_ds.preflight.inspection import Check
 from mpnet_ds.preflight.memory_estimate import MemoryEstimate, Workload, checkpoint_bytes, estimate
@@ -121,7 +121,7 @@ def find_room(output: Path, checkpoint: int, wanted: int) -> list[Finding]:
         checkpoint: bytes of one.
         wanted: how many are kept at once at most. Two must fit: the newest, and the one that is being written.
     """
-    parent = next(path for path in (output, *output.absolute().parents) if path.is_dir())
+    parent = nearest_existing_folder(output)
     there = sum(path.stat().st_size for path in (output / "checkpoints").glob("step-*/**/*") if path.is_file())
     space = shutil.disk_usage(parent).free + there
     if space >= wanted * checkpoint:

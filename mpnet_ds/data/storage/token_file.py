@@ -86,7 +86,9 @@ class TokenFileWriter:
         self._index.write(HEADER.pack(MAGIC, VERSION, code, self.num_sequences, self.num_documents + 1))
         self._documents.close()
         for file, part in ((self._ids, "bin"), (self._index, "idx")):
-            _flush_to_disk(file)
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
             os.replace(self._temporary(part), _path(self.prefix, part))
         self._temporary("documents").unlink()
 
@@ -200,9 +202,3 @@ class TokenFile:
 
 def _path(prefix: Path, suffix: str) -> Path:
     return prefix.with_name(f"{prefix.name}.{suffix}")
-
-
-def _flush_to_disk(file) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-    file.close()

@@ -5,7 +5,6 @@ from mpnet_ds.data.text.arguments import add_reading_arguments, read_options
 
 
 def build_parser() -> Parser:
-    """The parser of the command line."""
     parser = Parser(
         "Train a WordPiece tokenizer with MPNet's layout of special tokens.",
         f"{invocation('train_tokenizer')} --input corpus/ --vocab_size 30527 --output my-tokenizer",

@@ -28,11 +28,7 @@ def size(text: str) -> int:
 
 
 def invocation(program: str) -> str:
-    """Return the command that starts a program: its script if the current folder is a checkout, else ``mpnet-ds``.
-
-    Args:
-        program: name of its file in ``mpnet_ds/programs``.
-    """
+    """Return the command that starts a program of ``mpnet_ds/programs``: its script in a checkout, else ``mpnet-ds``."""
     if program == "pretrain":
         script = "launch/pretrain.py"
         return f"deepspeed {script if os.path.exists(script) else '--module mpnet_ds.training.pretrain'}"

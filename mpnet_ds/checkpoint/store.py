@@ -67,11 +67,7 @@ class CheckpointInfo:
 
 
 class CheckpointStore:
-    """The ``checkpoints`` folder of a run.
-
-    Args:
-        keep: how many of the newest are kept.
-    """
+    """The ``checkpoints`` folder of a run, of which the newest ``keep`` are kept, and the best."""
 
     def __init__(self, output: str | Path, keep: int = 2):
         self.root, self.keep = Path(output) / "checkpoints", keep
@@ -157,10 +153,9 @@ class CheckpointStore:
 
 
 def _to_keep(losses: list[dict[str, float | None]], newest: int) -> set[str]:
-    """Choose of the checkpoints that all disks have the newest ones and the one with the lowest validation loss.
+    """Choose the newest ones that all disks have, and the one with the lowest validation loss.
 
-    Args:
-        losses: for each disk, the name of each checkpoint → its validation loss, if there is one.
+    ``losses``: for each disk, the name of each checkpoint → its validation loss, if there is one.
     """
     whole = sorted(set.intersection(*map(set, losses)))
     evaluated = [name for name in whole if losses[0][name] is not None]
@@ -305,9 +300,7 @@ def _checksum(body: dict) -> str:
 def _check_apart(folder: Path, here: list[dict], others: list[dict]) -> None:
     """Raise ``SaveFailed`` where a folder holds what only ranks of other disks wrote: it is not on a disk of its own.
 
-    Args:
-        here: for each rank of this disk, path → record of what it wrote.
-        others: the same for each other rank.
+    ``here``, ``others``: for each rank of this disk, and each other one, path → record of what it wrote.
     """
     foreign = {path for files in others for path in files}.difference(*here).intersection(folder.rglob("*"))
     if foreign:
@@ -317,11 +310,7 @@ def _check_apart(folder: Path, here: list[dict], others: list[dict]) -> None:
 
 
 def _list_files(folder: Path, here: list[dict]) -> dict[str, dict]:
-    """Name → record of what the ranks of this disk wrote, and of what else is there, which is synced to disk.
-
-    Args:
-        here: for each rank of this disk, path → record.
-    """
+    """Name → record of what else is there, which is synced to disk, and of what each rank of this disk wrote (``here``)."""
     written = {path: record for files in reversed(here) for path, record in files.items()}
     rest = [path for path in sorted(folder.rglob("*")) if path.is_file() and path not in written]
     for path in rest:

@@ -76,9 +76,7 @@ def shipped_folder() -> Path:
 def examine(content: dict, origin: str) -> tuple[dict, list[str]]:
     """The sound part of a configuration, and what is wrong with the rest: keys, sections that are none, batch sizes.
 
-    Args:
-        content: from ``read_deepspeed_config``; not changed.
-        origin: the file's name, for messages.
+    ``content`` is not changed; ``origin``: the file's name, for messages.
     """
     findings: list[str] = []
     sound = _sound_part(content, key_tree(), "", findings)

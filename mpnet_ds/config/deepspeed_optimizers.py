@@ -15,8 +15,7 @@ ADAM = {"torch_adam", "adam_w_mode", "fp32_optimizer_states"}  # DeepSpeed's, be
 def sound_optimizer(section: dict, on_host: bool) -> tuple[dict, list[str]]:
     """The section ``optimizer`` without what its kind does not take, and what is wrong with the rest.
 
-    Args:
-        on_host: the optimizer works in the host's memory (``offload_optimizer``).
+    ``on_host``: the optimizer works in the host's memory (``offload_optimizer``).
     """
     kind, parameters = section.get("type", "AdamW"), section.get("params", {})
     if not isinstance(kind, str):

@@ -115,11 +115,9 @@ def check_disk(plan: RunPlan, ranks: Ranks, disks: Disks) -> list[Finding]:
 
 
 def find_room(output: Path, checkpoint: int, wanted: int) -> list[Finding]:
-    """Whether checkpoints fit on the disk of ``output``.
+    """Whether the disk of ``output`` has room for checkpoints: ``wanted`` at once, each of ``checkpoint`` bytes.
 
-    Args:
-        checkpoint: bytes of one.
-        wanted: how many are kept at once at most. Two must fit: the newest, and the one that is being written.
+    Two must fit: the newest, and the one that is being written.
     """
     parent = nearest_existing_folder(output)
     there = sum(path.stat().st_size for path in (output / "checkpoints").glob("step-*/**/*") if path.is_file())

@@ -63,11 +63,7 @@ class Inspection:
         self.findings += findings
 
     def run(self, checks: Iterable[Check], plan: RunPlan, ranks: Ranks | None = None, disks: Disks | None = None) -> None:
-        """Run those checks whose needs are known by now, each once.
-
-        Args:
-            ranks, disks: None as long as they are not known.
-        """
+        """Run those checks whose needs are known by now, each once; ``ranks`` and ``disks`` are None until they are."""
         known = {name for name, value in (*vars(plan).items(), ("ranks", ranks), ("disks", disks)) if value is not None}
         for check in checks:
             name = check.function.__name__
@@ -86,8 +82,7 @@ def gather_findings(
 ) -> list[str]:
     """Warnings of all ranks; ``UserError`` where any rank cannot continue. Every rank must call it.
 
-    Args:
-        datasets: of this rank, whose files are named where those of other ranks differ.
+    ``datasets``: of this rank, whose files are named where those of other ranks differ.
     """
     inspections = ranks.gather(inspection)
     if any(differ(inspections, name) for name in (DATA, EVAL_DATA)):

@@ -28,11 +28,7 @@ LOOKS, PAUSE = 5, 0.75
 
 
 class Disks:
-    """The disks of an output folder.
-
-    Args:
-        keepers: for each rank, the lowest rank that shares its disk; None if all share one.
-    """
+    """The disks of an output folder. ``keepers``: for each rank, the lowest that shares its disk; None if all share one."""
 
     def __init__(self, ranks: Ranks, keepers: list[int] | None = None):
         self.ranks = ranks

@@ -176,11 +176,7 @@ def launched_hosts() -> list[str]:
 
 
 def name_ranks(ranks: Iterable[int], hosts: Mapping[int, str] | Sequence[str]) -> str:
-    """Name ranks with their hosts: ``ranks 2, 3 (node-b), rank 5 (node-c)``.
-
-    Args:
-        hosts: rank → host, empty if unknown.
-    """
+    """Name ranks with their hosts, if those are known: ``ranks 2, 3 (node-b), rank 5 (node-c)``."""
     by_host: dict[str, list[int]] = {}
     for rank in sorted(ranks):
         by_host.setdefault(hosts[rank] if hosts else "", []).append(rank)

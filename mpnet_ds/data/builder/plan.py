@@ -130,11 +130,8 @@ def _number(environment: Mapping[str, str], name: str) -> int:
 
 
 def plan_shards(sources: list[Source], shard_bytes: int | None) -> list[ShardPlan]:
-    """Plan all shards, in order.
-
-    Args:
-        shard_bytes: bytes of text for each shard; by default so many that there are ``USUAL_SHARDS`` shards, but at least
-            ``SMALLEST_SHARD`` and at most ``LARGEST_SHARD``.
+    """Plan all shards, in order, each of ``shard_bytes`` of text: by default so many that there are ``USUAL_SHARDS`` shards,
+    but at least ``SMALLEST_SHARD`` and at most ``LARGEST_SHARD``.
     """
     if shard_bytes is None:
         total = sum(source.num_bytes for source in sources)

@@ -153,12 +153,8 @@ class TokenFile:
     def document_starts(self, first: int, last: int) -> np.ndarray:
         """Index of the first token of the documents ``first`` … ``last - 1``, then the end of the last.
 
-        Reads only that part of the index.
-
-        Returns:
-            int64 [last - first + 1], non-decreasing.
-        Raises:
-            UserError: the index is damaged, so that they decrease.
+        Reads only that part of the index. Returns int64 [last - first + 1], non-decreasing; ``UserError`` if the index is
+        damaged, so that they decrease.
         """
         sequences = self.document_index[first : last + 1]
         starts = np.full(len(sequences), len(self.tokens), dtype=np.int64)

@@ -37,10 +37,9 @@ class Verification:
 
 
 def verify(folder: str | Path, show_progress: bool = True) -> Verification:
-    """Check the dataset in ``folder`` and its holdout, if there is one.
+    """Check the dataset in ``folder`` and its holdout, if there is one; damage is listed, not raised.
 
-    Raises:
-        UserError: there is no finished dataset in ``folder``. Damage is listed, not raised.
+    Raises ``UserError`` if there is no finished dataset.
     """
     folder = Path(folder)
     manifests = {folder: DatasetManifest.load(folder)}
@@ -203,10 +202,7 @@ def _check_sequences(shard: TokenFile, begin: int, end: int, faults: "_FaultsOfF
 
 
 class _TokenChecks:
-    """Checks the ids of a shard, MiB by MiB.
-
-    ``knows_documents``: the index is sound, so that it tells where ``</s>`` belongs.
-    """
+    """Checks the ids of a shard, MiB by MiB, and their documents' ends if the index is sound (``knows_documents``)."""
 
     def __init__(self, shard: TokenFile, vocab_size: int, knows_documents: bool):
         self.shard, self.vocab_size = shard, vocab_size

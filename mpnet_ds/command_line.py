@@ -69,11 +69,8 @@ def run(main: Callable[[], int | None]) -> None:
     """Call ``main`` and exit with its code; for a ``UserError``, print its text and exit with code 2."""
     try:
         code = main() or 0
-    except AgreedError as error:
-        _say_error(str(error), is_agreed=True)
-        code = 2
     except UserError as error:
-        _say_error(str(error))
+        _say_error(str(error), is_agreed=isinstance(error, AgreedError))
         code = 2
     except BrokenPipeError:  # the reader of the output has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -71,12 +71,8 @@ def _torch_optimizers() -> dict[str, type]:
     """PyTorch's, where DeepSpeed looks up any other name and minds the case of letters."""
     from torch import optim
 
-    base = optim.Optimizer
-    return {
-        name: kind
-        for name, kind in vars(optim).items()
-        if inspect.isclass(kind) and issubclass(kind, base) and kind is not base
-    }
+    classes = {name: kind for name, kind in vars(optim).items() if inspect.isclass(kind) and kind is not optim.Optimizer}
+    return {name: kind for name, kind in classes.items() if issubclass(kind, optim.Optimizer)}
 
 
 def _arguments(optimizer: type) -> set[str]:

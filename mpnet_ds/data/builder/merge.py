@@ -55,7 +55,8 @@ def merge_datasets(
     _check_same_tokenizer(datasets | holdouts)
     _refuse_duplicates(datasets)
     for folder, manifest in datasets.items():
-        _check_tokenizer(folder, manifest)
+        if PretrainingTokenizer.load(folder / TOKENIZER).fingerprint != manifest.tokenizer_fingerprint:
+            raise UserError(f"{folder / TOKENIZER} is not the tokenizer that {folder} was built with: put that one back.")
     output = Path(output).resolve()
     every = (datasets | holdouts).items()
     total = sum(record.bytes for folder, manifest in every for _, _, record in manifest.files(folder)) if copy else 0
@@ -83,11 +84,6 @@ def _load(folders: list[str | Path]) -> Datasets:
     if not datasets:
         raise UserError("no dataset to merge: name at least one folder.")
     return datasets
-
-
-def _check_tokenizer(folder: Path, manifest: DatasetManifest) -> None:
-    if PretrainingTokenizer.load(folder / TOKENIZER).fingerprint != manifest.tokenizer_fingerprint:
-        raise UserError(f"{folder / TOKENIZER} is not the tokenizer that {folder} was built with: put that one back.")
 
 
 def _refuse_duplicates(datasets: Datasets) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mpnet_ds.config.batch_sizes import BatchSizes, fit
-from mpnet_ds.config.deepspeed_keys import ACCUMULATION, GLOBAL, MICRO, MONITORS, REFUSED, is_off, key_tree
+from mpnet_ds.config.deepspeed_keys import ACCUMULATION, GLOBAL, MICRO, MONITORS, REFUSED, SERVED, is_off, keys_of_section
 from mpnet_ds.config.deepspeed_optimizers import optimizer_parameters, sound_optimizer
 from mpnet_ds.config.recipe import OptimizationRecipe
 from mpnet_ds.errors import UserError, did_you_mean
@@ -79,7 +79,7 @@ def examine(content: dict, origin: str) -> tuple[dict, list[str]]:
     ``content`` is not changed; ``origin``: the file's name, for messages.
     """
     findings: list[str] = []
-    sound = _sound_part(content, key_tree(), "", findings)
+    sound = _sound_part(content, "", findings)
     for key in (MICRO, ACCUMULATION, GLOBAL):
         value = sound.get(key, "auto")
         if value != "auto" and not (type(value) is int and value > 0):
@@ -91,22 +91,22 @@ def examine(content: dict, origin: str) -> tuple[dict, list[str]]:
     return sound, [f"{origin}: {text}" for text in findings]
 
 
-def _sound_part(section: dict, tree: dict, place: str, findings: list[str]) -> dict:
-    """``section`` without what ``tree`` does not know; keys of the top level that begin with _ are the user's remarks."""
-    sound = {}
+def _sound_part(section: dict, place: str, findings: list[str]) -> dict:
+    """``section`` without what is unknown or refused; keys of the top level that begin with _ are the user's remarks."""
+    sound, known = {}, keys_of_section(place)
     for key, value in section.items():
         where = f"{place}.{key}" if place else key
         if where in REFUSED:
             if not is_off(where, value):
                 findings.append(f"remove '{where}': {REFUSED[where]}.")
-        elif key not in tree and not (key.startswith("_") and not place):
-            findings.append(f"unknown key '{where}'. {did_you_mean(key, tree)}")
-        elif tree.get(key) is None or (value is None and place):
+        elif key not in known and not (key.startswith("_") and not place):
+            findings.append(f"unknown key '{where}'. {did_you_mean(key, known)}")
+        elif where not in SERVED or (value is None and place):
             sound[key] = value
         elif not isinstance(value, dict):
             findings.append(f"'{where}' must be an object, not {json.dumps(value)}.")
         else:
-            sound[key] = _sound_part(value, tree[key], where, findings)
+            sound[key] = _sound_part(value, where, findings)
     return sound
 
 

@@ -8,7 +8,6 @@ index (it rises from 0 to S); in the .bin, ids (below the size of the vocabulary
 and nowhere else); in the manifest, the counts and the fingerprint of the tokenizer.
 """
 
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -58,24 +57,11 @@ def verify(folder: str | Path, show_progress: bool = True) -> Verification:
         Progress("Verifying", total, unit="B", enabled=show_progress) as progress,
         ThreadPoolExecutor(available_cores()) as pool,
     ):
-        count = _Counter(progress)
         shards = [(where, manifest, shard) for where, manifest in manifests.items() for shard in manifest.shards]
         work = [(check, *shard) for shard in shards for check in (_index_file_problems, _shard_problems)]
-        for found in pool.map(lambda task: task[0](*task[1:], count), work):
+        for found in pool.map(lambda task: task[0](*task[1:], progress), work):
             problems += found
-    return Verification(count.num_bytes, problems)
-
-
-class _Counter:
-    """Number of bytes read by all threads."""
-
-    def __init__(self, progress: Progress):
-        self.num_bytes, self._progress, self._lock = 0, progress, threading.Lock()
-
-    def add(self, num_bytes: int) -> None:
-        with self._lock:
-            self.num_bytes += num_bytes
-            self._progress.update(num_bytes)
+    return Verification(progress.done, problems)
 
 
 def _manifest_problems(folder: Path, manifest: DatasetManifest) -> list[str]:
@@ -95,27 +81,27 @@ def _manifest_problems(folder: Path, manifest: DatasetManifest) -> list[str]:
     return problems
 
 
-def _index_file_problems(folder: Path, manifest: DatasetManifest, shard: ShardRecord, count: _Counter) -> list[str]:
-    return _file_problems(shard.file(folder, "idx"), shard.files["idx"], count)
+def _index_file_problems(folder: Path, manifest: DatasetManifest, shard: ShardRecord, progress: Progress) -> list[str]:
+    return _file_problems(shard.file(folder, "idx"), shard.files["idx"], progress)
 
 
-def _shard_problems(folder: Path, manifest: DatasetManifest, shard: ShardRecord, count: _Counter) -> list[str]:
+def _shard_problems(folder: Path, manifest: DatasetManifest, shard: ShardRecord, progress: Progress) -> list[str]:
     """Check the .bin as a file, and the structure of both files."""
     index_path, bin_path = shard.file(folder, "idx"), shard.file(folder, "bin")
     if not (index_path.is_file() and bin_path.is_file()):
-        return _file_problems(bin_path, shard.files["bin"], count)
+        return _file_problems(bin_path, shard.files["bin"], progress)
     try:
         opened = TokenFile(folder / shard.name)
     except UserError as error:
-        return [str(error), *_file_problems(bin_path, shard.files["bin"], count)]
+        return [str(error), *_file_problems(bin_path, shard.files["bin"], progress)]
     of_index = _index_problems(opened, manifest, shard)
     checks = _TokenChecks(opened, manifest.vocab_size, knows_documents=not of_index)
-    of_file = _file_problems(bin_path, shard.files["bin"], count, checks)
+    of_file = _file_problems(bin_path, shard.files["bin"], progress, checks)
     return [*of_index, *of_file, *checks.problems]
 
 
 def _file_problems(
-    path: Path, record: FileRecord, count: _Counter, look: Callable[[int, memoryview], None] | None = None
+    path: Path, record: FileRecord, progress: Progress, look: Callable[[int, memoryview], None] | None = None
 ) -> list[str]:
     """Read a file once and compare size and checksums. ``look`` is called with the index and the bytes of each MiB."""
     size = 0
@@ -128,7 +114,7 @@ def _file_problems(
                 if look is not None:
                     look(size // MIB, buffer[:length])
                 size += length
-                count.add(length)
+                progress.update(length)
                 yield buffer[:length]
 
     try:

@@ -122,7 +122,7 @@ def name_deprecated(content: dict, origin: str) -> list[str]:
 
 def section_models() -> dict[str, type]:
     """DeepSpeed's pydantic models of the sections that a file may have, by their place."""
-    from deepspeed.monitor.config import CometConfig, CSVConfig, TensorBoardConfig, WandbConfig
+    from deepspeed.monitor.config import DeepSpeedMonitorConfig
     from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
     from deepspeed.utils.config import DeepSpeedThroughputTimerConfig
@@ -132,10 +132,7 @@ def section_models() -> dict[str, type]:
         "bf16": DeepSpeedBF16Config,
         "bfloat16": DeepSpeedBF16Config,
         "fp16": DeepSpeedFP16Config,
-        "tensorboard": TensorBoardConfig,
-        "csv_monitor": CSVConfig,
-        "wandb": WandbConfig,
-        "comet": CometConfig,
+        **{name: DeepSpeedMonitorConfig.model_fields[name].annotation for name in MONITORS},
         "timers.throughput": DeepSpeedThroughputTimerConfig,
     }
 

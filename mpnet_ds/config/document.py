@@ -1,7 +1,7 @@
 """The page that documents every key of a run, made from the code: python -m mpnet_ds.config.document > docs/configuration.md
 
-The text is configuration_template.md. A recipe key's type, bounds and default are those of its field, and what it is says the
-docstring below that.
+The text is configuration_template.md. A recipe key's type, bounds and default are those of its field; the docstring below says
+what it is.
 """
 
 import json

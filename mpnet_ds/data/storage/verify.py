@@ -97,7 +97,7 @@ def _shard_problems(folder: Path, manifest: DatasetManifest, shard: ShardRecord,
     of_index = _index_problems(opened, manifest, shard)
     checks = _TokenChecks(opened, manifest.vocab_size, knows_documents=not of_index)
     of_file = _file_problems(bin_path, shard.files["bin"], progress, checks)
-    return [*of_index, *of_file, *checks.problems]
+    return [*of_index, *of_file, *checks.faults.lines]
 
 
 def _file_problems(
@@ -193,13 +193,8 @@ class _TokenChecks:
     def __init__(self, shard: TokenFile, vocab_size: int, knows_documents: bool):
         self.shard, self.vocab_size = shard, vocab_size
         self.lasts = shard.document_starts(0, shard.num_documents)[1:] - 1 if knows_documents else None
-        self._faults = _FaultsOfFile(shard.bin_path)
+        self.faults = _FaultsOfFile(shard.bin_path)
         self._unsigned = np.dtype(f"<u{shard.dtype.itemsize}")  # a negative id becomes a large one
-
-    @property
-    def problems(self) -> list[str]:
-        """One line for each kind of fault."""
-        return self._faults.lines
 
     def __call__(self, number: int, block: memoryview) -> None:
         tokens = np.frombuffer(block, self._unsigned)
@@ -220,7 +215,7 @@ class _TokenChecks:
         self._add("</s> before the end of a document", first + np.flatnonzero(is_end))
 
     def _add(self, what: str, tokens: np.ndarray) -> None:
-        self._faults.add(what, tokens, self._locate)
+        self.faults.add(what, tokens, self._locate)
 
     def _locate(self, token: int) -> tuple[int, str]:
         byte = token * self._unsigned.itemsize
@@ -248,5 +243,6 @@ class _FaultsOfFile:
 
     @property
     def lines(self) -> list[str]:
+        """One line for each kind of fault."""
         in_all = {what: f"; {count:,} in all" if count > 1 else "" for what, count in self._count.items()}
         return [f"{self.path}: {position}: {what}{in_all[what]}" for what, position in self._first.items()]

@@ -1,7 +1,6 @@
 """The page that documents every key of a run, made from the code: python -m mpnet_ds.config.document > docs/configuration.md
 
-The text is configuration_template.md. A recipe key's type, bounds and default are those of its field; the docstring below says
-what it is.
+The text is configuration_template.md; types, bounds, defaults and descriptions of a recipe's keys are those of its fields.
 """
 
 import json

@@ -147,7 +147,7 @@ class CheckpointStore:
     def set_aside(self, checkpoint: Path) -> Path:
         """Rename a damaged checkpoint so that it does not count as one; return the new path."""
         aside = checkpoint.with_name(f"damaged-{checkpoint.name}")
-        _remove(aside)
+        shutil.rmtree(aside, ignore_errors=True)
         os.replace(checkpoint, aside)
         return aside
 
@@ -171,17 +171,10 @@ def _noting(folder: Path, function, disks):
 
 
 def _remove_checkpoint(folder: Path) -> None:
-    _remove(folder / MANIFEST)  # from here on it is not a checkpoint
-    _remove(folder)
-
-
-def _remove(path: Path) -> None:
-    """Remove a file or a folder, as far as that is possible."""
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
+    """Remove a folder as far as that is possible, first its manifest: from there on it is not a checkpoint."""
+    with suppress(OSError):
+        (folder / MANIFEST).unlink()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def read_info(folder: str | Path) -> CheckpointInfo:

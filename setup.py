@@ -16,7 +16,7 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["mpnet_ds", "mpnet_ds.*"]), "mpnet_ds.ds_configs"],
     package_dir={"mpnet_ds.ds_configs": "ds_configs"},  # at the top of a checkout, inside the installed package
-    package_data={"mpnet_ds": ["recipes/*.json", "hub/*.md"], "mpnet_ds.ds_configs": ["*.json"]},
+    package_data={"mpnet_ds": ["recipes/*.json", "config/*.md", "hub/*.md"], "mpnet_ds.ds_configs": ["*.json"]},
     entry_points={"console_scripts": ["mpnet-ds = mpnet_ds.programs.cli:start"]},
     install_requires=[
         "torch>=2.9",

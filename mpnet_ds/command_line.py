@@ -14,18 +14,9 @@ from collections.abc import Callable
 from mpnet_ds.errors import AgreedError, UserError
 from mpnet_ds.last_word import leave_in_order
 
-UNITS = {
-    "": 1,
-    "B": 1,
-    "KB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-    "TB": 10**12,
-    "KIB": 2**10,
-    "MIB": 2**20,
-    "GIB": 2**30,
-    "TIB": 2**40,
-}
+UNITS = {"": 1, "B": 1}
+UNITS |= {f"{prefix}B": 1000**power for power, prefix in enumerate("KMGT", 1)}
+UNITS |= {f"{prefix}IB": 1024**power for power, prefix in enumerate("KMGT", 1)}
 
 
 def size(text: str) -> int:
@@ -37,11 +28,7 @@ def size(text: str) -> int:
 
 
 def invocation(program: str) -> str:
-    """Return the command that starts a program: its script if the current folder is a checkout, else ``mpnet-ds``.
-
-    Args:
-        program: name of its file in ``mpnet_ds/programs``.
-    """
+    """Return the command that starts a program of ``mpnet_ds/programs``: its script in a checkout, else ``mpnet-ds``."""
     if program == "pretrain":
         script = "launch/pretrain.py"
         return f"deepspeed {script if os.path.exists(script) else '--module mpnet_ds.training.pretrain'}"
@@ -82,11 +69,8 @@ def run(main: Callable[[], int | None]) -> None:
     """Call ``main`` and exit with its code; for a ``UserError``, print its text and exit with code 2."""
     try:
         code = main() or 0
-    except AgreedError as error:
-        _say_error(str(error), is_agreed=True)
-        code = 2
     except UserError as error:
-        _say_error(str(error))
+        _say_error(str(error), is_agreed=isinstance(error, AgreedError))
         code = 2
     except BrokenPipeError:  # the reader of the output has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -26,8 +26,7 @@ TEMPORARY = ".tmp"
 def partial_folder(output: Path) -> Iterator[Path]:
     """Open and lock ``OUT.partial``, with whatever an earlier process left in it.
 
-    Raises:
-        UserError: it cannot be created, is in use, or is not ours: it holds something, but no file ``LOCK``.
+    Raises ``UserError`` if it cannot be created, is in use, or is not ours: it holds something, but no file ``LOCK``.
     """
     if not output.name:
         raise UserError(f"{output} is not a valid output: name a new folder.")
@@ -86,12 +85,9 @@ def empty_folder(folder: Path, keep: str = "") -> None:
 
 @contextmanager
 def locked(path: Path, what: str) -> Iterator[None]:
-    """Hold ``path`` as a lock, which is released when the process ends in whatever way.
+    """Hold ``path`` as a lock, which is released when the process ends in whatever way; ``UserError`` if another holds it.
 
-    Args:
-        what: what a process is doing that holds the lock, for the error.
-    Raises:
-        UserError: another process holds it.
+    ``what``: what a process is doing that holds the lock, for the error.
     """
     try:
         file = open(path, "a+")

@@ -1,7 +1,7 @@
 """Findings of checks, and the wording of disagreements between ranks or hosts."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,25 +16,25 @@ class Finding:
     is_fatal: bool = True
 
 
-def disagreement(
-    name: str, facts: Iterable[tuple[Holder, Any]], show: Callable[[list[Holder]], str], everyone: str
-) -> str | None:
-    """Describe which value most holders of a fact have, and who has another one; None if all agree.
+def describe_disagreements(
+    facts: Collection[tuple[Holder, Mapping[str, Any]]], show: Callable[[list[Holder]], str], everyone: str
+) -> Iterator[str]:
+    """Describe each fact on which those who know it disagree: which value most of them have, and who has another one.
 
     Args:
-        name: name of the fact.
-        facts: (holder, JSON value) pairs, the most trusted holder first: its value counts in a tie.
+        facts: holders with their facts, name → JSON value; the most trusted holder first: its value counts in a tie.
         show: formats some holders.
         everyone: word for all holders: ``ranks``.
     """
-    who: dict[str, list[Holder]] = {}
-    for holder, value in facts:
-        who.setdefault(json.dumps(value, sort_keys=True), []).append(holder)
-    if len(who) < 2:
-        return None
-    usual, *others = sorted(who, key=lambda value: -len(who[value]))
-    odd = "; ".join(f"{_short(value)} on {show(who[value])}" for value in others)
-    return f"{name} is {_short(usual)} on {show(who[usual])}, but {odd}: all {everyone} must have the same."
+    for name in dict.fromkeys(name for _, known in facts for name in known):
+        who: dict[str, list[Holder]] = {}
+        for holder, known in facts:
+            if name in known:
+                who.setdefault(json.dumps(known[name], sort_keys=True), []).append(holder)
+        usual, *others = sorted(who, key=lambda value: -len(who[value]))
+        if others:
+            odd = "; ".join(f"{_short(value)} on {show(who[value])}" for value in others)
+            yield f"{name} is {_short(usual)} on {show(who[usual])}, but {odd}: all {everyone} must have the same."
 
 
 def _short(text: str) -> str:

@@ -3,15 +3,13 @@
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 
 
-@contextmanager
-def ignore_interrupts() -> Iterator[None]:
+def ignore_interrupts() -> AbstractContextManager[None]:
     """Ignore Ctrl-C."""
-    with _handled_by(signal.SIG_IGN):
-        yield
+    return _handled_by(signal.SIG_IGN)
 
 
 @contextmanager
@@ -21,8 +19,12 @@ def defer_interrupts() -> Iterator[None]:
     Blocking it is not enough: a thread of a library would receive it, and Python would raise it in the main thread.
     """
     pressed = []
-    with _handled_by(lambda *what: pressed.append(what)), _blocked():
-        yield
+    with _handled_by(lambda *what: pressed.append(what)):
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
     if pressed:
         signal.raise_signal(signal.SIGINT)
 
@@ -55,12 +57,3 @@ def _handled_by(handler: Callable | signal.Handlers) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _blocked() -> Iterator[None]:
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

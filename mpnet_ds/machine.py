@@ -55,4 +55,4 @@ def show_bytes(size: int) -> str:
 
 def nearest_existing_folder(path: Path) -> Path:
     """Return the path, or the nearest parent of it that exists."""
-    return next(parent for parent in (path, *path.parents) if parent.exists())
+    return next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())

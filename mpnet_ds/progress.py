@@ -1,6 +1,7 @@
 """Progress of long operations: a bar on a terminal, occasional plain lines elsewhere."""
 
 import sys
+import threading
 import time
 from typing import TextIO
 
@@ -10,7 +11,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress:
-    """Counts ``total`` units of work (None: unknown) and shows the progress on standard error.
+    """Counts ``total`` units of work (None: unknown), in any thread, and shows the progress on standard error.
 
     On a terminal this is a ``tqdm`` bar; in a log file or a pipe it prints a line every ``SECONDS_BETWEEN_LINES``, or none
     with ``plain_lines=False``, for work that prints lines itself.
@@ -26,7 +27,7 @@ class Progress:
         plain_lines: bool = True,
     ):
         self.what, self.total, self.unit, self.done = what, total, unit, initial
-        self._note = ""
+        self._note, self._lock = "", threading.Lock()
         self._enabled, self._plain_lines = enabled, plain_lines
         self._last_line = time.monotonic()
         on_terminal = enabled and sys.stderr.isatty()
@@ -45,15 +46,16 @@ class Progress:
 
     def update(self, count: int = 1) -> None:
         """Add ``count`` finished units."""
-        self.done += count
-        if self._bar is not None:
-            self._bar.update(count)
-        elif self._enabled and self._plain_lines and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
-            self._last_line = time.monotonic()
-            share = f" ({100 * self.done / self.total:.0f} %)" if self.total else ""
-            note = f"  {self._note}" if self._note else ""
-            of = f" of {self.total:,}" if self.total else ""
-            print(f"{self.what}: {self.done:,}{of} {self.unit}{share}{note}", file=sys.stderr, flush=True)
+        with self._lock:
+            self.done += count
+            if self._bar is not None:
+                self._bar.update(count)
+            elif self._enabled and self._plain_lines and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
+                self._last_line = time.monotonic()
+                share = f" ({100 * self.done / self.total:.0f} %)" if self.total else ""
+                note = f"  {self._note}" if self._note else ""
+                of = f" of {self.total:,}" if self.total else ""
+                print(f"{self.what}: {self.done:,}{of} {self.unit}{share}{note}", file=sys.stderr, flush=True)
 
     def note(self, text: str) -> None:
         """Show ``text`` after the bar, or at the end of the next line."""

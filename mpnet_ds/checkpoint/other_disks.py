@@ -41,8 +41,7 @@ def find_missing(folder: Path, elsewhere: list[dict], rank: int | None = None) -
 def check_gathered(folder: Path, elsewhere: list[dict], why: str = "") -> None:
     """Raise ``UserError`` if files are missing here, naming for each host one of them and how to copy them.
 
-    Args:
-        why: what needs the files of all hosts, in words; empty for a reader of the whole checkpoint.
+    ``why``: what needs the files of all hosts; empty for a reader of the whole checkpoint.
     """
     findings = []
     for disk, missing in find_missing(folder, elsewhere):

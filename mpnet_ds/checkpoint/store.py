@@ -67,11 +67,7 @@ class CheckpointInfo:
 
 
 class CheckpointStore:
-    """The ``checkpoints`` folder of a run.
-
-    Args:
-        keep: how many of the newest are kept.
-    """
+    """The ``checkpoints`` folder of a run, of which the newest ``keep`` are kept, and the best."""
 
     def __init__(self, output: str | Path, keep: int = 2):
         self.root, self.keep = Path(output) / "checkpoints", keep
@@ -151,16 +147,15 @@ class CheckpointStore:
     def set_aside(self, checkpoint: Path) -> Path:
         """Rename a damaged checkpoint so that it does not count as one; return the new path."""
         aside = checkpoint.with_name(f"damaged-{checkpoint.name}")
-        _remove(aside)
+        shutil.rmtree(aside, ignore_errors=True)
         os.replace(checkpoint, aside)
         return aside
 
 
 def _to_keep(losses: list[dict[str, float | None]], newest: int) -> set[str]:
-    """Choose of the checkpoints that all disks have the newest ones and the one with the lowest validation loss.
+    """Choose the newest ones that all disks have, and the one with the lowest validation loss.
 
-    Args:
-        losses: for each disk, the name of each checkpoint → its validation loss, if there is one.
+    ``losses``: for each disk, the name of each checkpoint → its validation loss, if there is one.
     """
     whole = sorted(set.intersection(*map(set, losses)))
     evaluated = [name for name in whole if losses[0][name] is not None]
@@ -176,17 +171,10 @@ def _noting(folder: Path, function, disks):
 
 
 def _remove_checkpoint(folder: Path) -> None:
-    _remove(folder / MANIFEST)  # from here on it is not a checkpoint
-    _remove(folder)
-
-
-def _remove(path: Path) -> None:
-    """Remove a file or a folder, as far as that is possible."""
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
+    """Remove a folder as far as that is possible, first its manifest: from there on it is not a checkpoint."""
+    with suppress(OSError):
+        (folder / MANIFEST).unlink()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def read_info(folder: str | Path) -> CheckpointInfo:
@@ -305,9 +293,7 @@ def _checksum(body: dict) -> str:
 def _check_apart(folder: Path, here: list[dict], others: list[dict]) -> None:
     """Raise ``SaveFailed`` where a folder holds what only ranks of other disks wrote: it is not on a disk of its own.
 
-    Args:
-        here: for each rank of this disk, path → record of what it wrote.
-        others: the same for each other rank.
+    ``here``, ``others``: for each rank of this disk, and each other one, path → record of what it wrote.
     """
     foreign = {path for files in others for path in files}.difference(*here).intersection(folder.rglob("*"))
     if foreign:
@@ -317,11 +303,7 @@ def _check_apart(folder: Path, here: list[dict], others: list[dict]) -> None:
 
 
 def _list_files(folder: Path, here: list[dict]) -> dict[str, dict]:
-    """Name → record of what the ranks of this disk wrote, and of what else is there, which is synced to disk.
-
-    Args:
-        here: for each rank of this disk, path → record.
-    """
+    """Name → record of what else is there, which is synced to disk, and of what each rank of this disk wrote (``here``)."""
     written = {path: record for files in reversed(here) for path, record in files.items()}
     rest = [path for path in sorted(folder.rglob("*")) if path.is_file() and path not in written]
     for path in rest:

@@ -10,7 +10,7 @@ from functools import partial
 from mpnet_ds.cluster.bandwidth import Row
 from mpnet_ds.cluster.launcher_files import Host
 from mpnet_ds.cluster.links import OK, RANK_0, REFUSED, STALLED, STRANGER, TIMED_OUT, UNKNOWN_NAME, UNREACHABLE
-from mpnet_ds.findings import Finding, disagreement
+from mpnet_ds.findings import Finding, describe_disagreements
 
 GB = 10**9
 MAX_CLOCK_DIFFERENCE = 1.0  # seconds
@@ -29,7 +29,8 @@ def check_facts(hosts: Sequence[Host], facts: Facts, min_disk: int) -> Iterator[
             yield Finding(f"{show(names)} are one machine: name it once in the hostfile, with all its slots.")
     problems = _hosts_by((problem, host) for host, fact in facts.items() for problem in fact["problems"])
     yield from (Finding(f"{show(names)}: {problem}") for problem, names in problems.items())
-    yield from map(Finding, _disagreements({host: fact["versions"] for host, fact in facts.items()}))
+    versions = [(host, fact["versions"]) for host, fact in facts.items()]
+    yield from map(Finding, describe_disagreements(versions, show, "hosts"))
     yield from check_files(facts)
     yield from check_slots(hosts, facts)
     for host, disk in ((host, fact["disk"]) for host, fact in facts.items()):
@@ -53,14 +54,6 @@ def _hosts_by(pairs: Iterable[tuple[Hashable, str]]) -> dict[Hashable, list[str]
     for key, host in pairs:
         groups.setdefault(key, []).append(host)
     return groups
-
-
-def _disagreements(values: Mapping[str, dict]) -> Iterator[str]:
-    """Host → name → value: a text for each name of which not all hosts that have it have the same value."""
-    for name in dict.fromkeys(name for own in values.values() for name in own):
-        known = [(host, own[name]) for host, own in values.items() if name in own]
-        if text := disagreement(name, known, show, "hosts"):
-            yield text
 
 
 def check_files(facts: Facts) -> Iterator[Finding]:
@@ -143,8 +136,8 @@ def check_routes(routes: Mapping[str, dict], first: str, master: str) -> Iterato
             text = f"GLOO_SOCKET_IFNAME is {','.join(route['wanted'])}, its interfaces are {', '.join(route['interfaces'])}"
             yield Finding(f"{host}: {text}: unset it, and each host finds its own.")
     names = {"mtu": "the MTU of the interface (bytes)", "speed": "the speed of the interface (Mbit/s)"}
-    known = {host: {name: route[key] for key, name in names.items() if route[key]} for host, route in routes.items()}
-    yield from (warning(text.replace(" must ", " should ")) for text in _disagreements(known))
+    known = [(host, {name: route[key] for key, name in names.items() if route[key]}) for host, route in routes.items()]
+    yield from (warning(text.replace(" must ", " should ")) for text in describe_disagreements(known, show, "hosts"))
 
 
 _CURES = {

@@ -23,25 +23,22 @@ def build_parser() -> Parser:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the command that trains."""
-    parser.add_argument(
-        "--deepspeed_config", required=True, metavar="NAME|FILE", help="DeepSpeed's JSON: zero2, zero3, … or a file"
-    )
-    parser.add_argument(
-        "--recipe", metavar="NAME|FILE", help="model, objective, data, optimisation (mpnet-base with --data)"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--deepspeed_config", required=True, metavar="NAME|FILE", help="DeepSpeed's JSON: zero2, zero3, … or a file")
+    add("--recipe", metavar="NAME|FILE", help="model, objective, data, optimisation (mpnet-base with --data)")
+    add(
         "--data",
         nargs="+",
         metavar="DIR[:WEIGHT]",
         help="dataset to train on, or several to be mixed, by weight (a:0.7 b:0.3) or else by size; without it, a demo",
     )
-    parser.add_argument(
+    add(
         "--eval_data",
         nargs="+",
         metavar="DIR[:WEIGHT]",
         help="dataset to evaluate on (default: what --holdout split off the data)",
     )
-    parser.add_argument(
+    add(
         "--set",
         nargs="+",
         action="extend",
@@ -49,49 +46,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="any value of the recipe: optimization.weight_decay=0.1 model.hidden_size=512 (docs/configuration.md)",
     )
-    parser.add_argument("--seq_length", type=int, metavar="N", help="tokens in a sequence")
-    parser.add_argument("--sample_mode", metavar="stream|document|line", help="what a sequence holds")
-    parser.add_argument(
-        "--isolate_documents", action="store_true", default=None, help="documents of a sequence do not see each other"
-    )
-    parser.add_argument("--output_dir", metavar="DIR", help="where the run goes (default: a new folder in runs/)")
-    parser.add_argument("--max_steps", type=int, metavar="N", help="steps")
-    parser.add_argument("--objective", metavar="mpnet|mlm|plm", help="what is predicted from what")
-    parser.add_argument("--micro_batch_size", type=int, metavar="N", help="sequences at once on each rank")
-    parser.add_argument("--global_batch_size", type=int, metavar="N", help="sequences of one step")
-    parser.add_argument("--learning_rate", type=float, metavar="X", help="the highest")
-    parser.add_argument("--seed", type=int, metavar="N")
-    parser.add_argument("--save_interval", type=int, metavar="N", help="steps between checkpoints")
-    parser.add_argument("--eval_interval", type=int, metavar="N", help="steps between evaluations")
-    parser.add_argument("--log_interval", type=int, metavar="N", help="steps between lines of metrics.jsonl")
-    parser.add_argument("--keep", type=int, metavar="N", help="newest checkpoints to keep, besides the best (2)")
-    parser.add_argument(
-        "--hang_timeout", type=float, metavar="SECONDS", help="end a run without progress for so long (1800; 0: never)"
-    )
-    parser.add_argument(
+    add("--seq_length", type=int, metavar="N", help="tokens in a sequence")
+    add("--sample_mode", metavar="stream|document|line", help="what a sequence holds")
+    add("--isolate_documents", action="store_true", default=None, help="documents of a sequence do not see each other")
+    add("--output_dir", metavar="DIR", help="where the run goes (default: a new folder in runs/)")
+    add("--max_steps", type=int, metavar="N", help="steps")
+    add("--objective", metavar="mpnet|mlm|plm", help="what is predicted from what")
+    add("--micro_batch_size", type=int, metavar="N", help="sequences at once on each rank")
+    add("--global_batch_size", type=int, metavar="N", help="sequences of one step")
+    add("--learning_rate", type=float, metavar="X", help="the highest")
+    add("--seed", type=int, metavar="N")
+    add("--save_interval", type=int, metavar="N", help="steps between checkpoints")
+    add("--eval_interval", type=int, metavar="N", help="steps between evaluations")
+    add("--log_interval", type=int, metavar="N", help="steps between lines of metrics.jsonl")
+    add("--keep", type=int, metavar="N", help="newest checkpoints to keep, besides the best (2)")
+    add("--hang_timeout", type=float, metavar="SECONDS", help="end a run without progress for so long (1800; 0: never)")
+    add(
         "--lost_timeout",
         type=float,
         metavar="SECONDS",
         help="end a run that hears nothing of a rank for so long (120; 0: never)",
     )
-    parser.add_argument(
+    add(
         "--join_timeout",
         type=float,
         default=JOIN_TIMEOUT,
         metavar="SECONDS",
         help=f"wait for all ranks at the start for so long ({JOIN_TIMEOUT:g})",
     )
-    parser.add_argument("--resume", default="auto", metavar="auto|never|DIR", help="continue the run in --output_dir (auto)")
-    parser.add_argument(
+    add("--resume", default="auto", metavar="auto|never|DIR", help="continue the run in --output_dir (auto)")
+    add(
         "--init_from",
         metavar="DIR",
         help="start from these weights: a folder that tools/convert_from_hf.py made of any MPNet",
     )
-    parser.add_argument("--attention", default=AUTO, metavar="|".join(BACKENDS), help="what computes attention (auto)")
-    parser.add_argument("--compile", action="store_true", help="compile the layers at the start (torch.compile)")
-    parser.add_argument("--profile", type=int, metavar="STEP", help="trace this step into OUT/profile")
-    parser.add_argument("--dry_run", action="store_true", help="check everything, print the resolved settings and stop")
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the launcher adds it
+    add("--attention", default=AUTO, metavar="|".join(BACKENDS), help="what computes attention (auto)")
+    add("--compile", action="store_true", help="compile the layers at the start (torch.compile)")
+    add("--profile", type=int, metavar="STEP", help="trace this step into OUT/profile")
+    add("--dry_run", action="store_true", help="check everything, print the resolved settings and stop")
+    add("--local_rank", type=int, help=argparse.SUPPRESS)  # the launcher adds it
 
 
 def overrides_of(arguments: argparse.Namespace) -> dict[str, Override]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mpnet_ds.config.batch_sizes import BatchSizes, fit
-from mpnet_ds.config.deepspeed_keys import ACCUMULATION, GLOBAL, MICRO, MONITORS, REFUSED, is_off, key_tree
+from mpnet_ds.config.deepspeed_keys import ACCUMULATION, GLOBAL, MICRO, MONITORS, REFUSED, SERVED, is_off, keys_of_section
 from mpnet_ds.config.deepspeed_optimizers import optimizer_parameters, sound_optimizer
 from mpnet_ds.config.recipe import OptimizationRecipe
 from mpnet_ds.errors import UserError, did_you_mean
@@ -76,12 +76,10 @@ def shipped_folder() -> Path:
 def examine(content: dict, origin: str) -> tuple[dict, list[str]]:
     """The sound part of a configuration, and what is wrong with the rest: keys, sections that are none, batch sizes.
 
-    Args:
-        content: from ``read_deepspeed_config``; not changed.
-        origin: the file's name, for messages.
+    ``content`` is not changed; ``origin``: the file's name, for messages.
     """
     findings: list[str] = []
-    sound = _sound_part(content, key_tree(), "", findings)
+    sound = _sound_part(content, "", findings)
     for key in (MICRO, ACCUMULATION, GLOBAL):
         value = sound.get(key, "auto")
         if value != "auto" and not (type(value) is int and value > 0):
@@ -93,22 +91,22 @@ def examine(content: dict, origin: str) -> tuple[dict, list[str]]:
     return sound, [f"{origin}: {text}" for text in findings]
 
 
-def _sound_part(section: dict, tree: dict, place: str, findings: list[str]) -> dict:
-    """``section`` without what ``tree`` does not know; keys of the top level that begin with _ are the user's remarks."""
-    sound = {}
+def _sound_part(section: dict, place: str, findings: list[str]) -> dict:
+    """``section`` without what is unknown or refused; keys of the top level that begin with _ are the user's remarks."""
+    sound, known = {}, keys_of_section(place)
     for key, value in section.items():
         where = f"{place}.{key}" if place else key
         if where in REFUSED:
             if not is_off(where, value):
                 findings.append(f"remove '{where}': {REFUSED[where]}.")
-        elif key not in tree and not (key.startswith("_") and not place):
-            findings.append(f"unknown key '{where}'. {did_you_mean(key, tree)}")
-        elif tree.get(key) is None or (value is None and place):
+        elif key not in known and not (key.startswith("_") and not place):
+            findings.append(f"unknown key '{where}'. {did_you_mean(key, known)}")
+        elif where not in SERVED or (value is None and place):
             sound[key] = value
         elif not isinstance(value, dict):
             findings.append(f"'{where}' must be an object, not {json.dumps(value)}.")
         else:
-            sound[key] = _sound_part(value, tree[key], where, findings)
+            sound[key] = _sound_part(value, where, findings)
     return sound
 
 
@@ -124,7 +122,7 @@ def name_deprecated(content: dict, origin: str) -> list[str]:
 
 def section_models() -> dict[str, type]:
     """DeepSpeed's pydantic models of the sections that a file may have, by their place."""
-    from deepspeed.monitor.config import CometConfig, CSVConfig, TensorBoardConfig, WandbConfig
+    from deepspeed.monitor.config import DeepSpeedMonitorConfig
     from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
     from deepspeed.utils.config import DeepSpeedThroughputTimerConfig
@@ -134,10 +132,7 @@ def section_models() -> dict[str, type]:
         "bf16": DeepSpeedBF16Config,
         "bfloat16": DeepSpeedBF16Config,
         "fp16": DeepSpeedFP16Config,
-        "tensorboard": TensorBoardConfig,
-        "csv_monitor": CSVConfig,
-        "wandb": WandbConfig,
-        "comet": CometConfig,
+        **{name: DeepSpeedMonitorConfig.model_fields[name].annotation for name in MONITORS},
         "timers.throughput": DeepSpeedThroughputTimerConfig,
     }
 
@@ -168,15 +163,17 @@ def resolve(
     batch = _resolve_batch(config, optimization, world_size, exact_micro_batch, findings)
     _settle(config, "gradient_clipping", optimization.gradient_clipping, "gradient_clipping", findings)
     _resolve_optimizer(config, optimization, findings)
-    _resolve_buckets(config.get("zero_optimization", {}), hidden_size)
-    if _uses_muon(config) and (config.get("zero_optimization", {}).get("stage") or _is_on_host(config)):
+    zero = config.get("zero_optimization", {})
+    if hidden_size is not None:
+        _resolve_buckets(zero, hidden_size)
+    if _uses_muon(config) and (zero.get("stage") or _is_on_host(config)):
         why = "Muon takes whole matrices, on their device: ZeRO 1 to 3 cut them, offload_optimizer takes them elsewhere"
         findings.append(f"{why}. Take ZeRO 0 without it, as ds_configs/muon.json does, or AdamW.")
     config.setdefault("steps_per_print", 2**31)
     config.setdefault("zero_allow_untested_optimizer", True)
     _find_leftover_auto(config | monitors, "", findings)
     wide = config.get("data_types", {}).get("grad_accum_dtype") == "fp32"
-    if wide and precision == "bf16" and config.get("zero_optimization", {}).get("stage") == 1:
+    if wide and precision == "bf16" and zero.get("stage") == 1:
         what = "data_types.grad_accum_dtype fp32 in bf16 at ZeRO 1 makes checkpoints that cannot be read here"
         findings.append(f"{what}: take ZeRO 2, or leave it out.")
     if findings:
@@ -186,6 +183,7 @@ def resolve(
 
 def check_accepted(config: EngineConfig, origin: str) -> None:
     """Lets DeepSpeed itself check a resolved configuration; raises ``UserError`` with its objections."""
+    from deepspeed.runtime.config import DeepSpeedConfig
     from pydantic import ValidationError
 
     sections, objections = config.engine | config.monitors, []
@@ -197,34 +195,24 @@ def check_accepted(config: EngineConfig, origin: str) -> None:
                 objections += [f"{'.'.join(map(str, (place, *e['loc'])))}: {e['msg']}" for e in error.errors()]
             except Exception as error:  # assertions, ValueError: whatever kind each section raises
                 objections.append(f"{place}: {error}")
-    objections = objections or _objection(config.engine)
+    if not objections:
+        try:
+            # Without the global batch: before the ranks are connected, DeepSpeed takes this one for the only one.
+            DeepSpeedConfig({key: value for key, value in config.engine.items() if key != GLOBAL})
+        except Exception as error:  # its first objection to the whole, of whatever kind
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            objections = [" ".join(lines[:3]).rstrip(".")]
     if objections:
         raise UserError(*(f"{origin}: DeepSpeed does not accept it: {text}." for text in objections))
-
-
-def _objection(engine: dict) -> list[str]:
-    """DeepSpeed's first objection to the configuration as a whole, if it has one."""
-    from deepspeed.runtime.config import DeepSpeedConfig
-
-    try:
-        # Without the global batch: before the ranks are connected, DeepSpeed takes this one for the only one.
-        DeepSpeedConfig({key: value for key, value in engine.items() if key != GLOBAL})
-    except Exception as error:  # of whatever kind
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return [" ".join(lines[:3]).rstrip(".")]
-    return []
 
 
 def _resolve_optimizer(config: dict, optimization: OptimizationRecipe, findings: list[str]) -> None:
     optimizer = config.setdefault("optimizer", {})
     kind, parameters = optimizer.setdefault("type", "AdamW"), optimizer.setdefault("params", {})
     known = optimizer_parameters(kind, parameters, _is_on_host(config))
-    for name, value in (
-        ("lr", optimization.learning_rate),
-        ("betas", list(optimization.betas)),
-        ("eps", optimization.eps),
-        ("weight_decay", optimization.weight_decay),
-    ):
+    values = {"lr": optimization.learning_rate, "betas": list(optimization.betas)}
+    values |= {name: getattr(optimization, name) for name in ("eps", "weight_decay")}
+    for name, value in values.items():
         if name in known:
             _settle(parameters, name, value, f"optimizer.params.{name}", findings)
     if _uses_muon(config):
@@ -236,10 +224,8 @@ def _resolve_optimizer(config: dict, optimization: OptimizationRecipe, findings:
             parameters.setdefault("fused", True)
 
 
-def _resolve_buckets(zero: dict, hidden_size: int | None) -> None:
+def _resolve_buckets(zero: dict, hidden_size: int) -> None:
     """Fill in the sizes whose "auto" is transformers' word, with what its Trainer makes of it."""
-    if hidden_size is None:
-        return
     meanings = {
         "reduce_bucket_size": hidden_size**2,
         "prefetch_bucket_size": int(0.9 * hidden_size * hidden_size),
@@ -281,33 +267,26 @@ def _resolve_precision(config: dict, wanted: str, supported: set[str], findings:
     if "bfloat16" in config:
         config["bf16"] = config.pop("bfloat16")
     enabled = {name: config.get(name, {}).get("enabled", False) for name in ("bf16", "fp16")}
-    if enabled["fp16"] is True and enabled["bf16"] is True:
+    chosen = [name for name, value in enabled.items() if value is True]
+    if len(chosen) > 1:
         findings.append("fp16 and bf16 are both enabled; keep one.")
-    if enabled["fp16"] is True:
-        precision = "fp16"
-    elif enabled["bf16"] is True:
-        precision = "bf16"
+    if chosen:
+        precision = chosen[-1]
     elif "auto" in enabled.values():
         precision = wanted if wanted != "auto" else ("bf16" if "fast-bf16" in supported else "fp32")
     else:
         precision = "fp32"
     if wanted not in ("auto", precision):
-        agree = "make them agree"
-        findings.append(f"it enables {precision}, the recipe's optimization.precision is {wanted}: {agree}.")
+        findings.append(f"it enables {precision}, the recipe's optimization.precision is {wanted}: make them agree.")
     if precision not in supported:
-        cure = (
-            "take ds_configs/bf16.json or ds_configs/zero2.json"
-            if precision == "fp16"
-            else "set optimization.precision to fp32"
-        )
+        others = "take ds_configs/bf16.json or ds_configs/zero2.json"
+        cure = others if precision == "fp16" else "set optimization.precision to fp32"
         findings.append(f"{precision} is enabled, but this device does not support it: {cure}.")
+    if precision == "bf16":  # a step with gradients that are not finite is skipped
+        config.setdefault("bf16", {}).setdefault("check_grad_overflow", True)
     for name in ("bf16", "fp16"):
         if name in config:
             config[name]["enabled"] = name == precision
-    if precision == "bf16":
-        section = config.setdefault("bf16", {})
-        section["enabled"] = True
-        section.setdefault("check_grad_overflow", True)  # a step with gradients that are not finite is skipped
     return precision
 
 

@@ -126,22 +126,7 @@ def is_off(key: str, value) -> bool:
     return value is (key in SWITCHED_ON) or value is None or (key == "gradient_allreduce_op" and value == "mean")
 
 
-def key_tree() -> dict:
-    """The keys as a tree: one that holds a section leads to that section's keys, any other to None.
-
-    ``optimizer.params`` and refused sections are not looked into.
-    """
-    tree: dict = {}
-    for place, keys in SERVED.items():
-        _section(tree, place).update(dict.fromkeys(keys.split()))
-    for key in (*HARMLESS, *REFUSED):
-        place, _, name = key.rpartition(".")
-        _section(tree, place)[name] = None
-    return tree
-
-
-def _section(tree: dict, place: str) -> dict:
-    """The part of the tree at a place, made where it is missing."""
-    for key in filter(None, place.split(".")):
-        tree = tree.setdefault(key, {})
-    return tree
+def keys_of_section(place: str) -> set[str]:
+    """Keys that a section of ``SERVED`` may hold: served, harmless or refused ones, and the sections inside it."""
+    others = (key.rpartition(".") for key in (*SERVED, *HARMLESS, *REFUSED) if key)
+    return {*SERVED[place].split(), *(name for parent, _, name in others if parent == place)}

@@ -15,8 +15,7 @@ ADAM = {"torch_adam", "adam_w_mode", "fp32_optimizer_states"}  # DeepSpeed's, be
 def sound_optimizer(section: dict, on_host: bool) -> tuple[dict, list[str]]:
     """The section ``optimizer`` without what its kind does not take, and what is wrong with the rest.
 
-    Args:
-        on_host: the optimizer works in the host's memory (``offload_optimizer``).
+    ``on_host``: the optimizer works in the host's memory (``offload_optimizer``).
     """
     kind, parameters = section.get("type", "AdamW"), section.get("params", {})
     if not isinstance(kind, str):
@@ -72,12 +71,8 @@ def _torch_optimizers() -> dict[str, type]:
     """PyTorch's, where DeepSpeed looks up any other name and minds the case of letters."""
     from torch import optim
 
-    base = optim.Optimizer
-    return {
-        name: kind
-        for name, kind in vars(optim).items()
-        if inspect.isclass(kind) and issubclass(kind, base) and kind is not base
-    }
+    classes = {name: kind for name, kind in vars(optim).items() if inspect.isclass(kind) and kind is not optim.Optimizer}
+    return {name: kind for name, kind in classes.items() if issubclass(kind, optim.Optimizer)}
 
 
 def _arguments(optimizer: type) -> set[str]:

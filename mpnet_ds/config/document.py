@@ -1,11 +1,13 @@
 """The page that documents every key of a run, made from the code: python -m mpnet_ds.config.document > docs/configuration.md
 
-A recipe key's type, bounds and default are those of its field; its text is the docstring below it.
+The text is configuration_template.md; types, bounds, defaults and descriptions of a recipe's keys are those of its fields.
 """
 
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import is_dataclass
+from pathlib import Path
+from string import Template
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -21,89 +23,30 @@ WORDS = {int: "integer", float: "number", str: "text", bool: "true or false"}
 BLANK_LINE = "\n\n"
 BOUNDS = {"gt": "> {}", "ge": "≥ {}", "lt": "< {}", "le": "≤ {}"}
 
-INTRODUCTION = """\
-<!-- Made by: python -m mpnet_ds.config.document > docs/configuration.md -->
-# Configuration
-
-Two JSON files say what a run does. The *recipe* (`--recipe NAME|FILE`) says what is trained: model, objective, data,
-optimisation. *DeepSpeed's JSON* (`--deepspeed_config NAME|FILE`) says how the engine does it: ZeRO stage, precision,
-offloading; where it says `"auto"`, the recipe's value goes. Shipped files go by their names: recipes are in
-`mpnet_ds/recipes`, DeepSpeed's in `ds_configs`.
-
-Any value of a recipe can be given on the command line too, and then takes the file's place:
-
-```
-deepspeed launch/pretrain.py --deepspeed_config zero2 --data my-data \\
-    --set optimization.weight_decay=0.1 model.hidden_size=512 objective.masking.whole_word=false
-```
-
-A value is read as JSON where it can be (`0.1`, `true`, `[0.9, 0.95]`), else as text. Some keys have a flag of their own,
-which means the same. `--dry_run` checks everything and prints what a run would do.
-
-## Recipe
-
-What a recipe leaves out has the default below. Unknown keys and values out of bounds are refused, all at once.
-"""
-OBJECTIVE = """
-### `objective`
-
-What is corrupted and predicted: a name, or an object with `name` and the keys of that objective. `--objective NAME` replaces
-the section. A module of `run.plugins` may register others.
-"""
-DEEPSPEED = """
-## DeepSpeed's JSON
-
-The file has DeepSpeed's own schema ([documentation](https://www.deepspeed.ai/docs/config-json/)). Keys of the top level that
-begin with `_` are remarks. Every key is either served, or taken without effect because that misleads nobody, or refused.
-
-`"auto"` means: batch sizes, `gradient_clipping` and the optimizer's `lr`, `betas`, `eps` and `weight_decay` are the
-recipe's; `bf16.enabled` and `fp16.enabled` follow `optimization.precision`; `reduce_bucket_size` is hidden²,
-`stage3_prefetch_bucket_size` 0.9 × hidden² and `stage3_param_persistence_threshold` 10 × hidden, as in transformers.
-
-### Served
-"""
-HARMLESS_KEYS = """
-### Taken without effect
-"""
-REFUSED_KEYS = """
-### Refused
-
-Unless switched off (`false`, `null` or `"enabled": false`), in which case the key is left out.
-"""
-FOREIGN = """
-## Names of other programs
-
-These are answered with ours, and never taken.
-"""
+TEMPLATE = Path(__file__).with_name("configuration_template.md")
 
 
 def document() -> str:
     """The page, in Markdown."""
-    sections = Recipe.__pydantic_fields__
-    parts = [INTRODUCTION, *_table(_rows({name: sections[name] for name in ("name", "description")}, ""))]
-    for name in ("model", "data", "optimization", "run"):
-        kind = sections[name].annotation
-        parts += [
-            "",
-            f"### `{name}`",
-            "",
-            _paragraph(kind.__doc__),
-            "",
-            *_table(_rows(kind.__pydantic_fields__, f"{name}.")),
-        ]
-    parts.append(OBJECTIVE)
-    for name, kind in shipped_objectives().items():
-        parts += [f"`{name}`: {_paragraph(kind.__doc__.partition(BLANK_LINE)[0])}", ""]
-    parts += _table(_rows(_fields_of_objectives(), "objective."))
+    recipe = Recipe.__pydantic_fields__
+    sections = {name: recipe[name].annotation for name in ("model", "data", "optimization", "run")}
     served = (
         (place or "top level", ", ".join(f"`{key}`" for key in keys.split())) for place, keys in SERVED.items() if keys
     )
-    parts += [DEEPSPEED, *_table(served, ("section", "keys"))]
-    parts += [HARMLESS_KEYS, *_table(((f"`{key}`", why) for key, why in HARMLESS.items()), ("key", "why"))]
-    parts += [REFUSED_KEYS, *_table(((f"`{key}`", why) for key, why in REFUSED.items()), ("key", "why"))]
-    names = (*RECIPE_KEYS, *PROGRAM_FLAGS, *OTHERWISE)
-    parts += [FOREIGN, *_table(((f"`{name}`", our_name(name)) for name in names), ("theirs", "here"))]
-    return "\n".join(parts) + "\n"
+    foreign = ((f"`{name}`", our_name(name)) for name in (*RECIPE_KEYS, *PROGRAM_FLAGS, *OTHERWISE))
+    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
+        names=_table(_rows({name: recipe[name] for name in ("name", "description")}, "")),
+        **{f"{name}_text": _paragraph(kind.__doc__) for name, kind in sections.items()},
+        **{name: _table(_rows(kind.__pydantic_fields__, f"{name}.")) for name, kind in sections.items()},
+        objectives="\n\n".join(
+            f"`{name}`: {_paragraph(kind.__doc__.partition(BLANK_LINE)[0])}" for name, kind in shipped_objectives().items()
+        ),
+        objective=_table(_rows(_fields_of_objectives(), "objective.")),
+        served=_table(served, ("section", "keys")),
+        harmless=_table(((f"`{key}`", why) for key, why in HARMLESS.items()), ("key", "why")),
+        refused=_table(((f"`{key}`", why) for key, why in REFUSED.items()), ("key", "why")),
+        foreign=_table(foreign, ("theirs", "here")),
+    )
 
 
 def shipped_objectives() -> dict[str, type[Objective]]:
@@ -127,10 +70,10 @@ def _rows(fields: dict, place: str) -> Iterator[tuple[str, ...]]:
             yield f"`{key}`{flag}", _describe_type(kind, field.metadata), _show(field.default), _paragraph(field.description)
 
 
-def _table(rows: Iterable[tuple], head: tuple[str, ...] = ("key", "type", "default", "what it is")) -> list[str]:
-    """Lines of a table in Markdown."""
+def _table(rows: Iterable[tuple], head: tuple[str, ...] = ("key", "type", "default", "what it is")) -> str:
+    """A table in Markdown."""
     cells = [head, ("---",) * len(head), *rows]
-    return ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in cells]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in cells)
 
 
 def _paragraph(text: str | None) -> str:

@@ -36,22 +36,13 @@ class Execution:
         check_backend(self.attention)
 
     def on(self, device: torch.device) -> "Execution":
-        """The same with nothing left to choose: what ``auto`` is on the device.
-
-        Raises:
-            UserError: the device cannot compute so.
-        """
+        """The same with nothing left to choose: what ``auto`` is on the device; ``UserError`` if it cannot compute so."""
         if self.compile:
             check_compiler(device)
         return replace(self, attention=choose_backend(self.attention, device).name)
 
     def check_steps(self, max_steps: int, done: int = 0) -> list[Finding]:
-        """Findings where there is no such step to profile.
-
-        Args:
-            max_steps: steps of the run.
-            done: steps that its checkpoint has behind it.
-        """
+        """Findings where there is no such step to profile: of ``max_steps``, ``done`` are behind the run's checkpoint."""
         if self.profile is None:
             return []
         if not 1 <= self.profile <= max_steps:

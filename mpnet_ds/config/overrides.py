@@ -68,8 +68,7 @@ def read_overrides(assignments: Iterable[str], flags: Mapping[str, Override]) ->
 def with_overrides(content: dict, overrides: Mapping[str, Override]) -> dict:
     """A recipe's content with the overrides in it; whole sections are replaced before keys inside them.
 
-    Raises:
-        UserError: a key inside something that is not a section.
+    Raises ``UserError`` for a key inside something that is not a section.
     """
     for key in sorted(overrides, key=lambda key: key.count(".")):
         content = _put(content, key.split("."), overrides[key], ())

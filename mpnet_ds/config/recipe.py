@@ -154,14 +154,7 @@ class Recipe:
 
 
 def load_recipe(name_or_file: str, overrides: Mapping[str, Override] = MappingProxyType({})) -> Recipe:
-    """A shipped recipe by name, or any JSON file by path, with the command line's values in it."""
-    content, path = read_recipe(name_or_file)
-    sources = {key: override.source for key, override in overrides.items()}
-    return recipe_from_dict(with_overrides(content, overrides), path, sources)
-
-
-def read_recipe(name_or_file: str) -> tuple[dict, str]:
-    """Content of a recipe's file, its name filled in, and the file's path; ``UserError`` if there is no such JSON object."""
+    """A shipped recipe by name, or any JSON file by path, with the command line's values in it; ``UserError`` for others."""
     path = Path(name_or_file)
     if path.suffix != ".json":
         path = RECIPES / f"{name_or_file}.json"
@@ -169,7 +162,8 @@ def read_recipe(name_or_file: str) -> tuple[dict, str]:
         shipped = [file.stem for file in RECIPES.glob("*.json")]
         what = "no recipe file" if Path(name_or_file).suffix == ".json" else "unknown recipe"
         raise UserError(f"{what} '{name_or_file}'. {did_you_mean(name_or_file, shipped)}")
-    return {"name": path.stem} | read_json_object(path), str(path)
+    content = with_overrides({"name": path.stem} | read_json_object(path), overrides)
+    return recipe_from_dict(content, str(path), {key: override.source for key, override in overrides.items()})
 
 
 def recipe_from_dict(content: dict, path: str, sources: Mapping[str, str] = MappingProxyType({})) -> Recipe:
@@ -199,11 +193,7 @@ def recipe_from_dict(content: dict, path: str, sources: Mapping[str, str] = Mapp
 
 
 def import_plugins(content: dict, origin: Origin) -> None:
-    """Import the modules that ``run.plugins`` of a recipe names, so that they can register objectives.
-
-    Raises:
-        UserError: there is no such module.
-    """
+    """Import what ``run.plugins`` of a recipe names: objectives register then. ``UserError`` if there is no such module."""
     run = content.get("run")
     plugins = _as_tuple(run.get("plugins", ())) if isinstance(run, dict) else ()
     names = [name for name in plugins if isinstance(name, str)] if isinstance(plugins, tuple) else []

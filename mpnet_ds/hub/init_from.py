@@ -18,9 +18,10 @@ from transformers import PreTrainedConfig
 from mpnet_ds.config.recipe import Recipe
 from mpnet_ds.errors import UserError
 from mpnet_ds.hub.part_weights import Contents, contents_of, find_sources, first_names
-from mpnet_ds.hub.read_folder import CONFIG, SAFE_FORMS, FolderWeights, model_folder, read_json, read_tokenizer
+from mpnet_ds.hub.read_folder import CONFIG, SAFE_FORMS, FolderWeights, model_folder, read_tokenizer
 from mpnet_ds.models.module import Part, PretrainingModule
 from mpnet_ds.tokenizer import PretrainingTokenizer
+from mpnet_ds.validation import read_json_object
 
 CONVERTED = "mpnet"
 """The model type of which tools/convert_from_hf.py makes a start."""
@@ -100,7 +101,7 @@ def _check_vocabulary(folder: Path, part: Part, tokenizer: PretrainingTokenizer)
 
 def _check_config(folder: Path, part: Part, section: Mapping) -> None:
     """Raise ``UserError`` for keys of the recipe's section ``model`` that differ in the folder."""
-    family = read_json(folder / CONFIG)["model_type"]
+    family = read_json_object(folder / CONFIG)["model_type"]
     if family != part.config.model_type:
         raise UserError(f"--init_from {folder}: its model_type is '{family}', the run trains '{part.config.model_type}'.")
     theirs = _read_config(folder, type(part.config))

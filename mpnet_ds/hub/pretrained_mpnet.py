@@ -21,10 +21,11 @@ from torch import Tensor
 from transformers import MPNetConfig
 
 from mpnet_ds.errors import UserError
-from mpnet_ds.hub.read_folder import CONFIG, FolderWeights, model_folder, read_json, read_tokenizer
+from mpnet_ds.hub.read_folder import CONFIG, FolderWeights, model_folder, read_tokenizer
 from mpnet_ds.models import MPNetForPretraining
 from mpnet_ds.models.mpnet.model import MODEL_KEYS, TIED_WEIGHTS, VOCABULARY_TABLES, check_config
 from mpnet_ds.tokenizer import PretrainingTokenizer
+from mpnet_ds.validation import read_json_object
 
 KEPT = ("mpnet.embeddings.", "mpnet.encoder.", "lm_head.dense.", "lm_head.layer_norm.", "lm_head.decoder.", "lm_head.bias")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -88,7 +89,7 @@ def assemble(
 def read_config(folder: Path) -> MPNetConfig:
     """Read what config.json says about the model; keys that it leaves out have transformers' defaults."""
     path = folder / CONFIG
-    content = read_json(path)
+    content = read_json_object(path)
     if content.get("model_type") != "mpnet":
         raise UserError(f"{path}: model_type is '{content.get('model_type')}', only 'mpnet' can be used here.")
     try:

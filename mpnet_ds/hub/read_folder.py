@@ -9,7 +9,6 @@ A ``.bin`` is a pickle, which may hold a program. It is read with ``weights_only
 text or a container is refused by name, and none of its code runs.
 """
 
-import json
 from pathlib import Path
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from mpnet_ds.errors import UserError
 from mpnet_ds.tokenizer import PretrainingTokenizer
+from mpnet_ds.validation import read_json_object
 from mpnet_ds.zero.torch_file import load_torch_file
 
 CONFIG = "config.json"
@@ -60,7 +60,7 @@ def model_folder(folder: Path) -> Path:
     if not folder.is_dir():
         raise UserError(f"no folder {folder}. (Download a model of the hub first: hf download NAME --local-dir DIR)")
     for candidate in (folder, folder / SENTENCE_TRANSFORMERS):
-        if (candidate / CONFIG).is_file() and "model_type" in read_json(candidate / CONFIG):
+        if (candidate / CONFIG).is_file() and "model_type" in read_json_object(candidate / CONFIG):
             return candidate
     raise UserError(f"{folder} is not a Hugging Face folder: it has no {CONFIG} with a model_type.")
 
@@ -81,7 +81,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _shards(index: Path) -> list[Path]:
-    weight_map = read_json(index).get("weight_map")
+    weight_map = read_json_object(index).get("weight_map")
     names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
     if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
         raise UserError(f"{index} is damaged: 'weight_map' must give the file of each weight.")
@@ -96,14 +96,3 @@ def _open_safetensors(path: Path):
         return safe_open(path, "pt")
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is damaged, or not a safetensors file: {error}") from error
-
-
-def read_json(path: Path) -> dict:
-    """Read a file with a JSON object; raise ``UserError`` for anything else."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}.") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold a JSON object.")
-    return content

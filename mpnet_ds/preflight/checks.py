@@ -1,19 +1,16 @@
-"""What is checked before a model is built: a list of functions ``plan, ranks, disks → findings``."""
+"""What is checked before a model is built: functions ``plan, ranks, disks → findings``; a ``UserError`` is one too."""
 
 import os
 import shutil
 import socket
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from mpnet_ds.config.deepspeed_config import EngineConfig
 from mpnet_ds.config.recipe import Recipe
-from mpnet_ds.errors import UserError
 from mpnet_ds.findings import Finding
 from mpnet_ds.hub.init_from import check_start
-from mpnet_ds.machine import Capacity, available_cores, capacity_of, show_bytes
+from mpnet_ds.machine import Capacity, available_cores, capacity_of, nearest_existing_folder, show_bytes
 from mpnet_ds.models.attention.backend import choose_backend
 from mpnet_ds.preflight.inspection import Check
 from mpnet_ds.preflight.memory_estimate import MemoryEstimate, Workload, checkpoint_bytes, estimate
@@ -99,12 +96,14 @@ def check_objective(plan: RunPlan, ranks: Ranks, disks: Disks | None) -> list[Fi
 def check_attention(plan: RunPlan, ranks: Ranks, disks: Disks | None) -> list[Finding]:
     """Whether the attention back-end can compute this model on this device."""
     backend = choose_backend(plan.execution.attention, ranks.device)
-    return _found_by(lambda: backend.check(ranks.device, plan.recipe.model.config(plan.data.tokenizer.vocab_size)))
+    backend.check(ranks.device, plan.recipe.model.config(plan.data.tokenizer.vocab_size))
+    return []
 
 
 def check_initial_weights(plan: RunPlan, ranks: Ranks, disks: Disks | None) -> list[Finding]:
     """Whether the weights of ``--init_from`` fit the model and the tokenizer."""
-    return _found_by(lambda: check_start(plan.init_from, plan.recipe, plan.data.tokenizer))
+    check_start(plan.init_from, plan.recipe, plan.data.tokenizer)
+    return []
 
 
 def check_disk(plan: RunPlan, ranks: Ranks, disks: Disks) -> list[Finding]:
@@ -116,13 +115,11 @@ def check_disk(plan: RunPlan, ranks: Ranks, disks: Disks) -> list[Finding]:
 
 
 def find_room(output: Path, checkpoint: int, wanted: int) -> list[Finding]:
-    """Whether checkpoints fit on the disk of ``output``.
+    """Whether the disk of ``output`` has room for checkpoints: ``wanted`` at once, each of ``checkpoint`` bytes.
 
-    Args:
-        checkpoint: bytes of one.
-        wanted: how many are kept at once at most. Two must fit: the newest, and the one that is being written.
+    Two must fit: the newest, and the one that is being written.
     """
-    parent = next(path for path in (output, *output.absolute().parents) if path.is_dir())
+    parent = nearest_existing_folder(output)
     there = sum(path.stat().st_size for path in (output / "checkpoints").glob("step-*/**/*") if path.is_file())
     space = shutil.disk_usage(parent).free + there
     if space >= wanted * checkpoint:
@@ -241,15 +238,6 @@ def _cures_for_states(work: Workload, capacity: Capacity) -> str:
     if not work.optimizer_on_host and not capacity.is_same:
         cures.append("zero_optimization.offload_optimizer")
     return "try " + ", ".join([*cures, "more ranks" if work.zero_stage else "ZeRO 2 with several ranks", "a smaller model"])
-
-
-def _found_by(check: Callable[[], Any]) -> list[Finding]:
-    """Findings of a function that raises ``UserError``."""
-    try:
-        check()
-    except UserError as error:
-        return [Finding(text) for text in error.findings]
-    return []
 
 
 CHECKS = (

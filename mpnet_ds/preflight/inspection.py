@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from mpnet_ds.data.samples.dataset import PretrainingDataset
 from mpnet_ds.errors import AgreedError, UserError
-from mpnet_ds.findings import Finding, disagreement
+from mpnet_ds.findings import Finding, describe_disagreements
 from mpnet_ds.preflight.plan import RunPlan
 from mpnet_ds.ranks import process_group
 from mpnet_ds.ranks.disks import Disks
@@ -63,11 +63,7 @@ class Inspection:
         self.findings += findings
 
     def run(self, checks: Iterable[Check], plan: RunPlan, ranks: Ranks | None = None, disks: Disks | None = None) -> None:
-        """Run those checks whose needs are known by now, each once.
-
-        Args:
-            ranks, disks: None as long as they are not known.
-        """
+        """Run those checks whose needs are known by now, each once; ``ranks`` and ``disks`` are None until they are."""
         known = {name for name, value in (*vars(plan).items(), ("ranks", ranks), ("disks", disks)) if value is not None}
         for check in checks:
             name = check.function.__name__
@@ -86,8 +82,7 @@ def gather_findings(
 ) -> list[str]:
     """Warnings of all ranks; ``UserError`` where any rank cannot continue. Every rank must call it.
 
-    Args:
-        datasets: of this rank, whose files are named where those of other ranks differ.
+    ``datasets``: of this rank, whose files are named where those of other ranks differ.
     """
     inspections = ranks.gather(inspection)
     if any(differ(inspections, name) for name in (DATA, EVAL_DATA)):
@@ -119,16 +114,12 @@ def raise_if_fatal(inspections: list[Inspection]) -> list[str]:
 
 def disagreements(inspections: list[Inspection]) -> list[Finding]:
     """A finding for each fact in which the ranks that know it differ: what most have, and who has something else."""
-    findings = []
-    names = dict.fromkeys(name for inspection in inspections for name in inspection.facts)
-    for name in names:  # most ranks are right; where it is even, rank 0 is, which comes first
-        known = [(inspection, inspection.facts[name]) for inspection in inspections if name in inspection.facts]
-        text = disagreement(name, known, _name_ranks, "ranks")
-        findings += [Finding(text)] if text else []
-    if len(findings) > MOST_DIFFERENCES:
-        more = len(findings) - MOST_DIFFERENCES
-        findings[MOST_DIFFERENCES:] = [Finding(f"and {more} more differences between the ranks.")]
-    return findings
+    facts = [(inspection, inspection.facts) for inspection in inspections]  # where it is even, rank 0 is right
+    texts = list(describe_disagreements(facts, _name_ranks, "ranks"))
+    if len(texts) > MOST_DIFFERENCES:
+        more = len(texts) - MOST_DIFFERENCES
+        texts[MOST_DIFFERENCES:] = [f"and {more} more differences between the ranks."]
+    return list(map(Finding, texts))
 
 
 def differ(inspections: list[Inspection], name: str) -> bool:
@@ -147,10 +138,11 @@ def facts_of_files(datasets: Iterable[PretrainingDataset]) -> dict[str, str]:
 
 
 def flatten(prefix: str, value: Any) -> dict[str, Any]:
-    """Facts of a nested dict, one for each value: ``{"recipe.run.seed": 0, …}``."""
+    """Facts of a nested dict, one for each value: ``{"recipe.run.seed": 0, …}``; ``prefix`` may be empty."""
     if not isinstance(value, dict):
         return {prefix: value}
-    return {place: fact for key, inner in value.items() for place, fact in flatten(f"{prefix}.{key}", inner).items()}
+    places = ((f"{prefix}.{key}" if prefix else key, inner) for key, inner in value.items())
+    return {key: fact for place, inner in places for key, fact in flatten(place, inner).items()}
 
 
 def _name_ranks(inspections: list[Inspection]) -> str:

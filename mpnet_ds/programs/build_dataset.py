@@ -2,12 +2,11 @@
 
 import os
 
-from mpnet_ds.command_line import Parser, invocation, run, size
+from mpnet_ds.command_line import Parser, invocation, size
 from mpnet_ds.data.text.arguments import add_reading_arguments, read_options
 
 
 def build_parser() -> Parser:
-    """The parser of the command line."""
     parser = Parser(
         "Build a dataset for pre-training from text. The same command continues an interrupted build.",
         f"{invocation('build_dataset')} --input corpus/ --tokenizer my-tokenizer --output my-data --holdout 0.01",
@@ -50,7 +49,3 @@ def main() -> None:
         what = "repaired or left out" if reading.on_error == "replace" else "left out"
         print(f"{built.left_out['faulty_documents']:,} unreadable documents {what}. First: {built.left_out['first_fault']}")
     print(f"in {given.output}. To inspect it: {invocation('inspect_dataset')} {given.output}")
-
-
-if __name__ == "__main__":
-    run(main)

@@ -2,12 +2,11 @@
 
 import asyncio
 
-from mpnet_ds.command_line import Parser, invocation, run, size
+from mpnet_ds.command_line import Parser, invocation, size
 from mpnet_ds.ranks.launchers import PORT
 
 
 def build_parser() -> Parser:
-    """The parser of the command line."""
     parser = Parser(
         "Check that the hosts of a hostfile can train together: ssh, versions, code, data, accelerators, disk, clocks, "
         "links, bandwidth.\nExit code 2 with everything that must be changed.",
@@ -40,7 +39,3 @@ def main() -> None:
     if fatal := [finding.text for finding in check.findings if finding.is_fatal]:
         raise UserError(*fatal)
     print("\nAll checks passed.")
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,10 +1,9 @@
 """Join ZeRO shards into safetensors."""
 
-from mpnet_ds.command_line import Parser, invocation, run, size
+from mpnet_ds.command_line import Parser, invocation, size
 
 
 def build_parser() -> Parser:
-    """The parser of the command line."""
     parser = Parser(
         "Join the shards of a DeepSpeed checkpoint into safetensors files.",
         f"{invocation('consolidate')} runs/first/checkpoints/step-00001000 weights --dtype bf16",
@@ -28,7 +27,3 @@ def main() -> None:
     what = arguments.checkpoint, arguments.output, arguments.dtype, arguments.max_shard_size
     for path in consolidate(*what, show_progress=True):
         print(f"{path}  {path.stat().st_size:,} bytes")
-
-
-if __name__ == "__main__":
-    run(main)

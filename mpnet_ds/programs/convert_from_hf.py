@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict
 
-from mpnet_ds.command_line import Parser, invocation, run
+from mpnet_ds.command_line import Parser, invocation
 
 DESCRIPTION = """\
 Make of any MPNet model a complete Hugging Face folder that --init_from takes, and check it.
@@ -14,7 +14,6 @@ cuts them into (## pieces: cut as a continuation); where it cuts into the unknow
 
 
 def build_parser() -> Parser:
-    """The parser of the command line."""
     parser = Parser(DESCRIPTION, f"{invocation('convert_from_hf')} all-mpnet-base-v2 my-start")
     parser.add_argument(
         "hf_dir", nargs="?", metavar="HF_DIR", help="folder of an MPNet model, of any head, or of its encoder"
@@ -46,7 +45,3 @@ def main() -> None:
     print("Continue training it:")
     what = f"--data DATA --recipe RECIPE --init_from {given.output}"
     print(f"  {invocation('pretrain')} --deepspeed_config zero2 {what}")
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,10 +1,9 @@
 """Export a run to a Hugging Face folder."""
 
-from mpnet_ds.command_line import Parser, invocation, run, size
+from mpnet_ds.command_line import Parser, invocation, size
 
 
 def build_parser() -> Parser:
-    """The parser of the command line."""
     parser = Parser(
         "Write a complete Hugging Face folder from a checkpoint, and check it against the training model.",
         f"{invocation('convert_to_hf')} runs/first my-model",
@@ -38,7 +37,3 @@ def main() -> None:
         show_progress=True,
     )
     print("\n".join([f"{arguments.output} is complete.", *comparison.describe()]))
-
-
-if __name__ == "__main__":
-    run(main)

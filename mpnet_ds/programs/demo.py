@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from mpnet_ds.command_line import Parser, invocation, run
+from mpnet_ds.command_line import Parser, invocation
 from mpnet_ds.ranks.launchers import PORT
 
 
@@ -27,7 +27,6 @@ class Step(NamedTuple):
 
 
 def build_parser() -> Parser:
-    """The parser of the command line."""
     parser = Parser(
         "Go the whole way from text to a model on a built-in sample, in about three minutes on two CPU cores.",
         "mpnet-ds demo",
@@ -94,7 +93,7 @@ def commands_of(step: Step) -> tuple[list[str], list[str]]:
     if step.program != "pretrain":
         return (
             [*invocation(step.program).split(), *arguments],
-            [sys.executable, "-m", f"mpnet_ds.programs.{step.program}", *arguments],
+            [sys.executable, "-m", "mpnet_ds.programs.cli", step.program.replace("_", "-"), *arguments],
         )
     port = [] if _is_free(PORT) else ["--master_port", str(_free_port())]
     launcher, *script = invocation(step.program).split()
@@ -126,7 +125,3 @@ def _conclusion(out: Path) -> str:
   {out}/run              metrics.jsonl, TensorBoard events (tensorboard --logdir {out}/run), checkpoints
   {out}/weights          model.safetensors              {out}/model      from_pretrained("{out}/model")
 To start over: rm -r {out}. For your own text, see the README."""
-
-
-if __name__ == "__main__":
-    run(main)

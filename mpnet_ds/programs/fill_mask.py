@@ -1,10 +1,9 @@
 """Show what a model makes of masked sentences."""
 
-from mpnet_ds.command_line import Parser, invocation, run
+from mpnet_ds.command_line import Parser, invocation
 
 
 def build_parser() -> Parser:
-    """The parser of the command line."""
     parser = Parser(
         "Print the most likely words for <mask>, with nothing but transformers.",
         f'{invocation("fill_mask")} my-model "return the <mask> of the list."',
@@ -23,7 +22,3 @@ def main() -> None:
     for sentence in arguments.sentences or EXAMPLES:
         words = top_words(arguments.model, sentence, arguments.top)
         print(f"{sentence}\n    " + "   ".join(f"{word} {probability:.0%}" for word, probability in words))
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,10 +1,9 @@
 """Import token files of Megatron-LM or fairseq."""
 
-from mpnet_ds.command_line import Parser, invocation, run
+from mpnet_ds.command_line import Parser, invocation
 
 
 def build_parser() -> Parser:
-    """The parser of the command line."""
     parser = Parser(
         "Import token files of Megatron-LM (gpt-neox, NeMo) or fairseq (mmap), pairs of .idx and .bin, as a dataset.",
         f"{invocation('import_dataset')} --input data-bin/train --tokenizer my-tokenizer --output my-data",
@@ -23,7 +22,3 @@ def main() -> None:
 
     made = import_dataset(arguments.input, arguments.tokenizer, arguments.output, arguments.end_of_document)
     print(f"{made.documents:,} documents, {made.sequences:,} sequences, {made.tokens:,} tokens")
-
-
-if __name__ == "__main__":
-    run(main)

@@ -2,11 +2,10 @@
 
 import sys
 
-from mpnet_ds.command_line import Parser, invocation, run
+from mpnet_ds.command_line import Parser, invocation
 
 
 def build_parser() -> Parser:
-    """The parser of the command line."""
     parser = Parser(
         "Summarise a dataset; verify it (exit code 1 if it is damaged); show a sample as the model sees it.",
         f"{invocation('inspect_dataset')} my-data --verify --show 0",
@@ -38,7 +37,3 @@ def main() -> int:
     if arguments.show is not None:
         print("\n" + show(arguments.folder, arguments.show, arguments.seq_length))
     return 0
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,10 +1,9 @@
 """Merge several datasets into one."""
 
-from mpnet_ds.command_line import Parser, invocation, run
+from mpnet_ds.command_line import Parser, invocation
 
 
 def build_parser() -> Parser:
-    """The parser of the command line."""
     parser = Parser(
         "Merge datasets of the same tokenizer, or the parts that build_dataset.py --part wrote, into one.",
         f"{invocation('merge_datasets')} january february --output year",
@@ -25,7 +24,3 @@ def main() -> None:
 
     merged = merge_datasets(arguments.folders, arguments.output, arguments.copy, arguments.partial_holdout)
     print(f"{len(merged.shards):,} shard(s), {merged.documents:,} documents, {merged.tokens:,} tokens")
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,10 +1,9 @@
 """Draw the curves of runs."""
 
-from mpnet_ds.command_line import Parser, invocation, run
+from mpnet_ds.command_line import Parser, invocation
 
 
 def build_parser() -> Parser:
-    """The parser of the command line."""
     parser = Parser(
         "Draw training and validation loss and throughput of one or several runs into one PNG.",
         f"{invocation('plot_run')} runs/first runs/second --output runs.png",
@@ -21,7 +20,3 @@ def main() -> None:
     from mpnet_ds.run.plot import plot_runs
 
     print(plot_runs(arguments.runs, arguments.output, arguments.x))
-
-
-if __name__ == "__main__":
-    run(main)

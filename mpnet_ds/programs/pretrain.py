@@ -2,7 +2,6 @@
 
 import os
 
-from mpnet_ds.command_line import run
 from mpnet_ds.config.arguments import build_parser
 
 __all__ = ["build_parser", "main"]
@@ -16,7 +15,3 @@ def main() -> int:
     from mpnet_ds.training.pretrain import pretrain
 
     return pretrain(arguments)
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,11 +1,10 @@
 """Train a WordPiece tokenizer on a corpus."""
 
-from mpnet_ds.command_line import Parser, invocation, run
+from mpnet_ds.command_line import Parser, invocation
 from mpnet_ds.data.text.arguments import add_reading_arguments, read_options
 
 
 def build_parser() -> Parser:
-    """The parser of the command line."""
     parser = Parser(
         "Train a WordPiece tokenizer with MPNet's layout of special tokens.",
         f"{invocation('train_tokenizer')} --input corpus/ --vocab_size 30527 --output my-tokenizer",
@@ -27,7 +26,3 @@ def main() -> None:
     reading = read_options(given)
     tokenizer = train_tokenizer_on(given.input, given.vocab_size, given.output, reading, lower_case=not given.cased)
     print(f"{tokenizer.vocab_size:,} pieces in {given.output}, fingerprint {tokenizer.fingerprint[:12]}")
-
-
-if __name__ == "__main__":
-    run(main)

@@ -19,7 +19,7 @@ from shlex import quote
 from typing import Any
 
 from mpnet_ds.errors import UserError
-from mpnet_ds.ranks.process_group import Ranks
+from mpnet_ds.ranks.process_group import Ranks, attempt
 
 TOKEN = ".mpnet_ds.token-"
 """Prefix of the names of token files."""
@@ -28,11 +28,7 @@ LOOKS, PAUSE = 5, 0.75
 
 
 class Disks:
-    """The disks of an output folder.
-
-    Args:
-        keepers: for each rank, the lowest rank that shares its disk; None if all share one.
-    """
+    """The disks of an output folder. ``keepers``: for each rank, the lowest that shares its disk; None if all share one."""
 
     def __init__(self, ranks: Ranks, keepers: list[int] | None = None):
         self.ranks = ranks
@@ -80,7 +76,7 @@ class Disks:
         """
         if self.is_one:
             return [self.ranks.on_main(function)]
-        gathered = self.ranks.gather(_attempt(function) if self.is_keeper else None)
+        gathered = self.ranks.gather(attempt(function) if self.is_keeper else None)
         outcomes = [gathered[keeper] for keeper in self.keepers]
         failed = {number: outcome for number, outcome in enumerate(outcomes) if isinstance(outcome, Exception)}
         for error in failed.values():
@@ -178,13 +174,6 @@ def follow(seen: list[int]) -> list[int]:
 def _enumerate(names: list[str], most: int = 8) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return "; ".join(names[:most]) + more
-
-
-def _attempt(function: Callable[[], Any]):
-    try:
-        return function()
-    except Exception as error:  # whatever it is: the other ranks wait for an answer
-        return error
 
 
 def gather_command(host: str, source: Path | str, target: Path | str) -> str:

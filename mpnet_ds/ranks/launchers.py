@@ -76,8 +76,8 @@ _LAUNCHERS = (
 def find_task(environment: Mapping[str, str]) -> Task | None:
     """Return this process's task under ``mpirun``, ``mpiexec`` or ``srun``; None without them, or if it is the only one."""
     for launcher, rank, size, *_ in _LAUNCHERS:
-        if rank in environment and size in environment and _number(environment, size) > 1:
-            return Task(launcher, _number(environment, rank), _number(environment, size), rank)
+        if rank in environment and size in environment and read_number(environment, size) > 1:
+            return Task(launcher, read_number(environment, rank), read_number(environment, size), rank)
     return None
 
 
@@ -87,29 +87,29 @@ def find_placement(environment: Mapping[str, str]) -> Placement:
         return _of_torch(environment)
     task = find_task(environment)
     if task is None:
-        if _number(environment, "SLURM_NTASKS", 1) > 1 and "SLURM_STEP_ID" not in environment:
+        if read_number(environment, "SLURM_NTASKS", 1) > 1 and "SLURM_STEP_ID" not in environment:
             text = f"SLURM_NTASKS is {environment['SLURM_NTASKS']}, but this process is the only one"
             raise UserError(f"{text}: start it with srun (launch/slurm.sh), deepspeed or torchrun.")
         return Placement()
     local_rank, local_size = _place_on_host(task, environment)
-    port = _number(environment, "MASTER_PORT", _slurm_port(environment) if task.launcher == "srun" else PORT)
+    port = read_number(environment, "MASTER_PORT", _slurm_port(environment) if task.launcher == "srun" else PORT)
     has_other_hosts = local_size < task.size
     address = environment.get("MASTER_ADDR") or _address(task, environment, has_other_hosts)
     return Placement(task.launcher, task.rank, local_rank, task.size, local_size, address, port)
 
 
 def _of_torch(environment: Mapping[str, str]) -> Placement:
-    size = _number(environment, "WORLD_SIZE", 1)
+    size = read_number(environment, "WORLD_SIZE", 1)
     usual = size if "LOCAL_RANK" in environment else 1  # a PyTorchJob's pods have one rank each and no LOCAL_RANK
-    local_size = _number(environment, "LOCAL_WORLD_SIZE", _number(environment, "LOCAL_SIZE", usual))
+    local_size = read_number(environment, "LOCAL_WORLD_SIZE", read_number(environment, "LOCAL_SIZE", usual))
     return Placement(
         "torchrun" if "TORCHELASTIC_RUN_ID" in environment else "deepspeed",
-        _number(environment, "RANK"),
-        _number(environment, "LOCAL_RANK", 0),
+        read_number(environment, "RANK"),
+        read_number(environment, "LOCAL_RANK", 0),
         size,
         local_size,
         environment.get("MASTER_ADDR", "127.0.0.1"),
-        _number(environment, "MASTER_PORT", PORT),
+        read_number(environment, "MASTER_PORT", PORT),
     )
 
 
@@ -118,10 +118,10 @@ def _place_on_host(task: Task, environment: Mapping[str, str]) -> tuple[int, int
     local_rank, local_size = next(names[3:] for names in _LAUNCHERS if names[0] == task.launcher)
     if task.launcher == "srun":
         tasks = tasks_per_node(environment.get("SLURM_STEP_TASKS_PER_NODE", str(task.size)))
-        return _number(environment, local_rank), tasks[_number(environment, "SLURM_NODEID", 0)]
+        return read_number(environment, local_rank), tasks[read_number(environment, "SLURM_NODEID", 0)]
     if local_rank not in environment or local_size not in environment:  # an older MPICH under srun
         local_rank, local_size = "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE"
-    return _number(environment, local_rank), _number(environment, local_size)
+    return read_number(environment, local_rank), read_number(environment, local_size)
 
 
 def _address(task: Task, environment: Mapping[str, str], has_other_hosts: bool) -> str:
@@ -136,7 +136,7 @@ def _address(task: Task, environment: Mapping[str, str], has_other_hosts: bool) 
 def _slurm_port(environment: Mapping[str, str]) -> int:
     """Choose a port that is the same for all tasks of a job step, and most likely no other job's on the same machine."""
     step = environment.get("SLURM_STEP_ID", "0")
-    return 20000 + (_number(environment, "SLURM_JOB_ID", 0) + (int(step) if step.isdigit() else 0)) % 10000
+    return 20000 + (read_number(environment, "SLURM_JOB_ID", 0) + (int(step) if step.isdigit() else 0)) % 10000
 
 
 def tasks_per_node(text: str) -> list[int]:
@@ -176,11 +176,7 @@ def launched_hosts() -> list[str]:
 
 
 def name_ranks(ranks: Iterable[int], hosts: Mapping[int, str] | Sequence[str]) -> str:
-    """Name ranks with their hosts: ``ranks 2, 3 (node-b), rank 5 (node-c)``.
-
-    Args:
-        hosts: rank → host, empty if unknown.
-    """
+    """Name ranks with their hosts, if those are known: ``ranks 2, 3 (node-b), rank 5 (node-c)``."""
     by_host: dict[str, list[int]] = {}
     for rank in sorted(ranks):
         by_host.setdefault(hosts[rank] if hosts else "", []).append(rank)
@@ -194,10 +190,11 @@ def _of_one_host(ranks: list[int]) -> str:
     return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
 
 
-def _number(environment: Mapping[str, str], name: str, default: int | None = None) -> int:
+def read_number(environment: Mapping[str, str], name: str, default: int | None = None, cure: str = "") -> int:
+    """Read a variable; ``UserError``, with a ``cure``, if it is no number, or is missing and has no default."""
     value = environment.get(name, "")
     if not value and default is not None:
         return default
     if not re.fullmatch(r"[0-9]+", value):
-        raise UserError(f"the variable {name} is '{value}', not a number.")
+        raise UserError(f"the variable {name} is '{value}', not a number{cure and f': {cure}'}.")
     return int(value)

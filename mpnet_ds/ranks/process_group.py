@@ -1,8 +1,4 @@
-"""The process group of a run: connecting its ranks and leaving them, under any launcher of launchers.py or none.
-
-Nothing compiles: on CPU DeepSpeed would build a C++ shared-memory op at start (which takes minutes, needs a compiler and,
-if a build was killed, waits for ever on its lock file). It is switched off; ranks then communicate through gloo.
-"""
+"""The process group of a run: connecting its ranks and leaving them, under any launcher of launchers.py or none."""
 
 import os
 import socket
@@ -81,18 +77,20 @@ class Ranks:
 
     def on_main(self, function: Callable[[], Any]):
         """Call ``function`` on rank 0; return its result, or raise its ``Exception``, on every rank."""
-        outcome = None
-        if self.is_main:
-            try:
-                outcome = function()
-            except Exception as error:  # whatever it is: the other ranks wait for an answer
-                outcome = error
-        box = [outcome]
+        box = [attempt(function) if self.is_main else None]
         if self.world_size > 1:
             torch.distributed.broadcast_object_list(box, src=0)
         if isinstance(box[0], Exception):
             raise box[0]
         return box[0]
+
+
+def attempt(function: Callable[[], Any]):
+    """Return what a function returns, or its ``Exception``, whatever it is: the other ranks wait for an answer."""
+    try:
+        return function()
+    except Exception as error:
+        return error
 
 
 def place() -> Placement:

@@ -31,8 +31,7 @@ class Curves:
 def plot_runs(runs: list[str], output: str, x: str = "steps") -> Path:
     """Draw ``runs`` (folders, or files ``metrics.jsonl``) into the PNG file ``output``; an older one is replaced.
 
-    Raises:
-        UserError: a run without metrics, an ``output`` that is something else, or matplotlib is missing.
+    Raises ``UserError`` for a run without metrics, an ``output`` that is something else, or if matplotlib is missing.
     """
     path = Path(output)
     _check_output(path)

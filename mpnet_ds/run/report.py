@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mpnet_ds.config.deepspeed_config import EngineConfig
-from mpnet_ds.machine import Capacity, capacity_of, show_bytes
+from mpnet_ds.machine import Capacity, capacity_of, nearest_existing_folder, show_bytes
 from mpnet_ds.preflight.checks import checkpoints_at_once, memory_of
 from mpnet_ds.preflight.memory_estimate import MemoryEstimate, checkpoint_bytes
 from mpnet_ds.preflight.plan import RunPlan, workload_of
@@ -78,7 +78,7 @@ def describe_memory(memory: MemoryEstimate, capacity: Capacity) -> list[str]:
 
 def describe_disk(output: Path, checkpoint: int, at_once: int) -> str:
     """Space for checkpoints, needed and free."""
-    parent = next(path for path in (output, *output.absolute().parents) if path.is_dir())
+    parent = nearest_existing_folder(output)
     free = show_bytes(shutil.disk_usage(parent).free)
     total = show_bytes(at_once * checkpoint)
     return f"Checkpoints of about {show_bytes(checkpoint)}, {at_once} at once = {total}; {free} are free in {parent}"

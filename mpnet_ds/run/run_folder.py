@@ -25,6 +25,7 @@ from mpnet_ds.checkpoint.store import CheckpointStore, find_checkpoint, read_inf
 from mpnet_ds.config.recipe import Recipe
 from mpnet_ds.errors import UserError
 from mpnet_ds.files import LOCK, TEMPORARY, locked, write_atomically
+from mpnet_ds.preflight.inspection import flatten
 from mpnet_ds.preflight.plan import StartingPoint
 from mpnet_ds.ranks.disks import TOKEN, Disks
 from mpnet_ds.run_record import FILE_NAME, read_record
@@ -226,20 +227,12 @@ def _holds_something(output: Path) -> bool:
 
 def _first_difference(before: dict, now: dict) -> str:
     """First difference between two identities, in words; empty if there is none."""
-    return _difference(before, json.loads(json.dumps(now)))  # tuples become lists, as in the file
-
-
-def _difference(before: dict, now: dict) -> str:
-    for key in dict.fromkeys([*now, *before]):
-        if before.get(key) != now.get(key):
-            if isinstance(now.get(key), dict) and isinstance(before.get(key), dict):
-                inner = _difference(before[key], now[key])
-                if inner:
-                    return f"{key}.{inner}"
-                continue
-            if key == "dataset" and isinstance(now[key], list):
+    then, own = flatten("", before), flatten("", json.loads(json.dumps(now)))  # tuples become lists, as in the file
+    for key in dict.fromkeys([*own, *then]):
+        if then.get(key) != own.get(key):
+            if key == "dataset" and isinstance(own.get(key), list):
                 return f"{key}: the datasets, or their shares, are others than then"
-            return f"{key} was {_short(before.get(key))}, is now {_short(now.get(key))}"
+            return f"{key} was {_short(then.get(key))}, is now {_short(own.get(key))}"
     return ""
 
 

@@ -198,7 +198,7 @@ SPOILT = {
     "width": (lambda f: change_config(f, intermediate_size=96), r"is \[64.*\]; by the config it should be \[96.*\]"),
     "too few layers": (lambda f: change_config(f, num_hidden_layers=3), r"mpnet\.encoder\.layer\.2\S* is missing"),
     "too many layers": (lambda f: change_config(f, num_hidden_layers=1), "is not a weight of an MPNet with 1 layers"),
-    "no json": (lambda f: (f / "config.json").write_text("{"), r"config\.json cannot be read"),
+    "no json": (lambda f: (f / "config.json").write_text("{"), r"config\.json is not JSON"),
     "no config": (lambda f: (f / "config.json").unlink(), r"has no config\.json"),
     "missing": (lambda f: change_weights(f, layer__1__attention__attn__q__bias=None), r"q\.bias is missing"),
     "half a head": (lambda f: change_weights(f, lm_head__dense__bias=None), r"lm_head\.dense\.bias is missing"),

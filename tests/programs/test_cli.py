@@ -71,5 +71,6 @@ def test_the_demo_runs_what_is_still_to_do_and_stops_at_a_failure(monkeypatch, c
     monkeypatch.setattr("mpnet_ds.programs.demo.subprocess.run", run)
     (tmp_path / "tokenizer").mkdir()
     assert demo.main() == 3
-    assert [words[2] for words in started] == ["mpnet_ds.programs.build_dataset", "deepspeed.launcher.runner"]
+    assert [words[2] for words in started] == ["mpnet_ds.programs.cli", "deepspeed.launcher.runner"]
+    assert started[0][3:5] == ["build-dataset", "--input"]
     assert f"{tmp_path / 'tokenizer'} is there already" in capsys.readouterr().out

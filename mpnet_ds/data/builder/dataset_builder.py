@@ -198,8 +198,7 @@ def _refuse_if_different(folder: Path, what: str) -> None:
 
 
 def _build_missing(job: Job, plans: dict[int, ShardPlan], show_progress: bool) -> None:
-    folder = Path(job.folder)
-    missing = {number: plan for number, plan in plans.items() if not _is_finished(folder, number)}
+    missing = {number: plan for number, plan in plans.items() if not _is_finished(job, number)}
     if len(missing) < len(plans) and show_progress:
         print(f"Continuing: {len(plans) - len(missing)} of {len(plans)} shards are finished.", file=sys.stderr, flush=True)
     sizes = [_bytes_of(job, plan) for plan in missing.values()]
@@ -208,12 +207,11 @@ def _build_missing(job: Job, plans: dict[int, ShardPlan], show_progress: bool) -
             build_shards(job, missing, progress.update)
 
 
-def _is_finished(folder: Path, number: int) -> bool:
+def _is_finished(job: Job, number: int) -> bool:
     """Whether a shard's record and the files that it names are there; a record of other files is deleted."""
-    path = record_path(folder, number)
-    sides = {TRAINING: folder, HOLDOUT: folder / HOLDOUT}
+    path = record_path(Path(job.folder), number)
     try:
-        if all(shard.has_its_files(sides[side]) for side, shard in BuiltShard.load(path).shards.items()):
+        if all(shard.has_its_files(job.side(side)) for side, shard in BuiltShard.load(path).shards.items()):
             return True
     except FileNotFoundError:
         return False

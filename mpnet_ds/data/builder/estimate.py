@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,55 +76,42 @@ def estimate(
     num_shards = len(plan_shards(corpus.sources, options.shard_bytes))
     mine = len(options.shard_numbers(num_shards))
     job = Job(str(output), str(tokenizer), corpus.sources, reading, options)
-    sample = _Sample(ShardBuilder(job), Faults(reading.on_error))
+    builder, faults, counts = ShardBuilder(job), Faults(reading.on_error), Counter()
     chunks = plan_shards(corpus.sources, max(SAMPLED_BYTES // 4, corpus.num_bytes // (4 * SAMPLED_CHUNKS)))
     chunks = chunks[:: max(1, -(-len(chunks) // SAMPLED_CHUNKS))]
+    begin = time.perf_counter()
     with Progress("Sampling", len(chunks), unit="chunk") as progress:
         for chunk in chunks:
-            sample.add(chunk)
+            counts.update(_count(builder, chunk, faults))
             progress.update()
+    seconds, workers = time.perf_counter() - begin, options.num_workers()
     num_bytes = corpus.num_bytes * mine // max(num_shards, 1)
-    return sample.extrapolate(num_bytes, mine, nearest_existing_folder(Path(output).resolve()))
+    factor = num_bytes / counts["bytes"] if counts["bytes"] else 1.0
+    documents, sequences, tokens = (round(counts[name] * factor) for name in ("documents", "sequences", "tokens"))
+    return Estimate(
+        sources=len(corpus.sources),
+        shards=mine,
+        num_bytes=num_bytes,
+        documents=documents,
+        sequences=sequences,
+        tokens=tokens,
+        disk_bytes=tokens * builder.encoder.dtype.itemsize + index_bytes(mine, sequences, documents),
+        free_bytes=shutil.disk_usage(nearest_existing_folder(Path(output).resolve())).free,
+        seconds=seconds * factor / min(workers, max(mine, 1)),
+        workers=workers,
+        sampled_share=min(1 / factor, 1.0),
+        is_exact=abs(factor - 1) < 1e-3,
+        is_fast=builder.encoder.is_fast,
+        faulty_documents=faults.skipped,
+    )
 
 
-class _Sample:
-    """Counts over the starts of some chunks."""
-
-    def __init__(self, builder: ShardBuilder, faults: Faults):
-        self.builder, self.faults = builder, faults
-        self.num_bytes = self.documents = self.sequences = self.tokens = 0
-        self.seconds = 0.0
-
-    def add(self, chunk: ShardPlan) -> None:
-        begin, taken = time.perf_counter(), 0
-        for block in self.builder.blocks(chunk, self.faults):
-            ids, sizes, lengths, _ = self.builder.encode(block.documents)
-            self.tokens, self.sequences = self.tokens + len(ids), self.sequences + len(sizes)
-            self.documents += len(lengths)
-            taken += block.num_bytes
-            if taken >= SAMPLED_BYTES:
-                break
-        self.num_bytes += taken
-        self.seconds += time.perf_counter() - begin
-
-    def extrapolate(self, num_bytes: int, shards: int, folder: Path) -> Estimate:
-        workers = self.builder.job.options.num_workers()
-        factor = num_bytes / self.num_bytes if self.num_bytes else 1.0
-        documents, sequences, tokens = (round(n * factor) for n in (self.documents, self.sequences, self.tokens))
-        width = self.builder.encoder.dtype.itemsize
-        return Estimate(
-            sources=len(self.builder.job.sources),
-            shards=shards,
-            num_bytes=num_bytes,
-            documents=documents,
-            sequences=sequences,
-            tokens=tokens,
-            disk_bytes=tokens * width + index_bytes(shards, sequences, documents),
-            free_bytes=shutil.disk_usage(folder).free,
-            seconds=self.seconds * factor / min(workers, max(shards, 1)),
-            workers=workers,
-            sampled_share=min(1 / factor, 1.0),
-            is_exact=abs(factor - 1) < 1e-3,
-            is_fast=self.builder.encoder.is_fast,
-            faulty_documents=self.faults.skipped,
-        )
+def _count(builder: ShardBuilder, chunk: ShardPlan, faults: Faults) -> dict[str, int]:
+    """Bytes at the start of a chunk, and what was encoded from them."""
+    counts = Counter()
+    for block in builder.blocks(chunk, faults):
+        ids, sizes, lengths, _ = builder.encode(block.documents)
+        counts.update(bytes=block.num_bytes, documents=len(lengths), sequences=len(sizes), tokens=len(ids))
+        if counts["bytes"] >= SAMPLED_BYTES:
+            break
+    return counts

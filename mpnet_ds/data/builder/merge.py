@@ -55,7 +55,8 @@ def merge_datasets(
     _check_same_tokenizer(datasets | holdouts)
     _refuse_duplicates(datasets)
     for folder, manifest in datasets.items():
-        _check_tokenizer(folder, manifest)
+        if PretrainingTokenizer.load(folder / TOKENIZER).fingerprint != manifest.tokenizer_fingerprint:
+            raise UserError(f"{folder / TOKENIZER} is not the tokenizer that {folder} was built with: put that one back.")
     output = Path(output).resolve()
     every = (datasets | holdouts).items()
     total = sum(record.bytes for folder, manifest in every for _, _, record in manifest.files(folder)) if copy else 0
@@ -66,11 +67,10 @@ def merge_datasets(
         if total > (free := shutil.disk_usage(folder).free):
             found = f"copying needs {total:,} bytes, {folder.parent} has {free:,} free"
             raise UserError(f"{found}: free some space, or merge by reference.")
-        writer = _MergeWriter(folder, output, copy, progress)
         if holdouts:
             (folder / HOLDOUT).mkdir(exist_ok=True)
-            writer.write(holdouts, Path(HOLDOUT))
-        return writer.write(datasets, Path())
+            _write(holdouts, folder / HOLDOUT, output / HOLDOUT, copy, progress)
+        return _write(datasets, folder, output, copy, progress)
 
 
 def _load(folders: list[str | Path]) -> Datasets:
@@ -84,11 +84,6 @@ def _load(folders: list[str | Path]) -> Datasets:
     if not datasets:
         raise UserError("no dataset to merge: name at least one folder.")
     return datasets
-
-
-def _check_tokenizer(folder: Path, manifest: DatasetManifest) -> None:
-    if PretrainingTokenizer.load(folder / TOKENIZER).fingerprint != manifest.tokenizer_fingerprint:
-        raise UserError(f"{folder / TOKENIZER} is not the tokenizer that {folder} was built with: put that one back.")
 
 
 def _refuse_duplicates(datasets: Datasets) -> None:
@@ -176,30 +171,21 @@ def _check_leftovers(output: Path, datasets: Datasets) -> None:
         raise UserError(f"{holdout} is a dataset of its own: choose another --output, or move it away.")
 
 
-class _MergeWriter:
-    """Writes merged datasets into ``folder``, which will be renamed to ``output``."""
-
-    def __init__(self, folder: Path, output: Path, copy: bool, progress: Progress):
-        self.folder, self.output, self.copy, self.progress = folder, output, copy, progress
-
-    def write(self, datasets: Datasets, subfolder: Path) -> DatasetManifest:
-        """Write one dataset into ``subfolder``, its manifest last."""
-        _copy_tokenizer(next(iter(datasets)) / TOKENIZER, self.folder / subfolder / TOKENIZER)
-        shards: list[ShardRecord] = []
-        for folder, manifest in datasets.items():
-            for shard in manifest.shards:
-                name = f"shard-{len(shards):05d}" if self.copy else self._path_to(folder / shard.name, subfolder)
-                shards.append(replace(shard, name=name))
-                if self.copy:
-                    for suffix, record in shard.files.items():
-                        target = shards[-1].file(self.folder / subfolder, suffix)
-                        _copy_file(shard.file(folder, suffix), target, record, self.progress)
-        merged = _manifest_of(datasets, shards, "copy" if self.copy else "reference")
-        merged.save(self.folder / subfolder)
-        return merged
-
-    def _path_to(self, prefix: Path, subfolder: Path) -> str:
-        return Path(os.path.relpath(prefix, self.output / subfolder)).as_posix()
+def _write(datasets: Datasets, folder: Path, output: Path, copy: bool, progress: Progress) -> DatasetManifest:
+    """Write merged datasets into ``folder``, which will be renamed to ``output``, their manifest last."""
+    _copy_tokenizer(next(iter(datasets)) / TOKENIZER, folder / TOKENIZER)
+    shards: list[ShardRecord] = []
+    for source, manifest in datasets.items():
+        for shard in manifest.shards:
+            if copy:
+                shards.append(replace(shard, name=f"shard-{len(shards):05d}"))
+                for suffix, record in shard.files.items():
+                    _copy_file(shard.file(source, suffix), shards[-1].file(folder, suffix), record, progress)
+            else:
+                shards.append(replace(shard, name=os.path.relpath(source / shard.name, output)))
+    merged = _manifest_of(datasets, shards, "copy" if copy else "reference")
+    merged.save(folder)
+    return merged
 
 
 def _copy_tokenizer(source: Path, target: Path) -> None:

@@ -22,7 +22,7 @@ from mpnet_ds.data.text.corpus import Corpus, num_units
 from mpnet_ds.data.text.source import Source
 from mpnet_ds.errors import UserError
 from mpnet_ds.machine import available_cores
-from mpnet_ds.ranks.launchers import find_task
+from mpnet_ds.ranks.launchers import find_task, read_number
 
 USUAL_SHARDS = 64
 SMALLEST_SHARD, LARGEST_SHARD = 1 << 20, 1 << 26  # bytes of text
@@ -114,7 +114,8 @@ def part_of_environment(environment: Mapping[str, str]) -> Part | None:
     """Return the part of this task of a SLURM array, ``srun`` or ``mpirun``; None outside of these or for a single task."""
     if "SLURM_ARRAY_TASK_COUNT" in environment:
         names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_MAX", "SLURM_ARRAY_TASK_COUNT")
-        number, first, last, count = (_number(environment, name) for name in names)
+        cure = "pass --part I/N (--part 1/1 builds all)"
+        number, first, last, count = (read_number(environment, name, cure=cure) for name in names)
         if last - first + 1 != count:
             raise UserError(f"{names[0]}: the array {first}…{last} has gaps ({count} tasks): pass --part I/N.")
         return Part(number - first + 1, count, names[0]) if count > 1 else None
@@ -122,19 +123,9 @@ def part_of_environment(environment: Mapping[str, str]) -> Part | None:
     return Part(task.rank + 1, task.size, task.variable) if task else None
 
 
-def _number(environment: Mapping[str, str], name: str) -> int:
-    value = environment.get(name, "")
-    if not re.fullmatch("[0-9]+", value):
-        raise UserError(f"the variable {name} is '{value}', not a number: pass --part I/N (--part 1/1 builds all).")
-    return int(value)
-
-
 def plan_shards(sources: list[Source], shard_bytes: int | None) -> list[ShardPlan]:
-    """Plan all shards, in order.
-
-    Args:
-        shard_bytes: bytes of text for each shard; by default so many that there are ``USUAL_SHARDS`` shards, but at least
-            ``SMALLEST_SHARD`` and at most ``LARGEST_SHARD``.
+    """Plan all shards, in order, each of ``shard_bytes`` of text: by default so many that there are ``USUAL_SHARDS`` shards,
+    but at least ``SMALLEST_SHARD`` and at most ``LARGEST_SHARD``.
     """
     if shard_bytes is None:
         total = sum(source.num_bytes for source in sources)

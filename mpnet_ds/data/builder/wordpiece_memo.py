@@ -56,7 +56,6 @@ class TextEncoder:
     def __init__(self, tokenizer: PretrainingTokenizer, memo_entries: int = MEMO_ENTRIES):
         self.tokenizer = tokenizer
         self.dtype = token_dtype(tokenizer.vocab_size)
-        self._code = "H" if self.dtype.itemsize == 2 else "i"
         self.is_fast = tokenizer.is_local
         self._memo_entries = memo_entries
         self._tables = [ChunkTable(width, memo_entries) for width in TABLE_WIDTHS] if self.is_fast else []
@@ -154,14 +153,14 @@ class TextEncoder:
                 self._long_chunks[chunk] = number
         return number
 
-    def _encode_chunk(self, chunk: str) -> bytes:
+    def _encode_chunk(self, chunk: str) -> list[int]:
         if chunk.isascii() and chunk.isalnum():
             normal = chunk.lower() if self._lower_case else chunk
         else:
             normal = self._normalize(chunk)
         if normal.isalnum():  # BertPreTokenizer would not split it
-            return array(self._code, [piece.id for piece in self._model.tokenize(normal)]).tobytes()
-        return array(self._code, self.tokenizer.backend.encode(chunk, add_special_tokens=False).ids).tobytes()
+            return [piece.id for piece in self._model.tokenize(normal)]
+        return self.tokenizer.backend.encode(chunk, add_special_tokens=False).ids
 
     def _encode_by_library(self, texts: list[str]) -> Encoded:
         arrays = self.tokenizer.encode(texts)
@@ -188,11 +187,11 @@ class _Store:
     def num_ids(self) -> int:
         return len(self._ids)
 
-    def add(self, ids: bytes) -> int:
-        """Add the ids of a chunk, as bytes, and return its number."""
+    def add(self, ids: list[int]) -> int:
+        """Add the ids of a chunk and return its number."""
         self._starts.append(len(self._ids))
-        self._ids.frombytes(ids)
-        self._sizes.append(len(self._ids) - self._starts[-1])
+        self._sizes.append(len(ids))
+        self._ids.fromlist(ids)
         return len(self._sizes) - 1
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

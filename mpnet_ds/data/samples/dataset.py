@@ -31,13 +31,6 @@ ORDER_WINDOW = 1024
 _ORDER, _START, _MASKING = range(3)  # purposes of random numbers
 
 
-def check_sample_mode(name: str) -> str:
-    """Return the name, or raise ``UserError`` with the nearest one if there is no such mode."""
-    if name not in SAMPLE_MODES:
-        raise UserError(f"unknown sample_mode '{name}'. {did_you_mean(str(name), SAMPLE_MODES)}")
-    return name
-
-
 class PretrainingDataset:
     """Batches of one dataset folder.
 
@@ -69,7 +62,8 @@ class PretrainingDataset:
         objective: Objective | None = None,
         number: int = 0,
     ):
-        check_sample_mode(sample_mode)
+        if sample_mode not in SAMPLE_MODES:
+            raise UserError(f"unknown sample_mode '{sample_mode}'. {did_you_mean(str(sample_mode), SAMPLE_MODES)}")
         self.folder = Path(folder)
         self.manifest = DatasetManifest.load(folder)
         self.manifest.check_sizes(self.folder)

@@ -29,10 +29,9 @@ BLOCKS_AT_ONCE = 1024
 
 
 class DocumentSequences:
-    """Sequences of one dataset in sample mode ``document`` or ``line``; the same in every epoch.
+    """Sequences of a dataset in sample mode ``document`` or ``line``; the same in every epoch.
 
-    Raises:
-        UserError: the index of a shard is damaged.
+    Raises ``UserError`` if the index of a shard is damaged.
     """
 
     def __init__(self, shards: list[TokenFile], seq_length: int, sample_mode: str, packing: bool):
@@ -175,10 +174,9 @@ def _in_blocks(lengths: np.ndarray) -> np.ndarray:
 
 
 def sequences_opened(lengths: np.ndarray, seq_length: int, packing: bool) -> np.ndarray:
-    """Count the new sequences that each item needs, int [blocks, items]; blocks are independent of each other.
+    """Count the new sequences that each item needs; blocks are independent of each other.
 
-    Args:
-        lengths: int [blocks, items], ids of each item.
+    ``lengths``: ids of each item, and what is returned: int [blocks, items].
     """
     narrow = np.int32 if lengths.max(initial=0) < 1 << 31 else np.int64
     lengths = np.ascontiguousarray(lengths.T, dtype=narrow)  # (items, blocks): one step takes an item of every block

@@ -67,9 +67,7 @@ def _lengths_of_documents(folder: Path) -> Iterator[np.ndarray]:
 def length_histogram(folder: str | Path, width: int | None = None, unicode: bool | None = None) -> str:
     """Draw a histogram of document lengths in tokens, with a few figures below it.
 
-    Args:
-        width: characters in a line; by default the width of the terminal.
-        unicode: draw with block characters; by default if standard output's encoding has them.
+    ``width`` in characters and ``unicode``, for block characters, are by default what the terminal has.
     """
     lengths = DocumentLengths(folder)
     if not lengths.num_documents:

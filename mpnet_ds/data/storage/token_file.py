@@ -86,7 +86,9 @@ class TokenFileWriter:
         self._index.write(HEADER.pack(MAGIC, VERSION, code, self.num_sequences, self.num_documents + 1))
         self._documents.close()
         for file, part in ((self._ids, "bin"), (self._index, "idx")):
-            _flush_to_disk(file)
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
             os.replace(self._temporary(part), _path(self.prefix, part))
         self._temporary("documents").unlink()
 
@@ -151,12 +153,8 @@ class TokenFile:
     def document_starts(self, first: int, last: int) -> np.ndarray:
         """Index of the first token of the documents ``first`` … ``last - 1``, then the end of the last.
 
-        Reads only that part of the index.
-
-        Returns:
-            int64 [last - first + 1], non-decreasing.
-        Raises:
-            UserError: the index is damaged, so that they decrease.
+        Reads only that part of the index. Returns int64 [last - first + 1], non-decreasing; ``UserError`` if the index is
+        damaged, so that they decrease.
         """
         sequences = self.document_index[first : last + 1]
         starts = np.full(len(sequences), len(self.tokens), dtype=np.int64)
@@ -200,9 +198,3 @@ class TokenFile:
 
 def _path(prefix: Path, suffix: str) -> Path:
     return prefix.with_name(f"{prefix.name}.{suffix}")
-
-
-def _flush_to_disk(file) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-    file.close()

@@ -1,8 +1,5 @@
 """Checking a dataset byte by byte against its manifest and its format, with a list of all problems.
 
-    thread of a shard:   read a MiB ──► xxh3_64 of it and of the file ──► ids and ends of documents ──┐
-    its second thread:                                                         sha256, in order   ◄───┘
-
 As many shards as there are cores are read at a time, each byte once; sha256 is the bottleneck. Memory: a few MiB and
 8 bytes a document for each shard being read.
 
@@ -11,16 +8,12 @@ index (it rises from 0 to S); in the .bin, ids (below the size of the vocabulary
 and nowhere else); in the manifest, the counts and the fingerprint of the tokenizer.
 """
 
-import hashlib
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from queue import Queue
 
 import numpy as np
-import xxhash
 
 from mpnet_ds.data.storage.manifest import FILE_NAME, HOLDOUT, MIB, TOKENIZER, DatasetManifest, FileRecord, ShardRecord
 from mpnet_ds.data.storage.token_file import HEADER, TokenFile
@@ -30,7 +23,6 @@ from mpnet_ds.progress import Progress
 from mpnet_ds.tokenizer import EOS_ID, PretrainingTokenizer
 
 ENTRIES_AT_ONCE = 1 << 14  # of an index: intermediate arrays stay in the CPU's cache
-BLOCKS_IN_FLIGHT = 8
 
 
 @dataclass(frozen=True)
@@ -44,10 +36,9 @@ class Verification:
 
 
 def verify(folder: str | Path, show_progress: bool = True) -> Verification:
-    """Check the dataset in ``folder`` and its holdout, if there is one.
+    """Check the dataset in ``folder`` and its holdout, if there is one; damage is listed, not raised.
 
-    Raises:
-        UserError: there is no finished dataset in ``folder``. Damage is listed, not raised.
+    Raises ``UserError`` if there is no finished dataset.
     """
     folder = Path(folder)
     manifests = {folder: DatasetManifest.load(folder)}
@@ -66,24 +57,11 @@ def verify(folder: str | Path, show_progress: bool = True) -> Verification:
         Progress("Verifying", total, unit="B", enabled=show_progress) as progress,
         ThreadPoolExecutor(available_cores()) as pool,
     ):
-        count = _Counter(progress)
         shards = [(where, manifest, shard) for where, manifest in manifests.items() for shard in manifest.shards]
         work = [(check, *shard) for shard in shards for check in (_index_file_problems, _shard_problems)]
-        for found in pool.map(lambda task: task[0](*task[1:], count), work):
+        for found in pool.map(lambda task: task[0](*task[1:], progress), work):
             problems += found
-    return Verification(count.num_bytes, problems)
-
-
-class _Counter:
-    """Number of bytes read by all threads."""
-
-    def __init__(self, progress: Progress):
-        self.num_bytes, self._progress, self._lock = 0, progress, threading.Lock()
-
-    def add(self, num_bytes: int) -> None:
-        with self._lock:
-            self.num_bytes += num_bytes
-            self._progress.update(num_bytes)
+    return Verification(progress.done, problems)
 
 
 def _manifest_problems(folder: Path, manifest: DatasetManifest) -> list[str]:
@@ -103,47 +81,48 @@ def _manifest_problems(folder: Path, manifest: DatasetManifest) -> list[str]:
     return problems
 
 
-def _index_file_problems(folder: Path, manifest: DatasetManifest, shard: ShardRecord, count: _Counter) -> list[str]:
-    return _file_problems(shard.file(folder, "idx"), shard.files["idx"], count)
+def _index_file_problems(folder: Path, manifest: DatasetManifest, shard: ShardRecord, progress: Progress) -> list[str]:
+    return _file_problems(shard.file(folder, "idx"), shard.files["idx"], progress)
 
 
-def _shard_problems(folder: Path, manifest: DatasetManifest, shard: ShardRecord, count: _Counter) -> list[str]:
+def _shard_problems(folder: Path, manifest: DatasetManifest, shard: ShardRecord, progress: Progress) -> list[str]:
     """Check the .bin as a file, and the structure of both files."""
     index_path, bin_path = shard.file(folder, "idx"), shard.file(folder, "bin")
     if not (index_path.is_file() and bin_path.is_file()):
-        return _file_problems(bin_path, shard.files["bin"], count)
+        return _file_problems(bin_path, shard.files["bin"], progress)
     try:
         opened = TokenFile(folder / shard.name)
     except UserError as error:
-        return [str(error), *_file_problems(bin_path, shard.files["bin"], count)]
+        return [str(error), *_file_problems(bin_path, shard.files["bin"], progress)]
     of_index = _index_problems(opened, manifest, shard)
     checks = _TokenChecks(opened, manifest.vocab_size, knows_documents=not of_index)
-    of_file = _file_problems(bin_path, shard.files["bin"], count, checks)
-    return [*of_index, *of_file, *checks.problems]
+    of_file = _file_problems(bin_path, shard.files["bin"], progress, checks)
+    return [*of_index, *of_file, *checks.faults.lines]
 
 
 def _file_problems(
-    path: Path, record: FileRecord, count: _Counter, look: Callable[[int, memoryview], None] | None = None
+    path: Path, record: FileRecord, progress: Progress, look: Callable[[int, memoryview], None] | None = None
 ) -> list[str]:
     """Read a file once and compare size and checksums. ``look`` is called with the index and the bytes of each MiB."""
-    size, of_each, fast, sha256 = 0, [], xxhash.xxh3_64(), _Sha256Thread()
-    try:
-        with open(path, "rb", buffering=0) as file:
-            while block := _read_mib(file, sha256.free_buffer()):
-                sha256.update(block)
-                fast.update(block)
+    size = 0
+
+    def blocks() -> Iterator[memoryview]:
+        nonlocal size
+        buffer = memoryview(bytearray(MIB))  # one for all blocks: new memory for each costs a tenth of the time
+        with open(path, "rb") as file:
+            while length := file.readinto(buffer):
                 if look is not None:
-                    look(len(of_each), block)
-                of_each.append(xxhash.xxh3_64_hexdigest(block))
-                size += len(block)
-                count.add(len(block))
+                    look(size // MIB, buffer[:length])
+                size += length
+                progress.update(length)
+                yield buffer[:length]
+
+    try:
+        return _differences(path, FileRecord.of_blocks(blocks()), record)
     except FileNotFoundError:
         return [f"{path} is missing"]
     except OSError as error:
         return [f"{path} cannot be read at byte {size:,}: {error.strerror}"]
-    finally:
-        digest = sha256.hexdigest()
-    return _differences(path, FileRecord(size, fast.hexdigest(), digest, "".join(of_each)), record)
 
 
 def _differences(path: Path, found: FileRecord, expected: FileRecord) -> list[str]:
@@ -162,52 +141,11 @@ def _differences(path: Path, found: FileRecord, expected: FileRecord) -> list[st
     return problems
 
 
-def _read_mib(file, buffer: bytearray) -> memoryview:
-    """Read the next MiB into ``buffer``; an unbuffered file may return it in several reads."""
-    block, size = memoryview(buffer), 0
-    while size < MIB and (more := file.readinto(block[size:])):
-        size += more
-    return block[:size]
-
-
 def _runs(numbers: list[int]) -> list[tuple[int, int]]:
     """Group consecutive numbers as (first, last + 1): 3 4 5 9 gives (3, 6), (9, 10)."""
     array = np.array(numbers, dtype=np.int64)
     breaks = np.flatnonzero(np.diff(array) > 1) + 1
     return [(int(run[0]), int(run[-1]) + 1) for run in np.split(array, breaks) if len(run)]
-
-
-class _Sha256Thread:
-    """sha256 of blocks in a thread of its own, since it takes longer than all other checks together.
-
-    The blocks are in a few buffers that are reused: new memory for each costs a tenth of the time.
-    """
-
-    def __init__(self):
-        self._sha256, self._blocks, self._free = hashlib.sha256(), Queue(), Queue()
-        for _ in range(BLOCKS_IN_FLIGHT):
-            self._free.put(bytearray(MIB))
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        while block := self._blocks.get():
-            self._sha256.update(block)
-            self._free.put(block.obj)
-
-    def free_buffer(self) -> bytearray:
-        """Wait for a buffer that is no longer needed."""
-        return self._free.get()
-
-    def update(self, block: memoryview) -> None:
-        """Add a block; the caller may read it until it asks for another buffer."""
-        self._blocks.put(block)
-
-    def hexdigest(self) -> str:
-        """Wait for all blocks and return the digest."""
-        self._blocks.put(b"")
-        self._thread.join()
-        return self._sha256.hexdigest()
 
 
 def _index_problems(shard: TokenFile, manifest: DatasetManifest, record: ShardRecord) -> list[str]:
@@ -250,21 +188,13 @@ def _check_sequences(shard: TokenFile, begin: int, end: int, faults: "_FaultsOfF
 
 
 class _TokenChecks:
-    """Checks the ids of a shard, MiB by MiB.
-
-    ``knows_documents``: the index is sound, so that it tells where ``</s>`` belongs.
-    """
+    """Checks the ids of a shard, MiB by MiB, and their documents' ends if the index is sound (``knows_documents``)."""
 
     def __init__(self, shard: TokenFile, vocab_size: int, knows_documents: bool):
         self.shard, self.vocab_size = shard, vocab_size
         self.lasts = shard.document_starts(0, shard.num_documents)[1:] - 1 if knows_documents else None
-        self._faults = _FaultsOfFile(shard.bin_path)
+        self.faults = _FaultsOfFile(shard.bin_path)
         self._unsigned = np.dtype(f"<u{shard.dtype.itemsize}")  # a negative id becomes a large one
-
-    @property
-    def problems(self) -> list[str]:
-        """One line for each kind of fault."""
-        return self._faults.lines
 
     def __call__(self, number: int, block: memoryview) -> None:
         tokens = np.frombuffer(block, self._unsigned)
@@ -285,7 +215,7 @@ class _TokenChecks:
         self._add("</s> before the end of a document", first + np.flatnonzero(is_end))
 
     def _add(self, what: str, tokens: np.ndarray) -> None:
-        self._faults.add(what, tokens, self._locate)
+        self.faults.add(what, tokens, self._locate)
 
     def _locate(self, token: int) -> tuple[int, str]:
         byte = token * self._unsigned.itemsize
@@ -313,5 +243,6 @@ class _FaultsOfFile:
 
     @property
     def lines(self) -> list[str]:
+        """One line for each kind of fault."""
         in_all = {what: f"; {count:,} in all" if count > 1 else "" for what, count in self._count.items()}
         return [f"{self.path}: {position}: {what}{in_all[what]}" for what, position in self._first.items()]

@@ -9,19 +9,16 @@ from mpnet_ds.data.text.source import ReadOptions
 def add_reading_arguments(parser: Parser) -> None:
     """Add the inputs, and a flag for each field of ``ReadOptions``."""
     kinds = ".txt, .jsonl, .csv, .parquet (also .gz, .zst), folders, globs, - or builtin-sample"
-    parser.add_argument("--input", nargs="+", default=[], metavar="PATH", help=kinds)
-    parser.add_argument("--text_field", default="text", metavar="NAME", help="field or column with the text (default: text)")
-    parser.add_argument(
-        "--txt_documents", default="blank_line", metavar="blank_line|line", help="what separates documents in a .txt file"
-    )
-    parser.add_argument("--on_error", default="stop", metavar="stop|skip|replace", help="if a document cannot be read")
-    parser.add_argument(
-        "--stdin_format", default="txt", metavar="txt|jsonl|csv|tsv", help="format of --input - (default: txt)"
-    )
-    parser.add_argument("--dataset", metavar="NAME|DIR", help="dataset of the datasets library, read after --input")
-    parser.add_argument("--dataset_config", metavar="NAME", help="configuration of --dataset")
-    parser.add_argument("--split", default="train", metavar="NAME", help="split of --dataset (default: train)")
-    parser.add_argument("--streaming", action="store_true", help="read --dataset over the network without downloading it")
+    add = parser.add_argument
+    add("--input", nargs="+", default=[], metavar="PATH", help=kinds)
+    add("--text_field", default="text", metavar="NAME", help="field or column with the text (default: text)")
+    add("--txt_documents", default="blank_line", metavar="blank_line|line", help="what separates documents in a .txt file")
+    add("--on_error", default="stop", metavar="stop|skip|replace", help="if a document cannot be read")
+    add("--stdin_format", default="txt", metavar="txt|jsonl|csv|tsv", help="format of --input - (default: txt)")
+    add("--dataset", metavar="NAME|DIR", help="dataset of the datasets library, read after --input")
+    add("--dataset_config", metavar="NAME", help="configuration of --dataset")
+    add("--split", default="train", metavar="NAME", help="split of --dataset (default: train)")
+    add("--streaming", action="store_true", help="read --dataset over the network without downloading it")
 
 
 def read_options(arguments: argparse.Namespace) -> ReadOptions:

@@ -168,7 +168,7 @@ def count_passes(recipe: Recipe, attention: str, sequences: int, rates: tuple[fl
     counter, backend = PartCount(rates), choose_backend(attention, torch.device("cpu"))
     tokens = recipe.data.seq_length
     predicted = int(recipe.objective.masking.num_predicted(tokens))
-    with tensors_without_numbers(), _in_bf16(), _environment("TRITON_INTERPRET", "1"), SdpaAsOneOperator():
+    with tensors_without_numbers(), _in_bf16(), _environment("TRITON_INTERPRET", "1"), OneOperatorEach():
         module = MPNetForPretraining(recipe.model.config(VOCAB_SIZE), recipe.objective.name, attention)
         module.keep_logits = False
         for part, inner in (("embeddings", module.mpnet.embeddings), ("head and loss", module.lm_head)):
@@ -269,12 +269,14 @@ def _keep(ctx, inputs, output) -> None:
 sdpa.register_autograd(lambda ctx, grad: sdpa_backward(*ctx.saved_tensors, grad), setup_context=_keep)
 
 
-class SdpaAsOneOperator(TorchFunctionMode):
-    """Replaces ``scaled_dot_product_attention``, which a CPU would take apart."""
+class OneOperatorEach(TorchFunctionMode):
+    """Replaces ``scaled_dot_product_attention`` and ``dropout``, which a CPU takes apart, by what a GPU has for them."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function is F.scaled_dot_product_attention:
             return sdpa(*args, kwargs["attn_mask"])
+        if function is F.dropout:
+            return torch.native_dropout(args[0], args[1], True)[0]
         return function(*args, **(kwargs or {}))
 
 
@@ -312,7 +314,8 @@ def print_passes(rows: list[dict], recipe: Recipe, arguments) -> None:
     tokens = recipe.data.seq_length
     print(f"\nForward and backward of {recipe.name}, {arguments.micro_batch_size} sequences of {tokens} tokens, bf16")
     totals = [
-        {"attention": name, "part": "all"} | {key: sum(row[key] for row in rows if row["attention"] == name) for key in SUMMED}
+        {"attention": name, "part": "all"}
+        | {key: sum(row[key] for row in rows if row["attention"] == name) for key in SUMMED}
         for name in arguments.attention
     ]
     lines = [

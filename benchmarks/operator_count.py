@@ -63,8 +63,10 @@ class OperatorCount(TorchDispatchMode):
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        name = operator._schema.name.partition("::")[2]
+        namespace, _, name = operator._schema.name.partition("::")
         result = operator(*args, **kwargs)
+        if namespace == "prim":  # such as reading a tensor's device
+            return result
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         computed_on_host = bool(inputs) and all(tensor in self._on_host for tensor in inputs)
         if computed_on_host or self._copies_to_host(name, kwargs):

@@ -11,10 +11,16 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import MPNetConfig
 
 from mpnet_ds.models.mpnet.relative_position import pair_buckets
 from mpnet_ds.models.mpnet.visibility import Layout
+
+ALIGNMENT = 8
+"""Numbers: 16 bytes in 16 bits."""
+KERNELS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Those that take a bias, but for cuDNN's: it returns NaN gradients for some numbers of keys (PyTorch issue 196678)."""
 
 
 class EagerAttention:
@@ -40,9 +46,18 @@ class SdpaAttention(EagerAttention):
 
     name = "sdpa"
 
+    def prepare(self, table: nn.Embedding, layout: Layout) -> tuple[Tensor]:
+        """See ``attention.Backend``; the bias [B, H, R, K], rows of which begin at multiples of 16 bytes.
+
+        The kernels want that: of any other bias every layer would make a copy.
+        """
+        bias = attention_bias(table, layout)
+        return (F.pad(bias, (0, -bias.shape[3] % ALIGNMENT))[..., : bias.shape[3]],)
+
     def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float, first_row: int, bias: Tensor) -> Tensor:
         """See ``attention.Backend``."""
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias[:, :, first_row:], dropout_p=dropout)
+        with sdpa_kernel(KERNELS):
+            return F.scaled_dot_product_attention(query, key, value, attn_mask=bias[:, :, first_row:], dropout_p=dropout)
 
 
 def attention_bias(table: nn.Embedding, layout: Layout) -> Tensor:

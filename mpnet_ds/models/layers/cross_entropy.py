@@ -9,6 +9,9 @@ Gradients are those of the sum over the rows, not of their mean: in fp16 a mean'
 Shapes: M rows, d width, V vocabulary.
 """
 
+from functools import cache
+from importlib.util import find_spec
+
 import torch
 from torch import Tensor, library
 from torch.nn import functional as F
@@ -56,22 +59,56 @@ def score(
     of_hidden, of_weight, of_bias = (torch.zeros_like(x) if is_recorded else x.new_empty(0) for x in (hidden, weight, bias))
     for part in _chunks(len(hidden), max(1, logits_at_once // len(weight))):
         rows, label = hidden[part], labels[part]
-        used = label >= 0
         logits = torch.addmm(bias, rows, weight.t())
-        correct += ((logits.argmax(dim=1) == label) & used).sum()
-        logits = logits.float()
-        log_sum = logits.logsumexp(dim=1)
-        column = label.clamp(min=0)[:, None]
-        total += torch.where(used, log_sum - logits.gather(1, column)[:, 0], 0).sum()
+        losses, hits = score_logits(logits, label, is_recorded)
+        total += losses.sum()
+        correct += hits.sum()
         if is_recorded:
-            # A row that does not count gets an infinite sum, and thereby a gradient of 0.
-            gradient = logits.sub_(torch.where(used, log_sum, torch.inf)[:, None]).exp_()
-            gradient.scatter_add_(1, column, -used.float()[:, None])
-            gradient = gradient.to(hidden.dtype)
+            gradient = logits
             torch.mm(gradient, weight, out=of_hidden[part])
             of_weight.addmm_(gradient.t(), rows)
             of_bias += gradient.sum(dim=0)
     return total, correct, of_hidden, of_weight[:size], of_bias[:size]
+
+
+def score_logits(logits: Tensor, labels: Tensor, is_recorded: bool) -> tuple[Tensor, Tensor]:
+    """Compute the losses, fp32 [M], and hits, of logits [M, V]; if ``is_recorded``, the losses' gradient replaces the logits.
+
+    Rows whose label is -1 have no loss, no hit and a gradient of 0.
+    """
+    if logits.is_cuda and _has_triton():
+        return score_logits_on_gpu(logits, labels, is_recorded)
+    used = labels >= 0
+    hits = (logits.argmax(dim=1) == labels) & used
+    exact = logits.float()
+    log_sum = exact.logsumexp(dim=1)
+    column = labels.clamp(min=0)[:, None]
+    losses = torch.where(used, log_sum - exact.gather(1, column)[:, 0], 0)
+    if is_recorded:
+        # A row that does not count gets an infinite sum, and thereby a gradient of 0.
+        gradient = exact.sub_(torch.where(used, log_sum, torch.inf)[:, None]).exp_()
+        gradient.scatter_add_(1, column, -used.float()[:, None])
+        logits.copy_(gradient)
+    return losses, hits
+
+
+@library.custom_op("mpnet_ds::score_logits", mutates_args=("logits",))
+def score_logits_on_gpu(logits: Tensor, labels: Tensor, is_recorded: bool) -> tuple[Tensor, Tensor]:
+    """Compute ``score_logits`` in one kernel."""
+    from mpnet_ds.models.layers import cross_entropy_kernel  # imports triton
+
+    return cross_entropy_kernel.score_logits(logits, labels, is_recorded)
+
+
+@score_logits_on_gpu.register_fake
+def _(logits, labels, is_recorded):
+    rows = logits.shape[0]
+    return logits.new_empty(rows, dtype=torch.float32), logits.new_empty(rows, dtype=torch.int32)
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
 
 
 @score.register_fake

@@ -72,7 +72,7 @@ def score(
 
 
 def score_logits(logits: Tensor, labels: Tensor, is_recorded: bool) -> tuple[Tensor, Tensor]:
-    """Compute the losses, fp32 [M], and hits, of logits [M, V]; if ``is_recorded``, the losses' gradient replaces the logits.
+    """Compute the losses, fp32 [M], and hits of logits [M, V]; where ``is_recorded`` their gradient replaces the logits.
 
     Rows whose label is -1 have no loss, no hit and a gradient of 0.
     """

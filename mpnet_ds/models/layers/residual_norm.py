@@ -1,8 +1,8 @@
 """Dropout, residual connection and LayerNorm in one: on a GPU two kernels, one for each direction, elsewhere PyTorch's.
 
-Apart they pass a hidden state through memory 8 times forward and 10 times backward, together 4 and 4 times. The kernels draw the
-dropout from a counter-based generator (Philox) with a seed from PyTorch's generator of the device, and draw it again in
-backward: no mask is kept.
+Apart they pass a hidden state through memory 8 times forward and 10 times backward, together 4 and 4 times. The kernels
+draw dropout from a counter-based generator (Philox), with a seed from PyTorch's generator of the device, and draw it again
+in backward: no mask is kept.
 
 Shapes: N rows, d width.
 """
@@ -12,7 +12,6 @@ from importlib.util import find_spec
 
 import torch
 from torch import Tensor, library, nn
-from torch.nn import functional as F
 
 from mpnet_ds.models.layers.dropout import Dropout
 

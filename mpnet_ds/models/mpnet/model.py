@@ -22,6 +22,8 @@ from mpnet_ds.errors import UserError
 from mpnet_ds.models.attention.backend import Backend, choose_backend
 from mpnet_ds.models.layers.cross_entropy import linear_cross_entropy
 from mpnet_ds.models.layers.dropout import Dropout
+from mpnet_ds.models.layers.projections import project
+from mpnet_ds.models.layers.residual_norm import ResidualNorm
 from mpnet_ds.models.module import Part, PretrainingModule, Scores
 from mpnet_ds.models.mpnet.relative_position import NUM_BUCKETS
 from mpnet_ds.models.mpnet.streams import streams_of
@@ -69,9 +71,14 @@ class SelfAttention(nn.Module):
         self.num_heads, self.dropout = config.num_attention_heads, config.attention_probs_dropout_prob
         self.q, self.k, self.v, self.o = (nn.Linear(config.hidden_size, config.hidden_size) for _ in range(4))
 
-    def forward(self, rows: Tensor, content: Tensor, backend: Backend, first_row: int, *prepared: Tensor) -> Tensor:
-        """[B, rows, d] from rows [B, rows, d], of the layout's from ``first_row`` on, and content [B, K, d]."""
-        query, key, value = (self._split(x) for x in (self.q(rows), self.k(content), self.v(content)))
+    def forward(self, hidden: Tensor, backend: Backend, num_content: int, first_row: int, *prepared: Tensor) -> Tensor:
+        """[B, rows, d], of the rows of hidden [B, R, d] from ``first_row`` on; the first ``num_content`` are seen."""
+        if first_row == 0:
+            projected = project(hidden, num_content, self.q, self.k, self.v)
+        else:
+            content = hidden[:, :num_content]
+            projected = self.q(hidden[:, first_row:]), self.k(content), self.v(content)
+        query, key, value = map(self._split, projected)
         dropout = self.dropout if self.training else 0.0
         attended = backend.attend(query, key, value, dropout, first_row, *prepared)
         return self.o(attended.transpose(1, 2).flatten(2))
@@ -86,12 +93,12 @@ class Attention(nn.Module):
     def __init__(self, config: MPNetConfig):
         super().__init__()
         self.attn = SelfAttention(config)
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = Dropout(config.hidden_dropout_prob)
+        self.LayerNorm = ResidualNorm(config.hidden_size, config.layer_norm_eps, config.hidden_dropout_prob)
 
-    def forward(self, rows: Tensor, *context) -> Tensor:
+    def forward(self, hidden: Tensor, backend: Backend, num_content: int, first_row: int, *prepared: Tensor) -> Tensor:
         """[B, rows, d]; arguments as in ``SelfAttention.forward``."""
-        return self.LayerNorm(rows + self.dropout(self.attn(rows, *context)))
+        attended = self.attn(hidden, backend, num_content, first_row, *prepared)
+        return self.LayerNorm(attended, hidden[:, first_row:])
 
 
 class Dense(nn.Module):
@@ -111,12 +118,11 @@ class Output(Dense):
 
     def __init__(self, config: MPNetConfig):
         super().__init__(config.intermediate_size, config.hidden_size)
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = Dropout(config.hidden_dropout_prob)
+        self.LayerNorm = ResidualNorm(config.hidden_size, config.layer_norm_eps, config.hidden_dropout_prob)
 
     def forward(self, inner: Tensor, residual: Tensor) -> Tensor:
         """[B, R, d] from inner [B, R, intermediate_size] and residual [B, R, d]."""
-        return self.LayerNorm(residual + self.dropout(self.dense(inner)))
+        return self.LayerNorm(self.dense(inner), residual)
 
 
 class Layer(nn.Module):
@@ -138,8 +144,7 @@ class Layer(nn.Module):
             first_row: 0, or the first query row.
             prepared: by the back-end, for this batch.
         """
-        rows = hidden[:, first_row:]
-        rows = self.attention(rows, hidden[:, :num_content], backend, first_row, *prepared)
+        rows = self.attention(hidden, backend, num_content, first_row, *prepared)
         return self.output(F.gelu(self.intermediate(rows)), rows)
 
 

@@ -35,8 +35,9 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GP
 @pytest.mark.parametrize("which", ["not long", pytest.param("long", marks=pytest.mark.long)])
 def test_the_kernels_in_the_interpreter(which):
     # In a process of their own: the interpreter is chosen once, when triton is imported.
-    tests = str(Path(__file__).with_name("triton_interpreted.py"))
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "--color=no", "-m", which, tests]
+    here = Path(__file__).parent
+    tests = [str(folder / "triton_interpreted.py") for folder in (here, here.parent / "layers")]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "--color=no", "-m", which, *tests]
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

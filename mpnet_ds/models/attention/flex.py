@@ -10,7 +10,6 @@ from functools import cache
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import flex_attention
 from transformers import MPNetConfig
 
 from mpnet_ds.errors import UserError
@@ -61,6 +60,7 @@ def _attend(
     row_levels: Tensor, key_from: Tensor, key_until: Tensor,
 ) -> Tensor:  # fmt: skip
     """Compute attention [B, H, R, D]; a row that sees nothing comes out as 0."""
+    from torch.nn.attention.flex_attention import flex_attention  # which imports triton in some versions
 
     def biased(score: Tensor, b: Tensor, h: Tensor, row: Tensor, k: Tensor) -> Tensor:
         row = row + first_row

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 
 def project(hidden: Tensor, num_keys: int, query: nn.Linear, key: nn.Linear, value: nn.Linear) -> tuple[Tensor, ...]:
-    """Apply three maps to hidden [B, R, d]; return query [B, R, d], and key and value [B, K, d] of the first ``num_keys`` rows.
+    """Apply three maps to hidden [B, R, d]; return the query [B, R, d], and key and value [B, K, d] of the first rows.
 
-    All are views of one tensor.
+    All are views of one tensor. ``num_keys`` is K.
     """
     maps = (query, key, value)
     packed = F.linear(hidden, torch.cat([one.weight for one in maps]), torch.cat([one.bias for one in maps]))

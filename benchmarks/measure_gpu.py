@@ -1,11 +1,12 @@
 """Test and measure everything on this machine's GPU in limited time: python benchmarks/measure_gpu.py --minutes 9
 
-First the tests of the models (parity with the original's numbers, gradients), which also use a GPU if there is one; then
+First tests of the models: parity with the original's numbers, and the kernels of this project for heads of 64; then
 training steps, the most valuable first: every attention back-end that the device has, at a micro-batch that fills it, with
 and without dropout on its probabilities (FlexAttention has none, and is measured without it throughout), other
-micro-batches, ``torch.compile``, fp16, ZeRO 0, Muon, activation checkpointing, and finally combinations of all. Nothing is
-started that would not finish in time. A failure (too little memory, a back-end that this device does not have) is reported
-and does not end the program.
+micro-batches, ``torch.compile``, fp16, ZeRO 0, Muon, activation checkpointing, and finally combinations of all; at last the
+kernels of the fastest that take longest. One process measures one configuration after the other. Nothing is started that
+would not finish in time. A failure (too little memory, a back-end that this device does not have) is reported and does not
+end the program.
 
 Writes ``MODEL_HARDWARE_DATE.md`` and ``.json`` into benchmarks/results, again after each measurement: whatever ends the
 program, earlier measurements are kept. Without a GPU it does the same on CPUs, for a small ``--recipe``.
@@ -17,9 +18,10 @@ import sys
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from types import MappingProxyType
@@ -29,7 +31,7 @@ from bench_step import COLUMNS, FIGURES, derive, middle, name_of
 from random_dataset import VOCAB_SIZE, make_dataset
 from report import NO_FIGURE, ROOT, environment, markdown_table, print_table, write_results
 from step_configuration import TOKENS, Configuration, positive
-from timed_step import MeasurementFailed, measure_elsewhere
+from timed_step import MeasurementFailed, Worker
 
 from mpnet_ds.attention_backends import AUTO, BACKENDS
 from mpnet_ds.command_line import Parser, run
@@ -37,10 +39,16 @@ from mpnet_ds.errors import UserError
 from mpnet_ds.files import write_atomically
 from mpnet_ds.models.attention.backend import choose_backend
 from mpnet_ds.quiet import quiet_libraries
+from mpnet_ds.validation import shorten
 
 RESULTS = ROOT / "benchmarks" / "results"
-SHARE_OF_TESTS = 0.4
+TESTS = ("tests/models/test_parity.py", "tests/models/attention/test_triton.py", "tests/models/layers/test_on_a_gpu.py")
+"""A choice: all of them compile kernels for minutes."""
+KEYWORDS = "test_parity or test_on_a_gpu.py or [64- or bit_for_bit"
+SHARE_OF_TESTS = 0.3
 """Largest share of the time that tests get."""
+SECONDS_TO_PROFILE = 40.0
+"""Kept for the end."""
 FIRST_GUESS = 40.0
 """Expected seconds of the first measurement."""
 COMPILING = 2.0
@@ -83,7 +91,12 @@ def main() -> int:
     if not arguments.no_tests:
         found.tests, found.tests_passed = run_tests(SHARE_OF_TESTS * 60 * arguments.minutes)
         found.write()
-    measure_plan(plan, found, deadline)
+    with tempfile.TemporaryDirectory(prefix="mpnet-gpu-") as work, Worker() as worker:
+        make_dataset(Path(work) / "data", TOKENS, 1, arguments.vocab_size)
+        measure = partial(worker.measure, data=f"{work}/data", steps=arguments.steps)
+        fastest = measure_plan(plan, found, deadline - SECONDS_TO_PROFILE, measure)
+        if fastest is not None:
+            profile_steps(fastest, found, deadline, measure)
     found.write()
     found.show()
     return 0 if found.rows and found.tests_passed else 1
@@ -156,6 +169,9 @@ class Findings:
     tests_passed: bool = True
     rows: list[dict] = field(default_factory=list)
     failures: list[tuple[str, str]] = field(default_factory=list)
+    kernels: list[dict] = field(default_factory=list)
+    """Of the fastest configuration: name, launches and seconds of a step."""
+    profiled: str = ""
     path: Path | None = None
     environment: dict = field(default_factory=environment)
 
@@ -164,7 +180,7 @@ class Findings:
         if self.path is None:
             self.path = new_path(self.arguments, self.environment)
         write_atomically(self.path, self.page())
-        more = {"tests": self.tests, "failed": dict(self.failures), "left_out": self.left_out}
+        more = {"tests": self.tests, "kernels": self.kernels, "failed": dict(self.failures), "left_out": self.left_out}
         write_results(self.path.with_suffix(".json"), self.rows, **more)
 
     def page(self) -> str:
@@ -188,11 +204,18 @@ class Findings:
                 "synchronisation after each. benchmarks/bench_step.py explains the columns."
             )
             parts.append(markdown_table(*self.table(FIGURES)))
-        parts += [f"Tests of the model (`pytest tests/models`): {self.tests}"]
+        parts += [f"Tests (`pytest {' '.join(TESTS)} -k '{KEYWORDS}'`): {self.tests}"]
         if self.failures:
             parts.append("Not measured:\n\n" + "\n".join(f"* {name}: {why}" for name, why in self.failures))
         if self.left_out:
             parts.append(f"Left out for lack of time, of {arguments.minutes:g} minutes: {'; '.join(self.left_out)}.")
+        if self.kernels:
+            lines = [
+                (f"{kernel['seconds'] * 1e3:.2f}", f"{kernel['launches']:.0f}", f"`{shorten(kernel['name'], 100)}`")
+                for kernel in self.kernels
+            ]
+            parts.append(f"What takes longest in a step of {self.profiled}:")
+            parts.append(markdown_table(("ms", "launches", "kernel"), lines))
         return "\n\n".join(parts) + "\n"
 
     def table(self, figures: Iterable[str]) -> tuple[list[str], list[list[str]]]:
@@ -211,28 +234,45 @@ class Findings:
         print(f"tests: {self.tests}; {len(self.rows)} measured, {len(self.left_out)} left out\n{self.path}")
 
 
-def measure_plan(plan: list[Configuration], found: Findings, deadline: float) -> None:
-    """Measure one after another, as long as there is time for the next."""
+def measure_plan(
+    plan: list[Configuration], found: Findings, deadline: float, measure: Callable[..., dict]
+) -> Configuration | None:
+    """Measure one after another, as long as there is time for the next; return the fastest.
+
+    Args:
+        measure: of ``Worker``, with data and steps.
+    """
     longest = {False: FIRST_GUESS, True: COMPILING * FIRST_GUESS}
-    with tempfile.TemporaryDirectory(prefix="mpnet-gpu-") as work:
-        make_dataset(Path(work) / "data", TOKENS, 1, found.arguments.vocab_size)
-        for configuration in plan:
-            name, begin = label(configuration), time.monotonic()
-            left = deadline - begin
-            if longest[configuration.compiled] > left:
-                continue
-            found.left_out.remove(name)
-            try:
-                row = measure_elsewhere(configuration, f"{work}/data", found.arguments.steps, timeout=left)
-                found.rows.append(derive(middle([row])))
-                outcome = f"{row['step_seconds'] * 1e3:,.1f} ms"
-            except (MeasurementFailed, UserError) as failure:
-                outcome = str(failure)
-                found.failures.append((name, outcome))
-            seconds = time.monotonic() - begin
-            _learn(longest, configuration.compiled, seconds)
-            print(f"{name}: {outcome} ({seconds:.0f} s, {left - seconds:.0f} s left)", file=sys.stderr, flush=True)
-            found.write()
+    fastest, most = None, 0.0
+    for configuration in plan:
+        name, begin = label(configuration), time.monotonic()
+        left = deadline - begin
+        if longest[configuration.compiled] > left:
+            continue
+        found.left_out.remove(name)
+        try:
+            row = derive(middle([measure(configuration, timeout=left)]))
+            found.rows.append(row)
+            if row["tokens_per_second"] > most:
+                fastest, most = configuration, row["tokens_per_second"]
+            outcome = f"{row['step_seconds'] * 1e3:,.1f} ms"
+        except (MeasurementFailed, UserError) as failure:
+            outcome = str(failure)
+            found.failures.append((name, outcome))
+        seconds = time.monotonic() - begin
+        _learn(longest, configuration.compiled, seconds)
+        print(f"{name}: {outcome} ({seconds:.0f} s, {left - seconds:.0f} s left)", file=sys.stderr, flush=True)
+        found.write()
+    return fastest
+
+
+def profile_steps(configuration: Configuration, found: Findings, deadline: float, measure: Callable[..., dict]) -> None:
+    """Find the kernels of a configuration that take longest."""
+    found.profiled = label(configuration)
+    try:
+        found.kernels = measure(configuration, timeout=deadline - time.monotonic(), profile=True)["kernels"]
+    except MeasurementFailed as failure:
+        found.failures.append((f"the kernels of {found.profiled}", str(failure)))
 
 
 def _learn(longest: dict[bool, float], compiled: bool, seconds: float) -> None:
@@ -242,15 +282,22 @@ def _learn(longest: dict[bool, float], compiled: bool, seconds: float) -> None:
 
 
 def run_tests(seconds: float) -> tuple[str, bool]:
-    """Run the tests; return the last line of pytest's report, or why there is none, and whether all passed."""
-    words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/models"]
-    try:
-        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=seconds)
-    except subprocess.TimeoutExpired:
-        return f"not done after {seconds:.0f} s", False
-    lines = (done.stdout + done.stderr).strip().splitlines()
+    """Run the chosen tests; return in a line how they went, as far as they did in that time, and whether all passed."""
+    words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-vv", *TESTS, "-k", KEYWORDS]
+    with tempfile.TemporaryFile("w+", errors="replace") as log:
+        child = subprocess.Popen(words, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            code = child.wait(seconds)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            code = child.wait() and None
+        log.seek(0)
+        lines = log.read().strip().splitlines()
     print("\n".join(lines[-15:]), file=sys.stderr, flush=True)
-    return lines[-1] if lines else f"exit code {done.returncode}", done.returncode == 0
+    if code is not None:
+        return lines[-1] if lines else f"exit code {code}", code == 0
+    passed, failed = (sum(f" {word}" in line for line in lines) for word in ("PASSED", "FAILED"))
+    return f"{passed} passed and {failed} failed; not done after {seconds:.0f} s", False
 
 
 def hardware_of(about: dict) -> str:

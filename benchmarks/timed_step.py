@@ -1,6 +1,7 @@
-"""Measure training steps of one configuration, in processes of their own: what bench_step.py and bench_scaling.py start.
+"""Measure training steps, in processes of their own: what bench_step.py, bench_scaling.py and measure_gpu.py start.
 
     python benchmarks/timed_step.py ORDER RESULT        python launch/torchrun.py … benchmarks/timed_step.py ORDER RESULT
+    python benchmarks/timed_step.py serve
 
 A step is what training does for each micro-batch: take the next one from the prefetching thread, move it to the device,
 forward, backward, optimizer step, in the engine that training builds. (Without the rest of training: agreeing on whether to
@@ -20,6 +21,7 @@ import gc
 import json
 import os
 import re
+import select
 import signal
 import socket
 import statistics
@@ -91,6 +93,59 @@ def measure_elsewhere(configuration: Configuration, data: str, steps: int, timeo
     raise MeasurementFailed(_reason(code, output), output[-4000:])
 
 
+class Worker:
+    """One process that measures configurations of one rank, one after the other, as imports take as long as many steps.
+
+    A process that fails, or takes too long, is ended, and the next measurement starts another: a fault on a GPU can leave
+    its process unusable.
+    """
+
+    def __init__(self):
+        self._process: subprocess.Popen | None = None
+        self._log = tempfile.TemporaryFile("w+", errors="replace")
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.end()
+        self._log.close()
+
+    def measure(self, configuration: Configuration, data: str, steps: int, timeout: float, profile: bool = False) -> dict:
+        """What ``measure`` finds; with ``profile`` also ``kernels``, from ``longest_kernels``. Raises as ``measure_elsewhere``."""
+        order = {"configuration": asdict(configuration), "data": data, "steps": steps, "profile": profile}
+        if self._process is None:
+            environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._log, "text": True}
+            self._process = subprocess.Popen([sys.executable, __file__, "serve"], env=environment, **pipes)
+        begin = self._log.seek(0, os.SEEK_END)
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(order) + "\n")
+            self._process.stdin.flush()
+        line = self._process.stdout.readline() if select.select([self._process.stdout], [], [], timeout)[0] else None
+        answer = json.loads(line) if line else {}
+        if "refused" in answer:
+            raise UserError(answer["refused"])
+        if "found" in answer:
+            return answer["found"]
+        code = self.end()
+        self._log.seek(begin)
+        said = self._log.read()
+        raise MeasurementFailed(f"not done after {timeout:.0f} s" if line is None else _reason(code, said), said[-4000:])
+
+    def end(self) -> int:
+        """End the process, if there is one; return its exit code."""
+        if self._process is None:
+            return 0
+        process, self._process = self._process, None
+        process.stdin.close()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(1)
+        _end(process)
+        process.stdout.close()
+        return process.returncode
+
+
 def _launcher(ranks: int) -> list[str]:
     if ranks == 1:
         return [sys.executable]
@@ -144,15 +199,20 @@ def _reason(code: int, output: str) -> str:
 
 def measure(configuration: Configuration, data_folder: str, steps: int, ranks: Ranks) -> dict:
     """Measure times in seconds (medians of ``steps``) and memory in bytes (the largest of all ranks); also return sizes."""
+    with closing(steps_of(configuration, data_folder, ranks, total=2 + WARMUP_STEPS + 2 * steps)) as timed:
+        described = describe(configuration, timed.recipe, timed.config, timed.data, ranks)
+        return described | timed.measure(steps)
+
+
+def steps_of(configuration: Configuration, data_folder: str, ranks: Ranks, total: int) -> "Steps":
+    """Build the engine of a configuration, and ``total`` steps of it."""
     recipe = configuration.sized_recipe()
     config = configuration.engine_config(recipe, process_group.supported_precisions())
     data, _ = open_data([data_folder], None, recipe)
     torch.manual_seed(recipe.run.seed)
     module = recipe.objective.build(recipe.model, data.tokenizer, recipe.data.seq_length, configuration.attention)
     engine = Engine(module, config, recipe.optimization.weight_decay, compiled=configuration.compiled)
-    described = describe(configuration, recipe, config, data, ranks) | {"tokens_per_sequence": data.tokens_per_sequence}
-    with closing(Steps(engine, data, recipe, config, ranks, total=2 + WARMUP_STEPS + 2 * steps)) as timed:
-        return described | timed.measure(steps)
+    return Steps(engine, data, recipe, config, ranks, total)
 
 
 class Steps:
@@ -277,6 +337,7 @@ def describe(configuration: Configuration, recipe: Recipe, config: EngineConfig,
         "seq_length": seq_length,
         "predicted": objective.num_targets(data.batch([0]))[0],
         "parameters": sizes.parameters,
+        "tokens_per_sequence": data.tokens_per_sequence,
         # Of a rank's step; what is recomputed in backward counts once.
         "flops": sequences * sizes.flops_per_sequence,
         "peak_flops": peak_flops(device, config.precision),
@@ -319,7 +380,56 @@ def _columns(rows: list[dict]) -> dict[str, list]:
     return {name: [row[name] for row in rows] for name in rows[0]}
 
 
+def longest_kernels(
+    configuration: Configuration, data_folder: str, ranks: Ranks, steps: int = 3, count: int = 30
+) -> list[dict]:
+    """Profile some steps; return the kernels (on a CPU operators) that took longest: name, launches and seconds of a step."""
+    with closing(steps_of(configuration, data_folder, ranks, total=WARMUP_STEPS + steps)) as timed:
+        for _ in range(WARMUP_STEPS):
+            timed.step()
+        with torch.profiler.profile() as profile:
+            for _ in range(steps):
+                timed.step()
+            synchronised_clock(ranks.device)
+    on_gpu = ranks.device.type == "cuda"
+    found = [
+        {
+            "name": event.key,
+            "launches": event.count / steps,
+            "seconds": (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e6 / steps,
+        }
+        for event in profile.key_averages()
+        if not on_gpu or event.device_type == torch.autograd.DeviceType.CUDA
+    ]
+    return sorted(found, key=lambda kernel: -kernel["seconds"])[:count]
+
+
+def serve() -> None:
+    """Measure what each line of standard input orders; answer with a line of standard output. A fault ends the process."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print
+    ranks = process_group.start()
+    for line in sys.stdin:
+        order = json.loads(line)
+        configuration, data = Configuration(**order["configuration"]), order["data"]
+        memory_now(ranks.device)  # the peak of others does not count
+        try:
+            answer = {"found": measure(configuration, data, order["steps"], ranks)}
+            if order["profile"]:
+                answer["found"]["kernels"] = longest_kernels(configuration, data, ranks)
+        except UserError as error:
+            answer = {"refused": str(error)}
+        gc.collect()
+        if ranks.device.type == "cuda":
+            torch.cuda.empty_cache()
+        print(json.dumps(answer), file=answers, flush=True)
+    process_group.stop()
+    os._exit(0)
+
+
 def main() -> None:
+    if sys.argv[1:] == ["serve"]:
+        serve()
     order = json.loads(Path(sys.argv[1]).read_text())
     ranks = process_group.start()
     try:

@@ -1,0 +1,55 @@
+"""The Triton kernels of models/layers on a GPU, against PyTorch in fp32 on the CPU."""
+
+import pytest
+import torch
+
+from mpnet_ds.models.layers import cross_entropy
+from mpnet_ds.models.layers.residual_norm import ResidualNorm
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+DTYPES = [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 4e-3)]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
+def test_loss_and_gradients_are_those_of_pytorch(dtype, tolerance):
+    torch.manual_seed(0)
+    tensors = [x.to(dtype) for x in (torch.randn(300, 64), torch.randn(5000, 64) / 8, torch.randn(5000) / 8)]
+    labels = torch.randint(-1, 5000, (300,))
+    here = [x.float().requires_grad_() for x in tensors]
+    there = [x.cuda().requires_grad_() for x in tensors]
+    expected, hits = cross_entropy.linear_cross_entropy(*here, labels)
+    found, found_hits = cross_entropy.linear_cross_entropy(*there, labels.cuda())
+    assert found.item() == pytest.approx(expected.item(), rel=tolerance)
+    assert abs(found_hits.item() - hits.item()) <= 3
+    for one, other in zip(torch.autograd.grad(found, there), torch.autograd.grad(expected, here), strict=True):
+        assert (one.float().cpu() - other).norm() <= tolerance * other.norm()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
+def test_norm_and_gradients_are_those_of_pytorch(dtype, tolerance):
+    torch.manual_seed(0)
+    norm = ResidualNorm(768, 1e-5, dropout=0.0)
+    norm.weight.data.normal_(1, 0.2)
+    x, residual, grad = (torch.randn(4, 70, 768).to(dtype) for _ in range(3))
+    found, expected = [], []
+    for values, device, kind in ((expected, "cpu", torch.float32), (found, "cuda", dtype)):
+        module = norm.to(device, kind)
+        inputs = [tensor.to(device, kind).requires_grad_() for tensor in (x, residual)]
+        out = module(*inputs)
+        values += [out, *torch.autograd.grad(out, [*inputs, module.weight, module.bias], grad.to(device, kind))]
+    for one, other in zip(found, expected, strict=True):
+        assert (one.detach().float().cpu() - other).norm() <= tolerance * other.norm()
+
+
+def test_dropout_follows_the_seed_and_keeps_the_mean():
+    norm = ResidualNorm(768, 1e-5, dropout=0.1).cuda()
+    x, zeros = torch.ones(64, 768, device="cuda", requires_grad=True), torch.zeros(64, 768, device="cuda")
+    results = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        out = norm(x, zeros)
+        results.append((out, *torch.autograd.grad(out.sum(), [norm.weight])))
+    assert all(torch.equal(one, other) for one, other in zip(results[0], results[1], strict=True))
+    assert not torch.equal(results[0][0], results[2][0])
+    kept = results[0][0] > 0
+    assert kept.double().mean().item() == pytest.approx(0.9, abs=0.01)

@@ -112,7 +112,7 @@ class Worker:
         self._log.close()
 
     def measure(self, configuration: Configuration, data: str, steps: int, timeout: float, profile: bool = False) -> dict:
-        """What ``measure`` finds; with ``profile`` also ``kernels``, from ``longest_kernels``. Raises as ``measure_elsewhere``."""
+        """What ``measure`` finds; with ``profile`` also ``kernels``, see ``longest_kernels``. Raises as ``measure_elsewhere``."""
         order = {"configuration": asdict(configuration), "data": data, "steps": steps, "profile": profile}
         if self._process is None:
             environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
@@ -383,7 +383,7 @@ def _columns(rows: list[dict]) -> dict[str, list]:
 def longest_kernels(
     configuration: Configuration, data_folder: str, ranks: Ranks, steps: int = 3, count: int = 30
 ) -> list[dict]:
-    """Profile some steps; return the kernels (on a CPU operators) that took longest: name, launches and seconds of a step."""
+    """Profile steps; return the kernels (on a CPU operators) that take longest: name, launches and seconds of a step."""
     with closing(steps_of(configuration, data_folder, ranks, total=WARMUP_STEPS + steps)) as timed:
         for _ in range(WARMUP_STEPS):
             timed.step()

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from unittest import mock
 
 import torch
 from operator_count import OperatorCount, Work
@@ -31,7 +32,8 @@ from mpnet_ds.config.recipe import Recipe, load_recipe
 from mpnet_ds.deepspeed_workarounds import tensors_without_numbers
 from mpnet_ds.models import MPNetForPretraining
 from mpnet_ds.models.attention.backend import choose_backend
-from mpnet_ds.models.layers import cross_entropy
+from mpnet_ds.models.layers import cross_entropy, kernels
+from mpnet_ds.models.layers.dropout import Dropout
 from mpnet_ds.quiet import quiet_libraries
 from mpnet_ds.ranks import process_group
 from mpnet_ds.training.engine import Engine
@@ -153,6 +155,8 @@ class PartCount(OperatorCount):
         work = self.of(name)
         moved, flops = work.moved, work.flops
         result = super().__torch_dispatch__(operator, types, args, kwargs)
+        if name == "score_logits":  # writes the gradient where the logits were; their second reading is from the L2 cache
+            work.moved += args[0].numel() * args[0].element_size()
         if name in ATTENTION:
             query, key = args[0], args[1]
             work.flops += PASSES[name] * math.prod(query.shape) * key.shape[2]
@@ -168,20 +172,16 @@ def count_passes(recipe: Recipe, attention: str, sequences: int, rates: tuple[fl
     counter, backend = PartCount(rates), choose_backend(attention, torch.device("cpu"))
     tokens = recipe.data.seq_length
     predicted = int(recipe.objective.masking.num_predicted(tokens))
-    with tensors_without_numbers(), _in_bf16(), _environment("TRITON_INTERPRET", "1"), OneOperatorEach():
+    with tensors_without_numbers(), _in_bf16(), mock.patch.dict(os.environ, TRITON_INTERPRET="1"), OneOperatorEach():
         module = MPNetForPretraining(recipe.model.config(VOCAB_SIZE), recipe.objective.name, attention)
         module.keep_logits = False
         for part, inner in (("embeddings", module.mpnet.embeddings), ("head and loss", module.lm_head)):
             inner.forward = _in_part(counter, part, inner.forward)
-        prepare = backend.prepare
-        backend.prepare = _in_part(counter, "its bias", prepare)
         ids = torch.zeros(sequences, tokens, dtype=torch.int64)
         batch = {"input_ids": ids, "predicted_positions": ids[:, :predicted], "predicted_inputs": ids[:, :predicted]}
-        try:
-            with _plain_dropout(), counter:
-                module(**batch).sums.sum().backward()
-        finally:
-            backend.prepare = prepare
+        prepare = mock.patch.object(backend, "prepare", _in_part(counter, "its bias", backend.prepare))
+        with prepare, _as_on_a_gpu(), counter:
+            module(**batch).sums.sum().backward()
     rows = [
         {
             "attention": attention,
@@ -216,26 +216,13 @@ def _in_bf16() -> Iterator[None]:
 
 
 @contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    """A variable that nobody has set, for a while: it lets the back-end prepare for a GPU on a CPU."""
-    os.environ[name] = value
-    try:
+def _as_on_a_gpu() -> Iterator[None]:
+    """Let the layers use what they use on a GPU: their kernels, and PyTorch's dropout."""
+    with (
+        mock.patch.object(Dropout, "forward", nn.Dropout.forward),
+        mock.patch.object(kernels, "run_on", return_value=True),
+    ):
         yield
-    finally:
-        del os.environ[name]
-
-
-@contextmanager
-def _plain_dropout() -> Iterator[None]:
-    """PyTorch's dropout, which is what GPUs use, in place of that of CPUs."""
-    from mpnet_ds.models.layers.dropout import Dropout
-
-    own = Dropout.forward
-    Dropout.forward = nn.Dropout.forward
-    try:
-        yield
-    finally:
-        Dropout.forward = own
 
 
 @library.custom_op("count_step::sdpa", mutates_args=())

@@ -112,7 +112,7 @@ class Worker:
         self._log.close()
 
     def measure(self, configuration: Configuration, data: str, steps: int, timeout: float, profile: bool = False) -> dict:
-        """What ``measure`` finds; with ``profile`` also ``kernels``, see ``longest_kernels``. Raises as ``measure_elsewhere``."""
+        """What ``measure`` finds; with ``profile`` also ``kernels``, as ``longest_kernels``. Raises as ``measure_elsewhere``."""
         order = {"configuration": asdict(configuration), "data": data, "steps": steps, "profile": profile}
         if self._process is None:
             environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}

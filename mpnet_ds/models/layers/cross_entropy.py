@@ -9,12 +9,11 @@ Gradients are those of the sum over the rows, not of their mean: in fp16 a mean'
 Shapes: M rows, d width, V vocabulary.
 """
 
-from functools import cache
-from importlib.util import find_spec
-
 import torch
 from torch import Tensor, library
 from torch.nn import functional as F
+
+from mpnet_ds.models.layers import kernels
 
 LOGITS_AT_ONCE = 2**25
 """Numbers: 128 MiB in fp32, 1,099 rows of 30,527."""
@@ -76,7 +75,7 @@ def score_logits(logits: Tensor, labels: Tensor, is_recorded: bool) -> tuple[Ten
 
     Rows whose label is -1 have no loss, no hit and a gradient of 0.
     """
-    if logits.is_cuda and _has_triton():
+    if kernels.run_on(logits):
         return score_logits_on_gpu(logits, labels, is_recorded)
     used = labels >= 0
     hits = (logits.argmax(dim=1) == labels) & used
@@ -104,11 +103,6 @@ def score_logits_on_gpu(logits: Tensor, labels: Tensor, is_recorded: bool) -> tu
 def _(logits, labels, is_recorded):
     rows = logits.shape[0]
     return logits.new_empty(rows, dtype=torch.float32), logits.new_empty(rows, dtype=torch.int32)
-
-
-@cache
-def _has_triton() -> bool:
-    return find_spec("triton") is not None
 
 
 @score.register_fake

@@ -7,12 +7,10 @@ in backward: no mask is kept.
 Shapes: N rows, d width.
 """
 
-from functools import cache
-from importlib.util import find_spec
-
 import torch
 from torch import Tensor, library, nn
 
+from mpnet_ds.models.layers import kernels
 from mpnet_ds.models.layers.dropout import Dropout
 
 WIDEST = 8192
@@ -28,7 +26,7 @@ class ResidualNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         """[…, d] from x and residual, both […, d]."""
-        if not (x.is_cuda and _has_triton() and x.shape[-1] <= WIDEST):
+        if not kernels.run_on(x) or x.shape[-1] > WIDEST:
             return super().forward(residual + self.dropout(x))
         probability = self.dropout.p if self.training else 0.0
         seed = torch.randint(2**31, (1,), device=x.device) if probability else x.new_zeros(1, dtype=torch.int64)
@@ -88,8 +86,3 @@ def _gradients(ctx, grad: Tensor, *_) -> tuple:
 
 
 residual_norm.register_autograd(_gradients, setup_context=_keep)
-
-
-@cache
-def _has_triton() -> bool:
-    return find_spec("triton") is not None

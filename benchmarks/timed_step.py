@@ -112,7 +112,7 @@ class Worker:
         self._log.close()
 
     def measure(self, configuration: Configuration, data: str, steps: int, timeout: float, profile: bool = False) -> dict:
-        """Return what ``measure`` finds, and with ``profile`` the ``longest_kernels`` too; raises as ``measure_elsewhere``."""
+        """Return what ``measure`` finds, with ``profile`` the ``longest_kernels`` too; raises as ``measure_elsewhere``."""
         order = {"configuration": asdict(configuration), "data": data, "steps": steps, "profile": profile}
         if self._process is None:
             environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}

@@ -1,5 +1,5 @@
 # make demo: the whole way, from text to a model.
-# make test: the tests, some 12 minutes on two cores.   make test-fast: those that start no processes, 2 to 3 minutes.
+# make test: the tests, some 10 minutes on two cores.   make test-fast: those that start no processes, under 2 minutes.
 # make test-long: those that make test leaves out.   make test-cluster: all those on several hosts, with the packages that they
 # need; root, on Debian or Ubuntu (make test runs some of them where it can, and says why where it cannot).
 # make bench: all benchmarks at small sizes, some minutes; BENCH='--output FILE' keeps the figures. All of them make .venv first.

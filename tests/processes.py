@@ -1,12 +1,14 @@
 """Marks tests that start processes: ``pytest -m "not process"`` leaves them out (``make test-fast``).
 
-A test starts processes if it, one of its fixtures, or a function of the tests that these name uses the module ``subprocess``
-or fork_server.py: nobody has to keep a list.
+A test starts processes if it, one of its fixtures, or a function of the tests that these name uses ``subprocess``,
+fork_server.py or a context of ``multiprocessing``: nobody has to keep a list. Where what is tested starts them, it is marked
+by hand.
 """
 
 import functools
 import subprocess
 from collections.abc import Callable, Iterator
+from multiprocessing.context import BaseContext
 from types import CodeType, FunctionType, ModuleType
 
 import pytest
@@ -29,16 +31,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def starts_processes(function: Callable) -> bool:
     """Whether a function's code, or that of a function of the tests that it names, uses one of ``STARTERS``."""
-    return isinstance(function, FunctionType) and any(each in STARTERS for each in reached(function))
+    return isinstance(function, FunctionType) and any(
+        each in STARTERS or isinstance(each, BaseContext) for each in reached(function)
+    )
 
 
 @functools.cache
 def reached(function: FunctionType) -> frozenset:
-    """Return the modules that a function of the tests names, itself or by others, as far as functions of the tests go."""
+    """Return the modules and the contexts of ``multiprocessing`` that a function names, itself or by others of the tests."""
     modules, seen, waiting = set(), {function}, [function]
     while waiting:
         for value in values_named(waiting.pop()):
-            if isinstance(value, ModuleType):
+            if isinstance(value, ModuleType | BaseContext):
                 modules.add(value)
             elif isinstance(value, FunctionType) and value.__module__.startswith("tests.") and value not in seen:
                 seen.add(value)

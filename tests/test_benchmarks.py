@@ -321,6 +321,7 @@ def test_rounds_are_joined_by_medians():
 SMALLEST = Benchmark("bench_verify", "--shards 1 --gigabytes 0.005 --repeats 1", bench_all.of_verification)
 
 
+@pytest.mark.process
 def test_a_benchmark_that_fails_is_named_and_the_others_run(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     broken = Benchmark("bench_loader", "--folder {work} --nonsense", bench_all.of_loader)
@@ -341,6 +342,7 @@ def test_a_benchmark_that_fails_is_named_and_the_others_run(tmp_path, capsys, mo
     assert not list(tmp_path.glob("mpnet-bench-*"))
 
 
+@pytest.mark.process
 def test_without_a_failure_the_exit_code_is_0(capsys):
     assert bench_all.run_all([SMALLEST], None) == 0
     assert "verify" in capsys.readouterr().out

@@ -34,6 +34,7 @@ def test_bandwidths_are_those_of_nccl_tests():
     assert gather.bus_bandwidth == 1.5e9
 
 
+@pytest.mark.process
 def test_two_ranks_measure_every_collective_at_every_size_that_does_not_take_minutes(measure):
     found, same = measure(2, [0, 1], seconds=30)
     assert (found["rows"], found["problem"]) == (same["rows"], "")
@@ -42,6 +43,7 @@ def test_two_ranks_measure_every_collective_at_every_size_that_does_not_take_min
     assert all(row.ranks == 2 and 0 < row.seconds < 10 for row in rows)
 
 
+@pytest.mark.process
 def test_a_rank_that_never_comes_is_a_problem_within_the_time(measure):
     (found,) = measure(2, [0], seconds=1)
     assert found["rows"] == []

@@ -9,6 +9,7 @@ import pytest
 from mpnet_ds.cluster import check as check_module
 from tests.runs import ROOT, environment, free_port
 
+pytestmark = pytest.mark.process
 CLOCK_AHEAD = "import time; real = time.time; time.time = lambda: real() + 40"
 
 

@@ -92,6 +92,7 @@ def test_a_model_of_which_little_is_known_has_no_empty_rows(saved, tmp_path):
     assert "Not known" in text
 
 
+@pytest.mark.process  # not one, but as long as many
 @pytest.mark.parametrize("kind", ["exported", "encoder_folder"])
 def test_code_in_the_card_runs_as_written(kind, request, capsys):
     if kind == "encoder_folder":

@@ -96,14 +96,16 @@ def _layer(work: Work, is_last: bool = False) -> int:
     all_rows, num_keys, last_rows = _count_rows_and_keys(work)
     num_rows = last_rows if is_last else all_rows
     hidden_mask = _mask_bytes(work, config.hidden_dropout_prob)
-    # Input; query, attended, residual sum, its LayerNorm, second residual sum; key and value, and the content rows that
-    # they are computed from, which are copied where they are not all rows.
-    content_copies = num_keys if all_rows != num_keys else 0
-    row_copy = num_rows if num_rows != all_rows else 0
-    wide = all_rows + 5 * num_rows + 2 * num_keys + content_copies + row_copy
+    # Input; attended, residual sum, its LayerNorm, second residual sum; query, key and value. Where one product makes these
+    # three, it keeps its matrix; else they have keys of the content rows only, and copies of the rows that they are made of.
+    wide, matrix = all_rows + 4 * num_rows, 0
+    if num_rows == all_rows:
+        wide, matrix = wide + 3 * all_rows, 3 * config.hidden_size**2
+    else:
+        wide += 2 * num_rows + 2 * num_keys + (num_keys if all_rows != num_keys else 0)
     numbers = wide * config.hidden_size + 2 * num_rows * config.intermediate_size
     masks = 2 * num_rows * config.hidden_size * hidden_mask
-    return work.micro_batch_size * (numbers * e + masks + _scores(work, num_rows, num_keys))
+    return work.micro_batch_size * (numbers * e + masks + _scores(work, num_rows, num_keys)) + matrix * e
 
 
 def _scores(work: Work, num_rows: int, num_keys: int) -> int:

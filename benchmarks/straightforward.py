@@ -12,7 +12,7 @@ Shapes: B sequences, n tokens, p predicted tokens, K = n + p content rows, H hea
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mpnet_ds.models import MPNetForPretraining
@@ -63,12 +63,17 @@ class StraightforwardMPNet(MPNetForPretraining):
         scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1]) + bias
         probabilities = F.dropout(torch.softmax(scores, dim=-1), self.config.attention_probs_dropout_prob, self.training)
         attended = weights.o((probabilities @ value).transpose(1, 2).flatten(2))
-        rows = layer.attention.LayerNorm(rows + self._drop(attended))
+        rows = norm(layer.attention.LayerNorm, rows + self._drop(attended))
         inner = layer.output.dense(F.gelu(layer.intermediate.dense(rows)))
-        return layer.output.LayerNorm(rows + self._drop(inner))
+        return norm(layer.output.LayerNorm, rows + self._drop(inner))
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.config.hidden_dropout_prob, self.training)
+
+
+def norm(of: nn.LayerNorm, x: Tensor) -> Tensor:
+    """LayerNorm with a module's weights."""
+    return F.layer_norm(x, of.normalized_shape, of.weight, of.bias, of.eps)
 
 
 def visibility(predicted_positions: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:

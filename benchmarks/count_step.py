@@ -257,13 +257,16 @@ sdpa.register_autograd(lambda ctx, grad: sdpa_backward(*ctx.saved_tensors, grad)
 
 
 class OneOperatorEach(TorchFunctionMode):
-    """Replaces ``scaled_dot_product_attention`` and ``dropout``, which a CPU takes apart, by what a GPU has for them."""
+    """Replaces ``scaled_dot_product_attention``, ``dropout`` and ``linear``, which a CPU takes apart, by what a GPU has."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function is F.scaled_dot_product_attention:
             return sdpa(*args, kwargs["attn_mask"])
+        if function is F.linear and args[0].is_contiguous():
+            hidden, weight, bias = args
+            return torch.addmm(bias, hidden.flatten(0, -2), weight.t()).unflatten(0, hidden.shape[:-1])
         if function is F.dropout:
-            return torch.native_dropout(args[0], args[1], True)[0]
+            return torch.native_dropout(args[0], kwargs["p"], kwargs["training"])[0]
         return function(*args, **(kwargs or {}))
 
 

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakTensorKeyDictionary
 
 WITHOUT_LAUNCH = (
-    *("detach", "alias", "lift_fresh", "set_data", "set_", "resize_", "is_pinned"),
+    *("_unsafe_view", "detach", "alias", "lift_fresh", "set_data", "set_", "resize_", "is_pinned"),
     *("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"),
     *("_record_function_enter_new", "_record_function_exit"),
 )

@@ -63,10 +63,11 @@ def main() -> None:
     arguments = parser.parse_args()
     quiet_libraries()
     recipe = load_recipe(arguments.recipe)
+    rates = arguments.tb_per_s * 1e12, arguments.tflop_per_s * 1e12
+    # Before the engines: ZeRO 3 replaces the linear map of the whole process.
+    passes = [row for name in arguments.attention for row in count_passes(recipe, name, arguments.micro_batch_size, rates)]
     steps = [count_optimizer_step(recipe, name, kind) for name in arguments.deepspeed_config for kind in arguments.precision]
     print_steps(steps)
-    rates = arguments.tb_per_s * 1e12, arguments.tflop_per_s * 1e12
-    passes = [row for name in arguments.attention for row in count_passes(recipe, name, arguments.micro_batch_size, rates)]
     print_passes(passes, recipe, arguments)
     kernels = [row for capability in arguments.capability for row in examine_kernels(recipe, capability)]
     print_kernels(kernels)

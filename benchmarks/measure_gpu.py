@@ -295,7 +295,7 @@ def run_tests(seconds: float) -> tuple[str, bool]:
         lines = log.read().strip().splitlines()
     print("\n".join(lines[-15:]), file=sys.stderr, flush=True)
     if code is not None:
-        return lines[-1] if lines else f"exit code {code}", code == 0
+        return lines[-1].strip("= ") if lines else f"exit code {code}", code == 0
     passed, failed = (sum(f" {word}" in line for line in lines) for word in ("PASSED", "FAILED"))
     return f"{passed} passed and {failed} failed; not done after {seconds:.0f} s", False
 

@@ -7,6 +7,7 @@ import tempfile
 from argparse import Namespace
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from mpnet_ds import command_line
 from mpnet_ds.attention_backends import BACKENDS
 from mpnet_ds.config.recipe import load_recipe
+from mpnet_ds.errors import UserError
 from mpnet_ds.models.mpnet.sizes import flops_per_sequence, parameter_count
 from tests.runs import RECIPE, ROOT, command
 
@@ -27,6 +29,7 @@ import bench_step
 import measure_gpu
 import timed_step
 from bench_all import Benchmark
+from random_dataset import make_dataset
 from step_configuration import Configuration
 from timed_step import PARTS, MeasurementFailed
 
@@ -313,6 +316,29 @@ def test_rounds_are_joined_by_medians():
     joined = bench_step.middle(rounds)
     assert (joined["step_seconds"], joined["step_bytes"], joined["held_bytes"]) == (2, 2, None)
     assert (joined["all_step_seconds"], joined["skipped_steps"], joined["rounds"]) == ([1, 5, 2], 3, 3)
+
+
+@pytest.mark.process
+def test_a_worker_measures_one_configuration_after_the_other_and_a_fault_is_named(tmp_path):
+    make_dataset(tmp_path / "data", 20_000, 1, VOCABULARY)
+    small = Configuration(recipe=str(RECIPE), attention="eager", precision="fp32", micro_batch_size=2)
+    with timed_step.Worker() as worker:
+        measure = partial(worker.measure, data=str(tmp_path / "data"), steps=1, timeout=300)
+        first = measure(small, profile=True)
+        assert first["step_seconds"] > 0
+        assert 0 < len(first["kernels"]) <= 30
+        assert [kernel["seconds"] for kernel in first["kernels"]] == sorted(
+            (kernel["seconds"] for kernel in first["kernels"]), reverse=True
+        )
+        with pytest.raises(UserError, match="attention 'flex' has no dropout"):
+            measure(replace(small, attention="flex", attention_dropout=0.1))
+        process = worker._process
+        assert measure(replace(small, zero_stage=0))["zero_stage"] == 0
+        assert worker._process is process
+        process.kill()
+        with pytest.raises(MeasurementFailed, match="out of memory"):  # the usual reason of a SIGKILL
+            measure(small)
+        assert worker._process is None
 
 
 # All of them, and on a GPU

@@ -175,6 +175,7 @@ def _keep_for_backward(ctx, inputs, output) -> None:
     query, key, value, _, _, ctx.dropout, _ = inputs
     ctx.save_for_backward(query, key, value, output[1])
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # else zeros would be made for the probabilities
 
 
 def _attention_backward(ctx, gradient: Tensor, _) -> tuple:

@@ -255,6 +255,7 @@ def _(query, key, value, bias, *arguments):
 def _keep_for_backward(ctx, inputs, output) -> None:
     *tensors, ctx.dropped, ctx.first_row = inputs
     ctx.save_for_backward(*tensors, *output)
+    ctx.set_materialize_grads(False)  # else zeros would be made for the logarithms
 
 
 def _gradients(ctx, grad_out: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -116,6 +116,7 @@ def _keep_gradients(ctx, inputs, output) -> None:
     _, correct, *gradients = output
     ctx.save_for_backward(*gradients)
     ctx.mark_non_differentiable(correct, *gradients)
+    ctx.set_materialize_grads(False)  # else zeros would be made for those
 
 
 def _scale_gradients(ctx, factor: Tensor, *_) -> tuple:

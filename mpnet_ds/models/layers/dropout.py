@@ -33,6 +33,7 @@ def _(x, seed, probability):
 def _keep_factors(ctx, inputs, output) -> None:
     ctx.save_for_backward(output[1])
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # else zeros would be made for the factors
 
 
 def _drop_backward(ctx, gradient: Tensor, _) -> tuple:

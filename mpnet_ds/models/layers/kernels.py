@@ -1,16 +1,12 @@
 """Whether this folder's Triton kernels compute a tensor's results."""
 
-import torch
+from importlib.util import find_spec
+
 from torch import Tensor
 
-from mpnet_ds.deepspeed_workarounds import has_triton
+HAS_TRITON = find_spec("triton") is not None
 
 
 def run_on(tensor: Tensor) -> bool:
-    """Whether the tensor is on a GPU that Triton, if installed, can compile for."""
-    return tensor.is_cuda and _has_triton()
-
-
-@torch.compiler.assume_constant_result
-def _has_triton() -> bool:
-    return has_triton()
+    """Whether the tensor is on a GPU and Triton is installed."""
+    return tensor.is_cuda and HAS_TRITON

@@ -29,7 +29,7 @@ class ResidualNorm(nn.LayerNorm):
         if not kernels.run_on(x) or x.shape[-1] > WIDEST:
             return super().forward(residual + self.dropout(x))
         probability = self.dropout.p if self.training else 0.0
-        seed = torch.randint(2**31, (1,), device=x.device) if probability else x.new_zeros(1, dtype=torch.int64)
+        seed = torch.randint(2**31, (1,), device=x.device) if probability else x.new_empty(1, dtype=torch.int64)
         return residual_norm(x.contiguous(), residual.contiguous(), self.weight, self.bias, seed, probability, self.eps)[0]
 
 
@@ -77,6 +77,7 @@ def _keep(ctx, inputs, output) -> None:
     _, _, weight, _, seed, ctx.probability, _ = inputs
     ctx.save_for_backward(*output[1:], weight, seed)
     ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # else zeros would be made for those
 
 
 def _gradients(ctx, grad: Tensor, *_) -> tuple:

@@ -6,7 +6,7 @@ checkpointing, micro-batches, sizes) is measured in a process of its own, on thi
     ms          of a step as it runs in training, without waiting for the device: the median of --steps
     tokens/s    padding left out
     MFU         operations a second as a share of the device's 16-bit peak (– if that is unknown, or in fp32). Executed
-                operations are counted from shapes (models/mpnet/sizes.py); what checkpointing recomputes counts once
+                operations are counted from shapes (models/mpnet/sizes.py); what is recomputed or seen by nobody is not
     data … optimizer   ms of the parts of other steps, each followed by a synchronisation: their sum is a little more
     first s     the first step, including compilation
     peak MiB    the most since the process started: of tensors on a GPU, else of the process's resident memory

@@ -41,8 +41,8 @@ def flops_per_sequence(config: MPNetConfig, seq_length: int, num_predicted: int,
         result      = 3 ((L - 1) layer(c + q, c) + layer(l, c) + head)
 
     ``mpnet``: c = n + p, q = p, and the last layer has l = p rows; ``plm``: c = n, q = l = p; ``mlm``: c = l = n, q = 0.
-    The 3 is forward, and twice as much in backward; layers that are recomputed in backward count once, and the keys and values
-    of query rows, which nobody sees (see projections.py), not at all.
+    The 3 is forward, and twice as much in backward. Layers that are recomputed in backward count once, keys and values of
+    query rows, which nobody sees (projections.py), not at all.
     """
     kind = streams_of(objective)
     content = seq_length + (num_predicted if kind.has_mask_rows else 0)

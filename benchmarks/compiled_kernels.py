@@ -6,7 +6,7 @@ The compiler (with its own ptxas and disassembler) comes with the package triton
 import re
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,11 +67,26 @@ def compiled(
     names = [parameter.name for parameter in kernel.params]
     flags = {"DROPPED": dropped, "HAS_MASK_KEYS": True}
     constants = settings | {n: v for n, v in flags.items() if n in names}
-    types = {n: "constexpr" if n in constants else _type_of(n, dtype) for n in names}
-    aligned = [n for n in names if types[n].startswith("*") or n.endswith(("_batch", "_head", "_row"))]
-    aligned = [n for n in aligned if n not in triton_kernels.VARYING]
+    types = {n: _type_of(n, dtype) for n in names if n not in constants}
+    strides = [n for n in names if n.endswith(("_batch", "_head", "_row")) and n not in triton_kernels.VARYING]
+    return compile_kernel(kernel, types, constants, capability, options, strides)
+
+
+def compile_kernel(
+    kernel, types: Mapping[str, str], constants: Mapping, capability: int, options: dict, divisible: Collection[str] = ()
+):
+    """Triton's program of any kernel; pointers, and the numbers named, are divisible by 16.
+
+    Args:
+        types: of its parameters, as Triton writes them: ``*bf16``, ``i32``.
+        constants: values of its ``constexpr`` parameters.
+        options: num_warps and the like.
+    """
+    names = [parameter.name for parameter in kernel.params]
+    aligned = [n for n in types if types[n].startswith("*") or n in divisible]
     attributes = {(names.index(n),): [["tt.divisibility", 16]] for n in aligned}
-    source = ASTSource(kernel, types, constants, attributes)
+    signature = {n: types.get(n, "constexpr") for n in names}
+    source = ASTSource(kernel, signature, dict(constants), attributes)
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 

@@ -32,6 +32,7 @@ from mpnet_ds.config.recipe import Recipe, load_recipe
 from mpnet_ds.deepspeed_workarounds import tensors_without_numbers
 from mpnet_ds.models import MPNetForPretraining
 from mpnet_ds.models.attention.backend import choose_backend
+from mpnet_ds.models.counting import default_dtype
 from mpnet_ds.models.layers import cross_entropy, kernels
 from mpnet_ds.models.layers.dropout import Dropout
 from mpnet_ds.quiet import quiet_libraries
@@ -173,7 +174,12 @@ def count_passes(recipe: Recipe, attention: str, sequences: int, rates: tuple[fl
     counter, backend = PartCount(rates), choose_backend(attention, torch.device("cpu"))
     tokens = recipe.data.seq_length
     predicted = int(recipe.objective.masking.num_predicted(tokens))
-    with tensors_without_numbers(), _in_bf16(), mock.patch.dict(os.environ, TRITON_INTERPRET="1"), OneOperatorEach():
+    with (
+        tensors_without_numbers(),
+        default_dtype(torch.bfloat16),
+        mock.patch.dict(os.environ, TRITON_INTERPRET="1"),
+        OneOperatorEach(),
+    ):
         module = MPNetForPretraining(recipe.model.config(VOCAB_SIZE), recipe.objective.name, attention)
         module.keep_logits = False
         for part, inner in (("embeddings", module.mpnet.embeddings), ("head and loss", module.lm_head)):
@@ -205,15 +211,6 @@ def _in_part(counter: PartCount, part: str, function):
             return function(*arguments, **named)
 
     return inside
-
-
-@contextmanager
-def _in_bf16() -> Iterator[None]:
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(torch.float32)
 
 
 @contextmanager

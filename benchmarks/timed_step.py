@@ -115,9 +115,8 @@ class Worker:
         """Return what ``measure`` finds, with ``profile`` the ``longest_kernels`` too; raises as ``measure_elsewhere``."""
         order = {"configuration": asdict(configuration), "data": data, "steps": steps, "profile": profile}
         if self._process is None:
-            environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._log, "text": True}
-            self._process = subprocess.Popen([sys.executable, __file__, "serve"], env=environment, **pipes)
+            self._process = subprocess.Popen([sys.executable, __file__, "serve"], env=_environment(), **pipes)
         begin = self._log.seek(0, os.SEEK_END)
         with suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(order) + "\n")
@@ -162,8 +161,7 @@ def free_port() -> int:
 
 def _call(command: list[str], configuration: Configuration, timeout: float | None) -> tuple[int, str]:
     """Run a command; return its exit code and output."""
-    paths = filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    environment = _environment()
     environment |= {"OMP_NUM_THREADS": str(configuration.threads)} if configuration.threads else {}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
     child = subprocess.Popen(command, env=environment, **pipes)
@@ -174,6 +172,12 @@ def _call(command: list[str], configuration: Configuration, timeout: float | Non
     finally:
         _end(child)
     return child.returncode, output
+
+
+def _environment() -> dict[str, str]:
+    """The variables of a process that imports the package from this checkout."""
+    paths = filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
 def _end(child: subprocess.Popen) -> None:

@@ -188,7 +188,7 @@ def test_python_compiles_and_imports_names_that_are_there(page):
 def test_recipes_in_json_are_valid(page):
     for text in blocks(page, "json"):
         if "plugins" not in (content := json.loads(text)).get("run", {}):
-            recipe_from_dict({"name": "shown"} | content, page)
+            assert recipe_from_dict({"name": "shown"} | content, page).name == "shown"
 
 
 def test_the_readme_is_short_and_lists_every_page():

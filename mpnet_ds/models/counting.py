@@ -29,7 +29,7 @@ def count(
     """
     setting, micro_batch_size = setting or ComputeSetting(), len(batch["sequence_numbers"])
     dtype = torch.float32 if setting.bytes_per_number == 4 else torch.bfloat16
-    with warnings.catch_warnings(), tensors_without_numbers(), _default_dtype(dtype):
+    with warnings.catch_warnings(), tensors_without_numbers(), default_dtype(dtype):
         warnings.simplefilter("ignore")
         module, flops = build(), FlopCounterMode(display=False)
         with flops:  # apart from the memory: what is recomputed counts once
@@ -59,7 +59,7 @@ def _run(module: PretrainingModule, batch: dict[str, np.ndarray]) -> None:
 
 
 @contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
     """Create new parameters in this type inside the block."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)

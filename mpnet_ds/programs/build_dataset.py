@@ -7,6 +7,7 @@ from mpnet_ds.data.text.arguments import add_reading_arguments, read_options
 
 
 def build_parser() -> Parser:
+    """Build the parser of the command line."""
     parser = Parser(
         "Build a dataset for pre-training from text. The same command continues an interrupted build.",
         f"{invocation('build_dataset')} --input corpus/ --tokenizer my-tokenizer --output my-data --holdout 0.01",

@@ -7,6 +7,7 @@ from mpnet_ds.ranks.launchers import PORT
 
 
 def build_parser() -> Parser:
+    """Build the parser of the command line."""
     parser = Parser(
         "Check that the hosts of a hostfile can train together: ssh, versions, code, data, accelerators, disk, clocks, "
         "links, bandwidth.\nExit code 2 with everything that must be changed.",

@@ -4,6 +4,7 @@ from mpnet_ds.command_line import Parser, invocation, size
 
 
 def build_parser() -> Parser:
+    """Build the parser of the command line."""
     parser = Parser(
         "Join the shards of a DeepSpeed checkpoint into safetensors files.",
         f"{invocation('consolidate')} runs/first/checkpoints/step-00001000 weights --dtype bf16",

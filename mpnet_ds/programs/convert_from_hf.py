@@ -14,6 +14,7 @@ cuts them into (## pieces: cut as a continuation); where it cuts into the unknow
 
 
 def build_parser() -> Parser:
+    """Build the parser of the command line."""
     parser = Parser(DESCRIPTION, f"{invocation('convert_from_hf')} all-mpnet-base-v2 my-start")
     parser.add_argument(
         "hf_dir", nargs="?", metavar="HF_DIR", help="folder of an MPNet model, of any head, or of its encoder"

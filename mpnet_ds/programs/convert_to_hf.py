@@ -4,6 +4,7 @@ from mpnet_ds.command_line import Parser, invocation, size
 
 
 def build_parser() -> Parser:
+    """Build the parser of the command line."""
     parser = Parser(
         "Write a complete Hugging Face folder from a checkpoint, and check it against the training model.",
         f"{invocation('convert_to_hf')} runs/first my-model",

@@ -27,6 +27,7 @@ class Step(NamedTuple):
 
 
 def build_parser() -> Parser:
+    """Build the parser of the command line."""
     parser = Parser(
         "Go the whole way from text to a model on a built-in sample, in about three minutes on two CPU cores.",
         "mpnet-ds demo",

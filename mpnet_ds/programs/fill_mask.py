@@ -4,6 +4,7 @@ from mpnet_ds.command_line import Parser, invocation
 
 
 def build_parser() -> Parser:
+    """Build the parser of the command line."""
     parser = Parser(
         "Print the most likely words for <mask>, with nothing but transformers.",
         f'{invocation("fill_mask")} my-model "return the <mask> of the list."',

@@ -4,6 +4,7 @@ from mpnet_ds.command_line import Parser, invocation
 
 
 def build_parser() -> Parser:
+    """Build the parser of the command line."""
     parser = Parser(
         "Import token files of Megatron-LM (gpt-neox, NeMo) or fairseq (mmap), pairs of .idx and .bin, as a dataset.",
         f"{invocation('import_dataset')} --input data-bin/train --tokenizer my-tokenizer --output my-data",

@@ -6,6 +6,7 @@ from mpnet_ds.command_line import Parser, invocation
 
 
 def build_parser() -> Parser:
+    """Build the parser of the command line."""
     parser = Parser(
         "Summarise a dataset; verify it (exit code 1 if it is damaged); show a sample as the model sees it.",
         f"{invocation('inspect_dataset')} my-data --verify --show 0",

@@ -4,6 +4,7 @@ from mpnet_ds.command_line import Parser, invocation
 
 
 def build_parser() -> Parser:
+    """Build the parser of the command line."""
     parser = Parser(
         "Merge datasets of the same tokenizer, or the parts that build_dataset.py --part wrote, into one.",
         f"{invocation('merge_datasets')} january february --output year",

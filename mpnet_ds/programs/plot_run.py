@@ -4,6 +4,7 @@ from mpnet_ds.command_line import Parser, invocation
 
 
 def build_parser() -> Parser:
+    """Build the parser of the command line."""
     parser = Parser(
         "Draw training and validation loss and throughput of one or several runs into one PNG.",
         f"{invocation('plot_run')} runs/first runs/second --output runs.png",

@@ -5,6 +5,7 @@ from mpnet_ds.data.text.arguments import add_reading_arguments, read_options
 
 
 def build_parser() -> Parser:
+    """Build the parser of the command line."""
     parser = Parser(
         "Train a WordPiece tokenizer with MPNet's layout of special tokens.",
         f"{invocation('train_tokenizer')} --input corpus/ --vocab_size 30527 --output my-tokenizer",

@@ -191,7 +191,7 @@ def _of_one_host(ranks: list[int]) -> str:
 
 
 def read_number(environment: Mapping[str, str], name: str, default: int | None = None, cure: str = "") -> int:
-    """Read a variable; ``UserError``, with a ``cure``, if it is no number, or is missing and has no default."""
+    """Read a variable; ``UserError``, with a ``cure``, if it is not a number, or is missing without a default."""
     value = environment.get(name, "")
     if not value and default is not None:
         return default

@@ -98,10 +98,10 @@ class MetricsWriter:
     def close(self) -> None:
         """Flush the monitors."""
         if self._monitor is not None:
-            board = self._monitor.tb_monitor
-            if board is not None and board.enabled and board.summary_writer is not None:
+            tensorboard = self._monitor.tb_monitor
+            if tensorboard is not None and tensorboard.enabled and tensorboard.summary_writer is not None:
                 try:
-                    board.summary_writer.close()
+                    tensorboard.summary_writer.close()
                 except OSError as error:
                     self._complain(error)
 

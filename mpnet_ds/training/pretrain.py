@@ -175,7 +175,7 @@ def _run(arguments: argparse.Namespace, plan: RunPlan, ranks: Ranks, inspection:
         inspection.run(CHECKS, plan, ranks, disks)
 
     # Problems on any rank end the run here, reported once.
-    warnings = [f"warning: {text}" for text in gather_findings(inspection, ranks, plan.datasets)]
+    warnings = _warnings(inspection, plan, ranks)
     if arguments.dry_run:
         lines = [*describe_run(plan, disks), *describe_needs(plan, ranks), *warnings, describe_configuration(plan.engine)]
         end = f"All checks passed. Nothing was trained, and nothing was written to {plan.start.output}."
@@ -192,13 +192,18 @@ def _run(arguments: argparse.Namespace, plan: RunPlan, ranks: Ranks, inspection:
         if start != plan.start:  # a run that was ending has saved meanwhile
             plan, again = replace(plan, start=start), Inspection(ranks.rank)
             again.run(CHECKS, plan, ranks, disks)
-            warnings = [f"warning: {text}" for text in gather_findings(again, ranks, plan.datasets)]
+            warnings = _warnings(again, plan, ranks)
             if _is_trained(plan, ranks):
                 return 0
         disks.on_each(lambda: prepare(plan.start, record, plan.data.tokenizer_folder))
         ranks.say("\n".join([*describe_run(plan, disks), *warnings]))
         outcome = _train(plan, disks)
     return _conclude(outcome, plan, disks)
+
+
+def _warnings(inspection: Inspection, plan: RunPlan, ranks: Ranks) -> list[str]:
+    """Lines with the warnings of all ranks; ``UserError`` where any of them cannot continue."""
+    return [f"warning: {text}" for text in gather_findings(inspection, ranks, plan.datasets)]
 
 
 def _is_trained(plan: RunPlan, ranks: Ranks) -> bool:

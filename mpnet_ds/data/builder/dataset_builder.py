@@ -211,14 +211,14 @@ def _is_finished(job: Job, number: int) -> bool:
     """Whether a shard's record and the files that it names are there; a record of other files is deleted."""
     path = record_path(Path(job.folder), number)
     try:
-        if all(shard.has_its_files(job.side(side)) for side, shard in BuiltShard.load(path).shards.items()):
-            return True
+        is_finished = all(shard.has_its_files(job.side(side)) for side, shard in BuiltShard.load(path).shards.items())
     except FileNotFoundError:
         return False
-    except ValueError:
-        pass
-    path.unlink()
-    return False
+    except ValueError:  # the record itself was cut off, by a full disk for example: the shard is built again
+        is_finished = False
+    if not is_finished:
+        path.unlink()
+    return is_finished
 
 
 def _bytes_of(job: Job, plan: ShardPlan) -> int:

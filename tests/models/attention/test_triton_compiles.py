@@ -8,13 +8,10 @@ import re
 import pytest
 import torch
 
-triton = pytest.importorskip("triton", reason="needs the package triton (Linux)")
+pytest.importorskip("triton", reason="needs the package triton (Linux)")
 
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
-
-from benchmarks.compiled_kernels import KERNELS, TYPES, compiled, elements_of_tile, examine  # noqa: E402
-from mpnet_ds.models.layers import cross_entropy_kernel, residual_norm_kernels  # noqa: E402
+from benchmarks.compiled_kernels import KERNELS, TYPES, compile_kernel, compiled, elements_of_tile, examine
+from mpnet_ds.models.layers import cross_entropy_kernel, residual_norm_kernels
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -61,7 +58,7 @@ def test_other_widths_and_types_keep_all_but_a_few_words_in_registers(kernel, wi
     assert examine(compiled(kernel, capability, width, dtype), capability, 1).stack <= 16
 
 
-POINTERS = {
+TYPES_OF_LAYERS = {
     **dict.fromkeys(("mean", "scale", "losses", "grad_weight", "grad_bias"), "*fp32"),
     **{"labels": "*i64", "seed": "*i64", "hits": "*i32"},
     **{"width": "i32", "stride": "i32", "rows": "i32", "eps": "fp32"},
@@ -76,11 +73,9 @@ LAYERS = [
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize(("kernel", "constants", "num_warps"), LAYERS, ids=lambda value: getattr(value, "__name__", ""))
 def test_kernels_of_layers_compile_and_stay_in_registers(kernel, constants, num_warps, capability):
-    names = [parameter.name for parameter in kernel.params]
-    types = {name: "constexpr" if name in constants else POINTERS.get(name, "*bf16") for name in names}
-    aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in names if types[name].startswith("*")}
-    source = ASTSource(kernel, types, constants, aligned)
-    program = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": num_warps})
+    names = (parameter.name for parameter in kernel.params)
+    types = {name: TYPES_OF_LAYERS.get(name, "*bf16") for name in names if name not in constants}
+    program = compile_kernel(kernel, types, constants, capability, {"num_warps": num_warps})
     assert examine(program, capability, 1).stack == 0
 
 

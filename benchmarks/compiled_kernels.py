@@ -16,6 +16,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from mpnet_ds.models.attention import triton_kernels
+from mpnet_ds.models.attention.triton_tiles import configuration
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 KERNELS = ("forward", "backward", "query", "bias", "delta")
@@ -50,7 +51,7 @@ def compiled(
     width: int = 64,
     dtype: torch.dtype = torch.bfloat16,
     dropped: int = DROPPED,
-    changes: Mapping[str, int] | None = None,
+    settings: Mapping[str, int] | None = None,
 ):
     """Triton's program of a kernel as it is launched: pointers and strides divisible by 16, all other numbers unknown.
 
@@ -59,10 +60,10 @@ def compiled(
         capability: 80, 90, …
         width: of a head.
         dropped: probability of dropout * 2**32.
-        changes: values of ``triton_kernels.configuration`` to replace.
+        settings: as of ``triton_tiles.configuration``, which chooses them otherwise.
     """
     kernel = getattr(triton_kernels, f"{name}_kernel")
-    settings = triton_kernels.configuration(name, width, dtype, capability) | dict(changes or {})
+    settings = dict(settings or configuration(name, width, dtype, capability))
     options = {option: settings.pop(option) for option in OPTIONS if option in settings}
     names = [parameter.name for parameter in kernel.params]
     flags = {"DROPPED": dropped, "HAS_MASK_KEYS": True}
@@ -117,7 +118,7 @@ def examine(program, capability: int, elements: int) -> Kernel:
 
 def elements_of_tile(name: str, capability: int, width: int = 64, dtype: torch.dtype = torch.bfloat16) -> int:
     """Elements that a pass of a kernel's inner loop computes."""
-    settings = triton_kernels.configuration(name, width, dtype, capability)
+    settings = configuration(name, width, dtype, capability)
     return settings.get("ROW_TILE", settings.get("BATCH_TILE", 1)) * settings.get("KEY_TILE", settings.get("HEAD_TILE", 1))
 
 

@@ -490,6 +490,33 @@ def test_a_page_is_named_after_the_hardware(gpus, name):
 
 
 @pytest.mark.long
+def test_tiles_that_spill_wait_or_take_long_are_left_out_and_the_fastest_is_named(capsys):
+    tune_tiles = pytest.importorskip("tune_tiles", reason="needs the package triton (Linux)")
+    current = tune_tiles.today("forward", 90)
+    made = {
+        current._replace(warps=8): {"stack": 8},
+        current._replace(stages=1): {"warnings": ("C7515",)},
+        current._replace(row_tile=128): {"shared": 228 * 1024},
+        current._replace(key_tile=32): {"instructions": 27.0},
+        current._replace(stages=3): {"instructions": 21.0},
+        current: {"instructions": 40.0},
+    }
+    kernel = tune_tiles.Kernel(registers=168, stack=0, shared=1024, instructions=20.0, warnings=())
+    found = [tune_tiles.Candidate("forward", tiles, kernel._replace(**change)) for tiles, change in made.items()]
+    kept = tune_tiles.choose(found, current, shared_kib=227)
+    assert [one.tiles for one in kept] == [current, current._replace(stages=3), current._replace(key_tile=32)]
+    for one, seconds in zip(kept, (2e-3, 1.99e-3, 1.5e-3), strict=True):
+        one.seconds = seconds
+    tune_tiles.print_candidates(kept, 90)
+    assert (
+        "Faster: ('forward', 'wgmma'): Tiles(row_tile=64, key_tile=32, warps=4, stages=2, registers=168)"
+        in capsys.readouterr().out
+    )
+    kept[2].seconds = 1.97e-3
+    tune_tiles.print_candidates(kept, 90)
+    assert "Faster" not in capsys.readouterr().out
+
+
 def test_make_bench_runs_all(tmp_path):
     assert bench_all.run_all(list(bench_all.BENCHMARKS), tmp_path / "all.json") == 0
     written = json.loads((tmp_path / "all.json").read_text())

@@ -222,8 +222,8 @@ def attention_backward(
     dropped: int,
     first_row: int,
     bias_learns: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Compute the gradients of query, key and value, [B, rows, H, D] in memory, and of the bias, [H, n, T] or empty.
+) -> tuple[Tensor, Tensor]:
+    """Compute the gradients of query, key and value, one tensor (see ``of_heads``), and of the bias, [H, n, T] or empty.
 
     Args:
         out, lse: what ``attention`` returned.
@@ -231,20 +231,44 @@ def attention_backward(
         bias_learns: whether the bias's gradient is wanted.
         (others): arguments of ``attention``.
     """
-    gradients = _empty_gradients(query, key, value, bias, bias_learns)
+    gradients, of_bias = _empty_gradients(query, key, value, bias, bias_learns)
+    if is_packed(query, key, value):
+        gradients.view(query.shape[0], query.shape[2], 3, -1)[:, key.shape[2] :, 1:] = 0  # these rows are no keys
     from mpnet_ds.models.attention import triton_kernels  # imports triton
 
     triton_kernels.backward(
         query, key, value, bias, mask_bias, row_indices, row_levels, column_from, column_until, predictions, predicting,
-        row_factors, column_factors, out, lse, grad_out, *gradients, dropped, first_row,
+        row_factors, column_factors, out, lse, grad_out, *of_heads(gradients, query, key, value), of_bias, dropped,
+        first_row,
     )  # fmt: skip
-    return gradients
+    return gradients, of_bias
 
 
-def _empty_gradients(query, key, value, bias, bias_learns: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _empty_gradients(query, key, value, bias, bias_learns: bool) -> tuple[Tensor, Tensor]:
     """Allocate what ``attention_backward`` returns."""
-    of_heads = [x.new_empty(x.shape[0], x.shape[2], x.shape[1], x.shape[3]) for x in (query, key, value)]
-    return *of_heads, torch.empty_like(bias) if bias_learns else bias.new_empty(0)
+    size = 3 * query.numel() if is_packed(query, key, value) else query.numel() + key.numel() + value.numel()
+    return query.new_empty(size), torch.empty_like(bias) if bias_learns else bias.new_empty(0)
+
+
+def is_packed(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether the three, [B, H, rows, D], lie in memory as the parts of one product [B, R, 3 H D] do."""
+    _, heads, rows, width = query.shape
+    strides = (3 * rows * heads * width, width, 3 * heads * width, 1)
+    return all(x.stride() == strides for x in (query, key, value))
+
+
+def of_heads(gradients: Tensor, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
+    """View one tensor as the gradients [B, H, rows, D] of query, key and value: packed as they are, or one after the other.
+
+    Packed gradients are the gradient of the product that query, key and value are views of: nothing is copied.
+    """
+    (batch, heads, rows, width), inputs = query.shape, (query, key, value)
+    if is_packed(*inputs):
+        parts = gradients.view(batch, rows, 3, heads, width).unbind(2)
+    else:
+        parts = gradients.split([x.numel() for x in inputs])
+        parts = [part.view(batch, -1, heads, width) for part in parts]
+    return [part[:, : x.shape[2]].transpose(1, 2) for part, x in zip(parts, inputs, strict=True)]
 
 
 @attention_backward.register_fake
@@ -262,9 +286,9 @@ def _gradients(ctx, grad_out: Tensor, _: Tensor | None) -> tuple[Tensor | None, 
     grad_out = grad_out.transpose(1, 2)
     grad_out = grad_out if grad_out.stride(3) == 1 else grad_out.contiguous()
     bias_learns = ctx.needs_input_grad[3]
-    query, key, value, bias = attention_backward(*ctx.saved_tensors, grad_out, ctx.dropped, ctx.first_row, bias_learns)
-    of_heads = (x.transpose(1, 2) for x in (query, key, value))
-    return *of_heads, bias if bias_learns else None, *[None] * 11
+    saved = ctx.saved_tensors
+    gradients, of_bias = attention_backward(*saved, grad_out, ctx.dropped, ctx.first_row, bias_learns)
+    return *of_heads(gradients, *saved[:3]), of_bias if bias_learns else None, *[None] * 11
 
 
 attention.register_autograd(_gradients, setup_context=_keep_for_backward)

@@ -39,6 +39,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mpnet_ds.models.attention.triton_tiles import configuration
+
 TOKEN_UNIT = tl.constexpr(64)
 MASK_UNIT = tl.constexpr(16)
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -172,7 +174,7 @@ def backward_kernel(
     query, key, value, bias, mask_bias, row_indices, row_levels, column_from, column_until, row_factors, column_factors,
     lse, delta, grad_out, grad_key, grad_value, grad_scores,
     query_batch, query_head, query_row, key_batch, key_head, key_row, value_batch, value_head, value_row,
-    grad_batch, grad_head, grad_row,
+    grad_batch, grad_head, grad_row, to_batch, to_row,
     batch, heads, rows, first_row, layout_rows, tokens, keys, token_units, mask_units, table_units, scale,
     HEAD_WIDTH: tl.constexpr, HEAD_TILE: tl.constexpr,
     ROW_TILE: tl.constexpr, KEY_TILE: tl.constexpr, DROPPED: tl.constexpr, PRECISION: tl.constexpr,
@@ -235,14 +237,15 @@ def backward_kernel(
         to = grad_scores + r[None, :] * columns_end + columns[:, None]
         tl.store(to, ds, mask=exists[:, None] & in_rows[None, :])
 
-    gradient = (b.to(tl.int64) * keys * heads + h) * HEAD_WIDTH
-    store_head_tile(grad_key + gradient, k_numbers, heads * HEAD_WIDTH, k_end, dk, HEAD_WIDTH, HEAD_TILE)
-    store_head_tile(grad_value + gradient, k_numbers, heads * HEAD_WIDTH, k_end, dv, HEAD_WIDTH, HEAD_TILE)
+    gradient = b.to(tl.int64) * to_batch + h * HEAD_WIDTH
+    store_head_tile(grad_key + gradient, k_numbers, to_row, k_end, dk, HEAD_WIDTH, HEAD_TILE)
+    store_head_tile(grad_value + gradient, k_numbers, to_row, k_end, dv, HEAD_WIDTH, HEAD_TILE)
 
 
 @triton.jit(do_not_specialize=VARYING)
 def query_kernel(
-    grad_scores, key, grad_query, key_batch, key_head, key_row, heads, rows, tokens, keys, token_units, mask_units, scale,
+    grad_scores, key, grad_query, key_batch, key_head, key_row, to_batch, to_row,
+    heads, rows, tokens, keys, token_units, mask_units, scale,
     HEAD_WIDTH: tl.constexpr, HEAD_TILE: tl.constexpr,
     ROW_TILE: tl.constexpr, KEY_TILE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -261,8 +264,8 @@ def query_kernel(
         at = grad_scores + r[:, None] * columns_end + columns[None, :]
         ds = tl.load(at, mask=(r < rows)[:, None] & (columns < columns_end)[None, :], other=0.0)
         acc += tl.dot(ds, k, input_precision=PRECISION)
-    grad_query += (b.to(tl.int64) * rows * heads + h) * HEAD_WIDTH
-    store_head_tile(grad_query, r, heads * HEAD_WIDTH, rows, acc * scale, HEAD_WIDTH, HEAD_TILE)
+    grad_query += b.to(tl.int64) * to_batch + h * HEAD_WIDTH
+    store_head_tile(grad_query, r, to_row, rows, acc * scale, HEAD_WIDTH, HEAD_TILE)
 
 
 @triton.jit
@@ -324,42 +327,6 @@ def bias_kernel(
     tl.store(to, tl.sum(acc, 0).to(grad_bias.dtype.element_ty), mask=columns < token_columns)
 
 
-def configuration(kernel: str, head_width: int, dtype: torch.dtype, capability: int) -> dict[str, int | str]:
-    """Choose tiles, warps and stages of a kernel.
-
-    Chosen so that all stays in registers (test_triton_compiles.py), not yet by time. Tiles of keys divide ``TOKEN_UNIT``.
-    In fp32 products are exact (no TF32) and go without tensor cores.
-
-    Args:
-        kernel: forward, delta, backward, query or bias.
-        head_width: D.
-        dtype: of query, key and value.
-        capability: the device's compute capability, 80 or 90 and so on.
-    """
-    head_tile = max(16, triton.next_power_of_2(head_width))
-    of_head = {"HEAD_WIDTH": head_width, "HEAD_TILE": head_tile}
-    if kernel == "delta":
-        return {**of_head, "ROW_TILE": 64, "num_warps": 4, "num_stages": 1}
-    if kernel == "bias":
-        return {"BATCH_TILE": 8, "KEY_TILE": 128, "num_warps": 4, "num_stages": 2}
-    fp32, wide, wgmma = dtype == torch.float32, head_tile > 64, 90 <= capability < 120
-    if fp32:
-        row_tile, key_tile, warps = 32, 32, 4 if kernel == "query" else 8
-    elif kernel == "query":
-        row_tile, key_tile, warps = 64, 64, 4
-    elif kernel == "forward":
-        row_tile, key_tile, warps = 64, 32 if wide else 64, 4
-    elif wgmma:
-        row_tile, key_tile, warps = (32, 64, 8) if wide else (64, 64, 4)
-    else:
-        row_tile, key_tile, warps = (32, 32, 4) if wide else (64, 32, 4)
-    stages = 2 if fp32 or kernel == "forward" else 3
-    tiles = {"ROW_TILE": row_tile, "KEY_TILE": key_tile, "num_warps": warps, "num_stages": stages}
-    # A few registers fewer let a third block of 128 threads onto a multiprocessor of 65,536 registers.
-    limit = {"maxnreg": 168} if kernel == "forward" and wgmma and not (fp32 or wide) else {}
-    return {**of_head, **tiles, **limit, "PRECISION": "ieee"}
-
-
 def capability_of(tensor: Tensor) -> int:
     """Return the compute capability of the tensor's device as one number; on a CPU, where Triton interprets, 90."""
     if tensor.device.type != "cuda":
@@ -392,6 +359,11 @@ def strides(name: str, tensor: Tensor) -> dict[str, int]:
     }
 
 
+def to_rows(gradient: Tensor) -> dict[str, int]:
+    """Name the strides of a gradient [B, H, rows, D] as the kernels do that store it."""
+    return {"to_batch": gradient.stride(0), "to_row": gradient.stride(2)}
+
+
 def forward(query, key, value, bias, mask_bias, row_indices, row_levels, column_from, column_until, row_factors,
             column_factors, out, lse, dropped: int, first_row: int) -> None:  # fmt: skip
     """Fill ``out`` and ``lse``; arguments as in ``triton.attention``."""
@@ -411,7 +383,7 @@ def forward(query, key, value, bias, mask_bias, row_indices, row_levels, column_
 def backward(query, key, value, bias, mask_bias, row_indices, row_levels, column_from, column_until, predictions,
              predicting, row_factors, column_factors, out, lse, grad_out, grad_query, grad_key, grad_value, grad_bias,
              dropped: int, first_row: int) -> None:  # fmt: skip
-    """Fill the four gradients, except that of an empty ``grad_bias``."""
+    """Fill the four gradients, except that of an empty ``grad_bias``; heads of a row follow each other in memory."""
     batch, heads, rows, width = query.shape
     kind = (width, query.dtype, capability_of(query))
     numbers = varying(query, key, bias, mask_bias, row_indices, column_from, first_row)
@@ -430,13 +402,15 @@ def backward(query, key, value, bias, mask_bias, row_indices, row_levels, column
         backward_kernel[grid](
             query, key, value, bias, mask_bias, row_indices, row_levels, column_from, column_until, row_factors,
             column_factors, lse, delta, grad_out, grad_key, grad_value, grad_scores,
-            **strides("query", query), **of_key, **strides("value", value), **of_grad, heads=heads, **numbers,
-            scale=width**-0.5, DROPPED=dropped, **settings,
+            **strides("query", query), **of_key, **strides("value", value), **of_grad, **to_rows(grad_key), heads=heads,
+            **numbers, scale=width**-0.5, DROPPED=dropped, **settings,
         )  # fmt: skip
 
         settings = configuration("query", *kind)
         grid = (triton.cdiv(rows, settings["ROW_TILE"]) * batch * heads,)
-        query_kernel[grid](grad_scores, key, grad_query, **of_key, heads=heads, **some, scale=width**-0.5, **settings)
+        query_kernel[grid](
+            grad_scores, key, grad_query, **of_key, **to_rows(grad_query), heads=heads, **some, scale=width**-0.5, **settings
+        )  # fmt: skip
 
         if grad_bias.numel():
             settings = configuration("bias", *kind)

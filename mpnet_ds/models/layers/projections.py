@@ -23,7 +23,7 @@ def project(hidden: Tensor, num_keys: int, query: nn.Linear, key: nn.Linear, val
 
 
 class _TakeApart(torch.autograd.Function):
-    """Views of [B, R, 3 d]; in backward their gradients are written into one tensor."""
+    """Views of [B, R, 3 d]; backward writes their gradients into one tensor, unless they are views of one already."""
 
     @staticmethod
     def forward(ctx, packed: Tensor, num_keys: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -33,9 +33,24 @@ class _TakeApart(torch.autograd.Function):
     @staticmethod
     def backward(ctx, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, None]:
         (batch, rows, width), num_keys = query.shape, key.shape[1]
+        if _are_packed(query, key, value):
+            return query._base.view(batch, rows, 3 * width), None
         packed = query.new_empty(batch, rows, 3, width)
         packed[:, :, 0] = query
         packed[:, :num_keys, 1] = key
         packed[:, :num_keys, 2] = value
         packed[:, num_keys:, 1:] = 0
         return packed.flatten(2), None
+
+
+def _are_packed(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether the three are parts of one tensor of B R 3 d numbers, as triton.py's gradients are; the others there are 0."""
+    if torch.compiler.is_compiling() or query._base is None or query._base.numel() != 3 * query.numel():
+        return False
+    _, rows, width = query.shape
+    return all(
+        part._base is query._base
+        and part.stride() == (3 * rows * width, 3 * width, 1)
+        and part.storage_offset() == i * width
+        for i, part in enumerate((query, key, value))
+    )

@@ -1,6 +1,6 @@
 """The Triton kernels of ``residual_norm.py``; importing this file imports triton.
 
-A program has whole rows of d numbers. Backward sums the gradients of weight and bias over the rows of a program, in a fixed
+A program has whole rows of d numbers. Backward sums the gradients of the vectors over the rows of a program, in a fixed
 order; the programs' sums are added afterwards, so results are the same bit for bit from run to run.
 """
 
@@ -46,15 +46,16 @@ def forward_kernel(
 
 @triton.jit
 def backward_kernel(
-    grad, total, mean, scale, weight, seed, grad_x, grad_residual, grad_weight, grad_bias, rows, width,
+    grad, total, mean, scale, weight, seed, grad_x, grad_residual, grad_weight, grad_bias, grad_bias_of_x, rows, width,
     KEEP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of x and residual of every ``num_programs``-th row, and their part of weight's and bias's, fp32."""
+    """Gradients of x and residual of every ``num_programs``-th row, and their part of the vectors', fp32."""
     program, columns = tl.program_id(0), tl.arange(0, BLOCK)
     inside = columns < width
     w = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
     of_weight = tl.zeros([BLOCK], tl.float32)
     of_bias = tl.zeros([BLOCK], tl.float32)
+    of_bias_of_x = tl.zeros([BLOCK], tl.float32)
     for row in range(program, rows, tl.num_programs(0)):
         at = tl.cast(row, tl.int64) * width + columns
         dy = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
@@ -69,9 +70,11 @@ def backward_kernel(
         tl.store(grad_residual + at, dtotal.to(grad_residual.dtype.element_ty), mask=inside)
         if KEEP < 1:
             dtotal *= kept(seed, tl.cast(row, tl.int64), columns, width, KEEP)
+        of_bias_of_x += dtotal
         tl.store(grad_x + at, dtotal.to(grad_x.dtype.element_ty), mask=inside)
     tl.store(grad_weight + program * width + columns, of_weight, mask=inside)
     tl.store(grad_bias + program * width + columns, of_bias, mask=inside)
+    tl.store(grad_bias_of_x + program * width + columns, of_bias_of_x, mask=inside)
 
 
 def forward(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, seed: Tensor, probability: float, eps: float):
@@ -92,13 +95,13 @@ def backward(grad: Tensor, total: Tensor, mean: Tensor, scale: Tensor, weight: T
     width, rows = grad.shape[-1], len(mean)
     programs = min(rows, PROGRAMS)
     grad_x, grad_residual = torch.empty_like(grad), torch.empty_like(grad)
-    of_weight, of_bias = (grad.new_empty(programs, width, dtype=torch.float32) for _ in range(2))
+    of_vectors = grad.new_empty(3, programs, width, dtype=torch.float32)
     with torch.cuda.device_of(grad):
         backward_kernel[(programs,)](
-            grad, total, mean, scale, weight, seed, grad_x, grad_residual, of_weight, of_bias, rows, width,
+            grad, total, mean, scale, weight, seed, grad_x, grad_residual, *of_vectors, rows, width,
             KEEP=1 - probability, **_block(width),
         )  # fmt: skip
-    return grad_x, grad_residual, of_weight.sum(0).to(weight.dtype), of_bias.sum(0).to(weight.dtype)
+    return grad_x, grad_residual, *(of_vector.sum(0).to(weight.dtype) for of_vector in of_vectors)
 
 
 def _block(width: int) -> dict[str, int]:

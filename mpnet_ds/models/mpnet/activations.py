@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from transformers import MPNetConfig
 
-from mpnet_ds.models.layers.cross_entropy import LOGITS_AT_ONCE
+from mpnet_ds.models.layers.cross_entropy import LOGITS_AT_ONCE, LOGITS_AT_ONCE_IN_A_KERNEL
 from mpnet_ds.models.module import ComputeSetting
 from mpnet_ds.models.mpnet.streams import streams_of
 
@@ -130,9 +130,11 @@ def _table_gradient(work: Work) -> int:
 
 
 def _logits(work: Work) -> int:
-    """A chunk of logits, and their gradients, where they are computed in 16 bits and scored in fp32."""
-    numbers = min(LOGITS_AT_ONCE, work.micro_batch_size * work.num_predicted * work.config.vocab_size)
-    return numbers * (4 if work.setting.bytes_per_number == 4 else 6)
+    """A chunk of logits, which a kernel replaces by their gradients; on a CPU 16-bit logits are scored in fp32."""
+    numbers, e = work.micro_batch_size * work.num_predicted * work.config.vocab_size, work.setting.bytes_per_number
+    if work.setting.on_gpu:
+        return min(LOGITS_AT_ONCE_IN_A_KERNEL, numbers) * e
+    return min(LOGITS_AT_ONCE, numbers) * (4 if e == 4 else 6)
 
 
 def _gradients_in_a_layer(work: Work) -> int:

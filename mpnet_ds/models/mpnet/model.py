@@ -22,6 +22,7 @@ from mpnet_ds.errors import UserError
 from mpnet_ds.models.attention.backend import Backend, choose_backend
 from mpnet_ds.models.layers.cross_entropy import linear_cross_entropy
 from mpnet_ds.models.layers.dropout import Dropout
+from mpnet_ds.models.layers.gelu import GeluLinear
 from mpnet_ds.models.layers.projections import project
 from mpnet_ds.models.layers.residual_norm import ResidualNorm
 from mpnet_ds.models.module import Part, PretrainingModule, Scores
@@ -72,7 +73,10 @@ class SelfAttention(nn.Module):
         self.q, self.k, self.v, self.o = (nn.Linear(config.hidden_size, config.hidden_size) for _ in range(4))
 
     def forward(self, hidden: Tensor, backend: Backend, num_content: int, first_row: int, *prepared: Tensor) -> Tensor:
-        """[B, rows, d], of the rows of hidden [B, R, d] from ``first_row`` on; the first ``num_content`` are seen."""
+        """What ``o`` maps, [B, rows, d]: values seen by the rows of hidden [B, R, d] from ``first_row`` on.
+
+        The first ``num_content`` rows are seen.
+        """
         if first_row == 0:
             projected = project(hidden, num_content, self.q, self.k, self.v)
         else:
@@ -81,7 +85,7 @@ class SelfAttention(nn.Module):
         query, key, value = map(self._split, projected)
         dropout = self.dropout if self.training else 0.0
         attended = backend.attend(query, key, value, dropout, first_row, *prepared)
-        return self.o(attended.transpose(1, 2).flatten(2))
+        return attended.transpose(1, 2).flatten(2)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, H, rows, D)
@@ -98,31 +102,32 @@ class Attention(nn.Module):
     def forward(self, hidden: Tensor, backend: Backend, num_content: int, first_row: int, *prepared: Tensor) -> Tensor:
         """[B, rows, d]; arguments as in ``SelfAttention.forward``."""
         attended = self.attn(hidden, backend, num_content, first_row, *prepared)
-        return self.LayerNorm(attended, hidden[:, first_row:])
+        return self.LayerNorm(self.attn.o, attended, hidden[:, first_row:])
 
 
-class Dense(nn.Module):
-    """A linear map under the name ``dense``, as ``transformers`` nests it."""
+class Intermediate(nn.Module):
+    """The way to the inner width, under the name ``dense``, as ``transformers`` nests it."""
 
-    def __init__(self, size_in: int, size_out: int):
+    def __init__(self, config: MPNetConfig):
         super().__init__()
-        self.dense = nn.Linear(size_in, size_out)
+        self.dense = GeluLinear(config.hidden_size, config.intermediate_size)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., size_out] from x [..., size_in]."""
-        return self.dense(x)
+    def forward(self, rows: Tensor) -> Tensor:
+        """[B, R, intermediate_size] from rows [B, R, d]."""
+        return self.dense(rows)
 
 
-class Output(Dense):
+class Output(nn.Module):
     """The way back from the inner width, with residual connection and LayerNorm."""
 
     def __init__(self, config: MPNetConfig):
-        super().__init__(config.intermediate_size, config.hidden_size)
+        super().__init__()
+        self.dense = nn.Linear(config.intermediate_size, config.hidden_size)
         self.LayerNorm = ResidualNorm(config.hidden_size, config.layer_norm_eps, config.hidden_dropout_prob)
 
     def forward(self, inner: Tensor, residual: Tensor) -> Tensor:
         """[B, R, d] from inner [B, R, intermediate_size] and residual [B, R, d]."""
-        return self.LayerNorm(self.dense(inner), residual)
+        return self.LayerNorm(self.dense, inner, residual)
 
 
 class Layer(nn.Module):
@@ -131,7 +136,7 @@ class Layer(nn.Module):
     def __init__(self, config: MPNetConfig):
         super().__init__()
         self.attention = Attention(config)
-        self.intermediate = Dense(config.hidden_size, config.intermediate_size)
+        self.intermediate = Intermediate(config)
         self.output = Output(config)
 
     def forward(self, hidden: Tensor, backend: Backend, num_content: int, first_row: int, *prepared: Tensor) -> Tensor:
@@ -145,7 +150,7 @@ class Layer(nn.Module):
             prepared: by the back-end, for this batch.
         """
         rows = self.attention(hidden, backend, num_content, first_row, *prepared)
-        return self.output(F.gelu(self.intermediate(rows)), rows)
+        return self.output(self.intermediate(rows), rows)
 
 
 class Encoder(nn.Module):
@@ -181,7 +186,7 @@ class LMHead(nn.Module):
 
     def __init__(self, config: MPNetConfig, token_table: nn.Parameter):
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dense = GeluLinear(config.hidden_size, config.hidden_size)
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.decoder = Decoder(config.hidden_size, config.vocab_size, device="meta")  # tied below: no memory of its own
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
@@ -194,7 +199,7 @@ class LMHead(nn.Module):
 
         With labels int64 [...]: ``linear_cross_entropy``'s sum and count, and the logits (None if they are not wanted).
         """
-        hidden = self.layer_norm(F.gelu(self.dense(hidden)))
+        hidden = self.layer_norm(self.dense(hidden))
         if labels is None:
             return self.decoder(hidden)
         return *self.decoder(hidden, labels), self.decoder(hidden) if keep_logits else None

@@ -11,7 +11,7 @@ import torch
 pytest.importorskip("triton", reason="needs the package triton (Linux)")
 
 from benchmarks.compiled_kernels import KERNELS, TYPES, compile_kernel, compiled, elements_of_tile, examine
-from mpnet_ds.models.layers import cross_entropy_kernel, residual_norm_kernels
+from mpnet_ds.models.layers import cross_entropy_kernel, gelu_kernel, residual_norm_kernels
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -59,7 +59,7 @@ def test_other_widths_and_types_keep_all_but_a_few_words_in_registers(kernel, wi
 
 
 TYPES_OF_LAYERS = {
-    **dict.fromkeys(("mean", "scale", "losses", "grad_weight", "grad_bias"), "*fp32"),
+    **dict.fromkeys(("mean", "scale", "losses", "grad_weight", "grad_bias", "grad_bias_of_x", "sums"), "*fp32"),
     **{"labels": "*i64", "seed": "*i64", "hits": "*i32"},
     **{"width": "i32", "stride": "i32", "rows": "i32", "eps": "fp32"},
 }
@@ -67,6 +67,7 @@ LAYERS = [
     (cross_entropy_kernel.score_kernel, {"IS_RECORDED": True, "BLOCK": 4096}, 8),
     (residual_norm_kernels.forward_kernel, {"KEEP": 0.9, "BLOCK": 1024}, 4),
     (residual_norm_kernels.backward_kernel, {"KEEP": 0.9, "BLOCK": 1024}, 4),
+    (gelu_kernel.backward_kernel, {"ROW_TILE": gelu_kernel.ROW_TILE, "BLOCK": gelu_kernel.BLOCK}, 4),
 ]
 
 

@@ -4,6 +4,8 @@ TRITON_INTERPRET=1 must be set before triton is imported. It cannot multiply mat
 """
 
 import os
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,8 +17,14 @@ from torch.utils.checkpoint import checkpoint
 from mpnet_ds.errors import UserError
 from mpnet_ds.models.attention import triton
 from mpnet_ds.models.attention.backend import choose_backend
+from mpnet_ds.models.layers import projections
 from tests.models import test_parity
 from tests.models.attention.cases import assert_same, make_case
+
+sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
+
+import tune_tiles
+from operator_count import OperatorCount
 
 CPU = torch.device("cpu")
 
@@ -156,6 +164,26 @@ def test_dropout_follows_the_seed_and_the_products_of_the_numbers_drawn():
     assert torch.equal(mask, kept & visible)
 
 
+@pytest.mark.parametrize("objective", ["mpnet", "mlm"])
+def test_gradients_of_one_product_are_one_tensor(objective):
+    case = make_case(objective, tokens=20, predicted=4, padding=2, heads=2)
+    maps = [torch.nn.Linear(32, 32) for _ in range(3)]
+    hidden = torch.randn(2, case.query.shape[2], 32)
+    gradients = {}
+    for name in ("triton", "eager"):
+        backend = choose_backend(name, CPU)
+        rows = hidden.clone().requires_grad_()
+        projected = projections.project(rows, case.key.shape[2], *maps)
+        inputs = [x.unflatten(2, (2, 16)).transpose(1, 2) for x in projected]
+        out = backend.attend(*inputs, 0.0, 0, *backend.prepare(case.table, case.layout))
+        with OperatorCount() as counter:
+            gradients[name] = torch.autograd.grad(out, [rows, *maps[1].parameters()], case.grad_out)
+        copies = counter.work.operators["copy_"]
+        assert copies == 0 if name == "triton" else copies >= 3
+    for found, expected in zip(gradients["triton"], gradients["eager"], strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
 def test_a_layer_computed_again_draws_the_same():
     case = make_case("mpnet", tokens=20, predicted=4, heads=1)
     backend = choose_backend("triton", CPU)
@@ -218,3 +246,13 @@ def test_heads_that_are_too_wide_are_refused():
     case = make_case("mlm", tokens=4, predicted=0, width=129)
     with pytest.raises(UserError, match=r"129 wide.*'sdpa'"):
         case.run("triton")
+
+
+def test_the_passes_that_tune_tiles_times_are_those_of_a_layer(monkeypatch):
+    for name, value in {"TOKENS": 20, "PREDICTED": 3, "HEADS": 1, "WIDTH": 16, "DTYPE": torch.float32}.items():
+        monkeypatch.setattr(tune_tiles, name, value)
+    backward, forward = tune_tiles.passes_of_a_layer(1, CPU)
+    assert forward()[0].shape == (1, 26, 1, 16)
+    gradients, of_bias = backward()
+    assert gradients.numel() == 26 * 3 * 16  # packed
+    assert of_bias.shape == (1, 20, 64)

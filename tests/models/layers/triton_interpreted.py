@@ -1,13 +1,15 @@
 """The Triton kernels of models/layers in Triton's interpreter; run as attention/triton_interpreted.py is."""
 
 import os
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, library
 from torch.nn import functional as F
 
-from mpnet_ds.models.layers import cross_entropy, cross_entropy_kernel, residual_norm
+from mpnet_ds.models.layers import cross_entropy, cross_entropy_kernel, gelu, gelu_kernel, kernels, residual_norm
+from mpnet_ds.models.layers.gelu import GeluLinear
 from mpnet_ds.models.layers.residual_norm import ResidualNorm, residual_norm_backward
 
 assert os.environ.get("TRITON_INTERPRET") == "1"
@@ -40,52 +42,90 @@ def test_logits_stay_where_no_gradient_is_wanted_and_need_not_be_contiguous():
     torch.testing.assert_close(losses, F.cross_entropy(before, torch.tensor([1, 39, 0]), reduction="none"))
 
 
-def norm_and_gradients(function, x, residual, norm, grad) -> list[Tensor]:
-    inputs = [tensor.clone().requires_grad_() for tensor in (x, residual)]
-    out = function(*inputs)
-    return [out.detach(), *torch.autograd.grad(out, [*inputs, norm.weight, norm.bias], grad)]
+@pytest.fixture
+def use_kernels(monkeypatch):
+    """A function: from now on the layers take their kernels."""
+    return lambda: monkeypatch.setattr(kernels, "run_on", lambda tensor: True)
 
 
-def kernel(norm: ResidualNorm, probability: float = 0.0, seed: int = 0):
-    """The operator with a norm's weights."""
-    drawn = torch.tensor([seed])
-    return lambda x, residual: residual_norm.residual_norm(
-        x, residual, norm.weight, norm.bias, drawn, probability, norm.eps
-    )[0]
+def output_and_gradients(layer, parameters, inputs, grad) -> list[Tensor]:
+    """The output of ``layer(*inputs)``, and the gradients of inputs and parameters."""
+    inputs = [tensor.clone().requires_grad_() for tensor in inputs]
+    out = layer(*inputs)
+    return [out.detach(), *torch.autograd.grad(out, [*inputs, *parameters], grad)]
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 4e-3)])
-@pytest.mark.parametrize("width", [24, 300])
-def test_norm_and_gradients_are_those_of_pytorch(width, dtype, tolerance):
-    norm = ResidualNorm(width, 1e-5, 0.0).to(dtype)
-    norm.weight.data, norm.bias.data = 1 + random(width, seed=1, dtype=dtype) / 4, random(width, seed=2, dtype=dtype)
-    x, residual, grad = (random(2, 5, width, seed=seed, dtype=dtype) for seed in (3, 4, 5))
-    found = norm_and_gradients(kernel(norm), x, residual, norm, grad)
-    expected = norm_and_gradients(norm, x, residual, norm, grad)
+def assert_near(found, expected, tolerance) -> None:
     for one, other in zip(found, expected, strict=True):
         scale = max(1.0, other.abs().max().item())
         torch.testing.assert_close(one, other, atol=tolerance * scale, rtol=0)
 
 
-def test_dropout_leaves_out_the_same_numbers_forward_and_backward():
-    norm, ones, zeros = ResidualNorm(256, 1e-5, 0.0), torch.ones(40, 256), torch.zeros(40, 256)
-    _, total, *_ = residual_norm.residual_norm(ones, zeros, norm.weight, norm.bias, torch.tensor([7]), 0.25, 1e-5)
+def dense(width: int, dtype: torch.dtype = torch.float32, kind=torch.nn.Linear):
+    layer = kind(8, width).to(dtype)
+    layer.weight.data, layer.bias.data = random(width, 8, seed=6, dtype=dtype) / 3, random(width, seed=7, dtype=dtype)
+    return layer
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 4e-3)])
+@pytest.mark.parametrize("width", [24, 300])
+def test_norm_and_gradients_are_those_of_pytorch(width, dtype, tolerance, use_kernels):
+    norm, of_x = ResidualNorm(width, 1e-5, 0.0).to(dtype), dense(width, dtype)
+    norm.weight.data, norm.bias.data = 1 + random(width, seed=1, dtype=dtype) / 4, random(width, seed=2, dtype=dtype)
+    inputs, grad = [random(2, 5, size, seed=3, dtype=dtype) for size in (8, width)], random(2, 5, width, seed=5, dtype=dtype)
+    arguments = partial(norm, of_x), [*norm.parameters(), *of_x.parameters()], inputs, grad
+    expected = output_and_gradients(*arguments)
+    use_kernels()
+    assert_near(output_and_gradients(*arguments), expected, tolerance)
+
+
+def test_dropout_leaves_out_the_same_numbers_forward_and_backward(use_kernels):
+    norm, of_x = ResidualNorm(256, 1e-5, 0.0), dense(256)
+    ones, zeros, bias = torch.ones(40, 256), torch.zeros(40, 256), torch.zeros(256)
+    _, total, *_ = residual_norm.residual_norm(ones, zeros, norm.weight, norm.bias, bias, torch.tensor([7]), 0.25, 1e-5)
     kept = total != 0
     torch.testing.assert_close(total[kept], torch.full_like(total[kept], 4 / 3))
     assert kept.double().mean().item() == pytest.approx(0.75, abs=0.02)
-    x, residual, grad = (random(40, 256, seed=seed) for seed in (3, 4, 5))
-    found = norm_and_gradients(kernel(norm, 0.25, seed=7), x, residual, norm, grad)
-    expected = norm_and_gradients(lambda x, residual: norm(x * kept / 0.75, residual), x, residual, norm, grad)
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-5)
-    assert not torch.equal(kernel(norm, 0.25, seed=7)(x, residual), kernel(norm, 0.25, seed=8)(x, residual))
+
+    def drawn(seed: int):
+        norms = norm.weight, norm.bias, of_x.bias, torch.tensor([seed]), 0.25, norm.eps
+        return lambda x, residual: residual_norm.residual_norm(
+            F.linear(x, of_x.weight, of_x.bias.detach()), residual, *norms
+        )[0]
+
+    inputs, grad = [random(40, 8, seed=3), random(40, 256, seed=4)], random(40, 256, seed=5)
+    parameters = [*norm.parameters(), *of_x.parameters()]
+    expected = output_and_gradients(
+        lambda x, residual: norm(lambda x: of_x(x) * kept / 0.75, x, residual), parameters, inputs, grad
+    )
+    assert_near(output_and_gradients(drawn(7), parameters, inputs, grad), expected, 1e-4)
+    assert not torch.equal(drawn(7)(*inputs), drawn(8)(*inputs))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 4e-3)])
+@pytest.mark.parametrize(("rows", "width"), [(3, 24), (21, 520)])
+def test_gelu_and_gradients_are_those_of_pytorch(rows, width, dtype, tolerance, use_kernels, monkeypatch):
+    monkeypatch.setattr(gelu_kernel, "PROGRAMS", 2)  # the second has fewer rows
+    layer = dense(width, dtype, GeluLinear)
+    arguments = (
+        layer,
+        list(layer.parameters()),
+        [random(1, rows, 8, dtype=dtype)],
+        random(1, rows, width, seed=5, dtype=dtype),
+    )
+    expected = output_and_gradients(*arguments)
+    use_kernels()
+    assert_near(output_and_gradients(*arguments), expected, tolerance)
 
 
 def test_the_operators_keep_what_they_promise_to_torch():
     norm, x = ResidualNorm(16, 1e-5, 0.0), random(3, 16)
-    inputs = [tensor.detach().clone().requires_grad_() for tensor in (x, x + 1, norm.weight, norm.bias)]
+    values = (x, x + 1, norm.weight, norm.bias, torch.zeros(16))
+    inputs = [tensor.detach().clone().requires_grad_() for tensor in values]
     seed = torch.tensor([3])
     library.opcheck(residual_norm.residual_norm, (*inputs, seed, 0.5, 1e-5))
     _, total, mean, scale = residual_norm.residual_norm(*inputs, seed, 0.5, 1e-5)
     library.opcheck(residual_norm_backward, (x, total.detach(), mean, scale, norm.weight.detach(), seed, 0.5))
     library.opcheck(cross_entropy.score_logits_on_gpu, (random(3, 40), torch.tensor([1, -1, 2]), True))
+    library.opcheck(gelu.gelu, (x.clone().requires_grad_(), norm.bias.detach().clone().requires_grad_()))
+    library.opcheck(gelu.gelu_backward, (x, x + 1))

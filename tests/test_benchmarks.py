@@ -489,7 +489,6 @@ def test_a_page_is_named_after_the_hardware(gpus, name):
 # What takes minutes
 
 
-@pytest.mark.long
 def test_tiles_that_spill_wait_or_take_long_are_left_out_and_the_fastest_is_named(capsys):
     tune_tiles = pytest.importorskip("tune_tiles", reason="needs the package triton (Linux)")
     current = tune_tiles.today("forward", 90)
@@ -517,6 +516,7 @@ def test_tiles_that_spill_wait_or_take_long_are_left_out_and_the_fastest_is_name
     assert "Faster" not in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_make_bench_runs_all(tmp_path):
     assert bench_all.run_all(list(bench_all.BENCHMARKS), tmp_path / "all.json") == 0
     written = json.loads((tmp_path / "all.json").read_text())

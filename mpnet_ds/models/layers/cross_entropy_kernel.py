@@ -1,7 +1,7 @@
 """The Triton kernel of ``cross_entropy.py``; importing this file imports triton.
 
 A program has one row of logits. It reads them twice, the second time from the L2 cache, and writes the gradient where they
-were. Head and loss of mpnet-base at 64 sequences move 3.1 GB so, as counted by benchmarks/count_step.py; by separate
+were. Head and loss of mpnet-base at 64 sequences move 2.6 GB so, as counted by benchmarks/count_step.py; by separate
 operators they moved 7.1.
 """
 

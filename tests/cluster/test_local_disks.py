@@ -34,7 +34,7 @@ class Disks:
 
     def train(self, hosts: list[Host], *arguments: object, **options) -> Run:
         """One rank on each of these hosts; the metrics are read on the first host's disk."""
-        slots = dict.fromkeys(hosts, 1)
+        slots, options = dict.fromkeys(hosts, 1), {"config": "multi_node"} | options
         run = pretrain(self.cluster, slots, self.path / "run", self.data, *arguments, **options)
         return replace(run, folder=self.folders[self.hosts.index(hosts[0])] / "run")
 

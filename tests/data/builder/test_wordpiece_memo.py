@@ -174,4 +174,4 @@ def test_memory_of_the_memo_is_bounded(tokenizer):
         encoder.encode([" ".join(f"{'long' * (i % 9)}word{i}" for i in range(start, start + 2000))])
     grown = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
-    assert grown < 1 << 20
+    assert grown < 1 << 19  # 2 entries for each of these words would take twice as much

@@ -55,6 +55,7 @@ def test_a_missing_package_is_named(monkeypatch):
         run(model_of("mpnet", "triton"), "mpnet")
 
 
+@pytest.mark.long  # an interpreter of its own, and only seconds are lost
 def test_importing_the_model_imports_no_triton():
     code = "import sys, mpnet_ds.model; sys.exit('triton' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

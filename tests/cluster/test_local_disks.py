@@ -94,7 +94,8 @@ def copy_missing(source: Path, target: Path) -> None:
             shutil.copy2(path, place)
 
 
-def test_sigterm_at_the_launcher_saves_on_each_disk_its_own_shards_and_what_every_rank_reads(disks, stopped):
+def test_each_disk_has_its_own_shards_and_what_every_rank_reads(disks, stopped):
+    """Saved at SIGTERM, which reaches the launcher alone."""
     run, step = stopped
     assert run.code != 0, run.out + run.err
     assert 3 <= step < 8

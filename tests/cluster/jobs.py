@@ -38,9 +38,12 @@ class Job:
         """Errors so far, by the launcher and by all ranks."""
         return Path(f"{self.output}.err").read_text()
 
-    def wait_for_update(self, update: int, timeout: float = 120) -> None:
-        """Until it is in the metrics; ``AssertionError`` if the job ends before, or does not get there in time, seconds."""
-        deadline, metrics = time.monotonic() + timeout, self.output / "metrics.jsonl"
+    def wait_for_update(self, update: int, timeout: float = 120, output: Path | None = None) -> None:
+        """Until it is in the metrics, of ``output`` where the run's folder is not ``self.output``.
+
+        ``AssertionError`` if the job ends before, or does not get there in ``timeout`` seconds.
+        """
+        deadline, metrics = time.monotonic() + timeout, (output or self.output) / "metrics.jsonl"
         while time.monotonic() < deadline and self.process.poll() is None:
             if metrics.exists() and f'"step": {update},' in metrics.read_text():
                 return

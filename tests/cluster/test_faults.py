@@ -73,7 +73,8 @@ def test_a_link_that_is_cut_ends_the_run_on_both_sides_and_it_goes_on(
     assert_goes_on(output, dataset_folder, undisturbed)
 
 
-@pytest.mark.parametrize("supervised", [pytest.param(True, marks=pytest.mark.long), False])
+@pytest.mark.long  # test_local_disks.py
+@pytest.mark.parametrize("supervised", [True, False])
 def test_sigterm_at_the_launcher_saves_on_all_hosts(cluster, undisturbed, dataset_folder, tmp_path, supervised):
     first, second, _ = cluster.hosts
     slots, output = {first: 1, second: 1}, tmp_path / "run"

@@ -51,15 +51,6 @@ def start(cluster: Cluster, host: Host, name: str, output: Path, words: list, en
         return Job(host.popen("bash", *words, env=env, cwd=ROOT, **pipes), cluster, log)
 
 
-def wait_for_update(jobs: list[Job], output: Path, update: int) -> None:
-    """As ``Job.wait_for_update``, which looks for the metrics beside its own log."""
-    metrics = output / "metrics.jsonl"
-    for job in jobs:
-        job.output.mkdir()
-        (job.output / "metrics.jsonl").symlink_to(metrics)
-    jobs[0].wait_for_update(update)
-
-
 def assert_goes_on(stopped: list[Run], output: Path, data: Path, undisturbed: Run) -> None:
     said = "\n".join(run.out + run.err for run in stopped)
     assert [run.code for run in stopped] == [75] * len(stopped), said
@@ -74,7 +65,7 @@ def test_mpirun_on_two_hosts_stops_with_a_save_and_goes_on(cluster, undisturbed,
     faulty = with_fault(tmp_path, "mpi.sh", "until_asked@3")
     words = [hostfile, *arguments(output, dataset_folder)]
     job = start(cluster, first, "stopped", output, [faulty, *words], AS_ROOT)
-    wait_for_update([job], output, 2)
+    job.wait_for_update(2, output=output)
     job.process.send_signal(signal.SIGTERM)
     stopped = job.finish(60)
     assert_goes_on([stopped], output, dataset_folder, undisturbed)
@@ -94,7 +85,7 @@ def test_torchrun_on_two_hosts_stops_with_a_save_and_goes_on(cluster, undisturbe
         ]
 
     jobs = start_on_both("stopped", with_fault(tmp_path, "torchrun.sh", "until_asked@3"))
-    wait_for_update(jobs, output, 2)
+    jobs[0].wait_for_update(2, output=output)
     jobs[1].process.send_signal(signal.SIGTERM)
     stopped = [job.finish(60) for job in jobs]
     assert_goes_on(stopped, output, dataset_folder, undisturbed)
@@ -117,7 +108,7 @@ def test_two_ranks_on_this_machine(undisturbed, dataset_folder, tmp_path, monkey
     [
         ("sys.exit(75)", 75),
         pytest.param("sys.exit(2)", 2, marks=pytest.mark.long),
-        ("os.kill(os.getpid(), signal.SIGKILL)", 137),
+        pytest.param("os.kill(os.getpid(), signal.SIGKILL)", 137, marks=pytest.mark.long),
         pytest.param("0", 0, marks=pytest.mark.long),
     ],
 )

@@ -2,6 +2,8 @@
 
 import re
 import shutil
+import signal
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +14,7 @@ from safetensors.torch import load_file
 from mpnet_ds.checkpoint.consolidate import consolidate
 from mpnet_ds.errors import UserError
 from tests.cluster.hosts import Cluster, Host
-from tests.cluster.jobs import pretrain
+from tests.cluster.jobs import pretrain, start
 from tests.runs import Run
 from tests.training.faulty_runs import FAULTY
 
@@ -34,7 +36,7 @@ class Disks:
 
     def train(self, hosts: list[Host], *arguments: object, **options) -> Run:
         """One rank on each of these hosts; the metrics are read on the first host's disk."""
-        slots = dict.fromkeys(hosts, 1)
+        slots, options = dict.fromkeys(hosts, 1), {"config": "multi_node"} | options
         run = pretrain(self.cluster, slots, self.path / "run", self.data, *arguments, **options)
         return replace(run, folder=self.folders[self.hosts.index(hosts[0])] / "run")
 
@@ -45,6 +47,11 @@ class Disks:
         """Names on all disks, and which files they are; folders look changed where a token was for a moment."""
         found = [path for folder in self.folders for path in folder.rglob("*")]
         return {path: (path.stat().st_mtime_ns, path.stat().st_ino) if path.is_file() else () for path in found}
+
+    def steps(self, number: int) -> list[int]:
+        """Updates of the checkpoints on a disk."""
+        folder = self.folders[number] / "run" / "checkpoints"
+        return sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*"))
 
     def files(self, number: int, step: int) -> set[str]:
         return {path.name for path in self.checkpoint(number, step).iterdir()}
@@ -58,13 +65,23 @@ def disks(dataset_folder, tmp_path_factory) -> Iterator[Disks]:
 
 
 @pytest.fixture(scope="module")
-def killed(disks) -> Run:
-    """Two hosts; the second one's rank is killed at step 7, after the checkpoint of step 6."""
-    return disks.train(disks.hosts[:2], script=[FAULTY, "sigkill@7"])
+def stopped(disks) -> tuple[Run, int]:
+    """Two hosts, whose launcher gets SIGTERM after its third step: the run, and the step of its only checkpoint."""
+    slots, output = dict.fromkeys(disks.hosts[:2], 1), disks.path / "run"
+    options = {"config": "multi_node", "script": [FAULTY, "slow@1"]}  # steps of a second
+    job = start(disks.cluster, slots, output, disks.data, "--save_interval", 100, **options)
+    job.wait_for_update(3, output=disks.folders[0] / "run")
+    job.process.send_signal(signal.SIGTERM)
+    run = job.finish(timeout=90)
+    deadline = time.monotonic() + 60
+    while any(host.processes("faulty.py") for host in disks.hosts) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    (step,) = disks.steps(0)
+    return run, step
 
 
 @pytest.fixture(scope="module")
-def resumed(disks, killed) -> Run:
+def resumed(disks, stopped) -> Run:
     return disks.train(disks.hosts[:2])
 
 
@@ -77,20 +94,24 @@ def copy_missing(source: Path, target: Path) -> None:
             shutil.copy2(path, place)
 
 
-def test_each_disk_has_its_own_shards_and_what_every_rank_reads(disks, killed):
-    assert killed.code != 0, killed.out + killed.err
-    assert "Checkpoints are on 2 disks that are not shared: node1; node2" in killed.out
+def test_each_disk_has_its_own_shards_and_what_every_rank_reads(disks, stopped):
+    """Saved at SIGTERM, which reaches the launcher alone."""
+    run, step = stopped
+    assert run.code != 0, run.out + run.err
+    assert 3 <= step < 8
+    assert "Checkpoints are on 2 disks that are not shared: node1; node2" in run.out
     common = {"mp_rank_00_model_states.pt", "manifest.json", "tokenizer"}
     for number in (0, 1):
-        assert disks.files(number, 6) == common | {OPTIM.format(number)}
-    model = [(disks.checkpoint(number, 6) / "mp_rank_00_model_states.pt").read_bytes() for number in (0, 1)]
+        assert disks.files(number, step) == common | {OPTIM.format(number)}
+    model = [(disks.checkpoint(number, step) / "mp_rank_00_model_states.pt").read_bytes() for number in (0, 1)]
     assert model[0] == model[1]
     assert not any(path for folder in disks.folders for path in folder.rglob(".mpnet_ds.token*"))
 
 
-def test_the_same_hosts_go_on_to_the_losses_of_an_undisturbed_run(disks, resumed, undisturbed):
+def test_the_same_hosts_go_on_to_the_losses_of_an_undisturbed_run(disks, stopped, resumed, undisturbed):
+    _, step = stopped
     assert "Done: 8 steps" in resumed.out, resumed.out + resumed.err
-    assert "step-00000006 at step 6" in resumed.out
+    assert f"step-{step:08d} at step {step}" in resumed.out
     assert resumed.losses == pytest.approx(undisturbed.losses, abs=1e-5)
     assert resumed.eval_losses == pytest.approx(undisturbed.eval_losses, abs=1e-5)
     assert [disks.files(number, 8) >= {OPTIM.format(number)} for number in (0, 1)] == [True, True]

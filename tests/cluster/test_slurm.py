@@ -110,22 +110,40 @@ def log(tmp_path: Path) -> str:
     return "\n".join(path.read_text() for path in sorted(tmp_path.glob("job-*.log")))
 
 
-def test_a_job_is_warned_saves_is_queued_again_and_ends_with_the_undisturbed_losses(
+def end_soon(slurm: Slurm, job: str) -> None:
+    """Set the time limit so that SLURM itself warns within two minutes, and take it back when the job is queued again."""
+    minutes = int(slurm.run("squeue", "--noheader", "--format=%M", "--jobs", job).split(":")[-2])
+    slurm.run("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes + 2}")
+    slurm.wait_until(lambda: slurm.job(job)["Restarts"] == "1", 180, f"it is queued again; {slurm.job(job)}")
+    slurm.run("scontrol", "update", f"JobId={job}", "TimeLimit=30")
+
+
+WARNED = {"time": "30", "signal": "USR1@45"}  # 45 to 75 s before the end
+
+
+def test_a_job_that_slurm_warns_before_its_time_limit_saves_and_is_queued_again(slurm, submit, stand_in, tmp_path):
+    job = submit("wait,wait", program=stand_in, options=WARNED)
+    wait_for_files(slurm, tmp_path / "run", "started-0-0", "started-0-1")
+    end_soon(slurm, job)
+    ended = wait_for_end(slurm, job, 90)
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", "1"), log(tmp_path)
+    assert [(tmp_path / "run" / f"saved-{rank}").read_text() for rank in range(2)] == ["SIGUSR1", "SIGUSR1"]
+    assert f"slurm.sh: saved; queueing job {job} again." in log(tmp_path)
+
+
+@pytest.mark.long  # above a stand-in is warned, and mpirun starts the same ranks in test_launch_scripts.py
+def test_a_run_is_warned_saves_is_queued_again_and_ends_with_the_undisturbed_losses(
     slurm, submit, undisturbed, dataset_folder, tmp_path
 ):
-    """The warning that SLURM itself sends before the time limit, which is set when training has begun, however slowly."""
     job = submit(
         *["--recipe", RECIPE, "--micro_batch_size", 4],
-        options={"time": "30", "signal": "USR1@45"},  # 45 to 75 s before the end
+        options=WARNED,
         variables={"deepspeed_config": "ds_configs/zero2.json", "data": f"({dataset_folder})"},
         program=f"{FAULTY} until_asked@3",
     )
     metrics = tmp_path / "run" / "metrics.jsonl"
     slurm.wait_until(lambda: metrics.exists() and '"step": 2,' in metrics.read_text(), 180, "update 2")
-    minutes = int(slurm.run("squeue", "--noheader", "--format=%M", "--jobs", job).split(":")[-2])
-    slurm.run("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes + 2}")
-    slurm.wait_until(lambda: slurm.job(job)["Restarts"] == "1", 180, f"it is queued again: {log(tmp_path)}")
-    slurm.run("scontrol", "update", f"JobId={job}", "TimeLimit=30")
+    end_soon(slurm, job)
     ended = wait_for_end(slurm, job, 180)
     said = log(tmp_path)
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", "1"), said

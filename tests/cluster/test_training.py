@@ -37,6 +37,7 @@ def assert_same_losses(run: Run, expected: Run) -> None:
     assert run.eval_losses == pytest.approx(expected.eval_losses, abs=1e-5)
 
 
+@pytest.mark.long  # test_local_disks.py comes to the same losses with the same configuration, after a kill
 def test_two_hosts_give_the_losses_of_one_host_with_two_ranks(cluster, undisturbed, dataset_folder, tmp_path):
     first, second, _ = cluster.hosts
     run = pretrain(cluster, {first: 1, second: 1}, tmp_path / "run", dataset_folder, config="multi_node")

@@ -38,11 +38,11 @@ def write_corpus(folder, num_bytes):
 @pytest.fixture(scope="module")
 def corpus(made_once):
     """Enough text for a build by several processes to be killed while it runs."""
-    return made_once("corpus-of-8-mb", lambda folder: write_corpus(folder, 8 << 20))
+    return made_once("corpus-of-5-mb", lambda folder: write_corpus(folder, 5 << 20))
 
 
 def command(corpus, tokenizer, output, workers=2):
-    given = ["--input", corpus, "--tokenizer", tokenizer, "--output", output, "--holdout", "0.05", "--shard_size", "300kB"]
+    given = ["--input", corpus, "--tokenizer", tokenizer, "--output", output, "--holdout", "0.05", "--shard_size", "200kB"]
     return [sys.executable, TOOL, *map(str, given), "--workers", str(workers)]
 
 
@@ -365,7 +365,7 @@ def test_a_full_disk_is_named_and_the_build_continues_when_there_is_space(corpus
     (tmp_path / "disk").mkdir()
     arguments = command(corpus, tokenizer_folder, tmp_path / "disk" / "dataset", workers)
     script = """
-        mount -t tmpfs -o size=2m tmpfs "$DISK"; "$@"; code=$?
+        mount -t tmpfs -o size=1m tmpfs "$DISK"; "$@"; code=$?
         find "$DISK" -name dataset.json | grep . && exit 99
         mount -o remount,size=100m "$DISK"; "$@" >&2 && test -f "$DISK/dataset/dataset.json" && exit $code
     """

@@ -101,7 +101,7 @@ def test_isolated_documents_train_alike_with_checkpointed_layers(dataset_folder,
 
 def test_the_bare_command_is_a_demo_and_says_how_to_pass_data(tmp_path):
     words = ["--max_steps", 12, "--output_dir", "runs/mpnet-tiny"]
-    run = pretrain(tmp_path / "runs" / "mpnet-tiny", *words, cwd=tmp_path, ranks=1, launcher="deepspeed")
+    run = pretrain(tmp_path / "runs" / "mpnet-tiny", *words, cwd=tmp_path, ranks=1)
     assert run.code == 0, run.err
     assert "This is the demo: recipe mpnet-tiny" in run.out
     assert "--data my-data" in run.out

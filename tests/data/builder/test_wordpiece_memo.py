@@ -69,17 +69,17 @@ def disturbed(lines):
         yield line.replace("\n", " ")
 
 
-@pytest.mark.parametrize("mebibytes", [2, pytest.param(50, marks=pytest.mark.long)])
+@pytest.mark.parametrize("mebibytes", [1, pytest.param(50, marks=pytest.mark.long)])
 def test_much_real_text_with_odd_characters_has_the_librarys_ids(tokenizer, mebibytes):
     encoder = TextEncoder(tokenizer, memo_entries=10_000)
     total, texts, size = 0, [], 0
     for line in disturbed(real_text(mebibytes << 20)):
         texts.append(line)
         size += len(line.encode())
-        if size > 1 << 20:
+        if size > 1 << 19:
             assert_same_ids(encoder, texts)
             total, texts, size = total + size, [], 0
-    assert total > (mebibytes - 1) << 20
+    assert total > (mebibytes << 20) // 2
 
 
 characters = st.one_of(st.characters(codec="utf-8"), st.sampled_from(" .,-'aeiouAEIOUäé1"), st.sampled_from(ODD))
@@ -94,7 +94,7 @@ def test_any_texts_have_the_librarys_ids(encoder, texts):
 def test_every_character_alone_and_between_letters_has_the_librarys_ids(encoder):
     every = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
     edges = [0x3400, 0x4DBF, 0x4E00, 0x5000, 0x9FFF, 0xF900, 0xFAFF, 0x20000, 0x2A6DF, 0x2A700, 0x2B81F, 0x2CEAF, 0x2F800]
-    chosen = every[:0x3400] + every[0x3400::97] + [chr(edge + offset) for edge in edges for offset in (-1, 0, 1)]
+    chosen = every[:0x3400] + every[0x3400::397] + [chr(edge + offset) for edge in edges for offset in (-1, 0, 1)]
     assert_same_ids(encoder, chosen)
     assert_same_ids(encoder, [f"ab{character}cd" for character in chosen])
 
@@ -170,8 +170,8 @@ def test_memory_of_the_memo_is_bounded(tokenizer):
     encoder.encode(["begin"])
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
-    for start in range(0, 40_000, 2000):
+    for start in range(0, 16_000, 2000):
         encoder.encode([" ".join(f"{'long' * (i % 9)}word{i}" for i in range(start, start + 2000))])
     grown = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
-    assert grown < 1 << 20
+    assert grown < 1 << 19  # 2 entries for each of these words would take twice as much

@@ -71,7 +71,7 @@ LAYERS = [
 ]
 
 
-@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("capability", [pytest.param(80, marks=pytest.mark.long), 90])
 @pytest.mark.parametrize(("kernel", "constants", "num_warps"), LAYERS, ids=lambda value: getattr(value, "__name__", ""))
 def test_kernels_of_layers_compile_and_stay_in_registers(kernel, constants, num_warps, capability):
     names = (parameter.name for parameter in kernel.params)

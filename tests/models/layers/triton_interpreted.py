@@ -80,8 +80,8 @@ def test_norm_and_gradients_are_those_of_pytorch(width, dtype, tolerance, use_ke
 
 
 def test_dropout_leaves_out_the_same_numbers_forward_and_backward(use_kernels):
-    norm, of_x = ResidualNorm(256, 1e-5, 0.0), dense(256)
-    ones, zeros, bias = torch.ones(40, 256), torch.zeros(40, 256), torch.zeros(256)
+    norm, of_x = ResidualNorm(1000, 1e-5, 0.0), dense(1000)
+    ones, zeros, bias = torch.ones(10, 1000), torch.zeros(10, 1000), torch.zeros(1000)
     _, total, *_ = residual_norm.residual_norm(ones, zeros, norm.weight, norm.bias, bias, torch.tensor([7]), 0.25, 1e-5)
     kept = total != 0
     torch.testing.assert_close(total[kept], torch.full_like(total[kept], 4 / 3))
@@ -93,7 +93,7 @@ def test_dropout_leaves_out_the_same_numbers_forward_and_backward(use_kernels):
             F.linear(x, of_x.weight, of_x.bias.detach()), residual, *norms
         )[0]
 
-    inputs, grad = [random(40, 8, seed=3), random(40, 256, seed=4)], random(40, 256, seed=5)
+    inputs, grad = [random(10, 8, seed=3), random(10, 1000, seed=4)], random(10, 1000, seed=5)
     parameters = [*norm.parameters(), *of_x.parameters()]
     expected = output_and_gradients(
         lambda x, residual: norm(lambda x: of_x(x) * kept / 0.75, x, residual), parameters, inputs, grad

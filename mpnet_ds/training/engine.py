@@ -36,7 +36,7 @@ class Engine:
 
     Attributes:
         deepspeed: the engine itself.
-        applied: whether the last step changed the weights; False if a gradient was NaN or infinite.
+        applied: whether the last step changed the weights; False if a gradient was NaN or infinite, or the step left out.
         grad_norm: of the last step's gradient over all ranks, before clipping; a float, a scalar tensor or None.
         learning_rate: of the next step, before the scale of a parameter group; 0 until it is set.
         span: ``with span("backward"):`` names a part of the work for a profiler; does nothing by default.
@@ -112,6 +112,10 @@ class Engine:
         if completes and not self._is_plain:
             self.grad_norm = self.deepspeed.get_global_grad_norm()
             self.applied = self.deepspeed.was_step_applied()
+
+    def skip(self) -> None:
+        """Leave out a step: nothing is computed, no weight and no state of the optimizer changes."""
+        self.applied, self.grad_norm = False, None
 
     def set_learning_rate(self, rate: float) -> None:
         """Set the rate of the next step, for each parameter group times its scale."""

@@ -139,7 +139,7 @@ def build_engine(module: PretrainingModule, config: EngineConfig, weight_decay: 
     groups, engine_config, optimizer = parameter_groups(module, weight_decay), dict(config.engine), None
     if config.uses_muon:
         optimizer = partial(make_muon, module, engine_config.pop("optimizer")["params"])
-    deepspeed_workarounds.import_zero_without_compiler()
+    deepspeed_workarounds.leave_out_compiler()
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, model_parameters=groups, config=engine_config)
     return engine
 

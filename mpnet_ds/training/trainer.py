@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mpnet_ds import start_up
 from mpnet_ds.checkpoint.store import CheckpointInfo, CheckpointStore, SaveFailed, read_info
 from mpnet_ds.config.deepspeed_config import layout
 from mpnet_ds.counter_rng import make_key
@@ -100,8 +101,10 @@ class Trainer:
         self.store = CheckpointStore(start.output, recipe.run.keep)
         if start.conversion:
             load_weights(module, ZeroCheckpoint(start.checkpoint))
+        start_up.enter("building DeepSpeed's engine")
         self.engine = Engine(module, config, recipe.optimization.weight_decay, disks, plan.execution.compile)
         if start.checkpoint is not None:
+            start_up.enter("loading the checkpoint")
             self.engine.load(start.checkpoint, convert=bool(start.conversion))
         self.step = self._saved_step = start.step
         self.stop_requests = StopRequests(start.output, ranks)
@@ -143,7 +146,10 @@ class Trainer:
 
     def _train(self) -> Outcome:
         if self._evaluated is None and self.step % self.recipe.run.eval_interval == 0:
+            if self.plan.eval_data is not None:
+                start_up.enter("evaluating before the first step")
             self._evaluate()  # at the beginning, or if the run was stopped before it did
+        start_up.enter("the first step")
         self._throughput.restart(self.step)
         try:
             request = self._train_steps()
@@ -259,6 +265,7 @@ class Trainer:
         """Time the session's first step apart: it loads and perhaps compiles kernels."""
         if self.ranks.device.type == "cuda":
             torch.cuda.synchronize(self.ranks.device)
+        start_up.end()
         seconds = self._throughput.leave_out_first(self.step)
         if self.plan.execution.compile:
             self._progress.write(f"step {self.step}: the first step, in which layers are compiled, took {seconds:.1f} s")

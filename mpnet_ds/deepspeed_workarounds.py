@@ -187,6 +187,24 @@ def leave_out_compiler() -> None:
         torch.compile = compiler
 
 
+def leave_out_triton() -> None:
+    """Let an engine be built without Triton where there is no GPU.
+
+    Seen in DeepSpeed 0.19.8: every engine imports the layers of experts, whether it has any or not, and these Triton.
+    Test: tests/test_start_up.py::test_training_loads_what_it_needs_and_the_rest_when_it_is_used
+    """
+    import torch
+
+    if torch.accelerator.is_available() or "triton" in sys.modules:
+        return
+    sys.modules["triton"] = None  # which makes its import fail, for which DeepSpeed is prepared
+    try:
+        with suppress(ImportError):  # a release of DeepSpeed that has it elsewhere
+            import deepspeed.module_inject.auto_ep_layer  # noqa: F401
+    finally:
+        del sys.modules["triton"]
+
+
 class _CompilerStandIn(ModuleType):
     """What those want of ``torch._dynamo`` who want to be left alone by it; the module itself takes its place otherwise."""
 
@@ -214,12 +232,13 @@ def build_no_shared_memory_op() -> None:
     """Let ranks on CPUs communicate through gloo alone.
 
     Seen in DeepSpeed 0.19.8: ``init_distributed`` on a CPU builds a C++ op for shared memory, which takes minutes, needs a
-    compiler and, where a build was killed, waits for ever on the lock file that it left.
+    compiler and, where a build was killed, waits for ever on the lock file that it left. Merely to ask whether it could, it
+    tries all other ops too.
     Test: tests/training/test_configurations.py::test_nothing_is_compiled_with_offloading_either
     """
-    import deepspeed
+    import deepspeed.comm.torch
 
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.comm.torch.build_shm_op = lambda: None
 
 
 def set_collective_timeout(seconds: float) -> None:

@@ -140,6 +140,7 @@ def build_engine(module: PretrainingModule, config: EngineConfig, weight_decay: 
     if config.uses_muon:
         optimizer = partial(make_muon, module, engine_config.pop("optimizer")["params"])
     deepspeed_workarounds.leave_out_compiler()
+    deepspeed_workarounds.leave_out_triton()
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, model_parameters=groups, config=engine_config)
     return engine
 

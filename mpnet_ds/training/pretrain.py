@@ -17,6 +17,7 @@ import sys
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from functools import cache
 from importlib.metadata import version
 
 import mpnet_ds
@@ -281,6 +282,7 @@ def _record_of_data(data: Data) -> dict:
     return {"training": training, "tokens_per_sequence": data.tokens_per_sequence}
 
 
+@cache
 def _versions() -> dict[str, str]:
     own = {"mpnet_ds": mpnet_ds.__version__, "python": platform.python_version()}
     return own | {package: version(package) for package in PACKAGES}

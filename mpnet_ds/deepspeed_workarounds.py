@@ -236,9 +236,7 @@ def build_no_shared_memory_op() -> None:
     tries all other ops too.
     Test: tests/training/test_configurations.py::test_nothing_is_compiled_with_offloading_either
     """
-    import deepspeed.comm.torch
-
-    deepspeed.comm.torch.build_shm_op = lambda: None
+    import_module("deepspeed.comm.torch").build_shm_op = lambda: None  # deepspeed.comm has another "torch"
 
 
 def set_collective_timeout(seconds: float) -> None:

@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Callable
 
+from mpnet_ds import start_up
 from mpnet_ds.errors import AgreedError, UserError
 from mpnet_ds.last_word import leave_in_order
 
@@ -68,7 +69,10 @@ class Parser(argparse.ArgumentParser):
 def run(main: Callable[[], int | None]) -> None:
     """Call ``main`` and exit with its code; for a ``UserError``, print its text and exit with code 2."""
     try:
-        code = main() or 0
+        try:
+            code = main() or 0
+        finally:
+            start_up.end()
     except UserError as error:
         _say_error(str(error), is_agreed=isinstance(error, AgreedError))
         code = 2

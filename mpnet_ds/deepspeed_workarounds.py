@@ -7,13 +7,17 @@ functions, since this file is at the ground and those who need no torch import o
 """
 
 import math
-import os
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import timedelta
 from functools import cache, partial
+from importlib import import_module
 from io import BytesIO
+from types import ModuleType, SimpleNamespace
 from typing import Any
+
+COMPILER = "torch._dynamo"
 
 
 def replace_file_access(engine, files) -> None:
@@ -162,36 +166,77 @@ def step_at_once(optimizer) -> None:
     optimizer.step = step
 
 
-def import_zero_without_compiler() -> None:
-    """Import DeepSpeed's ZeRO without torch's compiler.
+def leave_out_compiler() -> None:
+    """Let an engine be built, and its optimizer step, without torch's compiler, until somebody uses that.
 
-    Seen in DeepSpeed 0.19.8 with torch 2.13.0: ZeRO imports DeepSpeed's Muon, whose functions are decorated with
-    ``torch.compile``, and the decorator imports all of inductor: seconds, for a Muon that nothing here calls. With torch's
-    switch off while it is imported, its functions stay as they are.
-    Test: tests/training/test_configurations.py::test_inductor_is_not_even_loaded
+    Seen in torch 2.13.0 with DeepSpeed 0.19.8: every step of an optimizer imports ``torch._dynamo`` to break a graph that
+    nobody compiles; methods of optimizers, and hooks of ZeRO 3, do so to be left alone by it; and ZeRO imports DeepSpeed's
+    Muon, whose functions are compiled by decorators. That loads 900 modules: a third of the time until the first step. A
+    stand-in answers these; whoever asks it for anything else gets the compiler itself.
+    Test: tests/training/test_configurations.py::test_the_compiler_is_not_even_loaded
     """
-    switch = "TORCHDYNAMO_DISABLE"
-    before = os.environ.get(switch)
-    os.environ[switch] = "1"
+    import torch
+
+    if COMPILER not in sys.modules:
+        sys.modules[COMPILER] = torch._dynamo = _CompilerStandIn(COMPILER)
+    compiler, torch.compile = torch.compile, _leave_as_it_is
     try:
         with suppress(ImportError):  # a release of DeepSpeed that has it elsewhere
             import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
     finally:
-        os.environ.pop(switch)
-        if before is not None:
-            os.environ[switch] = before
+        torch.compile = compiler
+
+
+def leave_out_triton() -> None:
+    """Let an engine be built without Triton where there is no GPU.
+
+    Seen in DeepSpeed 0.19.8: every engine imports the layers of experts, whether it has any or not, and these Triton.
+    Test: tests/test_start_up.py::test_training_loads_what_it_needs_and_the_rest_when_it_is_used
+    """
+    import torch
+
+    if torch.accelerator.is_available() or "triton" in sys.modules:
+        return
+    sys.modules["triton"] = None  # which makes its import fail, for which DeepSpeed is prepared
+    try:
+        with suppress(ImportError):  # a release of DeepSpeed that has it elsewhere
+            import deepspeed.module_inject.auto_ep_layer  # noqa: F401
+    finally:
+        del sys.modules["triton"]
+
+
+class _CompilerStandIn(ModuleType):
+    """What those want of ``torch._dynamo`` who want to be left alone by it; the module itself takes its place otherwise."""
+
+    def __init__(self, name: str):
+        super().__init__(name)
+        self.graph_break, self.disable = (lambda *arguments, **options: None), _leave_as_it_is
+        self.trace_rules = SimpleNamespace(clear_lru_cache=lambda: None)  # for process groups
+
+    def __getattr__(self, attribute: str):
+        if attribute.startswith("__") and attribute != "__path__":  # asked of every module there is
+            raise AttributeError(attribute)
+        if sys.modules.get(COMPILER) is self:
+            import torch
+
+            del sys.modules[COMPILER], torch._dynamo
+        return getattr(import_module(COMPILER), attribute)
+
+
+def _leave_as_it_is(function=None, *arguments, **options):
+    """Stand for a decorator, with or without arguments."""
+    return function or _leave_as_it_is
 
 
 def build_no_shared_memory_op() -> None:
     """Let ranks on CPUs communicate through gloo alone.
 
     Seen in DeepSpeed 0.19.8: ``init_distributed`` on a CPU builds a C++ op for shared memory, which takes minutes, needs a
-    compiler and, where a build was killed, waits for ever on the lock file that it left.
+    compiler and, where a build was killed, waits for ever on the lock file that it left. Merely to ask whether it could, it
+    tries all other ops too.
     Test: tests/training/test_configurations.py::test_nothing_is_compiled_with_offloading_either
     """
-    import deepspeed
-
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    import_module("deepspeed.comm.torch").build_shm_op = lambda: None  # deepspeed.comm has another "torch"
 
 
 def set_collective_timeout(seconds: float) -> None:

@@ -237,9 +237,9 @@ class Server:
         import torch
         from transformers import AutoModelForMaskedLM, MPNetForMaskedLM  # noqa: F401 (they are loaded when they are named)
 
-        from mpnet_ds.deepspeed_workarounds import import_zero_without_compiler
+        from mpnet_ds.deepspeed_workarounds import leave_out_compiler
 
-        import_zero_without_compiler()
+        leave_out_compiler()
         for name in MODULES:
             importlib.import_module(name)
         self.has_imported, self.has_gpu = True, torch.cuda.is_available()

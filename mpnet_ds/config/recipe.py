@@ -114,7 +114,8 @@ class RunRecipe:
     """Seconds without a heartbeat of a rank (it is dead, stopped or cut off) after which a run names it and ends; 0 waits
     for ever."""
     max_skipped: Count = 10
-    """Steps in a row with a NaN or infinite loss or gradient, all skipped, after which a run ends."""
+    """Steps in a row with a NaN or infinite loss or gradient, or without a predicted token, all skipped, after which a run
+    ends."""
     spike_factor: NotNegative = 2.0
     """Multiple of its running mean above which a loss is reported; 0 reports none."""
     plugins: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ()

@@ -9,11 +9,11 @@ tasks are allowed. tools/convert_from_hf.py makes such a folder of any MPNet.
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import PreTrainedConfig
 
 from mpnet_ds.config.recipe import Recipe
 from mpnet_ds.errors import UserError
@@ -22,6 +22,9 @@ from mpnet_ds.hub.read_folder import CONFIG, SAFE_FORMS, FolderWeights, model_fo
 from mpnet_ds.models.module import Part, PretrainingModule
 from mpnet_ds.tokenizer import PretrainingTokenizer
 from mpnet_ds.validation import read_json_object
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 CONVERTED = "mpnet"
 """The model type of which tools/convert_from_hf.py makes a start."""
@@ -122,7 +125,7 @@ def _is_free(key: str) -> bool:
     return key in FREE_KEYS or key.endswith("_token_id")
 
 
-def _read_config(folder: Path, config_class: type[PreTrainedConfig]) -> PreTrainedConfig:
+def _read_config(folder: Path, config_class: "type[PreTrainedConfig]") -> "PreTrainedConfig":
     try:
         return config_class.from_pretrained(folder)
     except Exception as error:  # values of other types: several kinds, by transformers' version

@@ -5,16 +5,21 @@ the number of targets in the global batch, so that the loss is the exact mean at
 """
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
-from transformers.utils import ModelOutput
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 @dataclass
-class Scores(ModelOutput):
-    """Result of one forward pass; all but ``sums`` may be missing."""
+class Scores(dict):
+    """Result of one forward pass; all but ``sums`` may be missing.
+
+    Also a dict of what is not None, as transformers' ``ModelOutput``: DeepSpeed's hooks find the tensors of a dict and may
+    replace them. That class itself takes seconds to load.
+    """
 
     sums: Tensor | None = None
     """fp32 [terms], nats, differentiable: sums of losses over targets, never means."""
@@ -24,6 +29,14 @@ class Scores(ModelOutput):
     """Numbers for ``Objective.metrics``; summed over micro-batches and ranks."""
     carried: tuple[Tensor, ...] | None = None
     """[B, …], passed to the same sequences' next step (unit ``recurrent``)."""
+
+    def __setattr__(self, name: str, value) -> None:
+        super().__setattr__(name, value)
+        if value is not None:
+            super().__setitem__(name, value)
+
+    def __setitem__(self, name: str, value) -> None:
+        setattr(self, name, value)
 
 
 class ComputeSetting(NamedTuple):
@@ -72,7 +85,7 @@ class Part:
     """Prefix of the part's parameters in the module; empty for all of them."""
     model_class: type
     """transformers class that loads the folder."""
-    config: PreTrainedConfig
+    config: "PreTrainedConfig"
     """Its configuration."""
     rename: dict[str, str] = field(default_factory=dict)
     """Name in the module, without the prefix, → name in the folder, where they differ."""

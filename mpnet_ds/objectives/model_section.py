@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from mpnet_ds.tokenizer import BOS_ID, EOS_ID, PAD_ID
 from mpnet_ds.validation import SECTION
 
 if TYPE_CHECKING:
     from transformers import MPNetConfig
+
+    from mpnet_ds.models.mpnet.sizes import NetworkSizes
 
 Positive = Annotated[int, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
@@ -44,9 +45,12 @@ class ModelSection:
         """Describe an existing model as a section."""
         return cls(**{field.name: getattr(config, field.name) for field in fields(cls)})
 
+    def sizes(self, vocab_size: int) -> "NetworkSizes":
+        """Everything that the network is built from."""
+        from mpnet_ds.models.mpnet.sizes import NetworkSizes
+
+        return NetworkSizes(vocab_size, **asdict(self))
+
     def config(self, vocab_size: int) -> "MPNetConfig":
         """Convert the section to transformers' configuration."""
-        from transformers import MPNetConfig
-
-        special = {"bos_token_id": BOS_ID, "pad_token_id": PAD_ID, "eos_token_id": EOS_ID}
-        return MPNetConfig(vocab_size=vocab_size, **special, **asdict(self))
+        return self.sizes(vocab_size).config()

@@ -61,7 +61,7 @@ class MPNet(Objective):
         """Report what transformers could not represent after export, and what cannot be built."""
         from mpnet_ds.models.mpnet.model import find_faults
 
-        return [Finding(text) for text in find_faults(model.config(tokenizer.vocab_size))]
+        return [Finding(text) for text in find_faults(model.sizes(tokenizer.vocab_size))]
 
     def sizes(
         self,
@@ -74,7 +74,7 @@ class MPNet(Objective):
         """Compute sizes by formulas, which are exact for parameters and FLOPs."""
         from mpnet_ds.models.mpnet.sizes import plan_of
 
-        config, predicted = model.config(tokenizer.vocab_size), int(self.masking.num_predicted(seq_length))
+        config, predicted = model.sizes(tokenizer.vocab_size), int(self.masking.num_predicted(seq_length))
         return plan_of(config, self.name, seq_length, predicted, micro_batch_size, setting)
 
     def build(
@@ -88,6 +88,6 @@ class MPNet(Objective):
         """Build the two-stream model; its forward pass keeps no logits."""
         from mpnet_ds.models.mpnet.model import MPNetForPretraining
 
-        module = MPNetForPretraining(model.config(tokenizer.vocab_size), self.name, attention)
+        module = MPNetForPretraining(model.sizes(tokenizer.vocab_size), self.name, attention)
         module.keep_logits = False
         return module

@@ -96,7 +96,7 @@ def check_objective(plan: RunPlan, ranks: Ranks, disks: Disks | None) -> list[Fi
 def check_attention(plan: RunPlan, ranks: Ranks, disks: Disks | None) -> list[Finding]:
     """Whether the attention back-end can compute this model on this device."""
     backend = choose_backend(plan.execution.attention, ranks.device)
-    backend.check(ranks.device, plan.recipe.model.config(plan.data.tokenizer.vocab_size))
+    backend.check(ranks.device, plan.recipe.model.sizes(plan.data.tokenizer.vocab_size))
     return []
 
 

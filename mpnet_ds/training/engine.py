@@ -36,7 +36,7 @@ class Engine:
 
     Attributes:
         deepspeed: the engine itself.
-        applied: whether the last step changed the weights; False if a gradient was NaN or infinite.
+        applied: whether the last step changed the weights; False if a gradient was NaN or infinite, or the step left out.
         grad_norm: of the last step's gradient over all ranks, before clipping; a float, a scalar tensor or None.
         learning_rate: of the next step, before the scale of a parameter group; 0 until it is set.
         span: ``with span("backward"):`` names a part of the work for a profiler; does nothing by default.
@@ -113,6 +113,10 @@ class Engine:
             self.grad_norm = self.deepspeed.get_global_grad_norm()
             self.applied = self.deepspeed.was_step_applied()
 
+    def skip(self) -> None:
+        """Leave out a step: nothing is computed, no weight and no state of the optimizer changes."""
+        self.applied, self.grad_norm = False, None
+
     def set_learning_rate(self, rate: float) -> None:
         """Set the rate of the next step, for each parameter group times its scale."""
         self.learning_rate = rate
@@ -135,7 +139,8 @@ def build_engine(module: PretrainingModule, config: EngineConfig, weight_decay: 
     groups, engine_config, optimizer = parameter_groups(module, weight_decay), dict(config.engine), None
     if config.uses_muon:
         optimizer = partial(make_muon, module, engine_config.pop("optimizer")["params"])
-    deepspeed_workarounds.import_zero_without_compiler()
+    deepspeed_workarounds.leave_out_compiler()
+    deepspeed_workarounds.leave_out_triton()
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, model_parameters=groups, config=engine_config)
     return engine
 

@@ -141,7 +141,7 @@ class LossWindow:
         self._totals = [before + value for before, value in zip(self._totals or [0.0] * len(values), values, strict=True)]
         self._targets = [before + count for before, count in zip(self._targets, num_targets, strict=True)]
         self._last_step = step
-        loss = self._loss(values, num_targets, self.objective.at(step).terms) if any(num_targets) else 0.0
+        loss = self._loss(values, num_targets, self.objective.at(step).terms)
         is_spike = self.spike_factor and self._seen >= SETTLED and loss > self.spike_factor * self._mean
         spikes = [Spike(step, loss, self._mean)] if is_spike else []
         self._seen += 1

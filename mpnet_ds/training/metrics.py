@@ -163,7 +163,7 @@ class Throughput:
         measured = {
             "tokens_per_second": rate * self.tokens,
             "predicted_tokens_per_second": self.predicted / seconds if done else math.nan,
-            "data_wait": self.waited / seconds,
+            "data_wait": min(self.waited / seconds, 1.0),
             "memory": peak_memory(self.device),
         }
         if self.peak:
@@ -177,15 +177,16 @@ class Throughput:
 def describe(line: dict, max_steps: int, seconds_left: float) -> str:
     """Format a training line of ``metrics.jsonl`` for the terminal, in columns that line up from line to line.
 
-    Perplexity is exp(loss), per predicted token; what a run does not know (``mfu``, ``grad_norm``) is omitted.
+    Perplexity is exp(loss), per predicted token; what a run does not know (``mfu``, ``grad_norm``) is omitted; a dash stands
+    for the losses if all steps since the last line were skipped.
     """
     digits, loss, norm = len(str(max_steps)), line["loss"], line.get("grad_norm")
     tokens, predicted = _rate(line["tokens_per_second"]), _rate(line["predicted_tokens_per_second"])
     parts = [
         f"step {line['step']:>{digits}}/{max_steps}",
-        f"loss {loss:7.4f}",
-        f"ppl {_in_columns(math.inf if loss > 700 else math.exp(loss), 6)}",  # which would overflow
-        f"acc {line['accuracy']:5.1%}",
+        f"loss {loss:7.4f}".replace("nan", "  –"),
+        f"ppl {_in_columns(math.inf if loss > 700 else math.exp(loss), 6)}".replace("nan", "  –"),  # exp would overflow
+        f"acc {line['accuracy']:5.1%}".replace("nan%", "   –"),
         f"lr {line['learning_rate']:.2e}",
         "" if norm is None else f"norm {_in_columns(norm, 5)}",
         f"{tokens} tok/s ({predicted} pred)",

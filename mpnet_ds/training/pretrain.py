@@ -6,12 +6,18 @@ All problems of the input are found before a model is built, and reported togeth
 recipe, DeepSpeed's JSON, data and tokenizer → the ranks connect → output folder, disk, memory → model → training.
 """
 
+from mpnet_ds import start_up
+
+if __name__ == "__main__":
+    start_up.begin("starting: loading PyTorch and the trainer")  # before the rest is imported
+
 import argparse
 import platform
 import sys
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from functools import cache
 from importlib.metadata import version
 
 import mpnet_ds
@@ -59,6 +65,7 @@ def pretrain(arguments: argparse.Namespace) -> int:
     quiet_libraries()
 
     # What this rank can check alone: the command line, the recipe, DeepSpeed's JSON, the data.
+    start_up.enter("reading the settings and opening the data")
     placement = process_group.place()
     inspection = Inspection(placement.rank)
     inspection.facts |= _versions()
@@ -68,6 +75,7 @@ def pretrain(arguments: argparse.Namespace) -> int:
         raise_if_fatal([inspection])
 
     # The ranks connect; from here on all decisions are made together.
+    start_up.enter(f"connecting {placement.world_size} rank(s)")
     ranks = process_group.start(arguments.join_timeout)
     try:
         if plan.recipe is not None:
@@ -76,6 +84,7 @@ def pretrain(arguments: argparse.Namespace) -> int:
             plan = replace(plan, execution=inspection.attempt(lambda: plan.execution.on(ranks.device)))
         if not arguments.data:
             gather_findings(inspection, ranks)  # nothing is built for a run that cannot start
+            start_up.enter("building the demo's dataset, if there is none yet")
             plan = _with_demo_data(plan, ranks)
         code = _run(arguments, plan, ranks, inspection)
     except UserError:
@@ -161,6 +170,7 @@ def _with_demo_data(plan: RunPlan, ranks: Ranks) -> RunPlan:
 def _run(arguments: argparse.Namespace, plan: RunPlan, ranks: Ranks, inspection: Inspection) -> int:
     """Run the checks that need all ranks, then train; return the exit code."""
     # What the run needs of the device.
+    start_up.enter("checking model, memory, disk and checkpoints")
     inspection.run(CHECKS, plan, ranks)
     if plan.is_complete and not check_objective(plan, ranks, None):  # else nothing can be built
         plan = replace(plan, sizes=inspection.attempt(lambda: sizes_of(plan, ranks.device)))
@@ -177,6 +187,7 @@ def _run(arguments: argparse.Namespace, plan: RunPlan, ranks: Ranks, inspection:
     # Problems on any rank end the run here, reported once.
     warnings = _warnings(inspection, plan, ranks)
     if arguments.dry_run:
+        start_up.end()
         lines = [*describe_run(plan, disks), *describe_needs(plan, ranks), *warnings, describe_configuration(plan.engine)]
         end = f"All checks passed. Nothing was trained, and nothing was written to {plan.start.output}."
         ranks.say("\n".join([*lines, end]))
@@ -234,6 +245,7 @@ def _train(plan: RunPlan, disks: Disks) -> Outcome:
     import torch
 
     recipe, run = plan.recipe, plan.recipe.run
+    start_up.enter("building the model")
     torch.manual_seed(run.seed)
     module = recipe.objective.build(recipe.model, plan.data.tokenizer, recipe.data.seq_length, plan.execution.attention)
     if plan.init_from and plan.start.checkpoint is None:
@@ -270,6 +282,7 @@ def _record_of_data(data: Data) -> dict:
     return {"training": training, "tokens_per_sequence": data.tokens_per_sequence}
 
 
+@cache
 def _versions() -> dict[str, str]:
     own = {"mpnet_ds": mpnet_ds.__version__, "python": platform.python_version()}
     return own | {package: version(package) for package in PACKAGES}

@@ -6,7 +6,8 @@ any number of ranks. Each term of the loss is the mean over all its targets in t
 unequal numbers of them. All randomness of a step follows from (seed, step, rank).
 
 Before each step the ranks agree on whether to continue (stop_requests.py); the agreement starts as soon as the last forward
-pass of the step before is launched. A step whose loss or gradient is not finite changes nothing, but consumes its samples.
+pass of the step before is launched. A step whose loss or gradient is not finite, or in which no token is predicted, changes
+nothing, but consumes its samples.
 The code here waits for the device only after a session's first step, to log, to evaluate and to save; DeepSpeed's optimizers
 (in fp32 at ZeRO 0 engine.py) do so once a step, to check that the gradient is finite.
 """
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mpnet_ds import start_up
 from mpnet_ds.checkpoint.store import CheckpointInfo, CheckpointStore, SaveFailed, read_info
 from mpnet_ds.config.deepspeed_config import layout
 from mpnet_ds.counter_rng import make_key
@@ -44,6 +46,21 @@ from mpnet_ds.zero.load_converted import load_weights
 
 INSPECTION = "inspection"
 """Subfolder of the output where a run that gave up leaves its state."""
+
+_NOT_FINITE = (
+    "had no finite loss or gradient",
+    "A lower learning rate or a look at these samples may help; the same command resumes from the newest checkpoint.",
+)
+SKIPPED = {
+    "loss": ("the loss is not finite", *_NOT_FINITE),
+    "gradient": ("the gradient is not finite", *_NOT_FINITE),
+    "targets": (
+        "no token can be predicted",
+        "had no token to predict",
+        "The sequences are too short, or all their tokens are unknown or special: inspect_dataset shows them.",
+    ),
+}
+"""Why a step is skipped; what is said of many such steps; what to do."""
 
 
 @dataclass
@@ -84,8 +101,10 @@ class Trainer:
         self.store = CheckpointStore(start.output, recipe.run.keep)
         if start.conversion:
             load_weights(module, ZeroCheckpoint(start.checkpoint))
+        start_up.enter("building DeepSpeed's engine")
         self.engine = Engine(module, config, recipe.optimization.weight_decay, disks, plan.execution.compile)
         if start.checkpoint is not None:
+            start_up.enter("loading the checkpoint")
             self.engine.load(start.checkpoint, convert=bool(start.conversion))
         self.step = self._saved_step = start.step
         self.stop_requests = StopRequests(start.output, ranks)
@@ -127,7 +146,10 @@ class Trainer:
 
     def _train(self) -> Outcome:
         if self._evaluated is None and self.step % self.recipe.run.eval_interval == 0:
+            if self.plan.eval_data is not None:
+                start_up.enter("evaluating before the first step")
             self._evaluate()  # at the beginning, or if the run was stopped before it did
+        start_up.enter("the first step")
         self._throughput.restart(self.step)
         try:
             request = self._train_steps()
@@ -162,7 +184,10 @@ class Trainer:
                 self._throughput.predicted += agreement.num_targets[0]
                 self.step += 1
                 self.watchdog.beat("training", self.step)
-                self.train_step(drawn.batches, agreement.num_targets)
+                if any(agreement.num_targets):
+                    self.train_step(drawn.batches, agreement.num_targets)
+                else:
+                    self._skip_without_targets(drawn.batches)
                 self.profiler.done(self.step)
                 self._progress.update()
                 if self.step == first:
@@ -221,6 +246,12 @@ class Trainer:
         else:
             self._report_skipped(batches, losses, bool(torch.isfinite(total[: len(num_targets)]).all()))
 
+    def _skip_without_targets(self, batches: list[dict[str, Tensor]]) -> None:
+        """Leave out a step in which no rank predicts a token: only weight decay and momentum would change the weights."""
+        self._look_ahead()
+        self.engine.skip()
+        self._count_skipped(batches, "targets", [self._samples_of(self.step)])
+
     def _look_ahead(self) -> None:
         """Draw the next step's batches and start the agreement on it; None after the last."""
         self._next: Drawn | None = None
@@ -234,6 +265,7 @@ class Trainer:
         """Time the session's first step apart: it loads and perhaps compiles kernels."""
         if self.ranks.device.type == "cuda":
             torch.cuda.synchronize(self.ranks.device)
+        start_up.end()
         seconds = self._throughput.leave_out_first(self.step)
         if self.plan.execution.compile:
             self._progress.write(f"step {self.step}: the first step, in which layers are compiled, took {seconds:.1f} s")
@@ -270,29 +302,30 @@ class Trainer:
             )
 
     def _report_skipped(self, batches: list[dict[str, Tensor]], losses: list[Tensor], is_loss_finite: bool) -> None:
-        """Report a skipped step; raise ``TrainingFailed`` after too many in a row."""
+        """Report a step whose loss or gradient was not finite."""
         before, self._loss_scale = self._loss_scale, self.engine.loss_scale
         if self._loss_scale < before and is_loss_finite:
             # The scaled gradient overflowed in fp16, as happens at the start: DeepSpeed has lowered the scale.
             self._event(self.step, "loss_scale_lowered", loss_scale=self._loss_scale)
             return
-        self._skipped += 1
-        self._skipped_in_a_row += 1
         size, first_samples = self.config.batch.micro_batch_size, self._first_samples(self.step)
         not_finite = [first for first, loss in zip(first_samples, losses, strict=True) if not torch.isfinite(loss)]
         ranges = sorted([first, first + size - 1] for part in self.ranks.gather(not_finite) for first in part)
-        what = "loss" if ranges else "gradient"
-        samples = ranges or [self._samples_of(self.step)]
+        self._count_skipped(batches, "loss" if ranges else "gradient", ranges or [self._samples_of(self.step)])
+
+    def _count_skipped(self, batches: list[dict[str, Tensor]], what: str, samples: list[list[int]]) -> None:
+        """Report and count a skipped step; raise ``TrainingFailed`` after too many in a row, or if there was no other."""
+        self._skipped += 1
+        self._skipped_in_a_row += 1
         in_a_row = self._skipped_in_a_row
         self._event(self.step, "skipped", what=what, samples=samples, in_a_row=in_a_row, skipped_steps=self._skipped)
         numbers = ", ".join(f"{first} to {last}" for first, last in samples)
-        self._warn(f"step {self.step} skipped, {in_a_row} in a row: the {what} is not finite (samples {numbers})")
-        if in_a_row >= self.recipe.run.max_skipped:
-            kept = self._save_for_inspection(batches)
-            raise TrainingFailed(
-                f"the last {in_a_row} steps had no finite loss or gradient (run.max_skipped). {kept} A lower learning rate "
-                "or a look at these samples may help; the same command resumes from the newest checkpoint."
-            )
+        reason, of_many, cure = SKIPPED[what]
+        self._warn(f"step {self.step} skipped, {in_a_row} in a row: {reason} (samples {numbers})")
+        is_limit = in_a_row >= self.recipe.run.max_skipped
+        if is_limit or self._skipped >= self.recipe.optimization.max_steps:
+            steps = f"the last {in_a_row} steps {of_many} (run.max_skipped)" if is_limit else f"all steps {of_many}"
+            raise TrainingFailed(f"{steps}. {self._save_for_inspection(batches)} {cure}")
 
     def _samples_of(self, step: int) -> list[int]:
         """First and last sample of a step."""
@@ -329,7 +362,7 @@ class Trainer:
             line["skipped_steps"] = self._skipped
         self.metrics.write(line)
         last, rate = self.recipe.optimization.max_steps, self._throughput.steps_per_second
-        self._progress.note(f"loss {losses['loss']:.3f}")
+        self._progress.note(f"loss {losses['loss']:.3f}" if math.isfinite(losses["loss"]) else "")
         self._progress.write(describe(line, last, (last - self.step) / rate if rate else math.inf))
 
     @torch.no_grad()
@@ -366,6 +399,10 @@ class Trainer:
         return request
 
     def _report_evaluation(self, losses: dict[str, float]) -> None:
+        if not any(name.startswith("loss/") for name in losses):
+            self._event(self.step, "not_evaluated", reason=SKIPPED["targets"][0])
+            self._warn(f"step {self.step}: no validation loss, because {SKIPPED['targets'][0]} in the evaluation data.")
+            return
         self._evaluated = (self.step, losses["loss"])
         counters = {"step": self.step, "consumed_samples": self.consumed_samples}
         self.metrics.write(counters | {f"eval_{name}": value for name, value in losses.items()})

@@ -4,7 +4,7 @@
 
 LIST is a JSON file: for each run, the arguments of launch/pretrain.py, and perhaps ``--fault`` with one of faulty.py. What a
 run prints stands between lines ``begin I`` and ``end I: CODE, SECONDS s``; its last lines are ``fused steps: N``, calls of
-PyTorch's fused AdamW, and whether inductor, PyTorch's compiler, was loaded.
+PyTorch's fused AdamW, and whether PyTorch's compiler was loaded.
 """
 
 import json
@@ -49,7 +49,7 @@ def main() -> None:
             with mock.patch.object(torch, "_fused_adamw_", side_effect=fused) as updates, undone(given.fault):
                 code = pretrain(given)
             ranks.say(f"fused steps: {updates.call_count}")
-            ranks.say(f"inductor loaded: {'torch._inductor.compile_fx' in sys.modules}")
+            ranks.say(f"compiler loaded: {'torch._dynamo.eval_frame' in sys.modules}")
             ranks.say(f"end {number}: {code}, {time.perf_counter() - begin:.1f} s")
     process_group.stop()
 

@@ -16,11 +16,10 @@ that back to it.
 Shapes: B sequences, n tokens, H heads, R rows of the network, K keys, D width of a head.
 """
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import MPNetConfig
 
 from mpnet_ds.attention_backends import AUTO
 from mpnet_ds.models.attention.cpu import CpuAttention
@@ -29,13 +28,16 @@ from mpnet_ds.models.attention.flex import FlexAttention
 from mpnet_ds.models.attention.triton import TritonAttention
 from mpnet_ds.models.mpnet.visibility import Layout
 
+if TYPE_CHECKING:
+    from transformers import MPNetConfig
+
 
 class Backend(Protocol):
     """One way to compute attention; stateless, so that all models may share it."""
 
     name: str
 
-    def check(self, device: torch.device, config: MPNetConfig) -> None:
+    def check(self, device: torch.device, config: "MPNetConfig") -> None:
         """Raise ``UserError`` if a model of these sizes could not be trained on the device."""
 
     def prepare(self, table: nn.Embedding, layout: Layout) -> tuple[Tensor, ...]:

@@ -10,16 +10,19 @@ Shapes: B sequences, H heads, R rows of the network, K keys, D width of a head.
 """
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, library, nn
-from transformers import MPNetConfig
 
 from mpnet_ds.deepspeed_workarounds import softmax_backward_into
 from mpnet_ds.errors import UserError
 from mpnet_ds.models.layers.random_bits import RandomBits, draw_seed, rounded
 from mpnet_ds.models.mpnet.relative_position import NUM_BUCKETS, pair_buckets
 from mpnet_ds.models.mpnet.visibility import Layout
+
+if TYPE_CHECKING:
+    from transformers import MPNetConfig
 
 SCORES_AT_ONCE = 2**22
 """Numbers of a block: 16 MiB in fp32, less than a last-level cache. Smaller blocks are a little faster on an idle machine
@@ -31,7 +34,7 @@ class CpuAttention:
 
     name = "cpu"
 
-    def check(self, device: torch.device, config: MPNetConfig) -> None:
+    def check(self, device: torch.device, config: "MPNetConfig") -> None:
         """See ``attention.Backend``."""
         check_cpu(device)
 

@@ -7,15 +7,18 @@ Shapes: B sequences, H heads, R rows of the network, K keys, D width of a head.
 """
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import MPNetConfig
 
 from mpnet_ds.models.mpnet.relative_position import pair_buckets
 from mpnet_ds.models.mpnet.visibility import Layout
+
+if TYPE_CHECKING:
+    from transformers import MPNetConfig
 
 ALIGNMENT = 8
 """Numbers: 16 bytes in 16 bits."""
@@ -28,7 +31,7 @@ class EagerAttention:
 
     name = "eager"
 
-    def check(self, device: torch.device, config: MPNetConfig) -> None:
+    def check(self, device: torch.device, config: "MPNetConfig") -> None:
         """See ``attention.Backend``; nothing is refused."""
 
     def prepare(self, table: nn.Embedding, layout: Layout) -> tuple[Tensor]:

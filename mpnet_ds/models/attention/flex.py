@@ -7,14 +7,17 @@ Shapes: B sequences, n tokens, H heads, R rows of the network, K keys, D width o
 """
 
 from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from transformers import MPNetConfig
 
 from mpnet_ds.errors import UserError
 from mpnet_ds.models.mpnet.relative_position import relative_bias
 from mpnet_ds.models.mpnet.visibility import Layout
+
+if TYPE_CHECKING:
+    from transformers import MPNetConfig
 
 NO_DROPOUT = (
     "attention 'flex' has no dropout, and attention_probs_dropout_prob is {}. "
@@ -28,7 +31,7 @@ class FlexAttention:
 
     name = "flex"
 
-    def check(self, device: torch.device, config: MPNetConfig) -> None:
+    def check(self, device: torch.device, config: "MPNetConfig") -> None:
         """See ``attention.Backend``."""
         if config.attention_probs_dropout_prob > 0:
             raise UserError(NO_DROPOUT.format(config.attention_probs_dropout_prob))

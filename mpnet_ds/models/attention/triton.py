@@ -24,15 +24,18 @@ Shapes: B sequences, n tokens, p predicted tokens, H heads, R rows of the networ
 
 import importlib.util
 import os
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, library, nn
 from torch.nn import functional as F
-from transformers import MPNetConfig
 
 from mpnet_ds.errors import UserError
 from mpnet_ds.models.mpnet.relative_position import relative_bias
 from mpnet_ds.models.mpnet.visibility import NEVER, Layout
+
+if TYPE_CHECKING:
+    from transformers import MPNetConfig
 
 TOKEN_UNIT, MASK_UNIT = 64, 16
 WIDEST_HEAD = 128
@@ -43,7 +46,7 @@ class TritonAttention:
 
     name = "triton"
 
-    def check(self, device: torch.device, config: MPNetConfig) -> None:
+    def check(self, device: torch.device, config: "MPNetConfig") -> None:
         """See ``attention.Backend``."""
         check_triton(device)
         check_width(config.hidden_size // config.num_attention_heads)

@@ -7,19 +7,20 @@ Shape legend: B sequences of a micro-batch, p predicted tokens, R rows of the ne
 width, V vocabulary.
 """
 
-from typing import NamedTuple
-
-from transformers import MPNetConfig
+from typing import TYPE_CHECKING, NamedTuple
 
 from mpnet_ds.models.layers.cross_entropy import LOGITS_AT_ONCE, LOGITS_AT_ONCE_IN_A_KERNEL
 from mpnet_ds.models.module import ComputeSetting
 from mpnet_ds.models.mpnet.streams import streams_of
 
+if TYPE_CHECKING:
+    from transformers import MPNetConfig
+
 
 class Work(NamedTuple):
     """What the activations of a micro-batch depend on."""
 
-    config: MPNetConfig
+    config: "MPNetConfig"
     objective: str
     seq_length: int
     num_predicted: int

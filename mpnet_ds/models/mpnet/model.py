@@ -11,11 +11,11 @@ Shape legend: B sequences, n tokens, p predicted tokens, R rows of the network, 
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import MPNetConfig
 
 from mpnet_ds.attention_backends import check_backend
 from mpnet_ds.errors import UserError
@@ -27,9 +27,13 @@ from mpnet_ds.models.layers.projections import project
 from mpnet_ds.models.layers.residual_norm import ResidualNorm
 from mpnet_ds.models.module import Part, PretrainingModule, Scores
 from mpnet_ds.models.mpnet.relative_position import NUM_BUCKETS
+from mpnet_ds.models.mpnet.sizes import NetworkSizes
 from mpnet_ds.models.mpnet.streams import streams_of
 from mpnet_ds.models.mpnet.visibility import Layout, plain_layout, two_stream_layout
 from mpnet_ds.tokenizer import PAD_ID
+
+if TYPE_CHECKING:
+    from transformers import MPNetConfig
 
 FIRST_POSITION = PAD_ID + 1  # row of the position table of the first token
 
@@ -51,7 +55,7 @@ class PretrainingOutput(Scores):
 class Embeddings(nn.Module):
     """Token plus position, normalised; the table of positions has two rows more than there are positions."""
 
-    def __init__(self, config: MPNetConfig):
+    def __init__(self, config: "MPNetConfig"):
         super().__init__()
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=PAD_ID)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size, padding_idx=PAD_ID)
@@ -67,7 +71,7 @@ class Embeddings(nn.Module):
 class SelfAttention(nn.Module):
     """Rows attend to the content rows; one set of weights for both streams."""
 
-    def __init__(self, config: MPNetConfig):
+    def __init__(self, config: "MPNetConfig"):
         super().__init__()
         self.num_heads, self.dropout = config.num_attention_heads, config.attention_probs_dropout_prob
         self.q, self.k, self.v, self.o = (nn.Linear(config.hidden_size, config.hidden_size) for _ in range(4))
@@ -94,7 +98,7 @@ class SelfAttention(nn.Module):
 class Attention(nn.Module):
     """Attention with its residual connection and LayerNorm."""
 
-    def __init__(self, config: MPNetConfig):
+    def __init__(self, config: "MPNetConfig"):
         super().__init__()
         self.attn = SelfAttention(config)
         self.LayerNorm = ResidualNorm(config.hidden_size, config.layer_norm_eps, config.hidden_dropout_prob)
@@ -108,7 +112,7 @@ class Attention(nn.Module):
 class Intermediate(nn.Module):
     """The way to the inner width, under the name ``dense``, as ``transformers`` nests it."""
 
-    def __init__(self, config: MPNetConfig):
+    def __init__(self, config: "MPNetConfig"):
         super().__init__()
         self.dense = GeluLinear(config.hidden_size, config.intermediate_size)
 
@@ -120,7 +124,7 @@ class Intermediate(nn.Module):
 class Output(nn.Module):
     """The way back from the inner width, with residual connection and LayerNorm."""
 
-    def __init__(self, config: MPNetConfig):
+    def __init__(self, config: "MPNetConfig"):
         super().__init__()
         self.dense = nn.Linear(config.intermediate_size, config.hidden_size)
         self.LayerNorm = ResidualNorm(config.hidden_size, config.layer_norm_eps, config.hidden_dropout_prob)
@@ -133,7 +137,7 @@ class Output(nn.Module):
 class Layer(nn.Module):
     """One post-LN block."""
 
-    def __init__(self, config: MPNetConfig):
+    def __init__(self, config: "MPNetConfig"):
         super().__init__()
         self.attention = Attention(config)
         self.intermediate = Intermediate(config)
@@ -156,7 +160,7 @@ class Layer(nn.Module):
 class Encoder(nn.Module):
     """All layers, and the table of relative positions that they share."""
 
-    def __init__(self, config: MPNetConfig):
+    def __init__(self, config: "MPNetConfig"):
         super().__init__()
         self.layer = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.relative_attention_bias = nn.Embedding(NUM_BUCKETS, config.num_attention_heads)
@@ -165,7 +169,7 @@ class Encoder(nn.Module):
 class MPNet(nn.Module):
     """Embeddings and encoder: ``transformers.MPNetModel`` without its pooler."""
 
-    def __init__(self, config: MPNetConfig):
+    def __init__(self, config: "MPNetConfig"):
         super().__init__()
         self.embeddings = Embeddings(config)
         self.encoder = Encoder(config)
@@ -184,7 +188,7 @@ class Decoder(nn.Linear):
 class LMHead(nn.Module):
     """``LN(gelu(W x))`` times the token table, plus a bias."""
 
-    def __init__(self, config: MPNetConfig, token_table: nn.Parameter):
+    def __init__(self, config: "MPNetConfig", token_table: nn.Parameter):
         super().__init__()
         self.dense = GeluLinear(config.hidden_size, config.hidden_size)
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -209,7 +213,8 @@ class MPNetForPretraining(PretrainingModule):
     """The encoder with its head and one of the pre-training objectives.
 
     Args:
-        config: 514 positions and eps 1e-5 are those of the published model; ``MPNetConfig()`` says otherwise.
+        config: of transformers, or the sizes alone. 514 positions and eps 1e-5 are those of the published model;
+            ``MPNetConfig()`` says otherwise.
         objective: ``mpnet``, ``plm`` or ``mlm`` (see ``streams.py``).
         attention: ``auto``, or a back-end by name (see ``attention/backend.py``).
     Raises:
@@ -219,15 +224,20 @@ class MPNetForPretraining(PretrainingModule):
     keep_logits = True
     """Whether outputs hold logits; without them the loss needs no memory for them (see cross_entropy.py)."""
 
-    def __init__(self, config: MPNetConfig, objective: str = "mpnet", attention: str = "auto"):
+    def __init__(self, config: "MPNetConfig | NetworkSizes", objective: str = "mpnet", attention: str = "auto"):
         super().__init__()
         check_config(config)
-        self.config, self.streams = config, streams_of(objective)
+        self.sizes, self.streams = config, streams_of(objective)
         self.attention = check_backend(attention)
         self.mpnet = MPNet(config)
         self.lm_head = LMHead(config, self.mpnet.embeddings.word_embeddings.weight)
         self.apply(self._initialise)
         self.register_load_state_dict_pre_hook(_fill_tied_weights)
+
+    @property
+    def config(self) -> "MPNetConfig":
+        """The configuration of transformers."""
+        return self.sizes.config() if isinstance(self.sizes, NetworkSizes) else self.sizes
 
     def forward(
         self,
@@ -326,20 +336,20 @@ class MPNetForPretraining(PretrainingModule):
         if module is self.lm_head.decoder:
             return  # its weight is the token table
         if isinstance(module, nn.Linear | nn.Embedding):
-            module.weight.normal_(0.0, self.config.initializer_range)
+            module.weight.normal_(0.0, self.sizes.initializer_range)
         if isinstance(module, nn.Linear) and module.bias is not None:
             module.bias.zero_()
         if isinstance(module, nn.Embedding) and module.padding_idx is not None:
             module.weight[module.padding_idx].zero_()
 
 
-def check_config(config: MPNetConfig) -> None:
+def check_config(config: "MPNetConfig") -> None:
     """Raise ``UserError`` for what ``transformers`` could not represent after export, or what cannot be built."""
     if faults := find_faults(config):
         raise UserError(*faults)
 
 
-def find_faults(config: MPNetConfig) -> list[str]:
+def find_faults(config: "MPNetConfig") -> list[str]:
     """Describe the settings of a configuration that ``check_config`` refuses."""
     faults = []
     if config.relative_attention_num_buckets != NUM_BUCKETS:

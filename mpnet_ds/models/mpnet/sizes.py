@@ -5,14 +5,44 @@ Counted is what this implementation executes: the last layer computes its query 
 the p predicted tokens meet the vocabulary. Softmax, LayerNorm, gelu and embeddings are left out, as is usual.
 """
 
-from transformers import MPNetConfig
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 from mpnet_ds.models.module import ComputeSetting, ModulePlan
 from mpnet_ds.models.mpnet.activations import Work, activation_bytes, host_bytes
+from mpnet_ds.models.mpnet.relative_position import NUM_BUCKETS
 from mpnet_ds.models.mpnet.streams import streams_of
+from mpnet_ds.tokenizer import BOS_ID, EOS_ID, PAD_ID
+
+if TYPE_CHECKING:
+    from transformers import MPNetConfig
 
 
-def parameter_count(config: MPNetConfig) -> int:
+@dataclass(frozen=True)
+class NetworkSizes:
+    """What the network reads of transformers' ``MPNetConfig``, by the same names: that one takes a second to load."""
+
+    vocab_size: int
+    num_hidden_layers: int
+    hidden_size: int
+    num_attention_heads: int
+    intermediate_size: int
+    hidden_dropout_prob: float
+    attention_probs_dropout_prob: float
+    initializer_range: float
+    max_position_embeddings: int
+    layer_norm_eps: float
+    hidden_act: str = "gelu"
+    relative_attention_num_buckets: int = NUM_BUCKETS
+
+    def config(self) -> "MPNetConfig":
+        """Convert the sizes to transformers' configuration."""
+        from transformers import MPNetConfig
+
+        return MPNetConfig(**asdict(self), bos_token_id=BOS_ID, pad_token_id=PAD_ID, eos_token_id=EOS_ID)
+
+
+def parameter_count(config: "NetworkSizes | MPNetConfig") -> int:
     """Count the trainable numbers, tied ones once: 109,518,527 for MPNet-base with its vocabulary of 30,527."""
     d, inner = config.hidden_size, config.intermediate_size
     layer_norm = 2 * d
@@ -23,13 +53,15 @@ def parameter_count(config: MPNetConfig) -> int:
     return tables + layer_norm + bias_table + config.num_hidden_layers * layer + head
 
 
-def hidden_matrix_numbers(config: MPNetConfig) -> int:
+def hidden_matrix_numbers(config: "NetworkSizes | MPNetConfig") -> int:
     """Count the weights of all linear maps except the projection to the vocabulary: 85,524,480 for MPNet-base."""
     d, inner = config.hidden_size, config.intermediate_size
     return config.num_hidden_layers * (4 * d * d + 2 * d * inner) + d * d
 
 
-def flops_per_sequence(config: MPNetConfig, seq_length: int, num_predicted: int, objective: str = "mpnet") -> int:
+def flops_per_sequence(
+    config: "NetworkSizes | MPNetConfig", seq_length: int, num_predicted: int, objective: str = "mpnet"
+) -> int:
     """Count the operations of forward and backward for one sequence of ``seq_length`` tokens, p of them predicted.
 
     With n = ``seq_length``, L layers of width d and inner width f, a vocabulary of V, c content rows and q query rows:
@@ -54,7 +86,7 @@ def flops_per_sequence(config: MPNetConfig, seq_length: int, num_predicted: int,
     return 3 * (forward + head)
 
 
-def _layer_flops(config: MPNetConfig, num_rows: int, num_keys: int) -> int:
+def _layer_flops(config: "NetworkSizes | MPNetConfig", num_rows: int, num_keys: int) -> int:
     d = config.hidden_size
     projections = 2 * (num_rows * 2 * d * d + num_keys * 2 * d * d)  # q and o of the rows, k and v of the keys
     attention = 2 * (2 * num_rows * num_keys * d)
@@ -63,7 +95,7 @@ def _layer_flops(config: MPNetConfig, num_rows: int, num_keys: int) -> int:
 
 
 def plan_of(
-    config: MPNetConfig,
+    config: "NetworkSizes | MPNetConfig",
     objective: str,
     seq_length: int,
     num_predicted: int,

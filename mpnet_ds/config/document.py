@@ -30,9 +30,7 @@ def document() -> str:
     """The page, in Markdown."""
     recipe = Recipe.__pydantic_fields__
     sections = {name: recipe[name].annotation for name in ("model", "data", "optimization", "run")}
-    served = (
-        (place or "top level", ", ".join(f"`{key}`" for key in keys.split())) for place, keys in SERVED.items() if keys
-    )
+    served = ((place or "top level", ", ".join(f"`{key}`" for key in keys)) for place, keys in SERVED.items() if keys)
     foreign = ((f"`{name}`", our_name(name)) for name in (*RECIPE_KEYS, *PROGRAM_FLAGS, *OTHERWISE))
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         names=_table(_rows({name: recipe[name] for name in ("name", "description")}, "")),

@@ -1,12 +1,9 @@
 """What is checked before a model is built: functions ``plan, ranks, disks → findings``; a ``UserError`` is one too."""
 
-import os
 import shutil
 import socket
-import time
 from pathlib import Path
 
-from mpnet_ds.config.deepspeed_config import EngineConfig
 from mpnet_ds.config.recipe import Recipe
 from mpnet_ds.findings import Finding
 from mpnet_ds.hub.init_from import check_start
@@ -18,8 +15,6 @@ from mpnet_ds.preflight.plan import RunPlan, sizes_of, workload_of
 from mpnet_ds.ranks import process_group
 from mpnet_ds.ranks.disks import Disks
 from mpnet_ds.ranks.process_group import Ranks
-
-STALE_AFTER = 300  # seconds in which a build that is still running writes something
 
 
 def check_values(plan: RunPlan, ranks: Ranks | None, disks: Disks | None) -> list[Finding]:
@@ -136,54 +131,6 @@ def checkpoints_at_once(recipe: Recipe) -> int:
     return min(saves, recipe.run.keep + 2)
 
 
-def check_build_locks(plan: RunPlan, ranks: Ranks, disks: Disks | None) -> list[Finding]:
-    """Locks that killed builds of C++ extensions left, on which this run would wait."""
-    return find_build_locks(compiled_ops(plan.engine))
-
-
-def find_build_locks(ops: set[str], now: float | None = None) -> list[Finding]:
-    """Locks that a killed build of a C++ extension left: the next build waits for ever on them.
-
-    Args:
-        ops: names of the extensions that this run would build, see ``compiled_ops``.
-        now: seconds since the epoch, as ``time.time()``.
-    """
-    from torch.utils.cpp_extension import get_default_build_root
-
-    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
-    findings = []
-    for lock in sorted([*root.glob("*/lock"), *root.glob("*/*/lock")]):
-        try:
-            newest = max(path.stat().st_mtime for path in (lock.parent, *lock.parent.iterdir()))
-        except OSError:  # the build has just ended
-            continue
-        if (now or time.time()) - newest > STALE_AFTER:
-            is_fatal = lock.parent.name in ops
-            what = "this run" if is_fatal else "a run that needs this extension"
-            text = f"{lock} is what a killed build left, and {what} would wait on it for ever: remove it"
-            findings.append(Finding(f"{text} (rm {lock}).", is_fatal))
-    return findings
-
-
-def compiled_ops(config: EngineConfig) -> set[str]:
-    """Names of DeepSpeed's C++ extensions that a configuration needs."""
-    optimizer = config.engine.get("optimizer", {})
-    kind, parameters = optimizer.get("type", "").lower(), optimizer.get("params", {})
-    where = "fused" if config.offload("offload_optimizer") == "none" else "cpu"
-    ops = set()
-    if kind in ("adam", "adamw") and not parameters.get("torch_adam"):
-        ops.add(f"{where}_adam")
-    if kind == "lion":
-        ops.add(f"{where}_lion")
-    if kind == "adagrad" and where == "cpu":
-        ops.add("cpu_adagrad")
-    if kind == "lamb":
-        ops.add("fused_lamb")
-    if "nvme" in (config.offload("offload_optimizer"), config.offload("offload_param")):
-        ops.add("async_io")
-    return ops
-
-
 def check_memory(plan: RunPlan, ranks: Ranks, disks: Disks | None) -> list[Finding]:
     """Whether the estimate fits: states must, and with activations it should."""
     capacity = capacity_of(ranks.device)
@@ -248,7 +195,6 @@ CHECKS = (
     Check(check_objective, ("recipe", "data", "ranks")),
     Check(check_attention, ("recipe", "data", "execution", "ranks")),
     Check(check_initial_weights, ("recipe", "data", "init_from", "ranks")),
-    Check(check_build_locks, ("engine", "data", "ranks")),
     Check(check_memory, ("engine", "data", "sizes", "ranks")),
     Check(check_profiled_step_is_ahead, ("recipe", "execution", "start", "ranks")),
     Check(check_disk, ("sizes", "start", "ranks", "disks")),

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from mpnet_ds.config.batch_sizes import BatchSizes
-from mpnet_ds.config.deepspeed_config import EngineConfig, examine, name_deprecated, resolve
-from mpnet_ds.config.recipe import OptimizationRecipe, load_recipe
+from mpnet_ds.config.deepspeed_config import EngineConfig, name_deprecated
+from mpnet_ds.config.recipe import load_recipe
 from mpnet_ds.data import BuildOptions, build_dataset
 from mpnet_ds.errors import UserError
 from mpnet_ds.findings import Finding
@@ -22,8 +22,6 @@ from mpnet_ds.preflight.checks import (
     check_slots,
     check_values,
     checkpoints_at_once,
-    compiled_ops,
-    find_build_locks,
     find_room,
     named_hostfile,
 )
@@ -236,46 +234,6 @@ def test_checkpoints_at_once_are_the_newest_the_best_and_one_in_the_making():
     assert checkpoints_at_once(BASE) == BASE.run.keep + 2
     short = replace(BASE, optimization=replace(BASE.optimization, max_steps=BASE.run.save_interval))
     assert checkpoints_at_once(short) == 1
-
-
-@pytest.mark.parametrize(("ops", "is_fatal"), [({"fused_adam"}, True), ({"cpu_adam"}, False), (set(), False)])
-def test_locks_of_killed_builds_are_named(tmp_path, monkeypatch, ops, is_fatal):
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    lock = tmp_path / "py311_cpu" / "fused_adam" / "lock"
-    lock.parent.mkdir(parents=True)
-    lock.touch()
-    now = lock.stat().st_mtime
-    assert find_build_locks(ops, now + 60) == []
-    (finding,) = find_build_locks(ops, now + 3600)
-    assert finding.is_fatal is is_fatal
-    assert f"rm {lock}" in finding.text
-    lock.unlink()
-    assert find_build_locks(ops, now + 3600) == []
-
-
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
-        ({}, set()),
-        ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}, set()),
-        ({"zero_optimization": {"stage": 2, "cpu_offload": True}}, set()),
-        ({"optimizer": {"type": "AdamW", "params": {"torch_adam": False}}}, {"fused_adam"}),
-        (
-            {
-                "optimizer": {"type": "Adam", "params": {"torch_adam": False}},
-                "zero_optimization": {"stage": 2, "cpu_offload": True},
-            },
-            {"cpu_adam"},
-        ),
-        ({"optimizer": {"type": "Lion"}}, {"fused_lion"}),
-        ({"optimizer": {"type": "Lamb"}}, {"fused_lamb"}),
-        ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": "/x"}}}, {"async_io"}),
-    ],
-)
-def test_what_a_configuration_would_compile(content, expected):
-    sound, findings = examine(content, "x.json")
-    assert findings == []
-    assert compiled_ops(resolve(sound, OptimizationRecipe(), 1, {"fp32"}, "x.json")) == expected
 
 
 def test_deprecated_keys_are_named_with_what_came_after_them():

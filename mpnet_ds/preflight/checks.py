@@ -2,9 +2,11 @@
 
 import shutil
 import socket
+from importlib.util import find_spec
 from pathlib import Path
 
 from mpnet_ds.config.recipe import Recipe
+from mpnet_ds.files import obstacle_to_writing
 from mpnet_ds.findings import Finding
 from mpnet_ds.hub.init_from import check_start
 from mpnet_ds.machine import Capacity, available_cores, capacity_of, nearest_existing_folder, show_bytes
@@ -15,6 +17,8 @@ from mpnet_ds.preflight.plan import RunPlan, sizes_of, workload_of
 from mpnet_ds.ranks import process_group
 from mpnet_ds.ranks.disks import Disks
 from mpnet_ds.ranks.process_group import Ranks
+
+MONITOR_PACKAGES = {"wandb": "wandb", "comet": "comet_ml"}
 
 
 def check_values(plan: RunPlan, ranks: Ranks | None, disks: Disks | None) -> list[Finding]:
@@ -54,6 +58,20 @@ def named_hostfile(command: list[str]) -> str | None:
                 return None
             return hostfile if hostfile != DLTS_HOSTFILE else None
     return None
+
+
+def check_monitors(plan: RunPlan, ranks: Ranks | None, disks: Disks | None) -> list[Finding]:
+    """Whether rank 0, which writes, has the packages and folders that the monitors of DeepSpeed's JSON need."""
+    if process_group.place().rank:
+        return []
+    texts, sections = [], {name: section for name, section in plan.engine.monitors.items() if section.get("enabled", True)}
+    for name, section in sections.items():
+        if "output_path" in section and (obstacle := obstacle_to_writing(Path(section["output_path"]))):
+            texts.append(f"{name}.output_path: cannot write to {section['output_path']}: {obstacle}. Choose another folder.")
+        package = MONITOR_PACKAGES.get(name)
+        if section.get("enabled") and package and find_spec(package) is None:
+            texts.append(f"{name} is enabled, but not installed: pip install {package}, or leave the section {name} out.")
+    return list(map(Finding, texts))
 
 
 def check_slots(plan: RunPlan, ranks: Ranks | None, disks: Disks | None) -> list[Finding]:
@@ -102,9 +120,11 @@ def check_initial_weights(plan: RunPlan, ranks: Ranks, disks: Disks | None) -> l
 
 
 def check_disk(plan: RunPlan, ranks: Ranks, disks: Disks) -> list[Finding]:
-    """Whether the disk of the output folder has room for its part of the checkpoints, asked by one rank for each disk."""
+    """Whether the disk of the output folder takes its part of the checkpoints, asked by one rank for each disk."""
     if not disks.is_keeper:
         return []
+    if obstacle := obstacle_to_writing(plan.start.output):
+        return [Finding(f"cannot write to {plan.start.output}: {obstacle}. Choose another --output_dir.")]
     size = checkpoint_bytes(workload_of(plan, ranks.world_size, ranks.device), len(disks.here_and_elsewhere[0]))
     return find_room(plan.start.output, size, checkpoints_at_once(plan.recipe))
 
@@ -191,6 +211,7 @@ CHECKS = (
     Check(check_hostfile),
     Check(check_slots),
     Check(check_values, ("recipe",)),
+    Check(check_monitors, ("engine",)),
     Check(check_profiled_step, ("recipe", "execution")),
     Check(check_objective, ("recipe", "data", "ranks")),
     Check(check_attention, ("recipe", "data", "execution", "ranks")),

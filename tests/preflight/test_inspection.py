@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from dataclasses import replace
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
@@ -19,6 +20,7 @@ from mpnet_ds.machine import GIB, Capacity
 from mpnet_ds.preflight import checks
 from mpnet_ds.preflight.checks import (
     check_memory,
+    check_monitors,
     check_slots,
     check_values,
     checkpoints_at_once,
@@ -220,6 +222,30 @@ def test_checkpoints_must_fit_on_the_disk(tmp_path, monkeypatch):
     assert [finding.is_fatal for finding in find_room(output, checkpoint=600, wanted=4)] == [True]
     assert "4 checkpoints of 0.6 KiB" in find_room(output, checkpoint=600, wanted=4)[0].text
     assert find_room(output, checkpoint=900, wanted=1) == []
+
+
+def monitor_findings(**monitors) -> list[str]:
+    engine = EngineConfig({}, monitors, BatchSizes(1, 1, 1), "fp32")
+    return [finding.text for finding in check_monitors(RunPlan(engine=engine), None, None)]
+
+
+def test_a_monitor_that_is_not_installed_is_named_with_the_command():
+    assert find_spec("wandb") is None, "the tests' environment has only what the project needs"
+    (text,) = monitor_findings(wandb={"enabled": True}, comet={"enabled": False}, csv_monitor={"enabled": True})
+    assert text == "wandb is enabled, but not installed: pip install wandb, or leave the section wandb out."
+
+
+def test_a_monitors_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    (text,) = monitor_findings(csv_monitor={"enabled": True, "output_path": str(tmp_path / "file" / "below")})
+    assert text.startswith(f"csv_monitor.output_path: cannot write to {tmp_path}/file/below: Not a directory. Choose")
+    assert monitor_findings(csv_monitor={"enabled": False, "output_path": "/proc/nowhere"}) == []
+    assert len(monitor_findings(tensorboard={"output_path": "/proc/nowhere"})) == 1
+
+
+def test_looking_for_an_obstacle_leaves_nothing(tmp_path):
+    assert monitor_findings(tensorboard={"output_path": str(tmp_path / "a" / "b")}) == []
+    assert not list(tmp_path.iterdir())
 
 
 def test_old_checkpoints_of_the_run_count_as_room(tmp_path, monkeypatch):

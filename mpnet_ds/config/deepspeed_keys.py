@@ -125,6 +125,7 @@ _WRITER = "this program writes the files of checkpoints itself"
 _MASTER = "checkpoints hold fp32 master weights and optimizer states, from which a run resumes in any precision"
 _DTYPES = "bf16.enabled and fp16.enabled are the precision"
 _KERNELS = "DeepSpeed would compile kernels for it at the first step"
+_PLUS = "checkpoints and exact resume are not tested with ZeRO++"
 _ONE_NAME = (
     "prefetch_bucket_size param_persistence_threshold model_persistence_threshold max_live_parameters max_reuse_distance "
     "module_granularity_threshold use_all_reduce_for_fetch_params allgather_sequential"
@@ -175,10 +176,10 @@ REFUSED = {
     "zero_optimization.pipeline_loading_checkpoint": "a run resumes from files that each rank reads itself",
     "zero_optimization.leaf_module": _EXPERTS,
     "zero_optimization.stage3_module_granularity_threshold": _EXPERTS,
-    "zero_optimization.zero_hpz_partition_size": _KERNELS,
-    "zero_optimization.zero_quantized_weights": _KERNELS,
-    "zero_optimization.zero_quantized_nontrainable_weights": _KERNELS,
-    "zero_optimization.zero_quantized_gradients": _KERNELS,
+    "zero_optimization.zero_hpz_partition_size": _PLUS,
+    "zero_optimization.zero_quantized_weights": _PLUS,
+    "zero_optimization.zero_quantized_nontrainable_weights": _PLUS,
+    "zero_optimization.zero_quantized_gradients": _PLUS,
     "zero_optimization.offload_optimizer.ratio": _KERNELS,
     "zero_optimization.offload_optimizer.super_offload": _KERNELS,
     "zero_optimization.offload_optimizer.cpuadam_cores_perc": _KERNELS,

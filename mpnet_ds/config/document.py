@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic_core import PydanticUndefined
 
 from mpnet_ds.config.deepspeed_keys import HARMLESS, REFUSED, SERVED
+from mpnet_ds.config.deepspeed_optimizers import OPTIMIZERS, REFUSED_OPTIMIZERS
 from mpnet_ds.config.foreign_names import OTHERWISE, PROGRAM_FLAGS, RECIPE_KEYS, our_name
 from mpnet_ds.config.overrides import FLAGS
 from mpnet_ds.config.recipe import Recipe
@@ -41,10 +42,18 @@ def document() -> str:
         ),
         objective=_table(_rows(_fields_of_objectives(), "objective.")),
         served=_table(served, ("section", "keys")),
+        optimizers=_table(
+            ((kind, _names(keys)) for kind, keys in OPTIMIZERS.items()), ("optimizer.type", "optimizer.params")
+        ),
+        refused_optimizers=_table(REFUSED_OPTIMIZERS.items(), ("optimizer.type", "why")),
         harmless=_table(((f"`{key}`", why) for key, why in HARMLESS.items()), ("key", "why")),
         refused=_table(((f"`{key}`", why) for key, why in REFUSED.items()), ("key", "why")),
         foreign=_table(foreign, ("theirs", "here")),
     )
+
+
+def _names(keys: Iterable[str]) -> str:
+    return ", ".join(f"`{key}`" for key in keys)
 
 
 def shipped_objectives() -> dict[str, type[Objective]]:

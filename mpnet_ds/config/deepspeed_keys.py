@@ -55,7 +55,8 @@ SERVED: Mapping[str, Mapping[str, Any]] = {
     "zero_optimization": keys_by_kind(
         (Annotated[Whole, Field(le=3)], "stage"),
         (Count, "reduce_bucket_size sub_group_size"),
-        (Whole, "allgather_bucket_size stage3_prefetch_bucket_size stage3_param_persistence_threshold"),
+        (Annotated[Whole, Field(multiple_of=2)], "allgather_bucket_size"),
+        (Whole, "stage3_prefetch_bucket_size stage3_param_persistence_threshold"),
         (Whole, "stage3_model_persistence_threshold stage3_max_live_parameters stage3_max_reuse_distance"),
         (Flag, "contiguous_gradients reduce_scatter use_multi_rank_bucket_allreduce round_robin_gradients"),
         (Flag, "parameter_alignment stage3_use_all_reduce_for_fetch_params stage3_allgather_sequential"),

@@ -66,8 +66,9 @@ def check_monitors(plan: RunPlan, ranks: Ranks | None, disks: Disks | None) -> l
         return []
     texts, sections = [], {name: section for name, section in plan.engine.monitors.items() if section.get("enabled", True)}
     for name, section in sections.items():
-        if "output_path" in section and (obstacle := obstacle_to_writing(Path(section["output_path"]))):
-            texts.append(f"{name}.output_path: cannot write to {section['output_path']}: {obstacle}. Choose another folder.")
+        folder = Path(section["output_path"], section.get("job_name", "")) if "output_path" in section else None
+        if folder and (obstacle := obstacle_to_writing(folder)):
+            texts.append(f"{name}.output_path: cannot write to {folder}: {obstacle}. Choose another folder.")
         package = MONITOR_PACKAGES.get(name)
         if section.get("enabled") and package and find_spec(package) is None:
             texts.append(f"{name} is enabled, but not installed: pip install {package}, or leave the section {name} out.")
@@ -183,10 +184,16 @@ def memory_of(work: Workload, capacity: Capacity) -> MemoryEstimate:
 
 def find_memory_faults(work: Workload, memory: MemoryEstimate, capacity: Capacity) -> list[Finding]:
     """What cannot fit whatever the micro-batch."""
+    import psutil
+
     findings = []
     if memory.states > capacity.device:
         what = f"Parameters, gradients and optimizer states take about {show_bytes(memory.states)} on each rank"
         findings.append(Finding(f"{_describe(capacity)}. {what}: {_cures_for_states(work, capacity)}."))
+    bucket, total = work.bytes_per_number * work.reduce_bucket_size, psutil.virtual_memory().total
+    if capacity.is_same and work.zero_stage and bucket > total:  # elsewhere the whole bucket counts as gradients
+        text = f"zero_optimization.reduce_bucket_size asks for {show_bytes(bucket)}, this machine has {show_bytes(total)}"
+        findings.append(Finding(f"{text}: lower it."))
     if memory.host > capacity.host:
         text = f"What is offloaded takes about {show_bytes(memory.host)} a rank, the host has {show_bytes(capacity.host)}"
         findings.append(Finding(f"{text}: use more machines, or offload less."))

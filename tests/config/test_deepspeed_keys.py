@@ -227,6 +227,8 @@ def test_remarks_and_null_sections_pass():
         ('{"zero_optimization": {"stage": NaN}}', "zero_optimization.stage is NaN; it must be a whole number."),
         ('{"zero_optimization": {"reduce_bucket_size": 1e999}}',
          "zero_optimization.reduce_bucket_size is Infinity; it must be a whole number."),
+        ('{"zero_optimization": {"allgather_bucket_size": 3}}',
+         "zero_optimization.allgather_bucket_size is 3; it must be a multiple of 2."),
         ('{"fp16": {"hysteresis": 0}}', "fp16.hysteresis is 0; it must be greater than 0."),
         ('{"gradient_clipping": true}', "gradient_clipping is true; it must be a number."),
         ('{"gradient_clipping": Infinity}', "gradient_clipping is Infinity; it must be a finite number."),

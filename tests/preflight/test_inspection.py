@@ -17,6 +17,7 @@ from mpnet_ds.data import BuildOptions, build_dataset
 from mpnet_ds.errors import UserError
 from mpnet_ds.findings import Finding
 from mpnet_ds.machine import GIB, Capacity
+from mpnet_ds.models.module import ModulePlan
 from mpnet_ds.preflight import checks
 from mpnet_ds.preflight.checks import (
     check_memory,
@@ -24,6 +25,7 @@ from mpnet_ds.preflight.checks import (
     check_slots,
     check_values,
     checkpoints_at_once,
+    find_memory_faults,
     find_room,
     named_hostfile,
 )
@@ -36,6 +38,7 @@ from mpnet_ds.preflight.inspection import (
     flatten,
     raise_if_fatal,
 )
+from mpnet_ds.preflight.memory_estimate import Workload, estimate
 from mpnet_ds.preflight.plan import RunPlan, sizes_of
 from mpnet_ds.ranks import process_group
 from mpnet_ds.ranks.launchers import Placement
@@ -308,6 +311,14 @@ def test_a_host_that_is_too_small_for_what_is_offloaded(monkeypatch):
     )
     assert finding.is_fatal
     assert finding.text.startswith("What is offloaded takes about 1.6")
+
+
+def test_a_bucket_that_no_machine_has_room_for_is_named():
+    sizes = ModulePlan(parameters=1000, hidden_numbers=0, flops_per_sequence=1.0, activation_bytes=1)
+    work = Workload(sizes, zero_stage=2, reduce_bucket_size=2**60, on_gpu=False)
+    (finding,) = find_memory_faults(work, estimate(work), Capacity(GIB, GIB, is_same=True))
+    assert finding.text.startswith("zero_optimization.reduce_bucket_size asks for 4,294,967,296.0 GiB, this machine has ")
+    assert find_memory_faults(replace(work, zero_stage=0), estimate(work), Capacity(GIB, GIB, is_same=True)) == []
 
 
 def test_a_check_runs_once_as_soon_as_what_it_needs_is_known():

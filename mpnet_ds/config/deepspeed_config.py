@@ -82,7 +82,7 @@ def shipped_folder() -> Path:
 
 
 def examine(content: dict, origin: str) -> tuple[dict, list[str]]:
-    """The sound part of a configuration, and what is wrong with the rest: keys, sections that are none, batch sizes.
+    """The sound part of a configuration, and what is wrong with the rest: keys, and kinds of values.
 
     ``content`` is not changed; ``origin``: the file's name, for messages.
     """
@@ -113,7 +113,7 @@ def _sound_part(section: dict, place: str, findings: list[str]) -> dict:
             findings.append(f"'{where}' must be an object, not {shorten(json.dumps(value))}.")
         elif where in SERVED:
             sound[key] = _sound_part(value, where, findings)
-        elif value == "auto":
+        elif value == "auto" and SERVED[place][key] is not dict:
             sound[key] = value
         else:
             try:

@@ -220,6 +220,7 @@ def test_remarks_and_null_sections_pass():
         ('{"fp16": null}', "'fp16' must be an object, not null."),
         ('{"optimizer": null}', "'optimizer' must be an object, not null."),
         ('{"optimizer": {"params": null}}', "optimizer.params is null; it must be an object."),
+        ('{"optimizer": {"params": "auto"}}', 'optimizer.params is "auto"; it must be an object.'),
         ('{"zero_optimization": true}', "'zero_optimization' must be an object, not true."),
         ('{"zero_optimization": {"stage": "2"}}', 'zero_optimization.stage is "2"; it must be a whole number.'),
         ('{"zero_optimization": {"stage": true}}', "zero_optimization.stage is true; it must be a whole number."),

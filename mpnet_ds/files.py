@@ -5,8 +5,9 @@ import os
 import platform
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import xxhash
@@ -40,6 +41,21 @@ def partial_folder(output: Path) -> Iterator[Path]:
         raise UserError(f"cannot write to {output.parent}: {error.strerror}.") from error
     with locked(folder / LOCK, f"{output} is being created by another process"):
         yield folder
+
+
+def obstacle_to_writing(folder: Path) -> str | None:
+    """Why a folder cannot be made or written to, as the system says; None where it can. Nothing stays of the attempt."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return error.strerror
+    finally:
+        for path in missing:
+            with suppress(OSError):
+                path.rmdir()
 
 
 @contextmanager

@@ -57,13 +57,29 @@ class Origin:
 
 
 def read_json_object(path: Path) -> dict:
-    """Content of a file that holds a JSON object; ``UserError`` if it holds something else."""
+    """Content of a file that holds a JSON object; ``UserError`` if it holds something else, or gives a key twice."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = parse_json(path.read_text(encoding="utf-8"))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}.") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold a JSON object.")
+    return content
+
+
+def parse_json(text: str) -> Any:
+    """Value of a JSON text; ``UserError`` where an object gives a key twice, of which Python would take the last."""
+    return json.loads(text, object_pairs_hook=_object_of)
+
+
+def _object_of(pairs: list[tuple[str, Any]]) -> dict:
+    content = dict(pairs)
+    for key in content:
+        given = [shorten(json.dumps(value, ensure_ascii=False)) for name, value in pairs if name == key]
+        if len(given) > 1:
+            raise UserError(f"'{key}' is given {len(given)} times in one object ({', '.join(given)}): keep one.")
     return content
 
 
@@ -78,13 +94,26 @@ def construct(cls: type[Section], content: Any, origin: str | Origin, where: str
     """
     origin = Origin(origin) if isinstance(origin, str) else origin
     try:
-        return TypeAdapter(cls).validate_json(json.dumps(content), strict=True)
+        return _validated(cls, content)
     except ValidationError as error:
         texts = [
             f"{origin.of(_join(where, *found['loc']))}: {_describe(cls, found, where, origin)}"
             for found in error.errors(include_url=False)
         ]
         raise UserError(*dict.fromkeys(texts)) from None
+
+
+def checked(kind: Any, value: Any, key: str) -> Any:
+    """One value of JSON as a kind of value: a type, perhaps with bounds; ``UserError`` that names the key for others."""
+    try:
+        return _validated(kind, value)
+    except ValidationError as error:
+        texts = (_describe(kind, found, key, Origin(key)) for found in error.errors(include_url=False))
+        raise UserError(*texts) from None
+
+
+def _validated(kind: Any, value: Any) -> Any:
+    return TypeAdapter(kind).validate_json(json.dumps(value), strict=True)
 
 
 def keys_of(cls: type, where: str = "") -> Iterator[str]:

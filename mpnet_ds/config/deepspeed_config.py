@@ -11,14 +11,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mpnet_ds.config.batch_sizes import BatchSizes, fit
-from mpnet_ds.config.deepspeed_keys import ACCUMULATION, GLOBAL, MICRO, MONITORS, REFUSED, SERVED, is_off, keys_of_section
-from mpnet_ds.config.deepspeed_optimizers import optimizer_parameters, sound_optimizer
+from mpnet_ds.config.deepspeed_keys import (
+    ACCUMULATION,
+    GLOBAL,
+    HARMLESS,
+    MICRO,
+    MONITORS,
+    OPTIONAL,
+    REFUSED,
+    SERVED,
+    is_off,
+    keys_of_section,
+)
+from mpnet_ds.config.deepspeed_optimizers import OPTIMIZERS, sound_optimizer
 from mpnet_ds.config.recipe import OptimizationRecipe
 from mpnet_ds.errors import UserError, did_you_mean
-from mpnet_ds.validation import read_json_object
-
-DEEPSPEEDS_OWN_AUTO = "data_types.keep_in_fp32_modules"
-"""Place where "auto" is a word of DeepSpeed's."""
+from mpnet_ds.validation import checked, read_json_object, shorten
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,7 @@ class EngineConfig:
         return _uses_muon(self.engine)
 
     def offload(self, what: str) -> str:
-        """Where ``offload_param`` or ``offload_optimizer`` puts things: ``none``, ``cpu`` or ``nvme``."""
+        """Where ``offload_param`` or ``offload_optimizer`` puts things: ``none`` or ``cpu``."""
         return _offload(self.engine, what)
 
 
@@ -74,39 +82,46 @@ def shipped_folder() -> Path:
 
 
 def examine(content: dict, origin: str) -> tuple[dict, list[str]]:
-    """The sound part of a configuration, and what is wrong with the rest: keys, sections that are none, batch sizes.
+    """The sound part of a configuration, and what is wrong with the rest: keys, and kinds of values.
 
     ``content`` is not changed; ``origin``: the file's name, for messages.
     """
     findings: list[str] = []
     sound = _sound_part(content, "", findings)
-    for key in (MICRO, ACCUMULATION, GLOBAL):
-        value = sound.get(key, "auto")
-        if value != "auto" and not (type(value) is int and value > 0):
-            findings.append(f"'{key}' is {json.dumps(value)}; it must be \"auto\" or a whole number above 0.")
-            del sound[key]
     if "optimizer" in sound:
-        sound["optimizer"], more = sound_optimizer(sound["optimizer"], _is_on_host(sound))
+        sound["optimizer"], more = sound_optimizer(sound["optimizer"])
         findings += more
     return sound, [f"{origin}: {text}" for text in findings]
 
 
 def _sound_part(section: dict, place: str, findings: list[str]) -> dict:
-    """``section`` without what is unknown or refused; keys of the top level that begin with _ are the user's remarks."""
+    """``section`` without what is harmless, unknown, refused or of another kind than it must be.
+
+    Keys of the top level that begin with _ are the user's remarks.
+    """
     sound, known = {}, keys_of_section(place)
     for key, value in section.items():
         where = f"{place}.{key}" if place else key
+        if where in HARMLESS or (where in OPTIONAL and value is None) or (key.startswith("_") and not place):
+            continue
         if where in REFUSED:
             if not is_off(where, value):
                 findings.append(f"remove '{where}': {REFUSED[where]}.")
-        elif key not in known and not (key.startswith("_") and not place):
+        elif key not in known:
             findings.append(f"unknown key '{where}'. {did_you_mean(key, known)}")
-        elif where not in SERVED or (value is None and place):
-            sound[key] = value
-        elif not isinstance(value, dict):
-            findings.append(f"'{where}' must be an object, not {json.dumps(value)}.")
-        else:
+        elif where in SERVED and not isinstance(value, dict):
+            findings.append(f"'{where}' must be an object, not {shorten(json.dumps(value))}.")
+        elif where in SERVED:
             sound[key] = _sound_part(value, where, findings)
+        elif value == "auto" and SERVED[place][key] is not dict:
+            sound[key] = value
+        else:
+            try:
+                value = checked(SERVED[place][key], value, where)
+            except UserError as error:
+                findings += error.findings
+            else:
+                sound |= {} if value is None else {key: value}
     return sound
 
 
@@ -166,19 +181,35 @@ def resolve(
     zero = config.get("zero_optimization", {})
     if hidden_size is not None:
         _resolve_buckets(zero, hidden_size)
-    if _uses_muon(config) and (zero.get("stage") or _is_on_host(config)):
-        why = "Muon takes whole matrices, on their device: ZeRO 1 to 3 cut them, offload_optimizer takes them elsewhere"
-        findings.append(f"{why}. Take ZeRO 0 without it, as ds_configs/muon.json does, or AdamW.")
-    config.setdefault("steps_per_print", 2**31)
-    config.setdefault("zero_allow_untested_optimizer", True)
+    findings += _contradictions(config, precision)
+    config |= {"steps_per_print": 2**31, "zero_allow_untested_optimizer": True}
     _find_leftover_auto(config | monitors, "", findings)
-    wide = config.get("data_types", {}).get("grad_accum_dtype") == "fp32"
-    if wide and precision == "bf16" and zero.get("stage") == 1:
-        what = "data_types.grad_accum_dtype fp32 in bf16 at ZeRO 1 makes checkpoints that cannot be read here"
-        findings.append(f"{what}: take ZeRO 2, or leave it out.")
     if findings:
         raise UserError(*(f"{origin}: {text}" for text in findings))
     return EngineConfig(config, monitors, batch, precision)
+
+
+def _contradictions(config: dict, precision: str) -> list[str]:
+    """What is wrong with values that are each allowed: most would be passed over in silence, some fail at the first step."""
+    zero, activations = config.get("zero_optimization", {}), config.get("activation_checkpointing", {})
+    stage, summed_in = zero.get("stage", 0), config.get("data_types", {}).get("grad_accum_dtype", precision)
+    findings = []
+    if _uses_muon(config) and (stage or _is_on_host(config)):
+        why = "Muon takes whole matrices, on their device: ZeRO 1 to 3 cut them, offload_optimizer takes them elsewhere"
+        findings.append(f"{why}. Take ZeRO 0 without it, as ds_configs/muon.json does, or AdamW.")
+    elif _is_on_host(config) and not stage:
+        findings.append("zero_optimization.offload_optimizer needs ZeRO 1, 2 or 3: give zero_optimization.stage.")
+    if _offload(config, "offload_param") != "none" and stage != 3:
+        findings.append(f"zero_optimization.offload_param needs ZeRO 3, stage is {stage}: set it to 3, or leave it out.")
+    if summed_in != precision and (summed_in != "fp32" or stage not in (2, 3)):
+        what = f"data_types.grad_accum_dtype {summed_in} in {precision} at ZeRO {stage}"
+        findings.append(f"{what} is not supported: take fp32 at ZeRO 2 or 3, or leave it out.")
+    if activations.get("contiguous_memory_optimization"):
+        missing = [key for key in ("partition_activations", "number_checkpoints") if not activations.get(key)]
+        if missing:
+            cure = f"give it {' and '.join(missing)}, or leave it out"
+            findings.append(f"activation_checkpointing.contiguous_memory_optimization is not possible so: {cure}.")
+    return findings
 
 
 def check_accepted(config: EngineConfig, origin: str) -> None:
@@ -209,19 +240,17 @@ def check_accepted(config: EngineConfig, origin: str) -> None:
 def _resolve_optimizer(config: dict, optimization: OptimizationRecipe, findings: list[str]) -> None:
     optimizer = config.setdefault("optimizer", {})
     kind, parameters = optimizer.setdefault("type", "AdamW"), optimizer.setdefault("params", {})
-    known = optimizer_parameters(kind, parameters, _is_on_host(config))
     values = {"lr": optimization.learning_rate, "betas": list(optimization.betas)}
     values |= {name: getattr(optimization, name) for name in ("eps", "weight_decay")}
     for name, value in values.items():
-        if name in known:
+        if name in OPTIMIZERS[kind]:
             _settle(parameters, name, value, f"optimizer.params.{name}", findings)
-    if _uses_muon(config):
+    if kind == "Muon":
         parameters.setdefault("momentum", 0.95)
-    if kind.lower() in ("adam", "adamw") and _offload(config, "offload_optimizer") != "nvme":
-        # DeepSpeed's own Adam, on a GPU or on the host, compiles for minutes, without a word, at its first use.
-        parameters.setdefault("torch_adam", True)
-        if parameters["torch_adam"] and not (parameters.get("foreach") or parameters.get("differentiable")):
-            parameters.setdefault("fused", True)
+    if kind in ("Adam", "AdamW"):
+        # DeepSpeed's own, on a GPU or on the host, compiles for minutes, without a word, at its first use.
+        parameters["torch_adam"] = True
+        parameters.setdefault("fused", True)
 
 
 def _resolve_buckets(zero: dict, hidden_size: int) -> None:
@@ -238,7 +267,7 @@ def _resolve_buckets(zero: dict, hidden_size: int) -> None:
 
 
 def _uses_muon(config: dict) -> bool:
-    return config["optimizer"]["type"].lower() == "muon"
+    return config["optimizer"]["type"] == "Muon"
 
 
 def _offload(config: dict, what: str) -> str:
@@ -319,7 +348,7 @@ def _find_leftover_auto(section, place: str, findings: list[str]) -> None:
     items = section.items() if isinstance(section, dict) else enumerate(section) if isinstance(section, list) else ()
     for key, value in items:
         where = f"{place}.{key}" if place else str(key)
-        if value == "auto" and where != DEEPSPEEDS_OWN_AUTO:
+        if value == "auto":
             findings.append(f"'{where}' is \"auto\", but nothing else sets it: give a value, or leave it out.")
         _find_leftover_auto(value, where, findings)
 

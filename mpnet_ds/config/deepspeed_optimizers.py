@@ -1,79 +1,69 @@
-"""Optimizers that DeepSpeed's JSON may name, and the parameters that each takes: those of its constructor."""
+"""Optimizers that DeepSpeed's JSON may name, and the parameters that each takes.
 
-import inspect
+Few, each trained by a test at every ZeRO stage, rather than all that DeepSpeed and PyTorch have: some of those compile
+kernels at their first step, some need a closure, sparse gradients or a single group of parameters.
+"""
 
-from mpnet_ds.errors import did_you_mean
+from collections.abc import Mapping
+from typing import Annotated, Any
 
-REFUSED_OPTIMIZERS = dict.fromkeys(
-    ("muadam", "muadamw", "musgd"), "the schedule would overwrite their learning rates for each width"
+from pydantic import AfterValidator, Field
+
+from mpnet_ds.config.deepspeed_keys import Flag, Number, keys_by_kind
+from mpnet_ds.errors import UserError, did_you_mean
+from mpnet_ds.validation import checked
+
+
+def _not_deepspeeds(torch_adam: bool) -> bool:
+    if not torch_adam:
+        raise ValueError("optimizer.params.torch_adam false is refused: DeepSpeed would compile its own Adam. Leave it out.")
+    return torch_adam
+
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+_OF_ADAM = keys_by_kind(
+    (Number, "lr eps weight_decay"), (Annotated[list[Share], Field(min_length=2, max_length=2)], "betas")
 )
-"""Optimizers that would train, but not as their users expect: name in small letters → why."""
-MUON = {"lr", "momentum", "betas", "eps", "weight_decay"}  # see muon.py: of DeepSpeed's, those that one learning rate leaves
-ADAM = {"torch_adam", "adam_w_mode", "fp32_optimizer_states"}  # DeepSpeed's, beside the constructor's
+_ADAM = _OF_ADAM | {"torch_adam": Annotated[bool, AfterValidator(_not_deepspeeds)], "adam_w_mode": Flag, "fused": Flag}
+
+OPTIMIZERS: Mapping[str, Mapping[str, Any]] = {
+    "AdamW": _ADAM,
+    "Adam": _ADAM,
+    "Muon": _OF_ADAM | {"momentum": Share},  # see muon.py: of DeepSpeed's, those that one learning rate leaves
+    "NAdam": _OF_ADAM | keys_by_kind((Number, "momentum_decay"), (Flag, "decoupled_weight_decay")),
+    "RAdam": _OF_ADAM | {"decoupled_weight_decay": Flag},
+    "SGD": keys_by_kind((Number, "lr weight_decay"), (Share, "momentum")),
+}
+"""Name → its parameters, each with what its value must be. All but Muon are PyTorch's."""
+
+REFUSED_OPTIMIZERS = {
+    **dict.fromkeys(("muadam", "muadamw", "musgd"), "the schedule would overwrite their learning rates for each width"),
+    **dict.fromkeys(("lamb", "lion"), "DeepSpeed would compile its kernels at the first step"),
+    **dict.fromkeys(("onebitadam", "onebitlamb", "zerooneadam"), "DeepSpeed no longer has it"),
+    "adafactor": "the recipe's optimization.eps is one number, it takes two",
+    "adagrad": "at ZeRO 1 to 3 it takes one group of parameters, and biases have no weight decay here",
+    "lbfgs": "it computes the loss several times in a step",
+    "sparseadam": "gradients are dense here",
+    **dict.fromkeys(("adadelta", "adamax", "asgd", "rmsprop", "rprop"), "it is not tested with ZeRO here"),
+}
+"""Other optimizers of DeepSpeed and PyTorch: name in small letters → why."""
 
 
-def sound_optimizer(section: dict, on_host: bool) -> tuple[dict, list[str]]:
-    """The section ``optimizer`` without what its kind does not take, and what is wrong with the rest.
-
-    ``on_host``: the optimizer works in the host's memory (``offload_optimizer``).
-    """
+def sound_optimizer(section: dict) -> tuple[dict, list[str]]:
+    """The section ``optimizer`` without what its kind does not take, and what is wrong with the rest."""
     kind, parameters = section.get("type", "AdamW"), section.get("params", {})
-    if not isinstance(kind, str):
-        return {}, ["'optimizer.type' must be a name."]
-    if not isinstance(parameters, dict):
-        return {}, ["'optimizer.params' must be an object."]
+    name = {name.lower(): name for name in OPTIMIZERS}.get(kind.lower())
     if why := REFUSED_OPTIMIZERS.get(kind.lower()):
         return {}, [f"optimizer.type '{kind}' is refused: {why}. Use AdamW."]
-    known = optimizer_parameters(kind, parameters, on_host)
-    if not known:
-        names = [name for name in optimizer_names() if name.lower() not in REFUSED_OPTIMIZERS]
-        return {}, [f"unknown optimizer '{kind}'. {did_you_mean(kind, names)}"]
-    unknown = sorted(set(parameters) - known)
-    findings = [f"unknown key 'optimizer.params.{key}' for {kind}. {did_you_mean(key, known)}" for key in unknown]
-    return section | {"params": {key: value for key, value in parameters.items() if key in known}}, findings
-
-
-def optimizer_names() -> list[str]:
-    """What DeepSpeed takes for ``optimizer.type``."""
-    from deepspeed.runtime.config import DEEPSPEED_OPTIMIZERS
-
-    return sorted({"Adam", "AdamW", *DEEPSPEED_OPTIMIZERS, *_torch_optimizers()})
-
-
-def optimizer_parameters(kind: str, parameters: dict, on_host: bool) -> set[str]:
-    """Keys that ``optimizer.params`` may hold; an empty set where there is no such optimizer.
-
-    Args:
-        kind: ``optimizer.type``.
-        parameters: the section itself: ``torch_adam`` decides between PyTorch's optimizer and DeepSpeed's.
-        on_host: as in ``sound_optimizer``.
-    """
-    from deepspeed.ops.adagrad import DeepSpeedCPUAdagrad
-    from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
-    from deepspeed.ops.lamb import FusedLamb
-    from deepspeed.ops.lion import DeepSpeedCPULion, FusedLion
-    from torch.optim import Adagrad, AdamW
-
-    name = kind.lower()
-    if name == "muon":
-        return MUON
-    if name in ("adam", "adamw"):
-        theirs = DeepSpeedCPUAdam if on_host else FusedAdam
-        # The engine passes adamw_mode itself; a second one in the file is an error.
-        return ADAM | (_arguments(AdamW if parameters.get("torch_adam", True) else theirs) - {"adamw_mode"})
-    own = {"lamb": FusedLamb, "lion": FusedLion, "adagrad": Adagrad}
-    own_on_host = {"lion": DeepSpeedCPULion, "adagrad": DeepSpeedCPUAdagrad}
-    found = (own | own_on_host if on_host else own).get(name) or _torch_optimizers().get(kind)
-    return _arguments(found) - ({"max_grad_norm"} if name == "lamb" else set()) if found else set()
-
-
-def _torch_optimizers() -> dict[str, type]:
-    """PyTorch's, where DeepSpeed looks up any other name and minds the case of letters."""
-    from torch import optim
-
-    classes = {name: kind for name, kind in vars(optim).items() if inspect.isclass(kind) and kind is not optim.Optimizer}
-    return {name: kind for name, kind in classes.items() if issubclass(kind, optim.Optimizer)}
-
-
-def _arguments(optimizer: type) -> set[str]:
-    return set(inspect.signature(optimizer.__init__).parameters) - {"self", "params", "model_params"}
+    if name is None:
+        return {}, [f"unknown optimizer '{kind}'. {did_you_mean(kind, OPTIMIZERS)}"]
+    sound, findings, known = {}, [], OPTIMIZERS[name]
+    for key, value in parameters.items():
+        if key not in known:
+            findings.append(f"unknown key 'optimizer.params.{key}' for {kind}. {did_you_mean(key, known)}")
+            continue
+        try:
+            sound[key] = value if value == "auto" else checked(known[key], value, f"optimizer.params.{key}")
+        except UserError as error:
+            findings += error.findings
+    return ({"type": name} if "type" in section else {}) | {"params": sound}, findings

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic_core import PydanticUndefined
 
 from mpnet_ds.config.deepspeed_keys import HARMLESS, REFUSED, SERVED
+from mpnet_ds.config.deepspeed_optimizers import OPTIMIZERS, REFUSED_OPTIMIZERS
 from mpnet_ds.config.foreign_names import OTHERWISE, PROGRAM_FLAGS, RECIPE_KEYS, our_name
 from mpnet_ds.config.overrides import FLAGS
 from mpnet_ds.config.recipe import Recipe
@@ -30,9 +31,7 @@ def document() -> str:
     """The page, in Markdown."""
     recipe = Recipe.__pydantic_fields__
     sections = {name: recipe[name].annotation for name in ("model", "data", "optimization", "run")}
-    served = (
-        (place or "top level", ", ".join(f"`{key}`" for key in keys.split())) for place, keys in SERVED.items() if keys
-    )
+    served = ((place or "top level", ", ".join(f"`{key}`" for key in keys)) for place, keys in SERVED.items() if keys)
     foreign = ((f"`{name}`", our_name(name)) for name in (*RECIPE_KEYS, *PROGRAM_FLAGS, *OTHERWISE))
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         names=_table(_rows({name: recipe[name] for name in ("name", "description")}, "")),
@@ -43,10 +42,18 @@ def document() -> str:
         ),
         objective=_table(_rows(_fields_of_objectives(), "objective.")),
         served=_table(served, ("section", "keys")),
+        optimizers=_table(
+            ((kind, _names(keys)) for kind, keys in OPTIMIZERS.items()), ("optimizer.type", "optimizer.params")
+        ),
+        refused_optimizers=_table(REFUSED_OPTIMIZERS.items(), ("optimizer.type", "why")),
         harmless=_table(((f"`{key}`", why) for key, why in HARMLESS.items()), ("key", "why")),
         refused=_table(((f"`{key}`", why) for key, why in REFUSED.items()), ("key", "why")),
         foreign=_table(foreign, ("theirs", "here")),
     )
+
+
+def _names(keys: Iterable[str]) -> str:
+    return ", ".join(f"`{key}`" for key in keys)
 
 
 def shipped_objectives() -> dict[str, type[Objective]]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from mpnet_ds.errors import UserError
-from mpnet_ds.validation import shorten
+from mpnet_ds.validation import parse_json, shorten
 
 FLAGS = {
     "objective": "--objective",
@@ -46,7 +46,7 @@ def read_overrides(assignments: Iterable[str], flags: Mapping[str, Override]) ->
         assignments: ``KEY=VALUE`` texts of ``--set``.
         flags: overrides that flags of their own gave.
     Raises:
-        UserError: an assignment without "=", or a value that is given twice.
+        UserError: an assignment without "=", or a value or key that is given twice.
     """
     overrides, findings = dict(flags), []
     taken = {_same_value(key): override.source for key, override in flags.items()}
@@ -58,7 +58,10 @@ def read_overrides(assignments: Iterable[str], flags: Mapping[str, Override]) ->
             both = "--set gives it twice" if source == "--set" else f"{source} and --set {key} give the same value"
             findings.append(f"{key}: {both}. Keep one.")
         else:
-            overrides[key] = Override(_value_of(text), "--set")
+            try:
+                overrides[key] = Override(_value_of(text), "--set")
+            except UserError as error:
+                findings.append(f"--set {key}: {error}")
             taken[_same_value(key)] = "--set"
     if findings:
         raise UserError(*findings)
@@ -96,7 +99,10 @@ def _same_value(key: str) -> str:
 
 
 def _value_of(text: str) -> Any:
+    """JSON, or the text itself; ``UserError`` for JSON that gives a key twice."""
     try:
-        return json.loads(text)
-    except ValueError:
+        return parse_json(text)
+    except UserError:
+        raise
+    except (ValueError, RecursionError):
         return text

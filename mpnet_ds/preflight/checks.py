@@ -1,13 +1,12 @@
 """What is checked before a model is built: functions ``plan, ranks, disks → findings``; a ``UserError`` is one too."""
 
-import os
 import shutil
 import socket
-import time
+from importlib.util import find_spec
 from pathlib import Path
 
-from mpnet_ds.config.deepspeed_config import EngineConfig
 from mpnet_ds.config.recipe import Recipe
+from mpnet_ds.files import obstacle_to_writing
 from mpnet_ds.findings import Finding
 from mpnet_ds.hub.init_from import check_start
 from mpnet_ds.machine import Capacity, available_cores, capacity_of, nearest_existing_folder, show_bytes
@@ -19,7 +18,7 @@ from mpnet_ds.ranks import process_group
 from mpnet_ds.ranks.disks import Disks
 from mpnet_ds.ranks.process_group import Ranks
 
-STALE_AFTER = 300  # seconds in which a build that is still running writes something
+MONITOR_PACKAGES = {"wandb": "wandb", "comet": "comet_ml"}
 
 
 def check_values(plan: RunPlan, ranks: Ranks | None, disks: Disks | None) -> list[Finding]:
@@ -59,6 +58,21 @@ def named_hostfile(command: list[str]) -> str | None:
                 return None
             return hostfile if hostfile != DLTS_HOSTFILE else None
     return None
+
+
+def check_monitors(plan: RunPlan, ranks: Ranks | None, disks: Disks | None) -> list[Finding]:
+    """Whether rank 0, which writes, has the packages and folders that the monitors of DeepSpeed's JSON need."""
+    if process_group.place().rank:
+        return []
+    texts, sections = [], {name: section for name, section in plan.engine.monitors.items() if section.get("enabled", True)}
+    for name, section in sections.items():
+        folder = Path(section["output_path"], section.get("job_name", "")) if "output_path" in section else None
+        if folder and (obstacle := obstacle_to_writing(folder)):
+            texts.append(f"{name}.output_path: cannot write to {folder}: {obstacle}. Choose another folder.")
+        package = MONITOR_PACKAGES.get(name)
+        if section.get("enabled") and package and find_spec(package) is None:
+            texts.append(f"{name} is enabled, but not installed: pip install {package}, or leave the section {name} out.")
+    return list(map(Finding, texts))
 
 
 def check_slots(plan: RunPlan, ranks: Ranks | None, disks: Disks | None) -> list[Finding]:
@@ -107,9 +121,11 @@ def check_initial_weights(plan: RunPlan, ranks: Ranks, disks: Disks | None) -> l
 
 
 def check_disk(plan: RunPlan, ranks: Ranks, disks: Disks) -> list[Finding]:
-    """Whether the disk of the output folder has room for its part of the checkpoints, asked by one rank for each disk."""
+    """Whether the disk of the output folder takes its part of the checkpoints, asked by one rank for each disk."""
     if not disks.is_keeper:
         return []
+    if obstacle := obstacle_to_writing(plan.start.output):
+        return [Finding(f"cannot write to {plan.start.output}: {obstacle}. Choose another --output_dir.")]
     size = checkpoint_bytes(workload_of(plan, ranks.world_size, ranks.device), len(disks.here_and_elsewhere[0]))
     return find_room(plan.start.output, size, checkpoints_at_once(plan.recipe))
 
@@ -134,54 +150,6 @@ def checkpoints_at_once(recipe: Recipe) -> int:
     """The newest, the best and the one that is being written; fewer where a run saves fewer."""
     saves = -(-recipe.optimization.max_steps // recipe.run.save_interval)
     return min(saves, recipe.run.keep + 2)
-
-
-def check_build_locks(plan: RunPlan, ranks: Ranks, disks: Disks | None) -> list[Finding]:
-    """Locks that killed builds of C++ extensions left, on which this run would wait."""
-    return find_build_locks(compiled_ops(plan.engine))
-
-
-def find_build_locks(ops: set[str], now: float | None = None) -> list[Finding]:
-    """Locks that a killed build of a C++ extension left: the next build waits for ever on them.
-
-    Args:
-        ops: names of the extensions that this run would build, see ``compiled_ops``.
-        now: seconds since the epoch, as ``time.time()``.
-    """
-    from torch.utils.cpp_extension import get_default_build_root
-
-    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
-    findings = []
-    for lock in sorted([*root.glob("*/lock"), *root.glob("*/*/lock")]):
-        try:
-            newest = max(path.stat().st_mtime for path in (lock.parent, *lock.parent.iterdir()))
-        except OSError:  # the build has just ended
-            continue
-        if (now or time.time()) - newest > STALE_AFTER:
-            is_fatal = lock.parent.name in ops
-            what = "this run" if is_fatal else "a run that needs this extension"
-            text = f"{lock} is what a killed build left, and {what} would wait on it for ever: remove it"
-            findings.append(Finding(f"{text} (rm {lock}).", is_fatal))
-    return findings
-
-
-def compiled_ops(config: EngineConfig) -> set[str]:
-    """Names of DeepSpeed's C++ extensions that a configuration needs."""
-    optimizer = config.engine.get("optimizer", {})
-    kind, parameters = optimizer.get("type", "").lower(), optimizer.get("params", {})
-    where = "fused" if config.offload("offload_optimizer") == "none" else "cpu"
-    ops = set()
-    if kind in ("adam", "adamw") and not parameters.get("torch_adam"):
-        ops.add(f"{where}_adam")
-    if kind == "lion":
-        ops.add(f"{where}_lion")
-    if kind == "adagrad" and where == "cpu":
-        ops.add("cpu_adagrad")
-    if kind == "lamb":
-        ops.add("fused_lamb")
-    if "nvme" in (config.offload("offload_optimizer"), config.offload("offload_param")):
-        ops.add("async_io")
-    return ops
 
 
 def check_memory(plan: RunPlan, ranks: Ranks, disks: Disks | None) -> list[Finding]:
@@ -216,10 +184,16 @@ def memory_of(work: Workload, capacity: Capacity) -> MemoryEstimate:
 
 def find_memory_faults(work: Workload, memory: MemoryEstimate, capacity: Capacity) -> list[Finding]:
     """What cannot fit whatever the micro-batch."""
+    import psutil
+
     findings = []
     if memory.states > capacity.device:
         what = f"Parameters, gradients and optimizer states take about {show_bytes(memory.states)} on each rank"
         findings.append(Finding(f"{_describe(capacity)}. {what}: {_cures_for_states(work, capacity)}."))
+    bucket, total = work.bytes_per_number * work.reduce_bucket_size, psutil.virtual_memory().total
+    if capacity.is_same and work.zero_stage and bucket > total:  # elsewhere the whole bucket counts as gradients
+        text = f"zero_optimization.reduce_bucket_size asks for {show_bytes(bucket)}, this machine has {show_bytes(total)}"
+        findings.append(Finding(f"{text}: lower it."))
     if memory.host > capacity.host:
         text = f"What is offloaded takes about {show_bytes(memory.host)} a rank, the host has {show_bytes(capacity.host)}"
         findings.append(Finding(f"{text}: use more machines, or offload less."))
@@ -244,11 +218,11 @@ CHECKS = (
     Check(check_hostfile),
     Check(check_slots),
     Check(check_values, ("recipe",)),
+    Check(check_monitors, ("engine",)),
     Check(check_profiled_step, ("recipe", "execution")),
     Check(check_objective, ("recipe", "data", "ranks")),
     Check(check_attention, ("recipe", "data", "execution", "ranks")),
     Check(check_initial_weights, ("recipe", "data", "init_from", "ranks")),
-    Check(check_build_locks, ("engine", "data", "ranks")),
     Check(check_memory, ("engine", "data", "sizes", "ranks")),
     Check(check_profiled_step_is_ahead, ("recipe", "execution", "start", "ranks")),
     Check(check_disk, ("sizes", "start", "ranks", "disks")),

@@ -50,11 +50,16 @@ def checkpoint_layers(module: PretrainingModule, engine: dict) -> None:
 
     # On a CPU a layer's input is in host memory already; DeepSpeed would mistake it for its own copy and empty it.
     in_host_memory = get_accelerator().device_name() == "cpu"
-    deepspeed.checkpointing.configure(
-        mpu_=None, deepspeed_config=engine, checkpoint_in_cpu=False if in_host_memory else None
-    )
     layers = module.layers()
-    for number in checkpointed_layers(len(layers), engine[SECTION].get("number_checkpoints")):
+    chosen = checkpointed_layers(len(layers), engine[SECTION].get("number_checkpoints"))
+    # Their number in the file may be above that of the layers, and would size DeepSpeed's buffers.
+    deepspeed.checkpointing.configure(
+        mpu_=None,
+        deepspeed_config=engine,
+        num_checkpoints=len(chosen),
+        checkpoint_in_cpu=False if in_host_memory else None,
+    )
+    for number in chosen:
         wrap_call(layers[number], _recomputing)
 
 

@@ -26,6 +26,7 @@ from pathlib import Path
 
 import torch
 
+from mpnet_ds.errors import UserError
 from mpnet_ds.files import write_atomically
 from mpnet_ds.machine import GIB
 from mpnet_ds.metrics_file import FILE_NAME, read_metrics
@@ -265,7 +266,12 @@ def _open_monitors(output: Path, monitors: dict):
         "csv_monitor": {"job_name": "csv"} | folder,
         "comet": {"samples_log_interval": 1},  # counts our steps: by default 99 of 100 would be lost
     }
-    return MonitorMaster(get_monitor_config(monitors | {name: d | monitors.get(name, {}) for name, d in defaults.items()}))
+    config = get_monitor_config(monitors | {name: d | monitors.get(name, {}) for name, d in defaults.items()})
+    try:
+        return MonitorMaster(config)
+    except Exception as error:  # of whatever kind each client raises, where nobody is logged in for example
+        what = f"a monitor of DeepSpeed's JSON cannot be opened: {str(error).rstrip('. ')}"
+        raise UserError(f"{what}. Correct its section ({', '.join(monitors)}), or leave it out.") from error
 
 
 def _drop_lines_from(path: Path, first_step: int) -> None:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 
-from mpnet_ds.config.deepspeed_config import check_accepted, load_deepspeed_config, resolve
+from mpnet_ds.config.deepspeed_config import check_accepted, examine, load_deepspeed_config, resolve
 from mpnet_ds.config.recipe import OptimizationRecipe
 from mpnet_ds.errors import UserError
 from tests.runs import ROOT
@@ -105,6 +105,40 @@ def test_contradictions_name_both_sides(changes, message):
         resolved(changes=changes)
 
 
+CONTIGUOUS = {"contiguous_memory_optimization": True}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}, "offload_optimizer needs ZeRO 1, 2 or 3"),
+        ({"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}, "offload_param needs ZeRO 3, stage is 2"),
+        ({"data_types": {"grad_accum_dtype": "bf16"}}, "grad_accum_dtype bf16 in fp32 at ZeRO 2 is not supported"),
+        ({"bf16": {"enabled": True}, "zero_optimization": {"stage": 1}, "data_types": {"grad_accum_dtype": "fp32"}},
+         "grad_accum_dtype fp32 in bf16 at ZeRO 1 is not supported: take fp32 at ZeRO 2 or 3"),
+        ({"activation_checkpointing": CONTIGUOUS}, "give it partition_activations and number_checkpoints, or leave it out"),
+        ({"activation_checkpointing": CONTIGUOUS | {"partition_activations": True}}, "give it number_checkpoints, or"),
+    ],
+)  # fmt: skip
+def test_values_that_deepspeed_would_pass_over_or_fail_of_later_are_refused(changes, message):
+    with pytest.raises(UserError, match=message) as caught:
+        resolved(changes=changes)
+    assert len(caught.value.findings) == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}},
+        {"data_types": {"grad_accum_dtype": "fp32"}, "zero_optimization": {"stage": 0}},
+        {"activation_checkpointing": CONTIGUOUS | {"partition_activations": True, "number_checkpoints": 2}},
+        {"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}},
+    ],
+)
+def test_what_they_need_makes_them_valid(changes):
+    check_accepted(resolved(changes=changes), "x.json")
+
+
 BUCKETS = ["reduce_bucket_size", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold"]
 
 
@@ -157,7 +191,19 @@ def test_the_schedule_belongs_to_the_recipe(tmp_path):
         load_deepspeed_config(path)
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "is not JSON"), ("[]", "must hold a JSON object")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "must hold a JSON object"),
+        ("[" * 100_000, "is not JSON"),
+        (
+            '{"bf16": {}, "bf16": {"enabled": true}}',
+            r"'bf16' is given 2 times in one object \({}, {\"enabled\": true}\): keep",
+        ),
+        ('{"zero_optimization": {"stage": 1, "stage": 3}}', r"'stage' is given 2 times in one object \(1, 3\): keep one"),
+    ],
+)
 def test_files_that_are_no_configuration(tmp_path, text, message):
     path = tmp_path / "config.json"
     path.write_text(text)
@@ -180,18 +226,17 @@ def test_an_offloaded_optimizer_does_not_compile_either(key):
     assert config.offload("offload_param") == "none"
 
 
-def test_deepspeeds_own_adam_is_not_given_what_only_torchs_takes():
-    own = resolved(changes={"optimizer": {"type": "AdamW", "params": {"torch_adam": False}}}).engine["optimizer"]["params"]
-    assert "fused" not in own
-    foreach = resolved(changes={"optimizer": {"type": "AdamW", "params": {"foreach": True}}}).engine["optimizer"]["params"]
-    assert "fused" not in foreach
-    assert "eps" not in resolved(changes={"optimizer": {"type": "Lion"}}).engine["optimizer"]["params"]
+def test_an_optimizer_is_not_given_what_only_others_take():
+    assert "fused" not in resolved(changes={"optimizer": {"type": "NAdam"}}).engine["optimizer"]["params"]
+    assert "eps" not in resolved(changes={"optimizer": {"type": "SGD"}}).engine["optimizer"]["params"]
+    chosen = resolved(changes={"optimizer": {"type": "AdamW", "params": {"fused": False}}}).engine["optimizer"]["params"]
+    assert chosen["fused"] is False
 
 
-def test_gradients_that_are_not_finite_are_looked_for_in_bf16_unless_the_file_says_otherwise():
+def test_gradients_that_are_not_finite_are_looked_for_in_bf16():
     assert resolved(supported=GPU).engine["bf16"]["check_grad_overflow"] is True
-    chosen = {"bf16": {"enabled": "auto", "check_grad_overflow": False}}
-    assert resolved(supported=GPU, changes=chosen).engine["bf16"]["check_grad_overflow"] is False
+    _, findings = examine({"bf16": {"enabled": "auto", "check_grad_overflow": False}}, "x.json")
+    assert findings == ["x.json: remove 'bf16.check_grad_overflow': a step whose gradient is not finite is skipped."]
 
 
 def test_all_contradictions_are_found_at_once():

@@ -1,6 +1,7 @@
 """Every key that DeepSpeed knows is served, harmless or refused by name, and no others are taken."""
 
 import importlib
+import json
 import pkgutil
 
 import deepspeed
@@ -100,7 +101,7 @@ def test_every_key_of_deepspeed_is_served_harmless_or_refused(key):
     parts = key.split(".")
     ancestors = {".".join(parts[:length]) for length in range(1, len(parts) + 1)}
     refused = ancestors & set(REFUSED)
-    decisions = [key in SERVED or name in SERVED.get(place, "").split(), key in HARMLESS, bool(refused)]
+    decisions = [key in SERVED or name in SERVED.get(place, ()), key in HARMLESS, bool(refused)]
     assert sum(decisions) == 1, f"decide on {key} in config/deepspeed_keys.py"
     content = {"anything": 1}
     for part in reversed(parts):
@@ -112,7 +113,7 @@ def test_every_key_of_deepspeed_is_served_harmless_or_refused(key):
 
 
 def test_no_other_keys_are_decided_on():
-    served = {f"{place}.{key}".lstrip(".") for place, keys in SERVED.items() for key in keys.split()}
+    served = {f"{place}.{key}".lstrip(".") for place, keys in SERVED.items() for key in keys}
     assert (served | set(HARMLESS) | set(REFUSED)) - set(KEYS) == set()
 
 
@@ -208,3 +209,76 @@ def test_a_misspelt_key_is_named_with_its_place_and_the_nearest(content, expecte
 
 def test_remarks_and_null_sections_pass():
     assert examine({"_why": {"any": 1}, "zero_optimization": {"offload_param": None}}, "x")[1] == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"bf16": {"enabled": 1}}', "bf16.enabled is 1; it must be true or false."),
+        ('{"bf16": {"enabled": "3"}}', 'bf16.enabled is "3"; it must be true or false.'),
+        ('{"bf16": {"enabled": null}}', "bf16.enabled is null; it must be true or false."),
+        ('{"fp16": null}', "'fp16' must be an object, not null."),
+        ('{"optimizer": null}', "'optimizer' must be an object, not null."),
+        ('{"optimizer": {"params": null}}', "optimizer.params is null; it must be an object."),
+        ('{"optimizer": {"params": "auto"}}', 'optimizer.params is "auto"; it must be an object.'),
+        ('{"zero_optimization": true}', "'zero_optimization' must be an object, not true."),
+        ('{"zero_optimization": {"stage": "2"}}', 'zero_optimization.stage is "2"; it must be a whole number.'),
+        ('{"zero_optimization": {"stage": true}}', "zero_optimization.stage is true; it must be a whole number."),
+        ('{"zero_optimization": {"stage": 2.5}}', "zero_optimization.stage is 2.5; it must be a whole number."),
+        ('{"zero_optimization": {"stage": NaN}}', "zero_optimization.stage is NaN; it must be a whole number."),
+        ('{"zero_optimization": {"reduce_bucket_size": 1e999}}',
+         "zero_optimization.reduce_bucket_size is Infinity; it must be a whole number."),
+        ('{"zero_optimization": {"allgather_bucket_size": 3}}',
+         "zero_optimization.allgather_bucket_size is 3; it must be a multiple of 2."),
+        ('{"fp16": {"hysteresis": 0}}', "fp16.hysteresis is 0; it must be greater than 0."),
+        ('{"gradient_clipping": true}', "gradient_clipping is true; it must be a number."),
+        ('{"gradient_clipping": Infinity}', "gradient_clipping is Infinity; it must be a finite number."),
+        ('{"train_batch_size": 1e30}',
+         "train_batch_size is 1e+30; it must be at most 9223372036854775807."),
+        ('{"communication_data_type": "int8"}', 'unknown communication_data_type "int8". Known: bf16, fp16, fp32.'),
+        ('{"activation_checkpointing": {"number_checkpoints": 1.5}}',
+         "activation_checkpointing.number_checkpoints is 1.5; it must be a whole number."),
+        ('{"zero_optimization": {"offload_param": {"device": "nvme"}}}',
+         'unknown zero_optimization.offload_param.device "nvme". Known: cpu, none.'),
+        ('{"compile": {"deepcompile": 0}}', f"remove 'compile': {REFUSED['compile']}."),
+        ('{"prescale_gradients": 0}', f"remove 'prescale_gradients': {REFUSED['prescale_gradients']}."),
+    ],
+)  # fmt: skip
+def test_a_value_of_another_kind_is_refused_by_name(content, message):
+    sound, findings = examine(json.loads(content), "x.json")
+    assert findings == [f"x.json: {message}"]
+    assert not list(leaves(sound))
+
+
+def leaves(section: dict):
+    for value in section.values():
+        yield from leaves(value) if isinstance(value, dict) else [value]
+
+
+@pytest.mark.parametrize(("place", "key"), [(place, key) for place, kinds in SERVED.items() for key in kinds])
+def test_no_value_is_taken_for_another(place, key):
+    kinds = {"true or false": False, "a number": 1, "text": "x", "a list": [], "an object": {}}
+    taken = [name for name, value in kinds.items() if examine(nested(place, {key: value}), "x")[1] == []]
+    assert len(taken) <= 1
+
+
+def nested(place: str, content: dict) -> dict:
+    for part in reversed(place.split(".") if place else ()):
+        content = {part: content}
+    return content
+
+
+def test_whole_numbers_may_be_written_with_an_exponent():
+    sound, _ = examine({"zero_optimization": {"stage": 2.0, "reduce_bucket_size": 5e8}}, "x.json")
+    assert sound == {"zero_optimization": {"stage": 2, "reduce_bucket_size": 500_000_000}}
+    assert all(type(value) is int for value in sound["zero_optimization"].values())
+
+
+def test_null_is_what_deepspeed_has_as_default_or_refused():
+    content = {"zero_optimization": {"overlap_comm": None, "offload_optimizer": None}, "communication_data_type": None}
+    assert examine(content, "x.json") == ({"zero_optimization": {}}, [])
+
+
+def test_harmless_keys_do_not_reach_deepspeed():
+    content = {"steps_per_print": "10", "checkpoint": {"tag_validation": "Fail"}, "gradient_clipping": 1}
+    assert examine(content, "x.json") == ({"checkpoint": {}, "gradient_clipping": 1.0}, [])

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 
+from mpnet_ds.config.overrides import read_overrides
 from mpnet_ds.config.recipe import RECIPES, DataRecipe, OptimizationRecipe, load_recipe, recipe_from_dict
 from mpnet_ds.errors import UserError
 
@@ -88,6 +89,14 @@ def test_files_and_names_that_do_not_exist(tmp_path):
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(UserError, match="is not JSON"):
         load_recipe(str(tmp_path / "broken.json"))
+
+
+def test_a_key_that_is_given_twice_is_named_wherever_it_is(tmp_path):
+    (tmp_path / "twice.json").write_text('{"optimization": {"max_steps": 10, "betas": [0, 0], "max_steps": 20}}')
+    with pytest.raises(UserError, match=r"twice\.json: 'max_steps' is given 2 times in one object \(10, 20\): keep one"):
+        load_recipe(str(tmp_path / "twice.json"))
+    with pytest.raises(UserError, match=r"--set objective: 'name' is given 2 times .* keep one"):
+        read_overrides(['objective={"name": "mlm", "name": "plm"}'], {})
 
 
 def test_whole_numbers_are_fine_where_a_fraction_is_expected(tmp_path):

@@ -4,26 +4,28 @@ import json
 import os
 import shutil
 from dataclasses import replace
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from mpnet_ds.config.batch_sizes import BatchSizes
-from mpnet_ds.config.deepspeed_config import EngineConfig, examine, name_deprecated, resolve
-from mpnet_ds.config.recipe import OptimizationRecipe, load_recipe
+from mpnet_ds.config.deepspeed_config import EngineConfig, name_deprecated
+from mpnet_ds.config.recipe import load_recipe
 from mpnet_ds.data import BuildOptions, build_dataset
 from mpnet_ds.errors import UserError
 from mpnet_ds.findings import Finding
 from mpnet_ds.machine import GIB, Capacity
+from mpnet_ds.models.module import ModulePlan
 from mpnet_ds.preflight import checks
 from mpnet_ds.preflight.checks import (
     check_memory,
+    check_monitors,
     check_slots,
     check_values,
     checkpoints_at_once,
-    compiled_ops,
-    find_build_locks,
+    find_memory_faults,
     find_room,
     named_hostfile,
 )
@@ -36,6 +38,7 @@ from mpnet_ds.preflight.inspection import (
     flatten,
     raise_if_fatal,
 )
+from mpnet_ds.preflight.memory_estimate import Workload, estimate
 from mpnet_ds.preflight.plan import RunPlan, sizes_of
 from mpnet_ds.ranks import process_group
 from mpnet_ds.ranks.launchers import Placement
@@ -224,6 +227,30 @@ def test_checkpoints_must_fit_on_the_disk(tmp_path, monkeypatch):
     assert find_room(output, checkpoint=900, wanted=1) == []
 
 
+def monitor_findings(**monitors) -> list[str]:
+    engine = EngineConfig({}, monitors, BatchSizes(1, 1, 1), "fp32")
+    return [finding.text for finding in check_monitors(RunPlan(engine=engine), None, None)]
+
+
+def test_a_monitor_that_is_not_installed_is_named_with_the_command():
+    assert find_spec("wandb") is None, "the tests' environment has only what the project needs"
+    (text,) = monitor_findings(wandb={"enabled": True}, comet={"enabled": False}, csv_monitor={"enabled": True})
+    assert text == "wandb is enabled, but not installed: pip install wandb, or leave the section wandb out."
+
+
+def test_a_monitors_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    (text,) = monitor_findings(csv_monitor={"enabled": True, "output_path": str(tmp_path / "file" / "below")})
+    assert text.startswith(f"csv_monitor.output_path: cannot write to {tmp_path}/file/below: Not a directory. Choose")
+    assert monitor_findings(csv_monitor={"enabled": False, "output_path": "/proc/nowhere"}) == []
+    assert len(monitor_findings(tensorboard={"output_path": "/proc/nowhere"})) == 1
+
+
+def test_looking_for_an_obstacle_leaves_nothing(tmp_path):
+    assert monitor_findings(tensorboard={"output_path": str(tmp_path / "a" / "b")}) == []
+    assert not list(tmp_path.iterdir())
+
+
 def test_old_checkpoints_of_the_run_count_as_room(tmp_path, monkeypatch):
     monkeypatch.setattr(checks.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     (tmp_path / "checkpoints" / "step-1").mkdir(parents=True)
@@ -236,46 +263,6 @@ def test_checkpoints_at_once_are_the_newest_the_best_and_one_in_the_making():
     assert checkpoints_at_once(BASE) == BASE.run.keep + 2
     short = replace(BASE, optimization=replace(BASE.optimization, max_steps=BASE.run.save_interval))
     assert checkpoints_at_once(short) == 1
-
-
-@pytest.mark.parametrize(("ops", "is_fatal"), [({"fused_adam"}, True), ({"cpu_adam"}, False), (set(), False)])
-def test_locks_of_killed_builds_are_named(tmp_path, monkeypatch, ops, is_fatal):
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    lock = tmp_path / "py311_cpu" / "fused_adam" / "lock"
-    lock.parent.mkdir(parents=True)
-    lock.touch()
-    now = lock.stat().st_mtime
-    assert find_build_locks(ops, now + 60) == []
-    (finding,) = find_build_locks(ops, now + 3600)
-    assert finding.is_fatal is is_fatal
-    assert f"rm {lock}" in finding.text
-    lock.unlink()
-    assert find_build_locks(ops, now + 3600) == []
-
-
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
-        ({}, set()),
-        ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}, set()),
-        ({"zero_optimization": {"stage": 2, "cpu_offload": True}}, set()),
-        ({"optimizer": {"type": "AdamW", "params": {"torch_adam": False}}}, {"fused_adam"}),
-        (
-            {
-                "optimizer": {"type": "Adam", "params": {"torch_adam": False}},
-                "zero_optimization": {"stage": 2, "cpu_offload": True},
-            },
-            {"cpu_adam"},
-        ),
-        ({"optimizer": {"type": "Lion"}}, {"fused_lion"}),
-        ({"optimizer": {"type": "Lamb"}}, {"fused_lamb"}),
-        ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": "/x"}}}, {"async_io"}),
-    ],
-)
-def test_what_a_configuration_would_compile(content, expected):
-    sound, findings = examine(content, "x.json")
-    assert findings == []
-    assert compiled_ops(resolve(sound, OptimizationRecipe(), 1, {"fp32"}, "x.json")) == expected
 
 
 def test_deprecated_keys_are_named_with_what_came_after_them():
@@ -324,6 +311,14 @@ def test_a_host_that_is_too_small_for_what_is_offloaded(monkeypatch):
     )
     assert finding.is_fatal
     assert finding.text.startswith("What is offloaded takes about 1.6")
+
+
+def test_a_bucket_that_no_machine_has_room_for_is_named():
+    sizes = ModulePlan(parameters=1000, hidden_numbers=0, flops_per_sequence=1.0, activation_bytes=1)
+    work = Workload(sizes, zero_stage=2, reduce_bucket_size=2**60, on_gpu=False)
+    (finding,) = find_memory_faults(work, estimate(work), Capacity(GIB, GIB, is_same=True))
+    assert finding.text.startswith("zero_optimization.reduce_bucket_size asks for 4,294,967,296.0 GiB, this machine has ")
+    assert find_memory_faults(replace(work, zero_stage=0), estimate(work), Capacity(GIB, GIB, is_same=True)) == []
 
 
 def test_a_check_runs_once_as_soon_as_what_it_needs_is_known():

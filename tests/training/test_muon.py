@@ -155,7 +155,7 @@ def test_offloading_is_refused():
 
 
 def test_momentum_and_the_recipes_values_are_taken():
-    config = resolved({"optimizer": {"type": "muon", "params": {"lr": "auto"}}})
+    config = resolved({"optimizer": {"type": "Muon", "params": {"lr": "auto"}}})
     assert config.uses_muon
     expected = {"lr": 2e-3, "momentum": 0.95, "betas": [0.9, 0.98], "eps": 1e-6, "weight_decay": 0.01}
     assert config.engine["optimizer"]["params"] == expected

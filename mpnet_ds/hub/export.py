@@ -108,9 +108,8 @@ def _write_part(folder: Path, part: Part, model: TrainedModel, weights: StoredWe
     config.architectures, config.dtype = [part.model_class.__name__], dtype_of(options.dtype)
     config.save_pretrained(folder)
 
-    def check(name: str, numbers: Tensor, rounded: Tensor) -> None:
+    def check(name: str, numbers: Tensor) -> None:
         check_finite(name, numbers, model.checkpoint, "training diverged before it: choose an earlier checkpoint")
-        check_finite(name, rounded, model.checkpoint, f"{options.dtype} cannot hold its values: choose --dtype bf16 or fp32")
 
     files = open_part(part, model, weights)
     sizes = dict.fromkeys(files, sys.maxsize) | {MODEL: options.max_shard_size}  # files beside the model are not split

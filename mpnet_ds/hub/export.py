@@ -72,7 +72,7 @@ def export_huggingface(
             part_folder.mkdir(exist_ok=True)
             _write_part(part_folder, part, model, weights, options)
             if sentence_transformers:
-                write_sentence_encoder(part_folder, part.config.hidden_size)
+                write_sentence_encoder(part_folder, part.config.hidden_size, model.info.seq_length)
             (part_folder / "README.md").write_text(model_card(model, part, sentence_transformers), encoding="utf-8")
         weights.check()
         return compare(checkpoint, folder)

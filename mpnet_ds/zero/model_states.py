@@ -82,8 +82,8 @@ class ModelStates:
         if unknown:
             raise UserError(
                 f"{self.path}: the module's state names {', '.join(unknown[:3])}{' …' if unknown[3:] else ''}, and the "
-                "checkpoint does not tell which of the optimizer's weights these are: give them the names of "
-                "named_parameters(), load the checkpoint with its own program and save it again."
+                "checkpoint does not tell which of the optimizer's weights these are: load it with its own program, and "
+                "save it with a state dict that has the names of named_parameters()."
             )
         return frozen | others
 
@@ -130,12 +130,14 @@ class ModelStates:
 
     def _checked_ties(self, ties: dict) -> dict[str, str]:
         """Return the noted ties; put those of frozen parameters that the save left out into ``left_out``."""
+        were_frozen_saved = self.content.get("frozen_param_shapes") is not None
         for name, source in ties.items():
-            are_names = _checked_name(self.path, name) != _checked_name(self.path, source) and source not in ties
-            if source not in self.module and self.content.get("frozen_param_shapes") is None:
-                self.left_out.add(name)
-            elif not are_names or source not in self.module:
+            is_lost = _checked_name(self.path, source) not in self.module
+            is_wrong = _checked_name(self.path, name) == source or source in ties
+            if is_wrong or (is_lost and name in self.module and were_frozen_saved):
                 raise UserError(f"{self.path} is damaged: it ties '{name}' to '{source}', which is not a parameter.")
+            if is_lost:
+                self.left_out.add(name)
         # DeepSpeed goes by addresses, which empty tensors share.
         return {
             name: source

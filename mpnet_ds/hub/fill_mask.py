@@ -4,6 +4,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from mpnet_ds.errors import UserError
+from mpnet_ds.hub.locate import locate_model
 
 EXAMPLES = [
     "return <mask> if the object is callable.",
@@ -41,7 +42,8 @@ def _load(folder: str):
     from transformers import AutoModelForMaskedLM, AutoTokenizer
     from transformers.utils import logging
 
-    if not (Path(folder) / "config.json").is_file():
+    found = locate_model(folder)
+    if not (found / "config.json").is_file():
         raise UserError(f"{folder} is not a Hugging Face folder: config.json is missing. tools/convert_to_hf.py makes one.")
     logging.disable_progress_bar()
-    return AutoModelForMaskedLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    return AutoModelForMaskedLM.from_pretrained(found).eval(), AutoTokenizer.from_pretrained(found)

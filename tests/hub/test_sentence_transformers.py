@@ -19,7 +19,7 @@ def test_the_folder_names_its_modules(encoder_folder):
     assert [module["path"] for module in modules] == ["", "1_Pooling"]
     assert {module["type"].rpartition(".")[0] for module in modules} == {"sentence_transformers.models"}
     pooling = json.loads((encoder_folder / "1_Pooling" / "config.json").read_text())
-    assert [key for key, value in pooling.items() if value is True][0] == "pooling_mode_mean_tokens"  # as vLLM reads it
+    assert next(key for key, value in pooling.items() if value is True) == "pooling_mode_mean_tokens"  # as vLLM reads it
     encoder = json.loads((encoder_folder / "sentence_bert_config.json").read_text())
     assert {"max_seq_length", "do_lower_case"} <= encoder.keys()
     json.loads((encoder_folder / "config_sentence_transformers.json").read_text())

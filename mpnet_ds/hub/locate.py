@@ -60,8 +60,18 @@ def _download(name: str, patterns: list[str], necessary: str) -> Path:
         cached = try_to_load_from_cache(name, necessary)
         if isinstance(cached, str):
             return Path(cached).parent
-        reason = " ".join(str(error).split()).partition(". ")[0].rstrip(".")
         raise UserError(
             f"{name} is not a folder here, and as a model of the Hugging Face hub it is neither in the cache nor to be had: "
-            f"{type(error).__name__}: {reason[:200]}."
+            f"{_reason(error)}."
         ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """What lies behind an error of the hub's client, in a line."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".rstrip(".")

@@ -167,8 +167,8 @@ class PretrainingTokenizer:
         """Write the files that ``AutoTokenizer`` of transformers 4 and 5 and sentence-transformers need."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        if self.is_mpnets:
-            normalizer = json.loads(self.backend.to_str())["normalizer"]
+        normalizer = json.loads(self.backend.to_str())["normalizer"]
+        if self.is_mpnets and normalizer["clean_text"]:  # which MPNetTokenizer of version 5 always does
             named = _as_transformers(self.pieces, normalizer, model_max_length)
         else:
             named = _as_any_tokenizer(self.backend, self.unknown, model_max_length)

@@ -24,24 +24,24 @@ def loaded(python, folder) -> dict:
 
 @pytest.fixture(scope="module")
 def exports(saved, tmp_path_factory):
-    """Exports with tokenizers of each kind."""
-    folder = tmp_path_factory.mktemp("exports")
-    for name in ("padded", "bpe", "unigram"):
-        export_huggingface(saved / name, folder / name, sentence_transformers=True)
-    return folder
+    """Folders of exports with tokenizers of each kind, and what this interpreter's versions make of them."""
+    folders = {name: tmp_path_factory.mktemp("exports") / name for name in ("padded", "bpe", "unigram")}
+    for name, folder in folders.items():
+        export_huggingface(saved / name, folder, sentence_transformers=True)
+    return {folder: loaded(sys.executable, folder) for folder in folders.values()}
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("versions", ENVIRONMENTS)
 def test_other_versions_compute_the_same(exports, tmp_path_factory, versions):
     python = make_environment(tmp_path_factory.mktemp("environment") / "env", *ENVIRONMENTS[versions]) / "python"
-    for name in ("padded", "bpe", "unigram"):
-        expected, found = loaded(sys.executable, exports / name), loaded(python, exports / name)
+    for folder, expected in exports.items():
+        found = loaded(python, folder)
         assert found["versions"] != expected["versions"]
         for key in ("ids", "pair", "inputs", "max_seq_length"):
-            assert found[key] == expected[key], (name, key)
+            assert found[key] == expected[key], (folder.name, key)
         for key in ("embeddings", "probabilities"):
             torch.testing.assert_close(torch.tensor(found[key]), torch.tensor(expected[key]), atol=1e-5, rtol=0)
         assert found["words"] == expected["words"]
         for warning in ("LOAD REPORT", "not initialized", "not used", "Warning"):
-            assert warning not in found["said"], (name, found["said"])
+            assert warning not in found["said"], found["said"]

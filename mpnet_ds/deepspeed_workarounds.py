@@ -9,11 +9,10 @@ functions, since this file is at the ground and those who need no torch import o
 import math
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, suppress
 from datetime import timedelta
-from functools import cache, partial
+from functools import partial
 from importlib import import_module
-from io import BytesIO
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -318,33 +317,3 @@ def softmax_backward_into(result, gradient, probabilities) -> None:
 
     backward = torch.ops.aten._softmax_backward_data.out
     backward(gradient, probabilities, -1, probabilities.dtype, grad_input=result)
-
-
-def loading_offsets() -> AbstractContextManager:
-    """Around ``torch.load(…, map_location="meta")``: storages then know where their bytes begin in the file.
-
-    Seen in torch 2.9.0: only ``FakeTensorMode``, which takes two seconds to start, gives storages the offset (torch's notes
-    on serialization describe it); in 2.13.0 those on "meta" have it without.
-    Test: tests/zero/test_torch_file.py::test_tensors_of_every_kind_are_read_to_the_bit
-    """
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    return nullcontext() if _meta_knows_offsets() else FakeTensorMode()
-
-
-def offset_in_file(tensor) -> int | None:
-    """Where the storage of a tensor begins in the file that it was loaded from within ``loading_offsets``.
-
-    Seen in torch 2.13.0: nothing public tells.
-    Test: tests/zero/test_torch_file.py::test_tensors_of_every_kind_are_read_to_the_bit
-    """
-    return tensor.untyped_storage()._checkpoint_offset
-
-
-@cache
-def _meta_knows_offsets() -> bool:
-    import torch
-
-    torch.save(torch.zeros(1), file := BytesIO())
-    file.seek(0)
-    return offset_in_file(torch.load(file, map_location="meta", weights_only=True)) is not None

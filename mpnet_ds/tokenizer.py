@@ -167,12 +167,13 @@ class PretrainingTokenizer:
         """Write the files that ``AutoTokenizer`` of transformers 4 and 5 and sentence-transformers need."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        if self.is_mpnets:
-            normalizer = json.loads(self.backend.to_str())["normalizer"]
+        normalizer = json.loads(self.backend.to_str())["normalizer"]
+        if self.is_mpnets and normalizer["clean_text"]:  # which MPNetTokenizer of version 5 always does
             named = _as_transformers(self.pieces, normalizer, model_max_length)
         else:
             named = _as_any_tokenizer(self.backend, self.unknown, model_max_length)
         named.save_pretrained(folder)
+        _name_class_of_version_4(folder / "tokenizer_config.json")
         (folder / "vocab.txt").write_text("\n".join(self.pieces) + "\n", encoding="utf-8")
         special_tokens = {role: getattr(named, role) for role in sorted(named.SPECIAL_TOKENS_ATTRIBUTES)}
         (folder / "special_tokens_map.json").write_text(json.dumps(special_tokens, indent=2) + "\n")
@@ -239,8 +240,12 @@ def _as_any_tokenizer(backend: tokenizers.Tokenizer, unknown: str, model_max_len
     """Make a tokenizer of transformers that only wraps ``backend``."""
     from transformers import PreTrainedTokenizerFast
 
+    splitting = json.loads(backend.to_str())["pre_tokenizer"] or {}
+    # Version 4 sets this, by default to False, in a tokenizer that it loads.
+    prefix = {key: splitting[key] for key in splitting if key == "add_prefix_space"}
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizers.Tokenizer.from_str(backend.to_str()),
+        **prefix,
         bos_token=BOS,
         cls_token=BOS,
         eos_token=EOS,
@@ -249,7 +254,16 @@ def _as_any_tokenizer(backend: tokenizers.Tokenizer, unknown: str, model_max_len
         unk_token=unknown if backend.token_to_id(unknown) is not None else None,
         mask_token=MASK,
         model_max_length=model_max_length,
+        model_input_names=["input_ids", "attention_mask"],  # MPNet has no token types, which version 4 would add
     )
+
+
+def _name_class_of_version_4(config: Path) -> None:
+    """Name the class by which both versions of transformers load any tokenizer.json; version 4 does not know 5's name."""
+    content = json.loads(config.read_text(encoding="utf-8"))
+    if content["tokenizer_class"] == "TokenizersBackend":
+        content["tokenizer_class"] = "PreTrainedTokenizerFast"
+        config.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _without_special_spellings(content: dict, unknown: str) -> tokenizers.Tokenizer:

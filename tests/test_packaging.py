@@ -1,24 +1,14 @@
 """The package as a user installs it: everything that a run needs is in the wheel."""
 
-import os
 import shutil
-import subprocess
-import sys
-import sysconfig
 from pathlib import Path
 
 import pytest
 
+from tests.environments import PIP, ended_well, make_environment
 from tests.runs import ROOT
 
 SOURCES = ("mpnet_ds", "ds_configs", "setup.py", "README.md", "LICENSE")
-
-
-def ended_well(*words, cwd: Path) -> str:
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(list(map(str, words)), cwd=cwd, env=environment, capture_output=True, text=True, timeout=1200)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -30,15 +20,9 @@ def installed(tmp_path_factory) -> Path:
     for name in SOURCES:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, source / name)
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    ended_well(*pip, "wheel", source, "--no-deps", "--no-build-isolation", "--wheel-dir", folder, cwd=folder)
-    ended_well(sys.executable, "-m", "venv", "--without-pip", folder / "env", cwd=folder)
+    ended_well(*PIP, "wheel", source, "--no-deps", "--no-build-isolation", "--wheel-dir", folder, cwd=folder)
     (wheel,) = folder.glob("*.whl")
-    python = folder / "env" / "bin" / "python"
-    ended_well(*pip, "--python", python, "install", "--no-deps", "--no-index", wheel, cwd=folder)
-    (packages,) = (folder / "env" / "lib").glob("python*/site-packages")
-    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
-    return folder / "env" / "bin"
+    return make_environment(folder / "env", "--no-deps", "--no-index", "--ignore-installed", wheel)
 
 
 @pytest.mark.long

@@ -101,11 +101,12 @@ def test_transformers_gives_the_same_ids_for_a_cased_tokenizer(corpus_files, tmp
         )
 
 
-def test_transformers_gives_the_same_ids_for_a_tokenizer_that_keeps_accents(corpus_files, edited, tmp_path):
-    keeps_accents = PretrainingTokenizer.load(edited(lambda content: content["normalizer"].update(strip_accents=False)))
-    keeps_accents.save(tmp_path / "saved")
-    ours = keeps_accents.encode([TEXT])[0].tolist()
-    assert AutoTokenizer.from_pretrained(tmp_path / "saved")(TEXT, add_special_tokens=False)["input_ids"] == ours
+@pytest.mark.parametrize(("setting", "text"), [("strip_accents", TEXT), ("clean_text", "the\x00 list\u200b")])
+def test_transformers_gives_the_same_ids_for_a_tokenizer_that_changes_less_text(edited, tmp_path, setting, text):
+    changes_less = PretrainingTokenizer.load(edited(lambda content: content["normalizer"].update({setting: False})))
+    changes_less.save(tmp_path / "saved")
+    ours = changes_less.encode([text])[0].tolist()
+    assert AutoTokenizer.from_pretrained(tmp_path / "saved")(text, add_special_tokens=False)["input_ids"] == ours
 
 
 def test_the_fingerprint_survives_saving_and_loading(tokenizer, tmp_path):
@@ -217,6 +218,10 @@ def test_other_kinds_of_tokenizers_know_where_words_begin_and_come_back_from_a_f
     assert not {0, 1, 2, ours.mask_id} & set(ids.tolist())
     ours.save(tmp_path / "tokenizer")
     assert PretrainingTokenizer.load(tmp_path / "tokenizer").fingerprint == ours.fingerprint
+    settings = json.loads((tmp_path / "tokenizer" / "tokenizer_config.json").read_text())  # as version 4 reads them
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert settings["model_input_names"] == ["input_ids", "attention_mask"]
+    assert settings.get("add_prefix_space") is (True if make is byte_level_backend else None)
     loaded = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
     assert (loaded.mask_token_id, loaded.pad_token_id) == (ours.mask_id, 1)
     assert loaded("the cat")["input_ids"][-2:] == ours.encode(["the cat"])[0].tolist()[-2:]

@@ -77,8 +77,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--resume", default="auto", metavar="auto|never|DIR", help="continue the run in --output_dir (auto)")
     add(
         "--init_from",
-        metavar="DIR",
-        help="start from these weights: a folder that tools/convert_from_hf.py made of any MPNet",
+        metavar="DIR|NAME",
+        help="start from these weights: a folder that tools/convert_from_hf.py made of any MPNet, or a name of the hub",
     )
     add("--attention", default=AUTO, metavar="|".join(BACKENDS), help="what computes attention (auto)")
     add("--compile", action="store_true", help="compile the layers at the start (torch.compile)")

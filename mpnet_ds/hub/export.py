@@ -72,7 +72,7 @@ def export_huggingface(
             part_folder.mkdir(exist_ok=True)
             _write_part(part_folder, part, model, weights, options)
             if sentence_transformers:
-                write_sentence_encoder(part_folder, part.config.hidden_size)
+                write_sentence_encoder(part_folder, part.config.hidden_size, model.info.seq_length)
             (part_folder / "README.md").write_text(model_card(model, part, sentence_transformers), encoding="utf-8")
         weights.check()
         return compare(checkpoint, folder)
@@ -108,9 +108,8 @@ def _write_part(folder: Path, part: Part, model: TrainedModel, weights: StoredWe
     config.architectures, config.dtype = [part.model_class.__name__], dtype_of(options.dtype)
     config.save_pretrained(folder)
 
-    def check(name: str, numbers: Tensor, rounded: Tensor) -> None:
+    def check(name: str, numbers: Tensor) -> None:
         check_finite(name, numbers, model.checkpoint, "training diverged before it: choose an earlier checkpoint")
-        check_finite(name, rounded, model.checkpoint, f"{options.dtype} cannot hold its values: choose --dtype bf16 or fp32")
 
     files = open_part(part, model, weights)
     sizes = dict.fromkeys(files, sys.maxsize) | {MODEL: options.max_shard_size}  # files beside the model are not split

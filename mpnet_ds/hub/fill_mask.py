@@ -4,6 +4,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from mpnet_ds.errors import UserError
+from mpnet_ds.hub.locate import locate_model
 
 EXAMPLES = [
     "return <mask> if the object is callable.",
@@ -19,9 +20,9 @@ def top_words(folder: str | Path, sentence: str, count: int = 5) -> list[tuple[s
     Raises ``UserError`` if ``folder`` is not a model, ``sentence`` does not have exactly one ``<mask>``, or ``count`` is not
     between 1 and the size of the vocabulary.
     """
+    model, tokenizer = _load(str(folder))
     import torch
 
-    model, tokenizer = _load(str(folder))
     if not 1 <= count <= model.config.vocab_size:
         raise UserError(
             f"{count} words requested; the vocabulary of {folder} has {model.config.vocab_size:,}: choose 1 to that many."
@@ -38,10 +39,11 @@ def top_words(folder: str | Path, sentence: str, count: int = 5) -> list[tuple[s
 
 @lru_cache(maxsize=1)
 def _load(folder: str):
+    found = locate_model(folder)
+    if not (found / "config.json").is_file():
+        raise UserError(f"{folder} is not a Hugging Face folder: config.json is missing. tools/convert_to_hf.py makes one.")
     from transformers import AutoModelForMaskedLM, AutoTokenizer
     from transformers.utils import logging
 
-    if not (Path(folder) / "config.json").is_file():
-        raise UserError(f"{folder} is not a Hugging Face folder: config.json is missing. tools/convert_to_hf.py makes one.")
     logging.disable_progress_bar()
-    return AutoModelForMaskedLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    return AutoModelForMaskedLM.from_pretrained(found).eval(), AutoTokenizer.from_pretrained(found)

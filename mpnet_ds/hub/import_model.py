@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 from mpnet_ds.errors import UserError
 from mpnet_ds.files import new_folder
 from mpnet_ds.hub.fairseq import read_fairseq
+from mpnet_ds.hub.locate import locate_tokenizer
 from mpnet_ds.hub.pretrained_mpnet import Pretrained, read_pretrained
 from mpnet_ds.hub.read_folder import read_tokenizer
 from mpnet_ds.hub.resize_vocabulary import resize_vocabulary
@@ -112,7 +113,8 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
 
 
 def _named_tokenizer(folder: str | Path) -> PretrainingTokenizer:
-    return read_tokenizer(Path(folder)) or PretrainingTokenizer.load(folder)  # which says what is missing
+    found = locate_tokenizer(folder)
+    return read_tokenizer(found) or PretrainingTokenizer.load(found)  # which says what is missing
 
 
 def _give_tokenizer(model: Pretrained, given: PretrainingTokenizer | None) -> None:

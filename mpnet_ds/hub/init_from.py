@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mpnet_ds.config.recipe import Recipe
 from mpnet_ds.errors import UserError
+from mpnet_ds.hub.locate import locate_model
 from mpnet_ds.hub.part_weights import Contents, contents_of, find_sources, first_names
 from mpnet_ds.hub.read_folder import CONFIG, SAFE_FORMS, FolderWeights, model_folder, read_tokenizer
 from mpnet_ds.models.module import Part, PretrainingModule
@@ -41,10 +42,11 @@ def check_start(folder: str | Path, recipe: Recipe, tokenizer: PretrainingTokeni
     Reads names and shapes, and tied copies if any. Raises ``UserError`` with the command that converts the
     folder, or with what differs.
     """
+    folder = locate_model(folder)
     with torch.device("meta"):
         module = recipe.objective.build(recipe.model, tokenizer, recipe.data.seq_length)
     for name, part in module.parts().items():
-        part_folder = Path(folder) / name
+        part_folder = folder / name
         if model_folder(part_folder) != part_folder:
             raise _needs_conversion(part_folder, part, "it is a sentence-transformers folder")
         if not any((part_folder / form).is_file() for form in SAFE_FORMS):
@@ -58,10 +60,11 @@ def check_start(folder: str | Path, recipe: Recipe, tokenizer: PretrainingTokeni
 
 def load_pretrained_weights(module: PretrainingModule, folder: str | Path) -> None:
     """Load the weights of a folder that passed ``check_start``; all weights of ``module`` are overwritten."""
+    folder = locate_model(folder)
     weights: dict[str, Tensor] = {}
     sums: list[tuple[tuple[str, str], Tensor]] = []
     for name, part in module.parts().items():
-        part_folder = Path(folder) / name
+        part_folder = folder / name
         stored = FolderWeights(part_folder)
         for own, source in find_sources(part, module, contents_of(part)).items():
             if len(source) == 2:

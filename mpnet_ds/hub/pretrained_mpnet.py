@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import MPNetConfig
 
 from mpnet_ds.errors import UserError
+from mpnet_ds.hub.locate import locate_model
 from mpnet_ds.hub.read_folder import CONFIG, FolderWeights, model_folder, read_tokenizer
 from mpnet_ds.models import MPNetForPretraining
 from mpnet_ds.models.mpnet.model import MODEL_KEYS, TIED_WEIGHTS, VOCABULARY_TABLES, check_config
@@ -56,11 +57,11 @@ class Pretrained:
 
 
 def read_pretrained(folder: str | Path) -> Pretrained:
-    """Read a Hugging Face folder with an MPNet model of any head, or a sentence-transformers folder around one.
+    """Read a Hugging Face folder, or a name of the hub, with an MPNet model of any head or a sentence encoder around one.
 
     Raises ``UserError`` for everything else, and for what this project's model does not compute.
     """
-    found = model_folder(Path(folder))
+    found = model_folder(locate_model(folder))
     config, stored = read_config(found), FolderWeights(found)
     tensors = {name: stored[name] for name in stored.shapes}
     return assemble(str(folder), config, tensors, read_tokenizer(found))

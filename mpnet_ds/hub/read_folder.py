@@ -58,7 +58,7 @@ class FolderWeights:
 def model_folder(folder: Path) -> Path:
     """Return ``folder``, or the folder in it where sentence-transformers keeps the model."""
     if not folder.is_dir():
-        raise UserError(f"no folder {folder}. (Download a model of the hub first: hf download NAME --local-dir DIR)")
+        raise UserError(f"no folder {folder}.")
     for candidate in (folder, folder / SENTENCE_TRANSFORMERS):
         if (candidate / CONFIG).is_file() and "model_type" in read_json_object(candidate / CONFIG):
             return candidate

@@ -13,7 +13,9 @@ def build_parser() -> Parser:
         f"{invocation('build_dataset')} --input corpus/ --tokenizer my-tokenizer --output my-data --holdout 0.01",
     )
     add_reading_arguments(parser)
-    parser.add_argument("--tokenizer", required=True, metavar="DIR", help="folder of the tokenizer")
+    parser.add_argument(
+        "--tokenizer", required=True, metavar="DIR|NAME", help="folder of the tokenizer, or a name of the hub"
+    )
     parser.add_argument("--output", required=True, metavar="DIR", help="new folder for the dataset")
     parser.add_argument("--workers", type=int, metavar="N", help="number of processes (default: one for each core)")
     parser.add_argument(
@@ -34,11 +36,12 @@ def main() -> None:
     from mpnet_ds.data.builder.dataset_builder import build_dataset
     from mpnet_ds.data.builder.estimate import estimate
     from mpnet_ds.data.builder.plan import BuildOptions, parse_part, part_of_environment
+    from mpnet_ds.hub.locate import locate_tokenizer
 
     reading = read_options(given)
     part = parse_part(given.part) if given.part else part_of_environment(os.environ)
     options = BuildOptions(given.holdout, given.sentences, given.shard_size, given.workers, part)
-    what = (given.input, given.tokenizer, given.output, options, reading)
+    what = (given.input, locate_tokenizer(given.tokenizer), given.output, options, reading)
     if given.dry_run:
         print(estimate(*what))
         return

@@ -17,7 +17,7 @@ def build_parser() -> Parser:
     """Build the parser of the command line."""
     parser = Parser(DESCRIPTION, f"{invocation('convert_from_hf')} all-mpnet-base-v2 my-start")
     parser.add_argument(
-        "hf_dir", nargs="?", metavar="HF_DIR", help="folder of an MPNet model, of any head, or of its encoder"
+        "hf_dir", nargs="?", metavar="HF_DIR", help="folder, or name in the hub, of an MPNet model of any head"
     )
     parser.add_argument("output", metavar="OUT", help="new folder")
     parser.add_argument("--from_fairseq", metavar="FILE", help="instead: .pt of the original MPNet or of annotated-mpnet")

@@ -16,6 +16,7 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--sentence_transformers", action="store_true", help="also a model of that library: the mean over the tokens"
     )
+    parser.add_argument("--push_to_hub", metavar="NAME", help="also upload the folder as this model; a new one is private")
     parser.add_argument(
         "--plugins", nargs="+", default=[], metavar="MODULE", help="modules that register the run's objective (run.plugins)"
     )
@@ -27,8 +28,11 @@ def main() -> None:
     arguments = build_parser().parse_args()
     from mpnet_ds.config.recipe import import_modules
     from mpnet_ds.hub.export import export_huggingface
+    from mpnet_ds.hub.push import check_push, push_to_hub
 
     import_modules(arguments.plugins, "--plugins")
+    if arguments.push_to_hub:
+        check_push(arguments.push_to_hub)
     comparison = export_huggingface(
         arguments.checkpoint,
         arguments.output,
@@ -38,3 +42,5 @@ def main() -> None:
         show_progress=True,
     )
     print("\n".join([f"{arguments.output} is complete.", *comparison.describe()]))
+    if arguments.push_to_hub:
+        print(f"Uploaded to {push_to_hub(arguments.output, arguments.push_to_hub)}")

@@ -9,7 +9,7 @@ def build_parser() -> Parser:
         "Print the most likely words for <mask>, with nothing but transformers.",
         f'{invocation("fill_mask")} my-model "return the <mask> of the list."',
     )
-    parser.add_argument("model", help="Hugging Face folder of an MPNet model")
+    parser.add_argument("model", help="Hugging Face folder of an MPNet model, or a name of the hub")
     parser.add_argument("sentences", nargs="*", help="each with one <mask> (default: some examples)")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="words to show")
     return parser

@@ -10,7 +10,7 @@ def build_parser() -> Parser:
         f"{invocation('import_dataset')} --input data-bin/train --tokenizer my-tokenizer --output my-data",
     )
     parser.add_argument("--input", nargs="+", required=True, metavar="PREFIX", help="paths without suffix, or patterns")
-    parser.add_argument("--tokenizer", required=True, metavar="DIR", help="folder of the tokenizer that made the ids")
+    parser.add_argument("--tokenizer", required=True, metavar="DIR|NAME", help="folder of the tokenizer that made the ids")
     parser.add_argument("--output", required=True, metavar="DIR", help="new folder for the dataset")
     parser.add_argument("--end_of_document", type=int, default=2, metavar="ID", help="id that ends a document (default: 2)")
     return parser
@@ -20,6 +20,8 @@ def main() -> None:
     """Import the files and print the size of the dataset."""
     arguments = build_parser().parse_args()
     from mpnet_ds.data.builder.import_indexed import import_dataset
+    from mpnet_ds.hub.locate import locate_tokenizer
 
-    made = import_dataset(arguments.input, arguments.tokenizer, arguments.output, arguments.end_of_document)
+    tokenizer = locate_tokenizer(arguments.tokenizer)
+    made = import_dataset(arguments.input, tokenizer, arguments.output, arguments.end_of_document)
     print(f"{made.documents:,} documents, {made.sequences:,} sequences, {made.tokens:,} tokens")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mpnet_ds.zero.safetensors_writer import cast
 from mpnet_ds.zero.torch_file import StoredTensor, TensorFile
 
 
@@ -22,11 +23,11 @@ class StoredWeights:
     def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, tensor) one after another, floating-point values as fp32, each in memory of its own.
 
-        Raises ``UserError`` at the end if a file turns out to be damaged.
+        Raises ``UserError`` for a value that fp32 cannot hold, and at the end if a file turns out to be damaged.
         """
         for name, stored in self.tensors.items():
             tensor = stored.read()
-            yield name, tensor.to(torch.float32) if tensor.is_floating_point() else tensor
+            yield name, cast(name, tensor, torch.float32) if tensor.is_floating_point() else tensor
         self.check()
 
     def check(self) -> None:

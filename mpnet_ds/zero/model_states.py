@@ -24,10 +24,13 @@ _KINDS = {
 class ModelStates:
     """The model's files: one of each rank at ZeRO 3, else one.
 
+    DeepSpeed notes a parameter's other names in ``shared_params``, but not all: a module that its parent holds twice is
+    noted once. The others share the memory of the first name in the file, where an empty tensor of ZeRO 3 has its own too.
+
     Attributes:
         content: of the first file.
         module: name → entry of the module's state dict; at ZeRO 3 those of parameters are empty.
-        tied: second name → first name of parameters that appear under two names.
+        tied: other name → first name of tensors that appear under several names.
     """
 
     def __init__(self, files: list[TensorFile], is_divided: bool):
@@ -41,6 +44,7 @@ class ModelStates:
             for name, value in entries.items()
             if isinstance(value, Tensor)
         }
+        self.left_out: set[str] = set()
         self.tied = self._find_tied()
 
     @cached_property
@@ -56,17 +60,50 @@ class ModelStates:
         """Names of the module's buffers."""
         return self.content.get("buffer_names") or []
 
+    @property
+    def _frozen_shapes(self) -> dict:
+        """Shapes of frozen parameters at ZeRO 2 and 3; empty if the save left them out, and at other stages."""
+        return self.content.get("frozen_param_shapes") or {}
+
     def untrained(self, trained: dict) -> dict[str, StoredTensor]:
-        """Frozen parameters and buffers, which the optimizer does not hold."""
-        names = self.buffers if self.is_divided else self.module
-        others = [name for name in names if name in self.module and name not in trained and name not in self.tied]
+        """Frozen parameters and buffers, which the optimizer does not hold.
+
+        Raises ``UserError`` for names of the module's state of which the files hold no values, or two.
+        """
         frozen = self._join_frozen() if self.is_divided else {}
-        return frozen | {name: self.module[name] for name in others}
+        known = {*trained, *frozen, *self.tied, *self.left_out}
+        others = {name: tensor for name, tensor in self.module.items() if name not in known}
+        if self.is_divided:
+            unknown = [name for name, tensor in others.items() if not tensor.numel and name not in self.buffers]
+            if self.content.get("frozen_param_shapes") is None:  # the save left them out under their first names
+                others, unknown = {name: others[name] for name in others.keys() - unknown}, []
+        else:
+            unknown = self._other_names(trained, others)
+        if unknown:
+            raise UserError(
+                f"{self.path}: the module's state names {', '.join(unknown[:3])}{' …' if unknown[3:] else ''}, and the "
+                "checkpoint does not tell which of the optimizer's weights these are: load it with its own program, and "
+                "save it with a state dict that has the names of named_parameters()."
+            )
+        return frozen | others
+
+    def _other_names(self, trained: dict, others: dict[str, StoredTensor]) -> list[str]:
+        """Names of weights that the optimizer has under others: in its weights' memory, or in place of missing ones."""
+        if not self.content.get("param_shapes"):
+            return []
+        shared = {self.module[name].record for name in trained if name in self.module}
+        missing = {tensor.shape for name, tensor in trained.items() if name not in self.module}
+        return [
+            name
+            for name, tensor in others.items()
+            if name not in self.buffers and name not in self._frozen_shapes
+            if tensor.numel and (tensor.record in shared or tensor.shape in missing)
+        ]
 
     def _join_frozen(self) -> dict[str, StoredTensor]:
         """Concatenate the ranks' partitions, each a tensor by itself; the last ones may hold padding."""
         found = {}
-        for name, shape in _checked_shapes(self.path, self.content.get("frozen_param_shapes") or {}).items():
+        for name, shape in _checked_shapes(self.path, self._frozen_shapes).items():
             wanted, spans = math.prod(shape), []
             for file in self.files:
                 part = file.tensor((file.content.get("frozen_param_fragments") or {}).get(name)).spans[0]
@@ -78,28 +115,35 @@ class ModelStates:
         return found
 
     def _find_tied(self) -> dict[str, str]:
-        if self.content.get("shared_params") is not None:
-            return self._checked_ties(self.content["shared_params"])
-        first, tied = {}, {}
+        ties = self._checked_ties(self.content.get("shared_params") or {})
+        groups = self.content.get("param_shapes") or []
+        known = {*self.buffers, *self._frozen_shapes, *(name for group in groups for name in group)}
+        places: dict[tuple, list[str]] = {}
         for name, tensor in self.module.items():
-            if tensor.numel and first.setdefault(tensor.location, name) != name:
-                tied[name] = first[tensor.location]
-        return tied
+            if (tensor.numel or self.is_divided) and name not in ties and name not in self.left_out:
+                places.setdefault(tensor.location, []).append(name)
+        for names in places.values():
+            firsts = [name for name in names if name in known] or names[:1]
+            if len(firsts) == 1:
+                ties |= {name: firsts[0] for name in names if name != firsts[0]}
+        return ties
 
     def _checked_ties(self, ties: dict) -> dict[str, str]:
-        """Ties without those of frozen parameters that the save left out (``exclude_frozen_parameters``)."""
+        """Return the noted ties; put those of frozen parameters that the save left out into ``left_out``."""
+        were_frozen_saved = self.content.get("frozen_param_shapes") is not None
         for name, source in ties.items():
-            known = _checked_name(self.path, source) in self.module or name not in self.module
-            if _checked_name(self.path, name) == source or source in ties or not known:
+            is_lost = _checked_name(self.path, source) not in self.module
+            is_wrong = _checked_name(self.path, name) == source or source in ties
+            if is_wrong or (is_lost and name in self.module and were_frozen_saved):
                 raise UserError(f"{self.path} is damaged: it ties '{name}' to '{source}', which is not a parameter.")
-        found = {name: source for name, source in ties.items() if source in self.module}
-        if self.is_divided:
-            return found
+            if is_lost:
+                self.left_out.add(name)
         # DeepSpeed goes by addresses, which empty tensors share.
         return {
             name: source
-            for name, source in found.items()
-            if name not in self.module or self.module[name].shape == self.module[source].shape
+            for name, source in ties.items()
+            if name not in self.left_out
+            if self.is_divided or name not in self.module or self.module[name].shape == self.module[source].shape
         }
 
 

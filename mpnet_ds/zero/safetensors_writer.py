@@ -50,13 +50,24 @@ def dtype_of(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
+def cast(name: str, numbers: Tensor, dtype: torch.dtype) -> Tensor:
+    """Convert the values of a weight; raise ``UserError``, naming it, where a finite one would become infinite."""
+    values = numbers.to(dtype)
+    is_narrower = dtype.is_floating_point and torch.finfo(dtype).max < torch.finfo(numbers.dtype).max
+    if is_narrower and (values.isinf() & numbers.isfinite()).any():
+        wider = [short for short, other in DTYPES.items() if torch.finfo(other).max > torch.finfo(dtype).max]
+        cure = f": choose --dtype {' or '.join(reversed(wider))}" if wider else ""
+        raise UserError(f"{name} has values that {str(dtype).removeprefix('torch.')} cannot hold{cure}.")
+    return values
+
+
 def write_weights(
     tensors: Mapping[str, StoredTensor | Tensor],
     folder: Path,
     dtype: torch.dtype,
     max_shard_size: int | str = "5GB",
     tied: Mapping[str, str] | None = None,
-    check: Callable[[str, Tensor, Tensor], None] | None = None,
+    check: Callable[[str, Tensor], None] | None = None,
     show_progress: bool = False,
     stem: str = "model",
 ) -> list[Path]:
@@ -67,8 +78,10 @@ def write_weights(
         dtype: of all floating-point tensors; others stay as they are.
         max_shard_size: bytes, or text such as ``"5GB"``.
         tied: second name → first name of tensors that are left out; noted as ``safetensors.torch.load_model`` expects it.
-        check: called with name, values as read and values as they will be written, a chunk at a time; may raise.
+        check: called with name and values as read, a chunk at a time; may raise.
         stem: of the files' names.
+    Raises:
+        UserError: a value that ``dtype`` cannot hold, a type that the format does not have, a full disk.
     """
     types = {name: dtype if tensor.dtype.is_floating_point else tensor.dtype for name, tensor in tensors.items()}
     for name, kind in types.items():
@@ -92,9 +105,9 @@ def write_weights(
                 file.write(header)
                 for name in names:
                     for chunk in _chunks(tensors[name]):
-                        values = chunk.to(types[name])
                         if check is not None:
-                            check(name, chunk, values)
+                            check(name, chunk)
+                        values = cast(name, chunk, types[name])
                         file.write(memoryview(values.contiguous().view(torch.uint8).numpy()))
                         progress.update(values.nbytes)
     index_name = INDEX.replace("model", stem, 1)

@@ -30,7 +30,7 @@ LOCAL_HEADER = 30
 
 @dataclass
 class StorageRecord:
-    """One storage's bytes in a file; what is read of them in order is held against their CRC-32 by ``check``."""
+    """Bytes of one record, such as a storage; what is read of them in order is held against their CRC-32 by ``check``."""
 
     path: Path
     name: str
@@ -70,8 +70,8 @@ class StorageRecord:
         self.running, self.seen = zlib.crc32(block, self.running), self.seen + len(block)
 
 
-def read_records(path: Path) -> list[StorageRecord]:
-    """List the storages of an archive; raise ``UserError`` where it is not as torch.save writes it."""
+def read_records(path: Path) -> dict[str, StorageRecord]:
+    """Map names in an archive to its records; raise ``UserError`` where it is not as torch.save writes it."""
     try:
         with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
             located = sorted(((_begin(file, item), item) for item in archive.infolist()), key=lambda pair: pair[0])
@@ -85,12 +85,13 @@ def read_records(path: Path) -> list[StorageRecord]:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise UserError(f"{path} is damaged, or was not written by torch.save: {error}") from error
-    storages = [(begin, item) for begin, item in located if "/data/" in item.filename]
-    has_checksums = any(item.CRC for _, item in storages)
-    return [
-        StorageRecord(path, item.filename.partition("/")[2], begin, item.file_size, item.CRC if has_checksums else None)
-        for begin, item in storages
-    ]
+    has_checksums = any(item.CRC for _, item in located)
+    return {
+        (name := item.filename.partition("/")[2]): StorageRecord(
+            path, name, begin, item.file_size, item.CRC if has_checksums else None
+        )
+        for begin, item in located
+    }
 
 
 def contents_checksum(path: Path) -> str:

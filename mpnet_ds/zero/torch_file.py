@@ -1,9 +1,10 @@
 """Files of ``torch.save``, opened without reading their tensors and without running any code of theirs.
 
-``torch.load(weights_only=True)`` unpickles the objects with a short list of types that may be in them. With the location
-"meta" it makes tensors without memory, whose storages know where their bytes begin in the file (torch_archive.py). Elements
-are read from there when they are asked for, a span at a time. So what is not asked for, such as an optimizer's moments, is
-never read, and each storage of which something was read is compared with its CRC-32 at the end, by ``TensorFile.check``.
+``TensorFile`` reads the pickled objects alone (inert_pickle.py); elements of a tensor are read from its record in the
+archive (torch_archive.py) when they are asked for, a span at a time. So what is not asked for, such as an optimizer's
+moments, is never read, and each storage of which something was read is compared with its CRC-32 at the end, by
+``TensorFile.check``. ``load_torch_file`` reads all there is, by ``torch.load(weights_only=True)`` and its short list of
+types.
 
 ``torch.load(mmap=True)`` would save the reading by hand. It was tried with torch 2.13.0 on a file of 800 MB: a mapped
 storage does not know its record, so there is nothing to compare its CRC-32 with; the process grew by 810 MiB instead of 17,
@@ -21,9 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mpnet_ds.deepspeed_workarounds import loading_offsets, offset_in_file
 from mpnet_ds.errors import UserError
 from mpnet_ds.quiet import quiet_libraries
+from mpnet_ds.zero.inert_pickle import RefusedGlobal, read_pickle
 from mpnet_ds.zero.torch_archive import CHUNK, StorageRecord, read_records
 
 
@@ -46,13 +47,9 @@ def load_torch_file(path: Path, allowed: Iterable = (), mmap: bool = False) -> A
     is_archive = zipfile.is_zipfile(path)  # before PyTorch 1.6 files were none; those cannot be mapped
     if is_archive:
         read_records(path)  # for its checks
-    return _unpickle(path, allowed, "cpu", mmap and is_archive)
-
-
-def _unpickle(path: Path, allowed: Iterable, location: str, mmap: bool = False) -> Any:
     with torch.serialization.safe_globals(list(allowed)):
         try:
-            return torch.load(path, map_location=location, mmap=mmap, weights_only=True)
+            return torch.load(path, map_location="cpu", mmap=mmap and is_archive, weights_only=True)
         except MemoryError:
             raise
         except Exception as error:  # torch raises several kinds, by what is wrong with the file
@@ -60,9 +57,13 @@ def _unpickle(path: Path, allowed: Iterable, location: str, mmap: bool = False) 
                 raise UserError(f"{path} cannot be read: {error.strerror}.") from error
             asked = re.search(r"GLOBAL ([\w.]+)|(?:class|function) <?(?:class |built-in function )?'?([\w.]+)", str(error))
             if "eights" in str(error) and asked:
-                what = f"asks for {asked[1] or asked[2]}, which no weights need, and which might run foreign code"
-                raise UserError(f"{path} {what}: refused, nothing of it was run.") from error
+                raise _refusal(path, asked[1] or asked[2]) from error
             raise UserError(f"{path} is damaged, or not a file of torch.save.") from error
+
+
+def _refusal(path: Path, name: str) -> UserError:
+    what = f"asks for {name}, which no weights need, and which might run foreign code"
+    return UserError(f"{path} {what}: refused, nothing of it was run.")
 
 
 def _deepspeed_types() -> list[type]:
@@ -76,28 +77,40 @@ def _deepspeed_types() -> list[type]:
 
 
 class TensorFile:
-    """A file of ``torch.save``, opened. Raises ``UserError`` where ``load_shard`` would, and if a storage leaves the file.
+    """A file of ``torch.save``, opened. Raises ``UserError`` if it is missing, damaged, or asks for more than data.
 
     Attributes:
-        content: the saved objects; their tensors have dtype and shape, but no values.
+        content: the saved objects; tensors have dtype and shape, but no values, foreign objects are stand-ins.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self._records = {record.begin: record for record in read_records(self.path)}
-        with loading_offsets():
-            self.content = _unpickle(self.path, _deepspeed_types(), "meta")
+        self._records = read_records(self.path)
+        self.content = self._read_pickle()
+
+    def _read_pickle(self) -> Any:
+        storages = {name.removeprefix("data/"): record for name, record in self._records.items()}
+        try:
+            pickle = self._records["data.pkl"]
+            content = read_pickle(pickle.read(0, pickle.size), storages)
+            pickle.check()
+            return content
+        except UserError:
+            raise
+        except RefusedGlobal as error:
+            raise _refusal(self.path, str(error)) from error
+        except Exception as error:  # whatever unpickling a damaged file may lead to
+            raise UserError(f"{self.path} is damaged, or not a file of torch.save.") from error
 
     def tensor(self, fake: Tensor) -> "StoredTensor":
         """Return one of the tensors in ``content``, to be read."""
         if not isinstance(fake, Tensor):
             raise UserError(f"{self.path} is damaged: a tensor was expected, found {type(fake).__name__}.")
-        storage_bytes, record = fake.untyped_storage().nbytes(), self._records.get(offset_in_file(fake))
-        record_bytes = record.size if record and storage_bytes else 0
+        storage_bytes, record = fake.untyped_storage().nbytes(), fake.record
         last = sum((size - 1) * stride for size, stride in zip(fake.shape, fake.stride(), strict=True))
         end = (fake.storage_offset() + (last + 1 if fake.numel() else 0)) * fake.itemsize
         is_blown_up = fake.numel() * fake.itemsize > max(storage_bytes, CHUNK)  # strides of 0, from a few bytes
-        if max(storage_bytes, end) > record_bytes or is_blown_up:
+        if max(storage_bytes, end) > record.size or is_blown_up:
             raise UserError(
                 f"{self.path} is damaged: a tensor of shape {list(fake.shape)} is outside of the file's storages."
             )
@@ -113,8 +126,7 @@ class TensorFile:
 class Span:
     """Consecutive elements of a tensor in a file, counted in the tensor's own order."""
 
-    record: StorageRecord | None
-    """None for a tensor without elements."""
+    record: StorageRecord
     fake: Tensor
     begin: int
     numel: int
@@ -168,10 +180,15 @@ class StoredTensor:
             yield from span.chunks()
 
     @property
+    def record(self) -> int:
+        """First byte, in its file, of the storage of a tensor that is one span."""
+        return self.spans[0].record.begin
+
+    @property
     def location(self) -> tuple:
         """Where the elements of a tensor that is one span are: equal for two names of one tensor."""
         (span,) = self.spans
-        return span.record.path, span.record.begin, span.fake.storage_offset(), self.shape, span.fake.stride()
+        return self.record, span.fake.storage_offset(), self.shape, span.fake.stride()
 
     def read(self) -> Tensor:
         """Read the whole tensor into memory of its own."""

@@ -119,6 +119,7 @@ def _run(program: str, *arguments) -> None:
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
 
+SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 WEIGHT = "mpnet.encoder.layer.1.output.dense.weight"
 MODELS = {
     "padded": {"vocab_size": 1024, "seq_length": 160, "config": "bf16"},
@@ -132,28 +133,42 @@ MODELS = {
 
 @pytest.fixture(scope="session")
 def saved(tokenizer_folder, made_once) -> Path:
-    """The folder of checkpoints of ``MODELS``, and of ``bpe``: each has all weights at random."""
+    """The folder of checkpoints of ``MODELS``, and of ``OTHER_TOKENIZERS``: each has all weights at random."""
 
-    def save(folder: Path) -> None:
-        bpe = {"bpe": {"tokenizer": str(save_bpe_without_frame(folder / "bpe-tokenizer"))}}
-        (folder / "models.json").write_text(json.dumps(MODELS | bpe))
+    def save_all(folder: Path) -> None:
+        others = {name: {"tokenizer": str(save(folder / f"{name}-tokenizer"))} for name, save in OTHER_TOKENIZERS.items()}
+        (folder / "models.json").write_text(json.dumps(MODELS | others))
         _run("save_many.py", folder, tokenizer_folder, folder / "models.json")
 
-    return made_once("saved", save)
+    return made_once("saved", save_all)
 
 
 def save_bpe_without_frame(folder: Path) -> Path:
     """A tokenizer with RoBERTa's special tokens that puts none of them around a text."""
     backend = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
     backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
-    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
     trainer = trainers.BpeTrainer(
-        special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), vocab_size=400, show_progress=False
+        special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), vocab_size=400, show_progress=False
     )
+    return save_trained(backend, trainer, folder)
+
+
+def save_unigram(folder: Path) -> Path:
+    """A tokenizer as sentencepiece makes them, with XLM-RoBERTa's special tokens."""
+    backend = tokenizers.Tokenizer(models.Unigram())
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(vocab_size=60, special_tokens=SPECIAL, unk_token="<unk>", show_progress=False)
+    return save_trained(backend, trainer, folder)
+
+
+def save_trained(backend: tokenizers.Tokenizer, trainer, folder: Path) -> Path:
     backend.train_from_iterator(["the quick brown fox jumps over the lazy dog"] * 20, trainer)
     folder.mkdir(parents=True)
     backend.save(str(folder / "tokenizer.json"))
     return folder
+
+
+OTHER_TOKENIZERS = {"bpe": save_bpe_without_frame, "unigram": save_unigram}
 
 
 @pytest.fixture(scope="session")

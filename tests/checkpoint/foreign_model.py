@@ -1,7 +1,8 @@
 """A small model that is not this project's, for checkpoints as any other program makes them.
 
-It has what a reader of checkpoints stumbles over: two pairs of tied weights, frozen parameters, buffers of four kinds,
-parameters of one number, on request without dimensions, and odd sizes, so that everything has to be padded.
+It has what a reader of checkpoints stumbles over: pairs of tied weights, trained and frozen, a layer that is used three
+times, frozen parameters, buffers of four kinds, parameters of one number, on request without dimensions, and odd sizes, so
+that everything has to be padded.
 """
 
 import torch
@@ -27,6 +28,17 @@ class Perch(nn.Module):
         return x_BNW + self.gain * self.sink(self.rise(self.calm(x_BNW)).tanh()) + self.shift
 
 
+class Calm(nn.LayerNorm):
+    """A LayerNorm with a buffer."""
+
+    def __init__(self):
+        super().__init__(WIDTH)
+        self.register_buffer("hum", torch.linspace(0, 0.1, WIDTH))
+
+    def forward(self, x_BNW: Tensor) -> Tensor:
+        return super().forward(x_BNW) + self.hum.to(x_BNW.dtype)
+
+
 class Parrot(nn.Module):
     """Says the ids that it hears: ``[B, N]`` ids → loss.
 
@@ -45,11 +57,13 @@ class Parrot(nn.Module):
         self.places = nn.Parameter(torch.randn(PLACES, WIDTH), requires_grad=False)
         self.perches = nn.ModuleList(Perch(() if scalar else (1, 1)) for _ in range(3))
         self.calm = nn.LayerNorm(WIDTH)
+        self.calmer = nn.ModuleList([Calm()] * 3)
         self.say = nn.Linear(WIDTH, PIECES)
         if idle:
             self.idle = nn.Linear(7, 5)
         self.say.weight = self.words.weight
         self.perches[2].rise.weight = self.perches[0].rise.weight
+        self.perches[1].sink.bias = self.perches[0].sink.bias
 
     def forward(self, ids: Tensor) -> Tensor:
         self.heard += ids.numel()
@@ -57,6 +71,8 @@ class Parrot(nn.Module):
         x_BNW = x_BNW + (self.places * self.open[:, None] + self.level).to(x_BNW.dtype)
         for perch in self.perches:
             x_BNW = perch(x_BNW)
+        for calm in self.calmer:
+            x_BNW = calm(x_BNW)
         logits = self.say(self.calm(x_BNW))
         return nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids.flatten())
 

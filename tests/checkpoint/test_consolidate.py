@@ -9,7 +9,6 @@ from safetensors.torch import load_file
 from mpnet_ds.checkpoint import consolidate, load_consolidated
 from mpnet_ds.checkpoint.store import find_checkpoint
 from mpnet_ds.config.recipe import load_recipe
-from mpnet_ds.deepspeed_workarounds import offset_in_file
 from mpnet_ds.errors import UserError
 from mpnet_ds.models import MPNetForPretraining
 from mpnet_ds.zero.torch_file import TensorFile, load_shard
@@ -136,7 +135,7 @@ def test_a_flipped_bit_in_the_weights_is_found(own, tmp_path, has_manifest):
         (copy / "manifest.json").unlink()
     shard = next(copy.glob("zero_pp_rank_1_*"))
     weights = TensorFile(shard).content["optimizer_state_dict"]["single_partition_of_fp32_groups"]
-    change_byte(shard, offset_in_file(weights[0]) + weights[0].untyped_storage().nbytes() - 1)
+    change_byte(shard, weights[0].record.begin + weights[0].record.size - 1)
     with pytest.raises(UserError, match=f"{shard.name} is damaged"):
         load_consolidated(copy)
     with pytest.raises(UserError, match=f"{shard.name} is damaged"):
@@ -151,7 +150,7 @@ def test_moments_are_not_touched(own, tmp_path):
     for shard in copy.glob("*optim_states.pt"):
         states = TensorFile(shard).content["optimizer_state_dict"]["base_optimizer_state"]["state"]
         for state in states.values():
-            change_byte(shard, offset_in_file(state["exp_avg"]))
+            change_byte(shard, state["exp_avg"].record.begin)
     weights = load_consolidated(checkpoint)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in load_consolidated(copy).items())
 

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from mpnet_ds.checkpoint import load_consolidated
+from mpnet_ds.checkpoint import consolidate, load_consolidated
+from mpnet_ds.errors import UserError
 from mpnet_ds.zero.torch_file import load_shard
+from tests.checkpoint.crooked import records_of, save_records
 from tests.checkpoint.fixtures import Foreign, assert_refused
 
 MODEL = "mp_rank_00_model_states.pt"
@@ -232,3 +234,26 @@ def test_names_of_tensors_of_other_shapes_are_not_tied(foreign, copied):
     torch.save(content | {"shared_params": content["shared_params"] | {"level": "places"}}, checkpoint / MODEL)
     truth = foreign("zero2-fp32", 2).truth
     assert torch.equal(load_consolidated(checkpoint)["level"], truth["level"])
+
+
+@pytest.mark.parametrize(("kind", "victim"), [("zero1-fp32", MODEL), ("zero2-bf16", MODEL), ("zero3-fp32", MODELS[0])])
+def test_weights_that_a_program_saves_under_names_of_its_own_are_named(copied, kind, victim):
+    """By a hook on the state dict, for example: the optimizer has them under others."""
+    checkpoint = copied(kind)
+    records = dict(records_of(checkpoint / victim))
+    records["data.pkl"] = records["data.pkl"].replace(b"\x0b\0\0\0calm.weight", b"\x0b\0\0\0own..weight", 1)
+    save_records(list(records.items()), checkpoint / victim)
+    assert_refused(checkpoint, "own..weight")
+
+
+def test_values_that_the_type_cannot_hold_are_refused_by_name(copied):
+    checkpoint = copied("zero2-fp32")
+    content = load_shard(checkpoint / MODEL)
+    content["module"]["level"][3] = 7e4
+    torch.save(content, checkpoint / MODEL)
+    with pytest.raises(UserError, match=r"level has values that float16 cannot hold: choose --dtype bf16 or fp32"):
+        consolidate(checkpoint, checkpoint.parent / "out", dtype="fp16")
+    consolidate(checkpoint, checkpoint.parent / "bf16", dtype="bf16")
+    content["module"]["level"] = content["module"]["level"].double() * 1e300
+    torch.save(content, checkpoint / MODEL)
+    assert_refused(checkpoint, "level has values that float32 cannot hold")

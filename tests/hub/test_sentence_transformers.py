@@ -17,9 +17,12 @@ TEXTS = ["Return the number of items.", "A longer sentence, which says (among ot
 def test_the_folder_names_its_modules(encoder_folder):
     modules = json.loads((encoder_folder / "modules.json").read_text())
     assert [module["path"] for module in modules] == ["", "1_Pooling"]
-    assert json.loads((encoder_folder / "1_Pooling" / "config.json").read_text())["pooling_mode"] == "mean"
-    for name in ("sentence_bert_config.json", "config_sentence_transformers.json"):
-        json.loads((encoder_folder / name).read_text())
+    assert {module["type"].rpartition(".")[0] for module in modules} == {"sentence_transformers.models"}
+    pooling = json.loads((encoder_folder / "1_Pooling" / "config.json").read_text())
+    assert next(key for key, value in pooling.items() if value is True) == "pooling_mode_mean_tokens"  # as vLLM reads it
+    encoder = json.loads((encoder_folder / "sentence_bert_config.json").read_text())
+    assert {"max_seq_length", "do_lower_case"} <= encoder.keys()
+    json.loads((encoder_folder / "config_sentence_transformers.json").read_text())
 
 
 def test_the_export_itself_does_without_the_library():

@@ -5,7 +5,6 @@ import pytest
 import torch
 from torch.serialization import set_crc32_options
 
-from mpnet_ds import deepspeed_workarounds
 from mpnet_ds.errors import UserError
 from mpnet_ds.zero import torch_file
 from mpnet_ds.zero.torch_archive import contents_checksum
@@ -14,24 +13,14 @@ from mpnet_ds.zero.torch_file import TensorFile
 TYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
 
 
-@pytest.fixture(params=["meta", "fake"])
-def opened(request, monkeypatch):
-    """Opens a file in each of the two ways that releases of PyTorch have."""
-    if request.param == "fake":
-        monkeypatch.setattr(deepspeed_workarounds, "_meta_knows_offsets", lambda: False)
-    elif not deepspeed_workarounds._meta_knows_offsets():
-        pytest.skip("this PyTorch has no storages without memory but in its fake mode")
-    return TensorFile
-
-
-def test_tensors_of_every_kind_are_read_to_the_bit(opened, tmp_path):
+def test_tensors_of_every_kind_are_read_to_the_bit(tmp_path):
     generator = torch.Generator().manual_seed(0)
     wide = torch.randn(7, 11, generator=generator)
     saved = {str(dtype): (wide * 100).to(dtype) for dtype in TYPES}
     saved |= {"transposed": wide.T, "part": wide[2:5, 3:], "every second": wide.flatten()[1::2], "number": torch.tensor(3.5)}
     saved |= {"empty": torch.empty(0, 4), "expanded": torch.ones(1, 3).expand(4, 3), "same": wide}
     torch.save(saved, tmp_path / "x.pt")
-    file = opened(tmp_path / "x.pt")
+    file = TensorFile(tmp_path / "x.pt")
     for name, tensor in saved.items():
         stored = file.tensor(file.content[name])
         assert (stored.dtype, stored.shape) == (tensor.dtype, tuple(tensor.shape))
@@ -39,11 +28,11 @@ def test_tensors_of_every_kind_are_read_to_the_bit(opened, tmp_path):
     file.check()
 
 
-def test_chunks_are_the_tensor_in_order(opened, tmp_path, monkeypatch):
+def test_chunks_are_the_tensor_in_order(tmp_path, monkeypatch):
     monkeypatch.setattr(torch_file, "CHUNK", 40)
     numbers = torch.arange(33.0).view(11, 3)
     torch.save([numbers, numbers.T], tmp_path / "x.pt")
-    file = opened(tmp_path / "x.pt")
+    file = TensorFile(tmp_path / "x.pt")
     chunks = list(file.tensor(file.content[0]).chunks())
     assert [len(chunk) for chunk in chunks] == [10, 10, 10, 3]
     assert torch.equal(torch.cat(chunks), numbers.flatten())
@@ -56,7 +45,7 @@ def test_chunks_are_the_tensor_in_order(opened, tmp_path, monkeypatch):
 def test_a_flipped_bit_is_found_wherever_it_is_in_a_tensor_that_was_read(tmp_path, place):
     path = tmp_path / "x.pt"
     torch.save([torch.arange(33.0), torch.zeros(3)], path)
-    begin = deepspeed_workarounds.offset_in_file(TensorFile(path).content[0])
+    begin = TensorFile(path).content[0].record.begin
     content = bytearray(path.read_bytes())
     content[begin + place] ^= 1
     path.write_bytes(content)

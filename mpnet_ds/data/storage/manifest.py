@@ -128,7 +128,7 @@ class DatasetManifest:
     version: int = FORMAT_VERSION
     options: dict = field(default_factory=dict)
     left_out: dict = field(default_factory=dict)
-    """How many documents had no token or could not be read, and the first fault."""
+    """How many documents had no token or could not be read, the first fault, and the files of folders that were not read."""
 
     @classmethod
     def of(

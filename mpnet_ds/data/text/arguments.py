@@ -8,7 +8,7 @@ from mpnet_ds.data.text.source import ReadOptions
 
 def add_reading_arguments(parser: Parser) -> None:
     """Add the inputs, and a flag for each field of ``ReadOptions``."""
-    kinds = ".txt, .jsonl, .csv, .parquet (also .gz, .zst), folders, globs, - or builtin-sample"
+    kinds = ".txt, .jsonl, .csv, .tsv, .parquet, .arrow (also .gz, .bz2, .xz, .zst), folders, globs, - or builtin-sample"
     add = parser.add_argument
     add("--input", nargs="+", default=[], metavar="PATH", help=kinds)
     add("--text_field", default="text", metavar="NAME", help="field or column with the text (default: text)")

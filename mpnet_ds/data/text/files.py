@@ -1,7 +1,8 @@
 """Documents of text, JSON lines and CSV files, plain or compressed, in byte ranges that start and end between documents.
 
-Files are read in chunks of whole lines. The range (a, b) of a file stands for the bytes from ``find_document_start(a)`` to
-``find_document_start(b)``: the first offset at or after a byte where a document may start, which is after a line break, and
+Files are read in chunks of whole lines. A line ends with LF, CR LF or CR, in any mixture; CR CR LF ends one line too, as in
+files that were converted twice. The range (a, b) of a file stands for the bytes from ``find_document_start(a)`` to
+``find_document_start(b)``: the first offset at or after a byte where a document may start, which is after a line end, and
 for documents that are separated by blank lines after the next blank line. So neighbouring ranges meet exactly.
 
 Bytes that are not UTF-8 are carried as lone surrogates ("surrogateescape") up to the document that holds them.
@@ -9,25 +10,23 @@ Bytes that are not UTF-8 are carried as lone surrogates ("surrogateescape") up t
 
 import codecs
 import csv
-import gzip
 import io
+import itertools
 import json
 import re
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-import pyarrow as pa
-
+from mpnet_ds.data.text.decoding import CHUNK_BYTES, decompressed, explain
 from mpnet_ds.data.text.source import LONGEST_DOCUMENT, Block, Faults, ReadOptions, Source, split_lines
 from mpnet_ds.errors import UserError, did_you_mean
 
-CHUNK_BYTES = 1 << 22
 COMPRESSED_CHUNK_BYTES = 1 << 16  # read from a compressed file at once: what is lost where it is damaged
 HALF_PAIR = "a document in the lines that start here holds half a surrogate pair."
+_LINE_END = re.compile(rb"\n|\r(?:(?<!\r\r)\r*\n)?")
+_CR_LINE_END = re.compile(r"\r(?:(?<!\r\r)\r*\n)?")
 _SURROGATE, _NO_TEXT = re.compile("[\ud800-\udfff]"), re.compile("[\ud800-\udfff\0]")
-_DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile, OSError, pa.ArrowException)  # raised by decompression
 
 Fault = tuple[int, str]
 """Byte offset and description."""
@@ -38,9 +37,11 @@ class _Chunk:
     """Whole lines of a file."""
 
     text: str
+    """With LF at the end of each line."""
+    raw: bytes
+    """The same as it is in the file."""
     offset: int
     """Byte offset of its start."""
-    num_bytes: int
     fault: Fault | None = None
     """The first bytes that are not UTF-8, or the first NUL character, if there are any."""
     follows_gap: bool = False
@@ -68,15 +69,6 @@ def read(source: Source, start: int, end: int, options: ReadOptions, faults: Fau
             done = now
 
 
-def decompressed(stored: BinaryIO, source: Source) -> BinaryIO:
-    """Open the content of an open file, decompressed if it is compressed."""
-    if source.compression == "gz":
-        return gzip.GzipFile(fileobj=stored)
-    if source.compression == "zst":
-        return pa.BufferedInputStream(pa.CompressedInputStream(stored, "zstd"), CHUNK_BYTES)
-    return stored
-
-
 def find_document_start(
     file: BinaryIO, byte: int, num_bytes: int, after_blank_line: bool, report_far: Callable[[int], None]
 ) -> int:
@@ -86,29 +78,47 @@ def find_document_start(
     """
     if byte == 0 or byte >= num_bytes:
         return min(byte, num_bytes)
-    file.seek(byte - 1)
-    offset = byte - 1 + _skip_line(file)
-    is_blank, limit = not after_blank_line, offset + LONGEST_DOCUMENT
-    while not is_blank and (line := file.readline(CHUNK_BYTES)):
-        offset += len(line)
-        is_blank = not line.decode("utf-8", "replace").strip()
-        if not line.endswith(b"\n"):
-            is_blank = False
-            offset += _skip_line(file)
+    lines = _lines_from(file, byte - 1)
+    offset, _ = next(lines, (num_bytes, b""))
+    limit = offset + LONGEST_DOCUMENT
+    for end, line in lines if after_blank_line else ():
+        offset = end
+        if not line.decode("utf-8", "replace").strip():
+            break
         if offset > limit:
             report_far(byte)
             limit = num_bytes
     return offset
 
 
-def _skip_line(file: BinaryIO) -> int:
-    """Read past the next line break and return how many bytes that were."""
-    skipped = 0
-    while part := file.readline(CHUNK_BYTES):
-        skipped += len(part)
-        if part.endswith(b"\n"):
-            break
-    return skipped
+def _lines_from(file: BinaryIO, offset: int) -> Iterator[tuple[int, bytes]]:
+    """Yield where each line from a byte on ends, and the line; of one longer than ``CHUNK_BYTES`` not all of it."""
+    file.seek(offset)
+    rest, more = b"", b"\n"
+    while more:
+        more = file.read(max(len(rest), COMPRESSED_CHUNK_BYTES))
+        rest += more
+        start = 0
+        for found in _LINE_END.finditer(rest, 0, len(rest.rstrip(b"\r")) if more else len(rest)):
+            yield offset + found.end(), rest[start : found.start()]
+            start = found.end()
+        offset, rest = offset + start, rest[start:]
+        if len(rest) > CHUNK_BYTES:
+            offset, rest = offset + len(rest) - 2, b"\0" + rest[-1:]
+    if rest:
+        yield offset + len(rest), rest
+
+
+def _with_lf(text: str) -> str:
+    """Let each line end with LF."""
+    text = text.replace("\r\n", "\n")
+    return _CR_LINE_END.sub("\n", text) if "\r" in text else text
+
+
+def _last_line_end(content: bytes) -> int:
+    """Return the end of the last line; a CR at the very end may be half a line end, and is not counted."""
+    content = content.rstrip(b"\r")
+    return max(content.rfind(b"\n"), content.rfind(b"\r")) + 1
 
 
 def _repair(parsed: _ParsedChunk, lines: "_LineReader") -> list[list[str]]:
@@ -120,7 +130,7 @@ def _repair(parsed: _ParsedChunk, lines: "_LineReader") -> list[list[str]]:
         if repaired != text:
             lines.report(*parsed.fault, can_replace=True)
         if repaired == text or lines.faults.on_error == "replace":
-            kept.append(repaired.split("\n"))
+            kept.append(document if repaired == text else repaired.split("\n"))
     return kept
 
 
@@ -129,7 +139,8 @@ class _LineReader:
 
     def __init__(self, stored: BinaryIO, source: Source, start: int, end: int, options: ReadOptions, faults: Faults):
         self.source, self.faults, self._has_gap = source, faults, False
-        self.file = decompressed(stored, source)
+        self._failure: Exception | None = None
+        self.file = decompressed(stored, source.compression)
         self.first, self.last = 0, None
         if source.is_divisible:
             blank_lines = source.kind == "txt" and options.txt_documents == "blank_line"
@@ -149,14 +160,13 @@ class _LineReader:
             fault = (offset + first, f"{what}: convert the file.") if first >= 0 else None
             if fault and self.faults.on_error == "stop":
                 self.report(*fault, can_replace=True)
-            yield _Chunk(text, offset + mark, len(raw), fault, self._has_gap)
+            yield _Chunk(_with_lf(text), raw[mark:], offset + mark, fault, self._has_gap)
             self._has_gap = False
 
     def _chunks(self) -> Iterator[tuple[bytes, int]]:
         offset, rest = self.first, b""
         while more := self._read(offset + len(rest)):
-            cut = more.rfind(b"\n") + 1
-            if cut:
+            if cut := _last_line_end(more):
                 yield rest + more[:cut], offset
                 offset, rest = offset + len(rest) + cut, more[cut:]
                 continue
@@ -171,9 +181,10 @@ class _LineReader:
     def _next_line(self, offset: int) -> tuple[int, bytes]:
         """Skip to the next line; return its offset and what of it has been read."""
         while more := self._read(offset):
-            cut = more.find(b"\n") + 1
-            if cut:
-                return offset + cut, more[cut:]
+            if more.endswith(b"\r"):
+                more += self._read(offset + len(more))
+            if found := _LINE_END.search(more):
+                return offset + found.end(), more[found.end() :]
             offset += len(more)
         return offset, b""
 
@@ -182,13 +193,18 @@ class _LineReader:
         wanted = CHUNK_BYTES if self.last is None else min(CHUNK_BYTES, self.last - offset)
         read: list[bytes] = []
         try:
-            while wanted > 0 and (more := self.file.read1(COMPRESSED_CHUNK_BYTES if self.source.compression else wanted)):
+            while not self._failure and wanted > 0:
+                more = self.file.read1(COMPRESSED_CHUNK_BYTES if self.source.compression else wanted)
+                if not more:
+                    break
                 read.append(more)
                 wanted -= len(more)
-        except _DAMAGE as error:
-            if not read:
-                where = f"byte {offset} of its uncompressed text" if self.source.compression else f"byte {offset}"
-                self.faults.report(f"{self.source.path} is damaged or truncated at {where} ({error}). Download it again.")
+        except Exception as error:  # decoders raise exceptions of many kinds; what was read before is used first
+            self._failure = error
+        if self._failure and not read:
+            where = f"at byte {offset}" + (" of its uncompressed text" if self.source.compression else "")
+            self.faults.report(f"{self.source.path} {explain(self._failure, where, self.source.compression)}")
+            self._failure, self.last = None, offset  # and that is the end
         return b"".join(read)
 
     def report(self, offset: int, what: str, can_replace: bool = False) -> None:
@@ -210,12 +226,12 @@ class _LineReader:
         self.report(offset, f"a document of more than {LONGEST_DOCUMENT >> 20} MiB: {cure}")
 
     def _line_number(self, offset: int) -> int:
-        number = 1
+        number, last = 1, b""
         with open(self.source.path, "rb") as stored:
-            file = decompressed(stored, self.source)
+            file = decompressed(stored, self.source.compression)
             while offset > 0 and (part := file.read(min(offset, CHUNK_BYTES))):
-                number += part.count(b"\n")
-                offset -= len(part)
+                number += sum(1 for _ in _LINE_END.finditer(part)) - (last + part[:1] == b"\r\n")
+                offset, last = offset - len(part), part[-1:]
         return number
 
 
@@ -283,7 +299,7 @@ def _read_json_lines(lines: _LineReader, options: ReadOptions) -> Iterator[_Pars
                 text, fault = _text_of_json(line, options.text_field)
                 if fault:
                     lines.report(_offset_of_line(chunk, number), fault)
-                elif text:
+                else:
                     if "\\ud" in line or "\\uD" in line:  # perhaps half a surrogate pair
                         parsed.fault = parsed.fault or (chunk.offset, HALF_PAIR)
                     parsed.documents.append(split_lines(text))
@@ -307,8 +323,8 @@ def _text_of_json(line: str, field: str) -> tuple[str, str]:
 
 
 def _offset_of_line(chunk: _Chunk, number: int) -> int:
-    before = chunk.text.split("\n")[:number]
-    return chunk.offset + sum(len(line.encode("utf-8", "surrogatepass")) + 1 for line in before)
+    ends = (found.end() for found in _LINE_END.finditer(chunk.raw))
+    return chunk.offset + next(itertools.islice(ends, number - 1, None)) if number else chunk.offset
 
 
 def _read_csv(lines: _LineReader, options: ReadOptions) -> Iterator[_ParsedChunk]:

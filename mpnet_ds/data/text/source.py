@@ -8,6 +8,7 @@ STANDARD_INPUT = "-"
 ON_ERROR = ("stop", "skip", "replace")
 TXT_DOCUMENTS = ("blank_line", "line")
 STDIN_FORMATS = ("txt", "jsonl", "csv", "tsv")
+LARGE_EMPTY_SHARE = 0.05
 LONGEST_DOCUMENT = 1 << 26
 """Bytes. A longer one is nearly always a mistake (a file without line breaks), and would have to fit in memory."""
 
@@ -18,14 +19,15 @@ class Source:
 
     path: str
     kind: str
-    """``txt``, ``jsonl``, ``csv``, ``tsv``, ``parquet``, ``datasets`` or ``builtin-sample``."""
+    """``txt``, ``jsonl``, ``csv``, ``tsv``, ``parquet``, ``arrow``, ``datasets`` or ``builtin-sample``."""
     num_bytes: int
     modified: float = 0.0
     """Seconds since 1970; 0 where there is no file."""
     compression: str = ""
-    """``gz``, ``zst`` or nothing."""
+    """``gz``, ``bz2``, ``xz``, ``zst`` or nothing."""
     units: int = 0
-    """Row groups of a parquet file, rows or shards of a dataset: what it can be split into. 0: see ``is_divisible``."""
+    """Row groups of a parquet file, record batches of an Arrow file, rows or shards of a dataset: what it can be split into.
+    0: see ``is_divisible``."""
     version: str = ""
     """Identity of the content where there is no file: fingerprint of a dataset, checksum of standard input."""
 
@@ -78,15 +80,24 @@ class Faults:
     first: str = ""
     """Description of the first of them."""
 
-    def report(self, message: str, can_replace: bool = False) -> None:
-        """Raise ``UserError`` or count the document, according to ``on_error``."""
+    def report(self, message: str, can_replace: bool = False, count: int = 1) -> None:
+        """Raise ``UserError`` or count the documents, according to ``on_error``."""
         if self.on_error == "stop" or (self.on_error == "replace" and not can_replace):
             cure = "use --on_error skip to leave it out" + (", or replace to put U+FFFD there" if can_replace else "")
             raise UserError(f"{message} Repair it, or {cure}; the manifest counts it.")
         self.first = self.first or message
-        self.skipped += 1
+        self.skipped += count
+
+
+def warn_of_empty(empty: int, documents: int, text_field: str) -> str:
+    """Say that a large share of all documents is empty; nothing otherwise."""
+    if empty <= LARGE_EMPTY_SHARE * documents:
+        return ""
+    cure = f"is '{text_field}' the right --text_field?"
+    return f"{empty:,} of {documents:,} documents ({100 * empty / documents:.3g} %) are empty: {cure}"
 
 
 def split_lines(text: str) -> list[str]:
-    """Return the sequences of a document: its stripped lines, without empty ones."""
+    """Return the sequences of a document: its stripped lines, without empty ones; they end with LF, CR or both."""
+    text = text.replace("\r", "\n") if "\r" in text else text
     return list(filter(None, map(str.strip, text.split("\n"))))

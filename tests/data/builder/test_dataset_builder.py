@@ -12,9 +12,11 @@ import xxhash
 from mpnet_ds.data import BuildOptions, PretrainingDataset, ReadOptions, build_dataset
 from mpnet_ds.data.builder.learn_tokenizer import train_tokenizer_on
 from mpnet_ds.data.builder.shard_builder import holdout_fraction_of
+from mpnet_ds.data.samples.show import describe
 from mpnet_ds.data.storage.manifest import DatasetManifest
 from mpnet_ds.errors import UserError
 from mpnet_ds.files import fast_checksum
+from mpnet_ds.programs import build_dataset as build_program
 from mpnet_ds.tokenizer import PretrainingTokenizer
 from tests.test_tokenizer import byte_level_backend
 
@@ -263,6 +265,20 @@ def test_faulty_and_empty_documents_are_counted_in_the_manifest(build, tmp_path,
     assert (left_out["faulty_documents"], left_out["empty_documents"]) == (1, 1)
     assert "a.txt: byte 7" in left_out["first_fault"]
     assert len(documents_of(folder)) == 2
+
+
+def test_the_program_tells_empty_documents_and_files_that_it_passed_over(tokenizer_folder, tmp_path, monkeypatch, capsys):
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.jsonl").write_text('{"text": null}\n{"text": ""}\n{"text": "one"}\n')
+    (tmp_path / "text" / "notes.md").write_text("notes")
+    arguments = ["--input", tmp_path / "text", "--tokenizer", tokenizer_folder, "--output", tmp_path / "out"]
+    for more in (["--dry_run"], ["--workers", "1"]):
+        monkeypatch.setattr(sys, "argv", ["build_dataset", *map(str, arguments), *more])
+        build_program.main()
+        said = "".join(capsys.readouterr())
+        assert "2 of 3 documents (66.7 %) are empty: is 'text' the right --text_field?" in said
+        assert f"1 files passed over: 1 of unknown kind: {tmp_path}/text/notes.md" in said
+    assert "left out: 2 empty documents\n1 files passed over" in describe(tmp_path / "out")
 
 
 def test_a_finished_dataset_is_taken_as_it_is_by_the_same_command_and_refused_by_another(build, corpus_files):

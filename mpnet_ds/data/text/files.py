@@ -16,16 +16,17 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from mpnet_ds.data.text.decoding import CHUNK_BYTES, decompressed, explain
+from mpnet_ds.data.text.decoding import COMPRESSED_CHUNK_BYTES, decompressed, explain
 from mpnet_ds.data.text.source import LONGEST_DOCUMENT, Block, Faults, ReadOptions, Source, split_lines
 from mpnet_ds.errors import UserError, did_you_mean
 
-COMPRESSED_CHUNK_BYTES = 1 << 16  # read from a compressed file at once: what is lost where it is damaged
+CHUNK_BYTES = 1 << 22
 HALF_PAIR = "a document in the lines that start here holds half a surrogate pair."
 _LINE_END = re.compile(rb"\n|\r(?:(?<!\r\r)\r*\n)?")
 _CR_LINE_END = re.compile(r"\r(?:(?<!\r\r)\r*\n)?")
+_MISSING = object()
 _SURROGATE, _NO_TEXT = re.compile("[\ud800-\udfff]"), re.compile("[\ud800-\udfff\0]")
 
 Fault = tuple[int, str]
@@ -314,12 +315,22 @@ def _text_of_json(line: str, field: str) -> tuple[str, str]:
         return "", f"not JSON: {error}. Each line must hold one object."
     if not isinstance(record, dict):
         return "", f"a JSON {type(record).__name__}, not an object with the field '{field}'."
-    text = record.get(field, 0)
+    text = record.get(field, _MISSING)
+    if text is _MISSING:
+        text = _nested(record, field.split("."))
+    if text is _MISSING:
+        return "", f"no field '{field}' (found: {', '.join(sorted(record))}): use --text_field."
     if text is None or isinstance(text, str):
         return text or "", ""
-    if field in record:
-        return "", f"field '{field}' is {json.dumps(text)[:40]}, not text."
-    return "", f"no field '{field}' (found: {', '.join(sorted(record))}): use --text_field."
+    return "", f"field '{field}' is {json.dumps(text)[:40]}, not text."
+
+
+def _nested(value: Any, names: list[str]) -> Any:
+    """Return the field of an object in an object (``meta.text``); None where one of the objects is null."""
+    for name in names:
+        if value is not None:
+            value = value.get(name, _MISSING) if isinstance(value, dict) else _MISSING
+    return value
 
 
 def _offset_of_line(chunk: _Chunk, number: int) -> int:

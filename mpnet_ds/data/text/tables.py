@@ -6,6 +6,7 @@ Text may be of any Arrow type that holds UTF-8 (strings, binary, dictionaries of
 """
 
 import itertools
+import logging
 import os
 import shutil
 import tempfile
@@ -50,7 +51,7 @@ class _ParquetTable:
     """A parquet file, split by row groups."""
 
     def __init__(self, file: BinaryIO, source: Source):
-        self.file, self.source = pq.ParquetFile(file), source
+        self.file, self.source = pq.ParquetFile(file, page_checksum_verification=True), source
         self.schema = self.file.schema_arrow
         groups = [self.file.metadata.row_group(i) for i in range(self.file.num_row_groups)]
         self.unit_bytes = [group.total_byte_size for group in groups]
@@ -139,6 +140,8 @@ def _load_dataset(name: str, config: str | None, split: str, streaming: bool) ->
     """Load one split of a folder that ``save_to_disk`` wrote, or of anything that ``load_dataset`` accepts."""
     import datasets
 
+    for handler in logging.getLogger("datasets").handlers:  # what it logs as an error is raised, too
+        handler.addFilter(lambda record: record.levelno != logging.ERROR)
     try:
         if (Path(name) / "dataset_info.json").is_file() or (Path(name) / "dataset_dict.json").is_file():
             data = _split_of(name, datasets.load_from_disk(name), split)
@@ -147,8 +150,7 @@ def _load_dataset(name: str, config: str | None, split: str, streaming: bool) ->
     except UserError:
         raise
     except Exception as error:  # the library lets through anything that its readers, its cache or the network raise
-        first_line = str(error).strip().split("\n")[0]
-        raise UserError(f"--dataset {name}: {type(error).__name__}: {first_line}") from error
+        raise UserError(f"--dataset {name} {explain(error)}") from error
 
 
 def _split_of(name: str, data: Any, split: str) -> Any:
@@ -206,7 +208,7 @@ def _streamed_units(source: Source, start: int, end: int, options: ReadOptions) 
 def _files_of(shard: Any) -> str:
     """Name the files of a streamed shard as far as the library tells: `` (a.jsonl)``."""
     known = getattr(getattr(shard, "_ex_iterable", None), "kwargs", {})
-    files = known.get("original_files") or known.get("base_files")
+    files = next((known[key] for key in ("original_files", "base_files", "files") if known.get(key)), None)
     return f" ({', '.join(map(str, files))})" if isinstance(files, list) else ""
 
 
@@ -305,6 +307,11 @@ def _column(table: pa.RecordBatch | pa.Table, path: list[str]) -> pa.Array | pa.
 
 def _bytes_of(column: pa.Array | pa.ChunkedArray) -> list[bytes | None]:
     """Return the values of a column of text; texts that are not UTF-8 among them."""
+    try:
+        column.validate(full=True)  # damaged offsets end the process
+    except pa.ArrowInvalid as error:
+        if "UTF8" not in str(error):
+            raise
     if pa.types.is_run_end_encoded(column.type):
         column = pc.run_end_decode(column)
     return column.cast(pa.large_binary()).to_pylist()

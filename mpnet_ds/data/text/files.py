@@ -9,18 +9,15 @@ Bytes that are not UTF-8 are carried as lone surrogates ("surrogateescape") up t
 """
 
 import codecs
-import csv
-import io
 import itertools
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from mpnet_ds.data.text import csv_rows
 from mpnet_ds.data.text.decoding import COMPRESSED_CHUNK_BYTES, decompressed, explain
-from mpnet_ds.data.text.source import LONGEST_DOCUMENT, Block, Faults, ReadOptions, Source, split_lines
-from mpnet_ds.errors import UserError, did_you_mean
+from mpnet_ds.data.text.source import LONGEST_DOCUMENT, Block, Chunk, Faults, ParsedChunk, ReadOptions, Source, split_lines
 
 CHUNK_BYTES = 1 << 22
 HALF_PAIR = "a document in the lines that start here holds half a surrogate pair."
@@ -28,34 +25,6 @@ _LINE_END = re.compile(rb"\n|\r(?:(?<!\r\r)\r*\n)?")
 _CR_LINE_END = re.compile(r"\r(?:(?<!\r\r)\r*\n)?")
 _MISSING = object()
 _SURROGATE, _NO_TEXT = re.compile("[\ud800-\udfff]"), re.compile("[\ud800-\udfff\0]")
-
-Fault = tuple[int, str]
-"""Byte offset and description."""
-
-
-@dataclass
-class _Chunk:
-    """Whole lines of a file."""
-
-    text: str
-    """With LF at the end of each line."""
-    raw: bytes
-    """The same as it is in the file."""
-    offset: int
-    """Byte offset of its start."""
-    fault: Fault | None = None
-    """The first bytes that are not UTF-8, or the first NUL character, if there are any."""
-    follows_gap: bool = False
-    """Whether a line before it was skipped."""
-
-
-@dataclass
-class _ParsedChunk:
-    """Documents of a chunk, before faulty ones are repaired or skipped."""
-
-    documents: list[list[str]]
-    fault: Fault | None = None
-    """None if every document is sound."""
 
 
 def read(source: Source, start: int, end: int, options: ReadOptions, faults: Faults) -> Iterator[Block]:
@@ -122,7 +91,7 @@ def _last_line_end(content: bytes) -> int:
     return max(content.rfind(b"\n"), content.rfind(b"\r")) + 1
 
 
-def _repair(parsed: _ParsedChunk, lines: "_LineReader") -> list[list[str]]:
+def _repair(parsed: ParsedChunk, lines: "_LineReader") -> list[list[str]]:
     """Replace lone surrogates and NUL characters by U+FFFD, or skip the documents that hold them, or stop there."""
     kept, no_text = [], _SURROGATE if lines.source.kind == "jsonl" else _NO_TEXT  # a NUL in JSON was escaped, so meant
     for document in parsed.documents:
@@ -150,7 +119,7 @@ class _LineReader:
             )
             stored.seek(self.first)
 
-    def __iter__(self) -> Iterator[_Chunk]:
+    def __iter__(self) -> Iterator[Chunk]:
         for raw, offset in self._chunks():
             mark = len(codecs.BOM_UTF8) if offset == 0 and raw.startswith(codecs.BOM_UTF8) else 0
             try:
@@ -161,7 +130,7 @@ class _LineReader:
             fault = (offset + first, f"{what}: convert the file.") if first >= 0 else None
             if fault and self.faults.on_error == "stop":
                 self.report(*fault, can_replace=True)
-            yield _Chunk(_with_lf(text), raw[mark:], offset + mark, fault, self._has_gap)
+            yield Chunk(_with_lf(text), raw[mark:], offset + mark, fault, self._has_gap)
             self._has_gap = False
 
     def _chunks(self) -> Iterator[tuple[bytes, int]]:
@@ -236,10 +205,10 @@ class _LineReader:
         return number
 
 
-def _read_txt(lines: _LineReader, options: ReadOptions) -> Iterator[_ParsedChunk]:
+def _read_txt(lines: _LineReader, options: ReadOptions) -> Iterator[ParsedChunk]:
     if options.txt_documents == "line":
         for chunk in lines:
-            yield _ParsedChunk([[line] for line in split_lines(chunk.text)], chunk.fault)
+            yield ParsedChunk([[line] for line in split_lines(chunk.text)], chunk.fault)
         return
     paragraphs = _Paragraphs(lines)
     for chunk in lines:
@@ -258,14 +227,14 @@ class _Paragraphs:
         self.pending: list[str] = []
         self.size, self.offset, self.fault, self.is_too_long = 0, 0, None, False
 
-    def parse(self, chunk: _Chunk) -> _ParsedChunk:
+    def parse(self, chunk: Chunk) -> ParsedChunk:
         """Return the documents that end in this chunk."""
         if chunk.follows_gap:  # a line of the document was skipped and counted: skip the document too
             self.is_too_long, self.pending = True, []
         stripped = list(map(str.strip, chunk.text.split("\n")))
         if chunk.text.endswith("\n"):
             stripped.pop()
-        parsed, start = _ParsedChunk([], chunk.fault), 0
+        parsed, start = ParsedChunk([], chunk.fault), 0
         for _ in range(stripped.count("")):
             end = stripped.index("", start)
             if not self.is_too_long and (document := self.pending + stripped[start:end]):
@@ -276,7 +245,7 @@ class _Paragraphs:
         self._extend_document(stripped[start:], chunk)
         return parsed
 
-    def _extend_document(self, sequences: list[str], chunk: _Chunk) -> None:
+    def _extend_document(self, sequences: list[str], chunk: Chunk) -> None:
         if self.is_too_long or not sequences:
             return
         self.offset = self.offset if self.pending else chunk.offset
@@ -287,14 +256,14 @@ class _Paragraphs:
             self.lines.report_too_long(self.offset)
             self.is_too_long, self.pending = True, []
 
-    def finish(self) -> _ParsedChunk:
+    def finish(self) -> ParsedChunk:
         """Return the last document, if there is one."""
-        return _ParsedChunk([self.pending] if self.pending else [], self.fault)
+        return ParsedChunk([self.pending] if self.pending else [], self.fault)
 
 
-def _read_json_lines(lines: _LineReader, options: ReadOptions) -> Iterator[_ParsedChunk]:
+def _read_json_lines(lines: _LineReader, options: ReadOptions) -> Iterator[ParsedChunk]:
     for chunk in lines:
-        parsed = _ParsedChunk([], chunk.fault)
+        parsed = ParsedChunk([], chunk.fault)
         for number, line in enumerate(chunk.text.split("\n")):
             if line and not line.isspace():
                 text, fault = _text_of_json(line, options.text_field)
@@ -333,54 +302,13 @@ def _nested(value: Any, names: list[str]) -> Any:
     return value
 
 
-def _offset_of_line(chunk: _Chunk, number: int) -> int:
+def _offset_of_line(chunk: Chunk, number: int) -> int:
     ends = (found.end() for found in _LINE_END.finditer(chunk.raw))
     return chunk.offset + next(itertools.islice(ends, number - 1, None)) if number else chunk.offset
 
 
-def _read_csv(lines: _LineReader, options: ReadOptions) -> Iterator[_ParsedChunk]:
-    csv.field_size_limit(LONGEST_DOCUMENT)
-    pending = _ParsedChunk([])
-    entered: list[_Chunk] = []  # chunks that the CSV reader has started since the last block
+def _read_csv(lines: _LineReader, options: ReadOptions) -> Iterator[ParsedChunk]:
+    def report(chunk: Chunk, number: int, fault: str) -> None:
+        lines.report(_offset_of_line(chunk, number), fault)
 
-    def text_lines() -> Iterator[str]:
-        for chunk in lines:
-            entered.append(chunk)
-            yield from io.StringIO(chunk.text, newline="\n")
-
-    rows = csv.reader(text_lines(), delimiter="\t" if lines.source.kind == "tsv" else ",", strict=True)
-    try:
-        header = next(rows, [])
-    except csv.Error as error:
-        found = f"{lines.source.path}: the first line is not CSV ({error})"
-        raise UserError(f"{found}. If its line breaks are CR alone, convert them to LF.") from error
-    column = _column(header, options.text_field, lines.source)
-    while (row := _next_row(rows, lines, entered)) is not None:
-        if len(row) == len(header):
-            pending.documents.append(split_lines(row[column]))
-        elif row:
-            found = f"a row near here has {len(row)} columns instead of {len(header)} (it ends in line {rows.line_num})."
-            lines.report(entered[-1].offset, found)
-        if len(entered) > 1:
-            pending.fault = next((chunk.fault for chunk in entered if chunk.fault), None)
-            del entered[:-1]
-            yield pending
-            pending = _ParsedChunk([])
-    pending.fault = next((chunk.fault for chunk in entered if chunk.fault), None)
-    yield pending
-
-
-def _next_row(rows, lines: _LineReader, entered: list[_Chunk]) -> list[str] | None:
-    try:
-        return next(rows, None)
-    except csv.Error as error:
-        lines.report(entered[-1].offset, f"not CSV in line {rows.line_num} ({error}); the rest of the file is skipped.")
-        return None
-
-
-def _column(header: list[str], name: str, source: Source) -> int:
-    names = [cell.strip() for cell in header]
-    if name not in names:
-        hint = did_you_mean(name, names) if names else "The file is empty."
-        raise UserError(f"{source.path}: no column '{name}' in the first line. {hint} Use --text_field.")
-    return names.index(name)
+    return csv_rows.read(iter(lines), lines.source, options, report)

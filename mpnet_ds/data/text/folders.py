@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mpnet_ds.data.text.decoding import COMPRESSIONS
-from mpnet_ds.errors import UserError
+from mpnet_ds.errors import UserError, printable
 
 KINDS = {".txt": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv"}
 KINDS |= {".parquet": "parquet", ".arrow": "arrow"}
@@ -42,7 +42,7 @@ class PassedOver:
             endings = Counter(Path(file).suffix or "no ending" for file in files).most_common(NAMED)
             kinds = f" ({', '.join(f'{number:,} {ending}' for ending, number in endings)})" if len(files) > NAMED else ""
             groups.append(f"{len(files):,} {reason}{kinds}: {names}")
-        return f"{self.count:,} files passed over: {'; '.join(groups)}" if groups else ""
+        return printable(f"{self.count:,} files passed over: {'; '.join(groups)}") if groups else ""
 
 
 def kind_of(file: Path) -> str | None:

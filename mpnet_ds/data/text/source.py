@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from mpnet_ds.errors import UserError
+from mpnet_ds.errors import UserError, printable
 
 STANDARD_INPUT = "-"
 ON_ERROR = ("stop", "skip", "replace")
@@ -129,6 +129,7 @@ class Faults:
 
     def report(self, message: str, can_replace: bool = False, count: int = 1) -> None:
         """Raise ``UserError`` or count the documents, according to ``on_error``."""
+        message = printable(message)
         if self.on_error == "stop" or (self.on_error == "replace" and not can_replace):
             cure = "use --on_error skip to leave it out" + (", or replace to put U+FFFD there" if can_replace else "")
             raise UserError(f"{message} Repair it, or {cure}; the manifest counts it.")

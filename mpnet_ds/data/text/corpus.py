@@ -22,8 +22,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mpnet_ds.data.text import builtin_sample
-from mpnet_ds.data.text.decoding import COMPRESSIONS
-from mpnet_ds.data.text.folders import KINDS, PassedOver, compression_of, kind_of, text_files_below, without_copies
+from mpnet_ds.data.text.folders import (
+    COMPRESSIONS,
+    KINDS,
+    PassedOver,
+    compression_of,
+    kind_of,
+    text_files_below,
+    without_copies,
+)
 from mpnet_ds.data.text.source import Block, Faults, ReadOptions, Source
 from mpnet_ds.errors import UserError
 

@@ -11,7 +11,6 @@ import pyarrow as pa
 
 COMPRESSED_CHUNK_BYTES = 1 << 16  # read from a compressed file at once: what is lost where it is damaged
 LONGEST_QUOTE = 300  # characters of a library's message
-COMPRESSIONS = {".gz": "gz", ".bz2": "bz2", ".xz": "xz", ".zst": "zst", ".zstd": "zst"}
 _PROGRAMS = {"gz": "gzip -d", "bz2": "bzip2 -d", "xz": "xz -d", "zst": "zstd -d --long=31"}
 _DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, pa.ArrowException)
 _BAD_TEXT = re.compile("(JSON|CSV) parse error")  # the file is whole, and its text is wrong

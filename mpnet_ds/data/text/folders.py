@@ -10,11 +10,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mpnet_ds.data.text.decoding import COMPRESSIONS
 from mpnet_ds.errors import UserError, printable
 
 KINDS = {".txt": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv"}
 KINDS |= {".parquet": "parquet", ".arrow": "arrow"}
+COMPRESSIONS = {".gz": "gz", ".bz2": "bz2", ".xz": "xz", ".zst": "zst", ".zstd": "zst"}
 HIDDEN = {"__MACOSX", "$RECYCLE.BIN", "@eaDir"}
 NOT_TEXT = {"dataset.json", "tokenizer.json"}  # a folder with one of these was made from text and is not a corpus
 NAMED = 3  # files of each group that are named

@@ -68,6 +68,7 @@ class Parser(argparse.ArgumentParser):
 
 def run(main: Callable[[], int | None]) -> None:
     """Call ``main`` and exit with its code; for a ``UserError``, print its text and exit with code 2."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # a path or a piece may have characters that the terminal lacks
     try:
         try:
             code = main() or 0

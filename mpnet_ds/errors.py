@@ -26,6 +26,11 @@ class AgreedError(UserError):
     """A ``UserError`` that every rank raises with the same text, so that rank 0 prints it for all."""
 
 
+def printable(text: str) -> str:
+    r"""Return a text that may hold paths as UTF-8 can hold it: other bytes of a path's name as ``\udce9``."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """Return ``Did you mean 'x'?`` with the nearest of ``choices``, or list all of them if none is near."""
     choices = sorted(choices)

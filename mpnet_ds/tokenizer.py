@@ -14,6 +14,8 @@ tokenizer.json in canonical form (sorted keys, no white space, without truncatio
 
 import hashlib
 import json
+import shutil
+import tempfile
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -60,7 +62,7 @@ class PretrainingTokenizer:
         if not file.is_file():
             raise UserError(f"no tokenizer at {path}: tokenizer.json is missing. Make one with tools/train_tokenizer.py.")
         try:
-            backend = tokenizers.Tokenizer.from_file(str(file))
+            backend = tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8"))
         except Exception as error:  # the library raises bare Exception for any malformed file
             raise UserError(f"{file} is not a tokenizer: {error}") from error
         return cls(backend, str(path))
@@ -172,13 +174,15 @@ class PretrainingTokenizer:
             named = _as_transformers(self.pieces, normalizer, model_max_length)
         else:
             named = _as_any_tokenizer(self.backend, self.unknown, model_max_length)
-        named.save_pretrained(folder)
+        with tempfile.TemporaryDirectory() as plain:  # the library opens only paths that are UTF-8
+            named.save_pretrained(plain)
+            shutil.copytree(plain, folder, dirs_exist_ok=True)
         _name_class_of_version_4(folder / "tokenizer_config.json")
         (folder / "vocab.txt").write_text("\n".join(self.pieces) + "\n", encoding="utf-8")
         special_tokens = {role: getattr(named, role) for role in sorted(named.SPECIAL_TOKENS_ATTRIBUTES)}
         (folder / "special_tokens_map.json").write_text(json.dumps(special_tokens, indent=2) + "\n")
         # The backend as it was trained or loaded, so that the fingerprint does not change.
-        self.backend.save(str(folder / "tokenizer.json"))
+        (folder / "tokenizer.json").write_text(self.backend.to_str(pretty=True), encoding="utf-8")
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, lower_case: bool = True) -> PretrainingTokenizer:

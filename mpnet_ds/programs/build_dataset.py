@@ -36,6 +36,7 @@ def main() -> None:
     from mpnet_ds.data.builder.dataset_builder import build_dataset
     from mpnet_ds.data.builder.estimate import estimate
     from mpnet_ds.data.builder.plan import BuildOptions, parse_part, part_of_environment
+    from mpnet_ds.data.text.source import warn_of_empty
     from mpnet_ds.hub.locate import locate_tokenizer
 
     reading = read_options(given)
@@ -49,6 +50,9 @@ def main() -> None:
         print(f"Part {part.number} of {part.of} (from {part.origin}). Merge all parts with {invocation('merge_datasets')}.")
     built = build_dataset(*what)
     print(f"{built.documents:,} documents, {built.sequences:,} sequences, {built.tokens:,} tokens for training")
+    empty = built.left_out["empty_documents"]
+    if warning := warn_of_empty(empty, built.documents + empty, reading.text_field):
+        print(f"warning: {warning}")
     if built.left_out["faulty_documents"]:
         what = "repaired or left out" if reading.on_error == "replace" else "left out"
         print(f"{built.left_out['faulty_documents']:,} unreadable documents {what}. First: {built.left_out['first_fault']}")

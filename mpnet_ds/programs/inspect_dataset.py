@@ -1,7 +1,5 @@
 """Inspect a dataset: its content, damage, and samples as the model sees them."""
 
-import sys
-
 from mpnet_ds.command_line import Parser, invocation
 
 
@@ -25,7 +23,6 @@ def main() -> int:
     from mpnet_ds.data.storage.lengths import length_histogram
     from mpnet_ds.data.storage.verify import verify
 
-    sys.stdout.reconfigure(errors="backslashreplace")  # a piece may have characters that the terminal lacks
     print(describe(arguments.folder))
     if arguments.verify:
         found = verify(arguments.folder)

@@ -25,7 +25,7 @@ from mpnet_ds.data.builder.shard_builder import TRAINING, BuiltShard, Job, recor
 from mpnet_ds.data.builder.workers import build_shards
 from mpnet_ds.data.storage.manifest import FILE_NAME, HOLDOUT, TOKENIZER, DatasetManifest
 from mpnet_ds.data.text.corpus import Corpus, check_unchanged, num_units
-from mpnet_ds.data.text.source import STANDARD_INPUT, ReadOptions
+from mpnet_ds.data.text.source import STANDARD_INPUT, ReadOptions, warn_of_empty
 from mpnet_ds.data.text.standard_input import STORED, stored_standard_input
 from mpnet_ds.errors import UserError
 from mpnet_ds.files import (
@@ -81,6 +81,8 @@ def build_dataset(
             print(f"{loaded.kind} uses the encoder of the tokenizers library, much slower than WordPiece.", file=sys.stderr)
     with _build_folder(output) as folder, stored_standard_input(inputs, folder, reading.stdin_format) as files:
         corpus = Corpus(files, reading)
+        if corpus.passed_over.count and show_progress:
+            print(corpus.passed_over, file=sys.stderr, flush=True)
         settings = settings_of(corpus, loaded.fingerprint, options)
         finished = _finished_already(output, folder, settings)
         if finished is not None:
@@ -241,8 +243,10 @@ def _finish(folder: Path, output: Path, tokenizer: PretrainingTokenizer, setting
     if require_documents and not manifest.documents:
         _discard(folder)
         names = ", ".join(source["path"] for source in settings["sources"][:3])
-        why = "use a smaller --holdout" if holdout and held_out.documents else "it holds no text"
-        raise UserError(f"no document for training in {names}: {why}.")
+        empty = manifest.left_out["empty_documents"]
+        no_text = warn_of_empty(empty, empty, settings["options"]["text_field"]) or "it holds no text."
+        why = "use a smaller --holdout." if holdout and held_out.documents else no_text
+        raise UserError(f"no document for training in {names}: {why}")
     _save(manifest, tokenizer, folder)
     return _rename_into_place(folder, output)
 
@@ -264,6 +268,7 @@ def _manifest(tokenizer: PretrainingTokenizer, settings: dict, side: str, record
             "empty_documents": sum(record.empty_documents for record in records),
             "faulty_documents": sum(record.faulty_documents for record in records),
             "first_fault": next((record.first_fault for record in records if record.first_fault), ""),
+            "passed_over": settings["passed_over"],
         },
     )
 

@@ -10,7 +10,7 @@ from mpnet_ds.data.builder.plan import BuildOptions, ShardPlan, plan_shards
 from mpnet_ds.data.builder.shard_builder import Job, ShardBuilder
 from mpnet_ds.data.storage.token_file import index_bytes
 from mpnet_ds.data.text.corpus import Corpus
-from mpnet_ds.data.text.source import STANDARD_INPUT, Faults, ReadOptions
+from mpnet_ds.data.text.source import STANDARD_INPUT, Faults, ReadOptions, warn_of_empty
 from mpnet_ds.errors import UserError
 from mpnet_ds.machine import nearest_existing_folder
 from mpnet_ds.progress import Progress, show_duration
@@ -42,6 +42,8 @@ class Estimate:
     """Whether the fast encoder serves the tokenizer."""
     faulty_documents: int
     """Unreadable documents in the sample."""
+    remarks: tuple[str, ...]
+    """On empty documents in the sample, and files that are passed over."""
 
     def __str__(self) -> str:
         about = "" if self.is_exact else "about "
@@ -56,7 +58,7 @@ class Estimate:
         ]
         if self.faulty_documents:
             lines.append(f"faults     {self.faulty_documents:,} documents of the sample cannot be read")
-        return "\n".join([*lines, f"(from {100 * self.sampled_share:.3g} % of the text)"])
+        return "\n".join([*lines, *self.remarks, f"(from {100 * self.sampled_share:.3g} % of the text)"])
 
 
 def estimate(
@@ -103,6 +105,9 @@ def estimate(
         is_exact=abs(factor - 1) < 1e-3,
         is_fast=builder.encoder.is_fast,
         faulty_documents=faults.skipped,
+        remarks=tuple(
+            filter(None, (warn_of_empty(counts["empty"], counts["read"], reading.text_field), str(corpus.passed_over)))
+        ),
     )
 
 
@@ -110,7 +115,8 @@ def _count(builder: ShardBuilder, chunk: ShardPlan, faults: Faults) -> dict[str,
     """Bytes at the start of a chunk, and what was encoded from them."""
     counts = Counter()
     for block in builder.blocks(chunk, faults):
-        ids, sizes, lengths, _ = builder.encode(block.documents)
+        ids, sizes, lengths, is_empty = builder.encode(block.documents)
+        counts.update(read=len(is_empty), empty=int(is_empty.sum()))
         counts.update(bytes=block.num_bytes, documents=len(lengths), sequences=len(sizes), tokens=len(ids))
         if counts["bytes"] >= SAMPLED_BYTES:
             break

@@ -25,6 +25,8 @@ def train_tokenizer_on(
     options = options or ReadOptions()
     with new_folder(output) as folder, stored_standard_input(inputs, folder, options.stdin_format) as files:
         corpus = Corpus(files, options)
+        if corpus.passed_over.count:
+            print(corpus.passed_over, file=sys.stderr, flush=True)
         with Progress("Learning the vocabulary", 2 * corpus.num_bytes or None, unit="B") as progress:
             texts = _Texts(corpus, progress)
             tokenizer = _interruptible(lambda: train_tokenizer(texts, vocab_size, lower_case), texts)

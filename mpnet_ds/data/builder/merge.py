@@ -22,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mpnet_ds.data.storage.manifest import FILE_NAME, HOLDOUT, MIB, TOKENIZER, DatasetManifest, FileRecord, ShardRecord
-from mpnet_ds.errors import UserError
+from mpnet_ds.errors import UserError, printable
 from mpnet_ds.files import new_folder, sync_files
 from mpnet_ds.progress import Progress
 from mpnet_ds.tokenizer import PretrainingTokenizer
@@ -182,7 +182,10 @@ def _write(datasets: Datasets, folder: Path, output: Path, copy: bool, progress:
                 for suffix, record in shard.files.items():
                     _copy_file(shard.file(source, suffix), shards[-1].file(folder, suffix), record, progress)
             else:
-                shards.append(replace(shard, name=os.path.relpath(source / shard.name, output)))
+                name = os.path.relpath(source / shard.name, output)
+                if name != printable(name):
+                    raise UserError(f"{source}: {FILE_NAME} cannot hold a path that is not UTF-8: rename it, or add --copy.")
+                shards.append(replace(shard, name=name))
     merged = _manifest_of(datasets, shards, "copy" if copy else "reference")
     merged.save(folder)
     return merged
@@ -227,7 +230,7 @@ def _manifest_of(datasets: Datasets, shards: list[ShardRecord], how: str) -> Dat
         if name != "part" and all(other.options.get(name) == value for other in others)
     }
     sources = {json.dumps(source, sort_keys=True): source for one in datasets.values() for source in one.sources}
-    options = shared | {"merged_by": how, "merged_from": [str(folder) for folder in datasets]}
+    options = shared | {"merged_by": how, "merged_from": [printable(str(folder)) for folder in datasets]}
     tokenizer = PretrainingTokenizer.load(next(iter(datasets)) / TOKENIZER)
     left_out = _left_out(list(datasets.values()))
     return DatasetManifest.of(tokenizer, shards, list(sources.values()), options, left_out=left_out)

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 
 from mpnet_ds.data.text import standard_input
-from mpnet_ds.data.text.corpus import Corpus, num_units
+from mpnet_ds.data.text.corpus import TABLES, Corpus, num_units
 from mpnet_ds.data.text.source import Source
 from mpnet_ds.errors import UserError
 from mpnet_ds.machine import available_cores
@@ -148,10 +148,10 @@ def plan_shards(sources: list[Source], shard_bytes: int | None) -> list[ShardPla
 
 def _units(source: Source, shard_bytes: int) -> list[tuple[int, int, int]]:
     """List what a source can be split into as (start, end, bytes); a divisible file is one unit, to be split further."""
-    if source.kind == "parquet":
-        from mpnet_ds.data.text.tables import row_group_bytes
+    if source.kind in TABLES:
+        from mpnet_ds.data.text.tables import unit_bytes
 
-        return [(i, i + 1, size) for i, size in enumerate(row_group_bytes(source))]
+        return [(i, i + 1, size) for i, size in enumerate(unit_bytes(source))]
     if source.kind == "datasets" and not source.num_bytes:  # streamed: its size is unknown
         return [(i, i + 1, shard_bytes) for i in range(source.units)]
     if source.kind == "datasets":
@@ -181,6 +181,7 @@ def settings_of(corpus: Corpus, tokenizer_fingerprint: str, options: BuildOption
         "sources": [asdict(source) for source in sources],
         "tokenizer_fingerprint": tokenizer_fingerprint,
         "options": recorded | {"plan": _digest(sources, tokenizer_fingerprint, recorded)},
+        "passed_over": str(corpus.passed_over),
     }
     return json.loads(json.dumps(settings))
 

@@ -31,9 +31,18 @@ def describe(folder: str | Path) -> str:
         lines.append(f"and {len(manifest.sources) - SOURCES_TO_LIST:,} more sources, listed in {FILE_NAME}")
     if "merged_from" in manifest.options:
         lines.append(f"merged by {manifest.options['merged_by']} from {', '.join(manifest.options['merged_from'])}")
+    lines += _left_out(manifest.left_out)
     if (Path(folder) / HOLDOUT / FILE_NAME).is_file():
         lines.append(f"{HOLDOUT}: {_counts(DatasetManifest.load(Path(folder) / HOLDOUT))}")
     return "\n".join([*lines, f"made by mpnet_ds {manifest.tool_version}: {manifest.command}"])
+
+
+def _left_out(left_out: dict) -> list[str]:
+    """Say what of the sources is not in the dataset."""
+    empty, faulty = (left_out.get(f"{kind}_documents", 0) for kind in ("empty", "faulty"))
+    lines = [f"left out: {empty:,} empty documents"] if empty else []
+    lines += [f"unreadable: {faulty:,} documents, first: {left_out.get('first_fault')}"] if faulty else []
+    return [*lines, *filter(None, [left_out.get("passed_over")])]
 
 
 def _counts(manifest: DatasetManifest) -> str:

@@ -28,7 +28,7 @@ import xxhash
 
 import mpnet_ds
 from mpnet_ds.data.storage.token_file import TokenFileWriter, token_dtype
-from mpnet_ds.errors import UserError
+from mpnet_ds.errors import UserError, printable
 from mpnet_ds.files import write_atomically
 from mpnet_ds.tokenizer import BOS_ID, EOS_ID, PAD_ID, PretrainingTokenizer
 
@@ -128,7 +128,7 @@ class DatasetManifest:
     version: int = FORMAT_VERSION
     options: dict = field(default_factory=dict)
     left_out: dict = field(default_factory=dict)
-    """How many documents had no token or could not be read, and the first fault."""
+    """How many documents had no token or could not be read, the first fault, and the files of folders that were not read."""
 
     @classmethod
     def of(
@@ -145,7 +145,7 @@ class DatasetManifest:
             tokens=sum(shard.tokens for shard in shards),
             shards=shards,
             sources=sources,
-            command=shlex.join(sys.argv),
+            command=printable(shlex.join(sys.argv)),
             tool_version=mpnet_ds.__version__,
             options=options,
             **other,

@@ -8,12 +8,15 @@ from mpnet_ds.data.text.source import ReadOptions
 
 def add_reading_arguments(parser: Parser) -> None:
     """Add the inputs, and a flag for each field of ``ReadOptions``."""
-    kinds = ".txt, .jsonl, .csv, .parquet (also .gz, .zst), folders, globs, - or builtin-sample"
+    kinds = ".txt, .jsonl, .csv, .tsv, .parquet, .arrow (also .gz, .bz2, .xz, .zst), folders, globs, - or builtin-sample"
     add = parser.add_argument
     add("--input", nargs="+", default=[], metavar="PATH", help=kinds)
     add("--text_field", default="text", metavar="NAME", help="field or column with the text (default: text)")
     add("--txt_documents", default="blank_line", metavar="blank_line|line", help="what separates documents in a .txt file")
     add("--on_error", default="stop", metavar="stop|skip|replace", help="if a document cannot be read")
+    add("--csv_delimiter", default="auto", metavar="CHARACTER", help="between columns, as ';' or tab (default: auto)")
+    add("--csv_quotes", default="auto", metavar="doubled|backslash|none", help="what quotes mean in CSV (default: auto)")
+    add("--csv_header", default="first_line", metavar="first_line|none", help="none: --text_field is a column's number")
     add("--stdin_format", default="txt", metavar="txt|jsonl|csv|tsv", help="format of --input - (default: txt)")
     add("--dataset", metavar="NAME|DIR", help="dataset of the datasets library, read after --input")
     add("--dataset_config", metavar="NAME", help="configuration of --dataset")

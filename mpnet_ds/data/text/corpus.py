@@ -3,14 +3,14 @@
 | kind | documents | can be split at |
 |---|---|---|
 | ``.txt`` | separated by blank lines, or one per line (``txt_documents``) | a document boundary near any byte |
-| ``.jsonl`` (``.json`` if given by name) | one per line, in the text field of an object | any line |
+| ``.jsonl``, ``.ndjson``, ``.json`` | one per line, in the text field of an object | any line |
 | ``.csv``, ``.tsv`` | one per row, in the column of that name | nowhere: a quoted field may span lines |
-| ``.parquet`` | one per row, in the column of that name | row groups |
+| ``.parquet``, ``.arrow`` | one per row, in the column of that name | row groups; record batches, but for streams |
 | a ``datasets`` dataset | one per row | rows; its own shards when streamed |
 | ``builtin-sample`` | see ``builtin_sample.py`` | nowhere |
 
-Files may be compressed as ``.gz`` or ``.zst`` and cannot be split then. The order of sources is fixed: inputs as given,
-files of a folder or glob sorted by path.
+Files may be compressed as ``.gz``, ``.bz2``, ``.xz`` or ``.zst`` and cannot be split then. The order of sources is fixed:
+inputs as given, files of a folder or glob sorted by path.
 
 A document is a list of *sequences*: its stripped lines, without empty ones. Readers yield *blocks* of a few megabytes of
 documents, since all later stages work on blocks.
@@ -22,25 +22,33 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mpnet_ds.data.text import builtin_sample
+from mpnet_ds.data.text.folders import (
+    COMPRESSIONS,
+    KINDS,
+    PassedOver,
+    compression_of,
+    kind_of,
+    text_files_below,
+    without_copies,
+)
 from mpnet_ds.data.text.source import Block, Faults, ReadOptions, Source
 from mpnet_ds.errors import UserError
 
-TEXT_KINDS = {".txt": "txt", ".jsonl": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
-NAMED_KINDS = TEXT_KINDS | {".json": "jsonl", ".ndjson": "jsonl"}
-COMPRESSIONS = {".gz": "gz", ".zst": "zst"}
-NOT_TEXT = {"dataset.json", "tokenizer.json"}  # a folder with one of these was made from text and is not a corpus
+TABLES = ("parquet", "arrow")
+ENDINGS = f"{', '.join(KINDS)}, also followed by {', '.join(COMPRESSIONS)}"
 
 
 class Corpus:
-    """All documents of some inputs. Paths are checked at construction, contents while reading.
+    """All documents of some inputs. Paths are checked at construction, contents while reading; ``passed_over`` holds the
+    files of folders and patterns that are not read.
 
     Args:
         inputs: files, folders, globs, ``builtin-sample``; may be empty where ``options`` name a ``dataset``.
     """
 
     def __init__(self, inputs: list[str], options: ReadOptions | None = None):
-        self.options = options or ReadOptions()
-        self.sources = [source for name in inputs for source in sources_of(name, self.options)]
+        self.options, self.passed_over = options or ReadOptions(), PassedOver()
+        self.sources = [source for name in inputs for source in sources_of(name, self.options, self.passed_over)]
         if self.options.dataset is not None:
             from mpnet_ds.data.text.tables import dataset_source
 
@@ -78,7 +86,7 @@ def read(source: Source, start: int, end: int, options: ReadOptions, faults: Fau
     check_unchanged(source)
     if source.kind == "builtin-sample":
         yield Block(builtin_sample.documents(), source.num_bytes)
-    elif source.kind in ("parquet", "datasets"):
+    elif source.kind in (*TABLES, "datasets"):
         from mpnet_ds.data.text import tables
 
         yield from tables.read(source, start, end, options, faults)
@@ -93,7 +101,7 @@ def num_units(source: Source) -> int:
     """Size of a source in the units by which it is split: bytes, row groups, rows or shards; 1 if it cannot be split."""
     if source.is_divisible:
         return source.num_bytes
-    return source.units if source.kind in ("parquet", "datasets") else 1
+    return source.units if source.kind in (*TABLES, "datasets") else 1
 
 
 def check_unchanged(source: Source) -> None:
@@ -108,7 +116,7 @@ def check_unchanged(source: Source) -> None:
         raise UserError(f"{source.path} was changed while it was being read: start again.")
 
 
-def sources_of(name: str, options: ReadOptions) -> list[Source]:
+def sources_of(name: str, options: ReadOptions, passed_over: PassedOver) -> list[Source]:
     """List the sources of one input; raise ``UserError`` if there are none."""
     if name == builtin_sample.NAME:
         import platform
@@ -117,13 +125,14 @@ def sources_of(name: str, options: ReadOptions) -> list[Source]:
         path = f"documentation strings of Python {platform.python_version()}"
         return [Source(path, "builtin-sample", total, version=platform.python_version())]
     if os.path.isdir(name):
-        files = [file for file in _files_below(name) if _kind(file, TEXT_KINDS)]
+        files = text_files_below(name, passed_over)
         if not files:
-            raise UserError(f"{name}: this folder has no {', '.join(TEXT_KINDS)} file (also .gz or .zst).")
+            raise UserError(f"{name}: this folder has no file that ends with {ENDINGS}. {passed_over}".strip())
     elif os.path.exists(name):
         files = [Path(name)]
     elif glob.has_magic(name):
-        files = sorted(Path(path) for path in glob.glob(name, recursive=True) if os.path.isfile(path))
+        found = sorted(Path(path) for path in glob.glob(name, recursive=True) if os.path.isfile(path))
+        files = without_copies(found, passed_over)
         if not files:
             raise UserError(f"{name}: no file matches this pattern.")
     else:
@@ -131,41 +140,16 @@ def sources_of(name: str, options: ReadOptions) -> list[Source]:
     return [_file_source(file, options) for file in files]
 
 
-def _files_below(folder: str) -> list[Path]:
-    """List all files, sorted; follow links, enter each folder once, skip datasets and tokenizers."""
-
-    def refuse(error: OSError):
-        raise UserError(f"{error.filename} cannot be read: {error.strerror}.")
-
-    files, seen = [], set()
-    for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen or NOT_TEXT & set(names):
-            folders.clear()
-            continue
-        seen.add(real)
-        files += [Path(place, name) for name in names if os.path.isfile(os.path.join(place, name))]
-    return sorted(files)
-
-
 def _file_source(file: Path, options: ReadOptions) -> Source:
-    kind = _kind(file, NAMED_KINDS)
+    kind = kind_of(file)
     if kind is None:
-        known = ", ".join(NAMED_KINDS)
-        raise UserError(f"{file}: unknown file extension; it must be one of {known}, also followed by .gz or .zst.")
+        raise UserError(f"{file}: unknown file extension; it must be one of {ENDINGS}.")
     if not os.access(file, os.R_OK):
         raise UserError(f"{file} cannot be read: permission denied.")
     found = file.stat()
-    source = Source(str(file), kind, found.st_size, found.st_mtime, COMPRESSIONS.get(file.suffix.lower(), ""))
-    if kind == "parquet":
-        from mpnet_ds.data.text.tables import with_row_groups
+    source = Source(str(file), kind, found.st_size, found.st_mtime, compression_of(file))
+    if kind in TABLES:
+        from mpnet_ds.data.text.tables import with_units
 
-        return with_row_groups(source, options)
+        return with_units(source, options)
     return source
-
-
-def _kind(file: Path, kinds: dict[str, str]) -> str | None:
-    suffixes = [suffix.lower() for suffix in file.suffixes]
-    if suffixes and suffixes[-1] in COMPRESSIONS:
-        suffixes.pop()
-    return kinds.get(suffixes[-1]) if suffixes else None

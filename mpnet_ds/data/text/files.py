@@ -1,59 +1,30 @@
 """Documents of text, JSON lines and CSV files, plain or compressed, in byte ranges that start and end between documents.
 
-Files are read in chunks of whole lines. The range (a, b) of a file stands for the bytes from ``find_document_start(a)`` to
-``find_document_start(b)``: the first offset at or after a byte where a document may start, which is after a line break, and
+Files are read in chunks of whole lines. A line ends with LF, CR LF or CR, in any mixture; CR CR LF ends one line too, as in
+files that were converted twice. The range (a, b) of a file stands for the bytes from ``find_document_start(a)`` to
+``find_document_start(b)``: the first offset at or after a byte where a document may start, which is after a line end, and
 for documents that are separated by blank lines after the next blank line. So neighbouring ranges meet exactly.
 
 Bytes that are not UTF-8 are carried as lone surrogates ("surrogateescape") up to the document that holds them.
 """
 
 import codecs
-import csv
-import gzip
-import io
+import itertools
 import json
 import re
-import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-import pyarrow as pa
-
-from mpnet_ds.data.text.source import LONGEST_DOCUMENT, Block, Faults, ReadOptions, Source, split_lines
-from mpnet_ds.errors import UserError, did_you_mean
+from mpnet_ds.data.text import csv_rows
+from mpnet_ds.data.text.decoding import COMPRESSED_CHUNK_BYTES, decompressed, explain
+from mpnet_ds.data.text.source import LONGEST_DOCUMENT, Block, Chunk, Faults, ParsedChunk, ReadOptions, Source, split_lines
 
 CHUNK_BYTES = 1 << 22
-COMPRESSED_CHUNK_BYTES = 1 << 16  # read from a compressed file at once: what is lost where it is damaged
 HALF_PAIR = "a document in the lines that start here holds half a surrogate pair."
+_LINE_END = re.compile(rb"\n|\r(?:(?<!\r\r)\r*\n)?")
+_CR_LINE_END = re.compile(r"\r(?:(?<!\r\r)\r*\n)?")
+_MISSING = object()
 _SURROGATE, _NO_TEXT = re.compile("[\ud800-\udfff]"), re.compile("[\ud800-\udfff\0]")
-_DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile, OSError, pa.ArrowException)  # raised by decompression
-
-Fault = tuple[int, str]
-"""Byte offset and description."""
-
-
-@dataclass
-class _Chunk:
-    """Whole lines of a file."""
-
-    text: str
-    offset: int
-    """Byte offset of its start."""
-    num_bytes: int
-    fault: Fault | None = None
-    """The first bytes that are not UTF-8, or the first NUL character, if there are any."""
-    follows_gap: bool = False
-    """Whether a line before it was skipped."""
-
-
-@dataclass
-class _ParsedChunk:
-    """Documents of a chunk, before faulty ones are repaired or skipped."""
-
-    documents: list[list[str]]
-    fault: Fault | None = None
-    """None if every document is sound."""
 
 
 def read(source: Source, start: int, end: int, options: ReadOptions, faults: Faults) -> Iterator[Block]:
@@ -68,15 +39,6 @@ def read(source: Source, start: int, end: int, options: ReadOptions, faults: Fau
             done = now
 
 
-def decompressed(stored: BinaryIO, source: Source) -> BinaryIO:
-    """Open the content of an open file, decompressed if it is compressed."""
-    if source.compression == "gz":
-        return gzip.GzipFile(fileobj=stored)
-    if source.compression == "zst":
-        return pa.BufferedInputStream(pa.CompressedInputStream(stored, "zstd"), CHUNK_BYTES)
-    return stored
-
-
 def find_document_start(
     file: BinaryIO, byte: int, num_bytes: int, after_blank_line: bool, report_far: Callable[[int], None]
 ) -> int:
@@ -86,32 +48,56 @@ def find_document_start(
     """
     if byte == 0 or byte >= num_bytes:
         return min(byte, num_bytes)
-    file.seek(byte - 1)
-    offset = byte - 1 + _skip_line(file)
-    is_blank, limit = not after_blank_line, offset + LONGEST_DOCUMENT
-    while not is_blank and (line := file.readline(CHUNK_BYTES)):
-        offset += len(line)
-        is_blank = not line.decode("utf-8", "replace").strip()
-        if not line.endswith(b"\n"):
-            is_blank = False
-            offset += _skip_line(file)
+    lines = _lines_from(file, byte - 1)
+    offset, _ = next(lines, (num_bytes, b""))
+    limit = offset + LONGEST_DOCUMENT
+    for end, line in lines if after_blank_line else ():
+        offset = end
+        if not line.decode("utf-8", "replace").strip():
+            break
         if offset > limit:
             report_far(byte)
             limit = num_bytes
     return offset
 
 
-def _skip_line(file: BinaryIO) -> int:
-    """Read past the next line break and return how many bytes that were."""
-    skipped = 0
-    while part := file.readline(CHUNK_BYTES):
-        skipped += len(part)
-        if part.endswith(b"\n"):
-            break
-    return skipped
+def _lines_from(file: BinaryIO, offset: int) -> Iterator[tuple[int, bytes]]:
+    """Yield where each line from a byte on ends, and the line; of one longer than ``CHUNK_BYTES`` not all of it."""
+    file.seek(offset)
+    rest, more = b"", b"\n"
+    while more:
+        more = file.read(max(len(rest), COMPRESSED_CHUNK_BYTES))
+        rest += more
+        start = 0
+        for found in _line_ends(rest, len(rest.rstrip(b"\r")) if more else len(rest)):
+            yield offset + found.end(), rest[start : found.start()]
+            start = found.end()
+        offset, rest = offset + start, rest[start:]
+        if len(rest) > CHUNK_BYTES:
+            offset, rest = offset + len(rest) - 2, b"\0" + rest[-1:]
+    if rest:
+        yield offset + len(rest), rest
 
 
-def _repair(parsed: _ParsedChunk, lines: "_LineReader") -> list[list[str]]:
+def _line_ends(content: bytes, end: int) -> Iterator[re.Match]:
+    """Find all line ends; what has none is passed over faster than by a regular expression."""
+    starts = [start for start in (content.find(b"\n"), content.find(b"\r")) if start >= 0]
+    return _LINE_END.finditer(content, min(starts), end) if starts else iter(())
+
+
+def _with_lf(text: str) -> str:
+    """Let each line end with LF."""
+    text = text.replace("\r\n", "\n")
+    return _CR_LINE_END.sub("\n", text) if "\r" in text else text
+
+
+def _last_line_end(content: bytes) -> int:
+    """Return the end of the last line; a CR at the very end may be half a line end, and is not counted."""
+    content = content.rstrip(b"\r")
+    return max(content.rfind(b"\n"), content.rfind(b"\r")) + 1
+
+
+def _repair(parsed: ParsedChunk, lines: "_LineReader") -> list[list[str]]:
     """Replace lone surrogates and NUL characters by U+FFFD, or skip the documents that hold them, or stop there."""
     kept, no_text = [], _SURROGATE if lines.source.kind == "jsonl" else _NO_TEXT  # a NUL in JSON was escaped, so meant
     for document in parsed.documents:
@@ -120,7 +106,7 @@ def _repair(parsed: _ParsedChunk, lines: "_LineReader") -> list[list[str]]:
         if repaired != text:
             lines.report(*parsed.fault, can_replace=True)
         if repaired == text or lines.faults.on_error == "replace":
-            kept.append(repaired.split("\n"))
+            kept.append(document if repaired == text else repaired.split("\n"))
     return kept
 
 
@@ -129,7 +115,8 @@ class _LineReader:
 
     def __init__(self, stored: BinaryIO, source: Source, start: int, end: int, options: ReadOptions, faults: Faults):
         self.source, self.faults, self._has_gap = source, faults, False
-        self.file = decompressed(stored, source)
+        self._failure: Exception | None = None
+        self.file = decompressed(stored, source.compression)
         self.first, self.last = 0, None
         if source.is_divisible:
             blank_lines = source.kind == "txt" and options.txt_documents == "blank_line"
@@ -138,7 +125,7 @@ class _LineReader:
             )
             stored.seek(self.first)
 
-    def __iter__(self) -> Iterator[_Chunk]:
+    def __iter__(self) -> Iterator[Chunk]:
         for raw, offset in self._chunks():
             mark = len(codecs.BOM_UTF8) if offset == 0 and raw.startswith(codecs.BOM_UTF8) else 0
             try:
@@ -149,14 +136,13 @@ class _LineReader:
             fault = (offset + first, f"{what}: convert the file.") if first >= 0 else None
             if fault and self.faults.on_error == "stop":
                 self.report(*fault, can_replace=True)
-            yield _Chunk(text, offset + mark, len(raw), fault, self._has_gap)
+            yield Chunk(_with_lf(text), raw[mark:], offset + mark, fault, self._has_gap)
             self._has_gap = False
 
     def _chunks(self) -> Iterator[tuple[bytes, int]]:
         offset, rest = self.first, b""
         while more := self._read(offset + len(rest)):
-            cut = more.rfind(b"\n") + 1
-            if cut:
+            if cut := _last_line_end(more):
                 yield rest + more[:cut], offset
                 offset, rest = offset + len(rest) + cut, more[cut:]
                 continue
@@ -171,9 +157,10 @@ class _LineReader:
     def _next_line(self, offset: int) -> tuple[int, bytes]:
         """Skip to the next line; return its offset and what of it has been read."""
         while more := self._read(offset):
-            cut = more.find(b"\n") + 1
-            if cut:
-                return offset + cut, more[cut:]
+            if more.endswith(b"\r"):
+                more += self._read(offset + len(more))
+            if found := next(_line_ends(more, len(more)), None):
+                return offset + found.end(), more[found.end() :]
             offset += len(more)
         return offset, b""
 
@@ -182,13 +169,18 @@ class _LineReader:
         wanted = CHUNK_BYTES if self.last is None else min(CHUNK_BYTES, self.last - offset)
         read: list[bytes] = []
         try:
-            while wanted > 0 and (more := self.file.read1(COMPRESSED_CHUNK_BYTES if self.source.compression else wanted)):
+            while not self._failure and wanted > 0:
+                more = self.file.read1(COMPRESSED_CHUNK_BYTES if self.source.compression else wanted)
+                if not more:
+                    break
                 read.append(more)
                 wanted -= len(more)
-        except _DAMAGE as error:
-            if not read:
-                where = f"byte {offset} of its uncompressed text" if self.source.compression else f"byte {offset}"
-                self.faults.report(f"{self.source.path} is damaged or truncated at {where} ({error}). Download it again.")
+        except Exception as error:  # decoders raise exceptions of many kinds; what was read before is used first
+            self._failure = error
+        if self._failure and not read:
+            where = f"at byte {offset}" + (" of its uncompressed text" if self.source.compression else "")
+            self.faults.report(f"{self.source.path} {explain(self._failure, where, self.source.compression)}")
+            self._failure, self.last = None, offset  # and that is the end
         return b"".join(read)
 
     def report(self, offset: int, what: str, can_replace: bool = False) -> None:
@@ -210,19 +202,19 @@ class _LineReader:
         self.report(offset, f"a document of more than {LONGEST_DOCUMENT >> 20} MiB: {cure}")
 
     def _line_number(self, offset: int) -> int:
-        number = 1
+        number, last = 1, b""
         with open(self.source.path, "rb") as stored:
-            file = decompressed(stored, self.source)
+            file = decompressed(stored, self.source.compression)
             while offset > 0 and (part := file.read(min(offset, CHUNK_BYTES))):
-                number += part.count(b"\n")
-                offset -= len(part)
+                number += sum(1 for _ in _LINE_END.finditer(part)) - (last + part[:1] == b"\r\n")
+                offset, last = offset - len(part), part[-1:]
         return number
 
 
-def _read_txt(lines: _LineReader, options: ReadOptions) -> Iterator[_ParsedChunk]:
+def _read_txt(lines: _LineReader, options: ReadOptions) -> Iterator[ParsedChunk]:
     if options.txt_documents == "line":
         for chunk in lines:
-            yield _ParsedChunk([[line] for line in split_lines(chunk.text)], chunk.fault)
+            yield ParsedChunk([[line] for line in split_lines(chunk.text)], chunk.fault)
         return
     paragraphs = _Paragraphs(lines)
     for chunk in lines:
@@ -241,14 +233,14 @@ class _Paragraphs:
         self.pending: list[str] = []
         self.size, self.offset, self.fault, self.is_too_long = 0, 0, None, False
 
-    def parse(self, chunk: _Chunk) -> _ParsedChunk:
+    def parse(self, chunk: Chunk) -> ParsedChunk:
         """Return the documents that end in this chunk."""
         if chunk.follows_gap:  # a line of the document was skipped and counted: skip the document too
             self.is_too_long, self.pending = True, []
         stripped = list(map(str.strip, chunk.text.split("\n")))
         if chunk.text.endswith("\n"):
             stripped.pop()
-        parsed, start = _ParsedChunk([], chunk.fault), 0
+        parsed, start = ParsedChunk([], chunk.fault), 0
         for _ in range(stripped.count("")):
             end = stripped.index("", start)
             if not self.is_too_long and (document := self.pending + stripped[start:end]):
@@ -259,7 +251,7 @@ class _Paragraphs:
         self._extend_document(stripped[start:], chunk)
         return parsed
 
-    def _extend_document(self, sequences: list[str], chunk: _Chunk) -> None:
+    def _extend_document(self, sequences: list[str], chunk: Chunk) -> None:
         if self.is_too_long or not sequences:
             return
         self.offset = self.offset if self.pending else chunk.offset
@@ -270,20 +262,20 @@ class _Paragraphs:
             self.lines.report_too_long(self.offset)
             self.is_too_long, self.pending = True, []
 
-    def finish(self) -> _ParsedChunk:
+    def finish(self) -> ParsedChunk:
         """Return the last document, if there is one."""
-        return _ParsedChunk([self.pending] if self.pending else [], self.fault)
+        return ParsedChunk([self.pending] if self.pending else [], self.fault)
 
 
-def _read_json_lines(lines: _LineReader, options: ReadOptions) -> Iterator[_ParsedChunk]:
+def _read_json_lines(lines: _LineReader, options: ReadOptions) -> Iterator[ParsedChunk]:
     for chunk in lines:
-        parsed = _ParsedChunk([], chunk.fault)
+        parsed = ParsedChunk([], chunk.fault)
         for number, line in enumerate(chunk.text.split("\n")):
             if line and not line.isspace():
                 text, fault = _text_of_json(line, options.text_field)
                 if fault:
                     lines.report(_offset_of_line(chunk, number), fault)
-                elif text:
+                else:
                     if "\\ud" in line or "\\uD" in line:  # perhaps half a surrogate pair
                         parsed.fault = parsed.fault or (chunk.offset, HALF_PAIR)
                     parsed.documents.append(split_lines(text))
@@ -298,62 +290,31 @@ def _text_of_json(line: str, field: str) -> tuple[str, str]:
         return "", f"not JSON: {error}. Each line must hold one object."
     if not isinstance(record, dict):
         return "", f"a JSON {type(record).__name__}, not an object with the field '{field}'."
-    text = record.get(field, 0)
+    text = record.get(field, _MISSING)
+    if text is _MISSING:
+        text = _nested(record, field.split("."))
+    if text is _MISSING:
+        return "", f"no field '{field}' (found: {', '.join(sorted(record))}): use --text_field."
     if text is None or isinstance(text, str):
         return text or "", ""
-    if field in record:
-        return "", f"field '{field}' is {json.dumps(text)[:40]}, not text."
-    return "", f"no field '{field}' (found: {', '.join(sorted(record))}): use --text_field."
+    return "", f"field '{field}' is {json.dumps(text)[:40]}, not text."
 
 
-def _offset_of_line(chunk: _Chunk, number: int) -> int:
-    before = chunk.text.split("\n")[:number]
-    return chunk.offset + sum(len(line.encode("utf-8", "surrogatepass")) + 1 for line in before)
+def _nested(value: Any, names: list[str]) -> Any:
+    """Return the field of an object in an object (``meta.text``); None where one of the objects is null."""
+    for name in names:
+        if value is not None:
+            value = value.get(name, _MISSING) if isinstance(value, dict) else _MISSING
+    return value
 
 
-def _read_csv(lines: _LineReader, options: ReadOptions) -> Iterator[_ParsedChunk]:
-    csv.field_size_limit(LONGEST_DOCUMENT)
-    pending = _ParsedChunk([])
-    entered: list[_Chunk] = []  # chunks that the CSV reader has started since the last block
-
-    def text_lines() -> Iterator[str]:
-        for chunk in lines:
-            entered.append(chunk)
-            yield from io.StringIO(chunk.text, newline="\n")
-
-    rows = csv.reader(text_lines(), delimiter="\t" if lines.source.kind == "tsv" else ",", strict=True)
-    try:
-        header = next(rows, [])
-    except csv.Error as error:
-        found = f"{lines.source.path}: the first line is not CSV ({error})"
-        raise UserError(f"{found}. If its line breaks are CR alone, convert them to LF.") from error
-    column = _column(header, options.text_field, lines.source)
-    while (row := _next_row(rows, lines, entered)) is not None:
-        if len(row) == len(header):
-            pending.documents.append(split_lines(row[column]))
-        elif row:
-            found = f"a row near here has {len(row)} columns instead of {len(header)} (it ends in line {rows.line_num})."
-            lines.report(entered[-1].offset, found)
-        if len(entered) > 1:
-            pending.fault = next((chunk.fault for chunk in entered if chunk.fault), None)
-            del entered[:-1]
-            yield pending
-            pending = _ParsedChunk([])
-    pending.fault = next((chunk.fault for chunk in entered if chunk.fault), None)
-    yield pending
+def _offset_of_line(chunk: Chunk, number: int) -> int:
+    ends = (found.end() for found in _LINE_END.finditer(chunk.raw))
+    return chunk.offset + next(itertools.islice(ends, number - 1, None)) if number else chunk.offset
 
 
-def _next_row(rows, lines: _LineReader, entered: list[_Chunk]) -> list[str] | None:
-    try:
-        return next(rows, None)
-    except csv.Error as error:
-        lines.report(entered[-1].offset, f"not CSV in line {rows.line_num} ({error}); the rest of the file is skipped.")
-        return None
+def _read_csv(lines: _LineReader, options: ReadOptions) -> Iterator[ParsedChunk]:
+    def report(chunk: Chunk, number: int, fault: str) -> None:
+        lines.report(_offset_of_line(chunk, number), fault)
 
-
-def _column(header: list[str], name: str, source: Source) -> int:
-    names = [cell.strip() for cell in header]
-    if name not in names:
-        hint = did_you_mean(name, names) if names else "The file is empty."
-        raise UserError(f"{source.path}: no column '{name}' in the first line. {hint} Use --text_field.")
-    return names.index(name)
+    return csv_rows.read(iter(lines), lines.source, options, report)

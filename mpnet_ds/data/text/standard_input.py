@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mpnet_ds.data.text.source import STANDARD_INPUT, Source
-from mpnet_ds.errors import UserError
+from mpnet_ds.errors import UserError, printable
 from mpnet_ds.files import BLOCK, fast_checksum
 
 STORED = "standard-input"
@@ -19,7 +19,7 @@ def as_recorded(source: Source) -> Source:
     """Return a source as the manifest records it: of standard input only the checksum, since its file is deleted."""
     stem = Path(source.path).stem
     if source.modified or not stem.startswith(f"{STORED}-"):
-        return source
+        return replace(source, path=printable(source.path))
     return replace(source, path="standard input", version=stem.removeprefix(f"{STORED}-"))
 
 

@@ -1,20 +1,27 @@
 import gzip
 import hashlib
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import xxhash
 
 from mpnet_ds.data import BuildOptions, PretrainingDataset, ReadOptions, build_dataset
 from mpnet_ds.data.builder.learn_tokenizer import train_tokenizer_on
+from mpnet_ds.data.builder.merge import merge_datasets
 from mpnet_ds.data.builder.shard_builder import holdout_fraction_of
+from mpnet_ds.data.samples.show import describe
 from mpnet_ds.data.storage.manifest import DatasetManifest
 from mpnet_ds.errors import UserError
 from mpnet_ds.files import fast_checksum
+from mpnet_ds.programs import build_dataset as build_program
 from mpnet_ds.tokenizer import PretrainingTokenizer
 from tests.test_tokenizer import byte_level_backend
 
@@ -263,6 +270,45 @@ def test_faulty_and_empty_documents_are_counted_in_the_manifest(build, tmp_path,
     assert (left_out["faulty_documents"], left_out["empty_documents"]) == (1, 1)
     assert "a.txt: byte 7" in left_out["first_fault"]
     assert len(documents_of(folder)) == 2
+
+
+def test_the_program_tells_empty_documents_and_files_that_it_passed_over(tokenizer_folder, tmp_path, monkeypatch, capsys):
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.jsonl").write_text('{"text": null}\n{"text": ""}\n{"text": "one"}\n')
+    (tmp_path / "text" / "notes.md").write_text("notes")
+    arguments = ["--input", tmp_path / "text", "--tokenizer", tokenizer_folder, "--output", tmp_path / "out"]
+    for more in (["--dry_run"], ["--workers", "1"]):
+        monkeypatch.setattr(sys, "argv", ["build_dataset", *map(str, arguments), *more])
+        build_program.main()
+        said = "".join(capsys.readouterr())
+        assert "2 of 3 documents (66.7 %) are empty: is 'text' the right --text_field?" in said
+        assert f"1 files passed over: 1 of unknown kind: {tmp_path}/text/notes.md" in said
+    assert "left out: 2 empty documents\n1 files passed over" in describe(tmp_path / "out")
+
+
+def test_paths_need_not_be_utf8(tokenizer_folder, tmp_path, documents_of):
+    root = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    text = root / os.fsdecode(b"t\xe9xt")
+    text.mkdir(parents=True)
+    (text / os.fsdecode(b"a\xe9.txt")).write_text("one\n")
+    (text / os.fsdecode(b"b\xe9.jsonl")).write_text('{"text": "two"}\nno object\n')
+    pq.write_table(table := pa.table({"text": ["three"]}), sink := pa.BufferOutputStream())
+    (text / os.fsdecode(b"c\xe9.parquet")).write_bytes(sink.getvalue())
+    with pa.ipc.new_stream(sink := pa.BufferOutputStream(), table.schema) as stream:
+        stream.write_table(table)
+    (text / os.fsdecode(b"d\xe9.arrow")).write_bytes(sink.getvalue())
+    (text / os.fsdecode(b"e\xe9.md")).write_text("notes")
+    tokenizer = Path(shutil.copytree(tokenizer_folder, root / "tokenizer"))
+    for _ in range(2):  # it is found finished
+        build_dataset([str(text)], tokenizer, root / "out", BuildOptions(workers=1), ReadOptions(on_error="skip"))
+    manifest = DatasetManifest.load(root / "out")
+    assert manifest.documents == len(documents_of(root / "out")) == 4
+    told = json.dumps([manifest.sources, manifest.left_out])
+    assert told.count("caf\\\\udce9/t\\\\udce9xt/") == 6  # four sources, the first fault, the file that is passed over
+    assert len(PretrainingDataset(root / "out", 8)) == 1
+    merge_datasets([root / "out"], root / "copied", copy=True)
+    with pytest.raises(UserError, match=r"cannot hold a path that is not UTF-8.*--copy"):
+        merge_datasets([root / "out"], tmp_path / "merged")
 
 
 def test_a_finished_dataset_is_taken_as_it_is_by_the_same_command_and_refused_by_another(build, corpus_files):

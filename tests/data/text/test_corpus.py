@@ -1,10 +1,13 @@
 """Which documents each kind of source holds, and what happens where it cannot be read."""
 
+import bz2
 import gzip
 import itertools
 import json
+import lzma
 import os
 import subprocess
+from pathlib import Path
 
 import datasets
 import pyarrow as pa
@@ -15,8 +18,8 @@ from hypothesis import strategies as st
 
 from mpnet_ds.data import ReadOptions
 from mpnet_ds.data.text import builtin_sample
-from mpnet_ds.data.text import corpus as corpus_module
 from mpnet_ds.data.text.corpus import Corpus, num_units, read
+from mpnet_ds.data.text.folders import kind_of
 from mpnet_ds.data.text.source import Faults, Source
 from mpnet_ds.errors import UserError
 
@@ -47,7 +50,7 @@ def test_each_line_of_json_lines_is_a_document(tmp_path):
     path = tmp_path / "a.jsonl"
     lines = [{"text": "one\n\n  two\r\nthree"}, {"text": " \n "}, {"text": None}, {"text": "four", "id": 7}]
     path.write_text("\n\n".join(json.dumps(line) for line in lines))
-    assert [document for document in documents(path) if document] == [["one", "two", "three"], ["four"]]
+    assert documents(path) == [["one", "two", "three"], [], [], ["four"]]
 
 
 def test_a_quoted_field_of_csv_may_hold_lines_and_commas(tmp_path):
@@ -59,9 +62,44 @@ def test_tabs_separate_the_columns_of_tsv(tmp_path):
 
 
 def test_parquet_gives_a_document_a_row_over_all_row_groups(tmp_path):
-    texts = [f"document {i}\nsecond line" for i in range(10)] + [None]
-    pq.write_table(pa.table({"id": range(11), "text": texts}), tmp_path / "a.parquet", row_group_size=3)
+    texts = [f"document {i}\nsecond line" for i in range(10)]
+    pq.write_table(pa.table({"id": range(10), "text": texts}), tmp_path / "a.parquet", row_group_size=3)
     assert documents(tmp_path / "a.parquet") == [[f"document {i}", "second line"] for i in range(10)]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet", "a.arrow", "set"])
+def test_no_text_is_an_empty_document_in_every_format(tmp_path, name):
+    path, texts = tmp_path / name, [None, "", " ", "one"]
+    if name == "a.jsonl":
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    elif name == "a.csv":
+        write_csv(path, 'text,n\n,1\n"",2\n" ",3\none,4\n')
+    elif name == "a.parquet":
+        pq.write_table(pa.table({"text": texts}), path)
+    elif name == "a.arrow":
+        write_arrow(path, pa.table({"text": texts}))
+    else:
+        datasets.Dataset.from_dict({"text": texts}).save_to_disk(path)
+        assert documents(dataset=str(path), streaming=True) == [[], [], [], ["one"]]
+        assert documents(dataset=str(path)) == [[], [], [], ["one"]]
+        path = next(path.glob("*.arrow"))
+    assert documents(path) == [[], [], [], ["one"]]
+
+
+def write_arrow(path, table, batch_size=None, kind=pa.ipc.new_file):
+    with kind(str(path), table.schema) as writer:
+        writer.write_table(table, batch_size)
+    return path
+
+
+@pytest.mark.parametrize("kind", [pa.ipc.new_file, pa.ipc.new_stream])
+def test_arrow_gives_a_document_a_row_over_all_record_batches(tmp_path, kind):
+    path = write_arrow(tmp_path / "a.arrow", pa.table({"n": range(5), "text": list("abcde")}), 2, kind)
+    assert documents(path) == [["a"], ["b"], ["c"], ["d"], ["e"]]
+    assert parts_of(path, [1, 2]) == (
+        [[["a"], ["b"]], [["c"], ["d"]], [["e"]]] if kind is pa.ipc.new_file else [[["a"], ["b"], ["c"], ["d"], ["e"]]]
+    )
+    assert documents(compress(path, ".gz")) == [["a"], ["b"], ["c"], ["d"], ["e"]]
 
 
 @pytest.fixture
@@ -101,8 +139,9 @@ def test_the_text_may_stand_in_another_field(tmp_path):
 
 def compress(path, suffix):
     packed = path.with_name(path.name + suffix)
-    if suffix == ".gz":
-        packed.write_bytes(gzip.compress(path.read_bytes()))
+    packers = {".gz": gzip, ".bz2": bz2, ".xz": lzma}
+    if suffix in packers:
+        packed.write_bytes(packers[suffix].compress(path.read_bytes()))
     else:
         with pa.CompressedOutputStream(pa.OSFile(str(packed), "wb"), "zstd") as file:
             file.write(path.read_bytes())
@@ -110,10 +149,13 @@ def compress(path, suffix):
     return packed
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+SUFFIXES = [".gz", ".zst", ".zstd", ".bz2", ".xz"]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_compressed_files_hold_the_same_documents(tmp_path, suffix):
     (tmp_path / "a.txt").write_text("one\ntwo\n\nthree")
-    (tmp_path / "b.jsonl").write_text('{"text": "four"}\n')
+    (tmp_path / "b.ndjson").write_text('{"text": "four"}\n')
     write_csv(tmp_path / "c.csv")
     pq.write_table(pa.table({"text": ["five", "six"]}), tmp_path / "d.parquet")
     plain = documents(tmp_path)
@@ -123,7 +165,7 @@ def test_compressed_files_hold_the_same_documents(tmp_path, suffix):
     assert len(plain) == 8
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_several_compressed_streams_in_one_file_are_read_to_the_end(tmp_path, suffix):
     for name in ("a", "b"):
         (tmp_path / f"{name}.txt").write_text(f"{name} one\n\n{name} two\n\n")
@@ -132,7 +174,7 @@ def test_several_compressed_streams_in_one_file_are_read_to_the_end(tmp_path, su
     assert documents(tmp_path / f"both.txt{suffix}") == [["a one"], ["a two"], ["b one"], ["b two"]]
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv", "a.parquet"])
 def test_a_compressed_file_that_is_cut_short_is_named(tmp_path, suffix, name):
     texts = [os.urandom(300).hex() for _ in range(50)]
@@ -259,14 +301,16 @@ def test_a_source_that_changes_while_it_is_read_is_noticed(tmp_path):
 def parts_of(path, cuts, **reading):
     options = ReadOptions(**reading)
     (source,) = Corpus([str(path)], options).sources
-    edges = sorted({0, *(min(cut, source.num_bytes) for cut in cuts), num_units(source)})
+    edges = sorted({0, *(min(cut, num_units(source)) for cut in cuts), num_units(source)})
     return [
         [document for block in read(source, a, b, options, Faults()) for document in block.documents]
         for a, b in itertools.pairwise(edges)
     ]
 
 
-lines = st.sampled_from(["a", "b c", "", " \t", "\u3000", "longer line of text", "é", "\r", "\x1c"])
+lines = st.sampled_from(
+    ["a", "b c", "", " \t", "\u3000", "longer line of text", "é", "\r", "\x1c", "a\r\rb", "a\r\r\nb\r\n"]
+)
 
 
 @given(
@@ -359,7 +403,7 @@ def test_a_nul_in_json_does_not_cost_a_document_its_place_beside_a_surrogate_pai
 
 def test_a_row_of_csv_without_the_column_is_named_or_left_out(tmp_path):
     path = write_csv(tmp_path / "a.csv", "id,text\n1,one\n2\n3,three\n")
-    with pytest.raises(UserError, match=r"a\.csv: byte 0 .*1 columns instead of 2 \(it ends in line 3\)"):
+    with pytest.raises(UserError, match=r"a\.csv: byte 14 \(line 3\): a row of 1 columns instead of 2"):
         documents(path)
     assert documents(path, on_error="skip") == [["one"], ["three"]]
 
@@ -417,7 +461,7 @@ def test_options_that_do_not_exist_are_refused():
 def test_a_source_of_a_kind_is_told_from_its_ending():
     assert Source("a", "txt", 1).is_divisible
     assert not Source("a", "txt", 1, compression="gz").is_divisible
-    assert corpus_module.NAMED_KINDS[".json"] == "jsonl"
+    assert [kind_of(Path(name)) for name in ("a.json", "A.CSV.GZ", "a.gz", "a.doc")] == ["jsonl", "csv", None, None]
 
 
 def test_a_document_that_lost_a_line_is_left_out_as_a_whole(tmp_path, monkeypatch):
@@ -441,15 +485,39 @@ def test_csv_that_does_not_add_up_is_a_fault(tmp_path, text):
         documents(path)
 
 
-def test_csv_with_bare_carriage_returns_is_named(tmp_path):
-    with pytest.raises(UserError, match="line breaks are CR alone"):
-        documents(write_csv(tmp_path / "a.csv", "id,text\r1,one\r"))
+LINE_ENDS = {"CR": ["\r"], "CRLF": ["\r\n"], "twice converted": ["\r\r\n"], "mixed": ["\r", "\n", "\r\n"]}
+
+
+@pytest.mark.parametrize("ends", LINE_ENDS.values(), ids=LINE_ENDS)
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv", "a.tsv", "line.txt", "a.txt.gz"])
+def test_lines_may_end_with_cr_lf_or_both_in_any_mixture(tmp_path, name, ends):
+    lines = {
+        "a.jsonl": [json.dumps({"text": f"{i}{ends[0]}more"}) for i in range(6)],
+        "a.csv": ["n,text", *(line for i in range(6) for line in (f'{i},"{i}', 'more"'))],
+        "a.tsv": ["n\ttext", *(f"{i}\t{i}" for i in range(6))],
+    }.get(name, [line for i in range(6) for line in (str(i), "more", "")])
+    path = tmp_path / name
+    path.write_text("".join(line + ends[i % len(ends)] for i, line in enumerate(lines)), newline="")
+    if name.endswith(".gz"):
+        path.write_bytes(gzip.compress(path.read_bytes()))
+    if name == "line.txt":
+        assert documents(path, txt_documents="line") == [[line] for line in lines if line]
+    else:
+        assert documents(path) == [[str(i)] if name == "a.tsv" else [str(i), "more"] for i in range(6)]
+
+
+def test_a_fault_is_found_behind_lines_that_end_with_cr(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "one"}\r{"text": "two"}\r\n\r{"text": "cut\r{"text": "four"}')
+    with pytest.raises(UserError, match=r"byte 34 \(line 4\): not JSON"):
+        documents(path)
+    assert documents(path, on_error="skip") == [["one"], ["two"], ["four"]]
 
 
 def test_a_text_of_parquet_that_is_no_utf8_is_left_out_or_repaired(tmp_path):
     column = pa.array([b"one", b"tw\xff", b"three"], pa.binary()).view(pa.string())
     pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
-    with pytest.raises(UserError, match=r"a\.parquet, from row 0: a text is not UTF-8"):
+    with pytest.raises(UserError, match=r"a\.parquet, row 1: a text is not UTF-8"):
         documents(tmp_path / "a.parquet")
     assert documents(tmp_path / "a.parquet", on_error="skip") == [["one"], ["three"]]
     assert documents(tmp_path / "a.parquet", on_error="replace") == [["one"], ["tw\ufffd"], ["three"]]

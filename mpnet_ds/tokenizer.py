@@ -23,12 +23,12 @@ import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from mpnet_ds.errors import UserError
+from mpnet_ds.word_boundaries import CONTINUATION, WordBoundaries
 
 BOS, PAD, EOS, UNUSED_UNKNOWN = "<s>", "<pad>", "</s>", "<unk>"
 UNKNOWN, MASK = "[UNK]", "<mask>"
 FIRST_TOKENS = (BOS, PAD, EOS, UNUSED_UNKNOWN)
 BOS_ID, PAD_ID, EOS_ID = 0, 1, 2
-CONTINUATION = "##"
 WORD_STARTS = {"ByteLevel": "Ġ", "Metaspace": "▁"}  # what a BPE or Unigram piece begins with where a word begins
 NONCHARACTER = "\ufdd0"  # never used in text, by Unicode
 SMALLEST_VOCABULARY, LARGEST_VOCABULARY = 64, 10_000_000
@@ -148,13 +148,13 @@ class PretrainingTokenizer:
         return np.array(sorted({*range(4), *([] if unknown is None else [unknown]), self.mask_id}))
 
     @cached_property
-    def starts_word(self) -> np.ndarray:
-        """Whether each piece starts a word, bool [V]; False for continuations such as ``##ing``."""
+    def words(self) -> WordBoundaries:
+        """Where words begin and end, by id."""
         if self.kind == "WordPiece":
-            return np.array([not piece.startswith(CONTINUATION) for piece in self.pieces])
-        starts = np.array([piece.startswith(self._word_start) for piece in self.pieces])
-        starts[self.special_ids] = True
-        return starts
+            return WordBoundaries.of_wordpiece(self.pieces)
+        words = WordBoundaries.of_marked(self.pieces, self._word_start)
+        words.starts[self.special_ids], words.ends[self.special_ids] = True, False
+        return words
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         """Encode each text as an int32 array, without ``<s>`` and ``</s>``."""

@@ -65,11 +65,11 @@ def test_a_long_text_is_not_cut(tokenizer):
 def test_starts_word_is_false_for_continuations_only(tokenizer):
     words = ["list", "unbelievably", "of", "zzqqx", "interpreters"]
     (ids,) = tokenizer.encode([" ".join(words)])
-    starts = tokenizer.starts_word[ids]
+    starts = tokenizer.words.starts[ids]
     assert starts.sum() == len(words) < len(ids)
     parts = np.split(ids, np.flatnonzero(starts)[1:])
     assert ["".join(tokenizer.pieces[i].removeprefix("##") for i in part) for part in parts] == words
-    assert tokenizer.starts_word.shape == (tokenizer.vocab_size,)
+    assert tokenizer.words.starts.shape == (tokenizer.vocab_size,)
 
 
 def test_the_folder_holds_what_both_generations_of_transformers_look_for(tokenizer_folder, tokenizer):
@@ -211,8 +211,8 @@ def unigram_backend():
 def test_other_kinds_of_tokenizers_know_where_words_begin_and_come_back_from_a_folder(make, tmp_path):
     ours = PretrainingTokenizer(make(), make.__name__)
     (ids,) = ours.encode(["the cats <mask> </s> sat"])
-    begins = [piece.startswith(("Ġ", "▁")) or piece == "<unk>" for piece in np.array(ours.pieces)[ids]]
-    assert ours.starts_word[ids].tolist() == begins
+    begins = [piece.startswith(("Ġ", "▁", *"</>")) for piece in np.array(ours.pieces)[ids]]
+    assert ours.words.starts[ids].tolist() == begins
     assert 2 <= sum(begins) < len(begins)
     assert not {0, 1, 2, ours.mask_id} & set(ids.tolist())
     ours.save(tmp_path / "tokenizer")

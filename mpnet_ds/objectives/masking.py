@@ -2,10 +2,12 @@
 
 For each sequence, independently, as a pure function of its key (the paper's section 2.2, for natural order):
 
-1. The sequence is cut into words: a piece that continues a word (``##ing``) belongs to the piece before it. With
+1. The sequence is cut into words: a piece that continues a word (``##ing``) belongs to the piece before it. What is longer
+   than ``LONGEST_WORD`` tokens is not a word but text that cannot be divided: each of its tokens counts as a word. With
    ``max_ngram`` above 1, words are joined into spans of 1 … max_ngram words, which replace them below: see ``_spans``.
 2. The words are put in random order; the last ``p = round(fraction * n)`` tokens in that order are predicted, n being the
-   number of real tokens. So whole words are predicted, except for the one that the cut may split.
+   number of real tokens. So whole words are predicted, except for the one that the cut may split. If the last word has more
+   than p tokens, p of them are drawn.
 3. The predicted tokens are shuffled once more, token by token: this order is ``z_1 … z_p``.
 4. One draw for each predicted token decides its input: ``<mask>``, the true token, or a random ordinary token.
 
@@ -28,13 +30,16 @@ from mpnet_ds.counter_rng import below, draw, unit_interval
 from mpnet_ds.errors import UserError
 from mpnet_ds.objectives.base import Vocabulary
 from mpnet_ds.validation import SECTION
+from mpnet_ds.word_boundaries import LONGEST_WORD
 
-_WORD_ORDER, _PREDICTION_ORDER, _CORRUPTION, _REPLACEMENT, _SPAN_LENGTH = range(5)  # purposes of random numbers
+_WORD_ORDER, _PREDICTION_ORDER, _CORRUPTION, _REPLACEMENT, _SPAN_LENGTH, _WITHIN_WORD = range(
+    6
+)  # purposes of random numbers
 MAX_SEQ_LENGTH = 1 << 16
 LONGEST_NGRAM = 16
 DEFAULTS = {"mask_probability": 0.8, "keep_probability": 0.1, "random_probability": 0.1}
 _POSITION, _CANDIDATE = np.uint64(MAX_SEQ_LENGTH - 1), np.uint64(1 << 63)  # bits of a sortable number
-_CONTINUES, _SPECIAL = 1, 2  # kinds of ids, as bits
+_CONTINUES, _SPECIAL, _ENDS = 1, 2, 4  # kinds of ids, as bits
 SEQUENCES_AT_ONCE = 32  # of 512 tokens: intermediate results stay in a core's cache
 
 
@@ -146,6 +151,9 @@ def _choose(input_ids, attention_mask, keys, vocabulary, config) -> tuple[np.nda
     kinds = _kinds(vocabulary).take(input_ids)
     is_special = (kinds & _SPECIAL).astype(bool)
     barred = ~attention_mask if config.predict_special_tokens else ~attention_mask | is_special
+    wanted = np.full(num_sequences, width)
+    if barred.any():
+        wanted = np.minimum(config.num_predicted(attention_mask.sum(axis=1)), num_tokens - barred.sum(axis=1))
     starts = _starts(kinds, is_special, keys, config)
     # One sortable number per token: the high bit, its word's random bits, its position. Tokens that must not be predicted
     # have their position alone, so that the last p in order are candidates as long as there are any.
@@ -158,33 +166,43 @@ def _choose(input_ids, attention_mask, keys, vocabulary, config) -> tuple[np.nda
     sortable |= position | _CANDIDATE
     barred = np.flatnonzero(barred)
     sortable.reshape(-1)[barred] = barred % num_tokens
+    if starts is not None and wanted.min(initial=width) < LONGEST_WORD * config.max_ngram:
+        _choose_within_long_words(sortable, starts, wanted, keys)
     sortable.partition(max(num_tokens - width, 0) % num_tokens, axis=1)
     tail = sortable[:, num_tokens - width :]
-    wanted = np.full(num_sequences, width)
-    if barred.size:
-        real = attention_mask.sum(axis=1)
-        candidates = num_tokens - np.bincount(barred // num_tokens, minlength=num_sequences)
-        wanted = np.minimum(config.num_predicted(real), candidates)
-        if (wanted < width).any():
-            tail = np.sort(tail, axis=1)[:, ::-1]
+    if (wanted < width).any():
+        tail = np.sort(tail, axis=1)[:, ::-1]
     return (tail & _POSITION).astype(np.int64), wanted
 
 
 @lru_cache(maxsize=8)
 def _kinds(vocabulary: Vocabulary) -> np.ndarray:
-    """uint8 [V]: whether a piece continues a word, and whether it is special, in one table."""
-    return (~vocabulary.starts_word * _CONTINUES | vocabulary.is_special * _SPECIAL).astype(np.uint8)
+    """uint8 [V]: whether a piece continues a word, ends one, and whether it is special, in one table."""
+    kinds = ~vocabulary.starts_word * _CONTINUES | vocabulary.is_special * _SPECIAL
+    ends = 0 if vocabulary.ends_word is None else vocabulary.ends_word * _ENDS
+    return (kinds | ends).astype(np.uint8)
 
 
 def _starts(kinds: np.ndarray, is_special: np.ndarray, keys: np.ndarray, config: MaskingConfig) -> np.ndarray | None:
     """bool [B, n]: the first token of each word or span; None if every token is one."""
     if not config.whole_word and config.max_ngram == 1:
         return None
-    starts = (kinds & _CONTINUES) == 0 if config.whole_word else np.ones(kinds.shape, dtype=bool)
-    starts[:, 0] = True
+    starts = _word_starts(kinds) if config.whole_word else np.ones(kinds.shape, dtype=bool)
     if config.predict_special_tokens or config.max_ngram > 1:
         starts[:, 1:] |= is_special[:, :-1]  # else a special token is barred, and cannot be drawn with what follows it
     return _spans(starts, is_special, keys, config.max_ngram) if config.max_ngram > 1 else starts
+
+
+def _word_starts(kinds: np.ndarray) -> np.ndarray:
+    """bool [B, n]: the first token of each word. Each token of what is longer than ``LONGEST_WORD`` is a word."""
+    starts = (kinds & _CONTINUES) == 0
+    starts[:, 1:] |= (kinds[:, :-1] & _ENDS) != 0
+    starts[:, 0] = True
+    others, run = np.flatnonzero(~starts), LONGEST_WORD
+    if (others[run - 1 :] - others[: max(others.size - run + 1, 0)] == run - 1).any():
+        sizes = np.diff(np.flatnonzero(starts), append=starts.size)
+        starts |= np.repeat(sizes > LONGEST_WORD, sizes).reshape(starts.shape)
+    return starts
 
 
 def _spans(starts: np.ndarray, is_special: np.ndarray, keys: np.ndarray, max_ngram: int) -> np.ndarray:
@@ -232,6 +250,20 @@ def _repeat_from_starts(sortable: np.ndarray, starts: np.ndarray) -> None:
     firsts = np.maximum.accumulate(np.where(follows, 0, others - 1))
     flat = sortable.reshape(-1)
     flat[others] = flat[firsts]
+
+
+def _choose_within_long_words(sortable: np.ndarray, starts: np.ndarray, wanted: np.ndarray, keys: np.ndarray) -> None:
+    """Where the word that comes first has more tokens than are predicted, draw them among its tokens, in place.
+
+    Otherwise its last tokens would be predicted each time, and its others never.
+    """
+    words = np.cumsum(starts, axis=1, dtype=np.int32)
+    first = np.take_along_axis(words, sortable.argmax(axis=1, keepdims=True), axis=1)
+    inside = (words == first) & (sortable >= _CANDIDATE)
+    rows = np.flatnonzero(inside.sum(axis=1) > wanted)
+    position = np.arange(starts.shape[1], dtype=np.uint64)
+    bits = draw(_keys_for(keys[rows], _WITHIN_WORD)[:, None], position) | _CANDIDATE
+    sortable[rows] = np.where(inside[rows], bits & ~_POSITION | position, position)
 
 
 def _shuffle(chosen: np.ndarray, num_used: np.ndarray, keys: np.ndarray) -> np.ndarray:

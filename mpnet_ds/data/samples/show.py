@@ -10,7 +10,8 @@ from mpnet_ds.data.samples.dataset import PretrainingDataset
 from mpnet_ds.data.storage.lengths import can_print
 from mpnet_ds.data.storage.manifest import FILE_NAME, HOLDOUT, DatasetManifest
 from mpnet_ds.errors import UserError
-from mpnet_ds.tokenizer import CONTINUATION, PretrainingTokenizer
+from mpnet_ds.tokenizer import PretrainingTokenizer
+from mpnet_ds.word_boundaries import CONTINUATION
 
 SOURCES_TO_LIST = 10
 COLOURS = {"mask": "\x1b[31m", "kept": "\x1b[32m", "random": "\x1b[33m"}
@@ -77,7 +78,7 @@ def _joined(ids: np.ndarray, tokenizer: PretrainingTokenizer, drawn: dict[int, s
     """Join pieces to words, continuations without a space. ``drawn``: text for some of the positions."""
     parts = []
     for position, id_ in enumerate(ids):
-        if tokenizer.starts_word[id_]:
+        if tokenizer.words.starts[id_]:
             parts.append(" ")
         parts.append(drawn.get(position, tokenizer.pieces[id_].removeprefix(CONTINUATION)))
     return "".join(parts).strip()

@@ -151,10 +151,7 @@ def _choose(input_ids, attention_mask, keys, vocabulary, config) -> tuple[np.nda
     kinds = _kinds(vocabulary).take(input_ids)
     is_special = (kinds & _SPECIAL).astype(bool)
     barred = ~attention_mask if config.predict_special_tokens else ~attention_mask | is_special
-    wanted = np.full(num_sequences, width)
-    if barred.any():
-        wanted = np.minimum(config.num_predicted(attention_mask.sum(axis=1)), num_tokens - barred.sum(axis=1))
-    starts = _starts(kinds, is_special, keys, config)
+    starts = _starts(kinds, is_special, keys, vocabulary, config)
     # One sortable number per token: the high bit, its word's random bits, its position. Tokens that must not be predicted
     # have their position alone, so that the last p in order are candidates as long as there are any.
     position = np.arange(num_tokens, dtype=np.uint64)
@@ -166,12 +163,17 @@ def _choose(input_ids, attention_mask, keys, vocabulary, config) -> tuple[np.nda
     sortable |= position | _CANDIDATE
     barred = np.flatnonzero(barred)
     sortable.reshape(-1)[barred] = barred % num_tokens
-    if starts is not None and wanted.min(initial=width) < LONGEST_WORD * config.max_ngram:
-        _choose_within_long_words(sortable, starts, wanted, keys)
     sortable.partition(max(num_tokens - width, 0) % num_tokens, axis=1)
     tail = sortable[:, num_tokens - width :]
-    if (wanted < width).any():
-        tail = np.sort(tail, axis=1)[:, ::-1]
+    wanted = np.full(num_sequences, width)
+    if barred.size:
+        real = attention_mask.sum(axis=1)
+        candidates = num_tokens - np.bincount(barred // num_tokens, minlength=num_sequences)
+        wanted = np.minimum(config.num_predicted(real), candidates)
+        if (wanted < width).any():
+            tail = np.sort(tail, axis=1)[:, ::-1]
+    if starts is not None and width:
+        tail = _choose_within_long_words(tail, sortable, wanted, keys)
     return (tail & _POSITION).astype(np.int64), wanted
 
 
@@ -183,23 +185,24 @@ def _kinds(vocabulary: Vocabulary) -> np.ndarray:
     return (kinds | ends).astype(np.uint8)
 
 
-def _starts(kinds: np.ndarray, is_special: np.ndarray, keys: np.ndarray, config: MaskingConfig) -> np.ndarray | None:
+def _starts(kinds, is_special, keys, vocabulary, config) -> np.ndarray | None:
     """bool [B, n]: the first token of each word or span; None if every token is one."""
     if not config.whole_word and config.max_ngram == 1:
         return None
-    starts = _word_starts(kinds) if config.whole_word else np.ones(kinds.shape, dtype=bool)
+    starts = _word_starts(kinds, vocabulary) if config.whole_word else np.ones(kinds.shape, dtype=bool)
     if config.predict_special_tokens or config.max_ngram > 1:
         starts[:, 1:] |= is_special[:, :-1]  # else a special token is barred, and cannot be drawn with what follows it
     return _spans(starts, is_special, keys, config.max_ngram) if config.max_ngram > 1 else starts
 
 
-def _word_starts(kinds: np.ndarray) -> np.ndarray:
+def _word_starts(kinds: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
     """bool [B, n]: the first token of each word. Each token of what is longer than ``LONGEST_WORD`` is a word."""
     starts = (kinds & _CONTINUES) == 0
-    starts[:, 1:] |= (kinds[:, :-1] & _ENDS) != 0
+    if vocabulary.ends_word is not None:
+        starts[:, 1:] |= (kinds[:, :-1] & _ENDS) != 0
     starts[:, 0] = True
-    others, run = np.flatnonzero(~starts), LONGEST_WORD
-    if (others[run - 1 :] - others[: max(others.size - run + 1, 0)] == run - 1).any():
+    eights = starts.reshape(-1)[: starts.size // 8 * 8].view(np.uint64)
+    if not eights.all():  # eight tokens without a start: perhaps there is a long word
         sizes = np.diff(np.flatnonzero(starts), append=starts.size)
         starts |= np.repeat(sizes > LONGEST_WORD, sizes).reshape(starts.shape)
     return starts
@@ -252,18 +255,23 @@ def _repeat_from_starts(sortable: np.ndarray, starts: np.ndarray) -> None:
     flat[others] = flat[firsts]
 
 
-def _choose_within_long_words(sortable: np.ndarray, starts: np.ndarray, wanted: np.ndarray, keys: np.ndarray) -> None:
-    """Where the word that comes first has more tokens than are predicted, draw them among its tokens, in place.
+def _choose_within_long_words(tail: np.ndarray, sortable: np.ndarray, wanted: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Where all chosen tokens are of one word, draw them among its tokens.
 
-    Otherwise its last tokens would be predicted each time, and its others never.
+    Otherwise the last tokens of a word with more than p tokens would be predicted each time, and its others never.
     """
-    words = np.cumsum(starts, axis=1, dtype=np.int32)
-    first = np.take_along_axis(words, sortable.argmax(axis=1, keepdims=True), axis=1)
-    inside = (words == first) & (sortable >= _CANDIDATE)
-    rows = np.flatnonzero(inside.sum(axis=1) > wanted)
-    position = np.arange(starts.shape[1], dtype=np.uint64)
-    bits = draw(_keys_for(keys[rows], _WITHIN_WORD)[:, None], position) | _CANDIDATE
-    sortable[rows] = np.where(inside[rows], bits & ~_POSITION | position, position)
+    num_sequences, width = tail.shape
+    first, is_full = tail.max(axis=1), (wanted == width).all()
+    last = tail.min(axis=1) if is_full else tail[np.arange(num_sequences), np.maximum(wanted, 1) - 1]
+    rows = np.flatnonzero((first ^ last <= _POSITION) & (wanted > 0))
+    if rows.size:
+        position = sortable[rows] & _POSITION
+        inside = sortable[rows] ^ first[rows, None] <= _POSITION
+        bits = draw(_keys_for(keys[rows], _WITHIN_WORD)[:, None], position) | _CANDIDATE
+        bits = np.where(inside, bits & ~_POSITION | position, 0)
+        tail = tail.copy()
+        tail[rows] = np.sort(bits, axis=1)[:, ::-1][:, :width]
+    return tail
 
 
 def _shuffle(chosen: np.ndarray, num_used: np.ndarray, keys: np.ndarray) -> np.ndarray:

@@ -29,6 +29,7 @@ BOS, PAD, EOS, UNUSED_UNKNOWN = "<s>", "<pad>", "</s>", "<unk>"
 UNKNOWN, MASK = "[UNK]", "<mask>"
 FIRST_TOKENS = (BOS, PAD, EOS, UNUSED_UNKNOWN)
 BOS_ID, PAD_ID, EOS_ID = 0, 1, 2
+JSON_FILE, VOCABULARY_FILE = "tokenizer.json", "vocab.txt"
 WORD_STARTS = {"ByteLevel": "Ġ", "Metaspace": "▁"}  # what a BPE or Unigram piece begins with where a word begins
 NONCHARACTER = "\ufdd0"  # never used in text, by Unicode
 SMALLEST_VOCABULARY, LARGEST_VOCABULARY = 64, 10_000_000
@@ -55,34 +56,13 @@ class PretrainingTokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> "PretrainingTokenizer":
-        """Read a folder with tokenizer.json, or that file itself."""
-        file = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
-        if not file.is_file():
-            raise UserError(f"no tokenizer at {path}: tokenizer.json is missing. Make one with tools/train_tokenizer.py.")
-        try:
-            backend = tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:  # the library raises bare Exception for any malformed file
-            raise UserError(f"{file} is not a tokenizer: {error}") from error
-        return cls(backend, str(path))
-
-    @classmethod
-    def load_vocabulary(cls, folder: str | Path) -> "PretrainingTokenizer":
-        """Read a folder in the old format: vocab.txt with one piece per line, and normalisation in tokenizer_config.json."""
-        path, settings, added = (Path(folder) / name for name in ("vocab.txt", "tokenizer_config.json", "added_tokens.json"))
-        try:
-            pieces = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-            config = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
-            more = json.loads(added.read_text(encoding="utf-8")) if added.is_file() else {}
-            lower_case, accents = config.get("do_lower_case", True), config.get("strip_accents")
-            chinese = config.get("tokenize_chinese_chars", True)
-        except (OSError, ValueError, AttributeError) as error:
-            raise UserError(f"{folder}: its tokenizer files cannot be read: {error}") from error
-        if set(more) - set(pieces):
-            raise UserError(
-                f"{added} adds pieces to vocab.txt: save the tokenizer with transformers 5, as a tokenizer.json."
-            )
-        normalizer = {"lowercase": lower_case, "strip_accents": accents, "handle_chinese_chars": chinese}
-        return cls(_as_transformers(pieces, normalizer, model_max_length=512).backend_tokenizer, str(folder))
+        """Read a folder with tokenizer.json or, in the old form, vocab.txt; or one of these files."""
+        path = Path(path)
+        for file in (path / JSON_FILE, path / VOCABULARY_FILE) if path.is_dir() else (path,):
+            if file.is_file():
+                return cls(_read_vocabulary(file) if file.suffix == ".txt" else _read_json(file), str(path))
+        found = f"no tokenizer at {path}: neither {JSON_FILE} nor {VOCABULARY_FILE} is there"
+        raise UserError(f"{found}. Make one with tools/train_tokenizer.py.")
 
     def _check_layout(self, content: dict) -> None:
         prefix = content["model"].get("continuing_subword_prefix") or ""
@@ -173,11 +153,39 @@ class PretrainingTokenizer:
         else:
             named = _as_any_tokenizer(self.backend, self.unknown, model_max_length)
         named.save_pretrained(folder)
-        (folder / "vocab.txt").write_text("\n".join(self.pieces) + "\n", encoding="utf-8")
+        (folder / VOCABULARY_FILE).write_text("\n".join(self.pieces) + "\n", encoding="utf-8")
         special_tokens = {role: getattr(named, role) for role in sorted(named.SPECIAL_TOKENS_ATTRIBUTES)}
         (folder / "special_tokens_map.json").write_text(json.dumps(special_tokens, indent=2) + "\n")
         # The backend as it was trained or loaded, so that the fingerprint does not change.
-        self.backend.save(str(folder / "tokenizer.json"))
+        self.backend.save(str(folder / JSON_FILE))
+
+
+def _read_json(file: Path) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises bare Exception for any malformed file
+        raise UserError(f"{file} is not a tokenizer: {error}") from error
+
+
+def _read_vocabulary(file: Path) -> tokenizers.Tokenizer:
+    """Read one WordPiece per line; normalisation is in tokenizer_config.json beside it, or told from the pieces."""
+    settings, added = (file.with_name(name) for name in ("tokenizer_config.json", "added_tokens.json"))
+    try:
+        pieces = file.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
+        config = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+        more = json.loads(added.read_text(encoding="utf-8")) if added.is_file() else {}
+        is_cased = any(piece != piece.lower() for piece in pieces if piece[:1] not in "[<")
+        lower_case, accents = config.get("do_lower_case", not is_cased), config.get("strip_accents")
+        chinese = config.get("tokenize_chinese_chars", True)
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{file.parent}: its tokenizer files cannot be read: {error}") from error
+    if set(more) - set(pieces):
+        raise UserError(f"{added} adds pieces to {file.name}: save the tokenizer with transformers 5, as a {JSON_FILE}.")
+    if len(set(pieces)) < len(pieces):
+        twice = next(piece for piece in pieces if pieces.count(piece) > 1)
+        raise UserError(f"{file} is not a vocabulary of one piece per line: '{twice}' is in it twice.")
+    normalizer = {"lowercase": lower_case, "strip_accents": accents, "handle_chinese_chars": chinese}
+    return _as_transformers(pieces, normalizer, model_max_length=512).backend_tokenizer
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, lower_case: bool = True) -> PretrainingTokenizer:

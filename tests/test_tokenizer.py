@@ -187,12 +187,12 @@ def test_a_tokenizer_that_does_not_mark_words_is_refused(tmp_path):
         PretrainingTokenizer.load(tmp_path)
 
 
-def byte_level_backend():
-    """RoBERTa's kind: the words of one sentence, in bytes."""
+def byte_level_backend(texts=("the cat sat on the mat",) * 9):
+    """RoBERTa's kind: the words of a few texts, in bytes."""
     backend = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
     backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
     special = ["<s>", "<pad>", "</s>", "<unk>"]
-    backend.train_from_iterator(["the cat sat on the mat"] * 9, trainers.BpeTrainer(vocab_size=60, special_tokens=special))
+    backend.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=60, special_tokens=special))
     backend.add_special_tokens(["<mask>"])
     return backend
 
@@ -229,8 +229,36 @@ def test_a_damaged_tokenizer_file_is_named(tmp_path, content):
         PretrainingTokenizer.load(tmp_path)
 
 
-def test_a_folder_without_a_tokenizer_is_named(tmp_path, tokenizer_folder):
-    shutil.copy(tokenizer_folder / "vocab.txt", tmp_path)
+@pytest.mark.parametrize("change", [lambda text: text, lambda text: "\ufeff" + text.replace("\n", "\r\n") + "\r\n"])
+def test_a_vocabulary_alone_is_a_tokenizer(tokenizer, tokenizer_folder, tmp_path, change):
+    text = (tokenizer_folder / "vocab.txt").read_text(encoding="utf-8")
+    (tmp_path / "vocab.txt").write_bytes(change(text).encode())
+    for path in (tmp_path, tmp_path / "vocab.txt"):
+        loaded = PretrainingTokenizer.load(path)
+        assert loaded.fingerprint == tokenizer.fingerprint
+        np.testing.assert_array_equal(loaded.encode([TEXT])[0], tokenizer.encode([TEXT])[0])
+
+
+def test_a_vocabulary_alone_tells_by_its_pieces_whether_case_matters(tmp_path):
+    texts = ["The True true the " * 9, "True"]
+    cased = train_tokenizer(texts, 64, lower_case=False)
+    cased.save(tmp_path / "saved")
+    alone = shutil.copy(tmp_path / "saved" / "vocab.txt", tmp_path / "vocab.txt")
+    assert PretrainingTokenizer.load(alone).fingerprint == cased.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a\nb\n", "'<s>' has id 2, MPNet needs 0"), ("<s>\n<pad>\n<s>\n", "'<s>' is in it twice"), ("\0\udc80", "cannot be")],
+)
+def test_a_text_that_is_not_a_vocabulary_is_refused(tmp_path, text, message):
+    (tmp_path / "vocab.txt").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UserError, match=message) as caught:
+        PretrainingTokenizer.load(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_a_folder_without_a_tokenizer_is_named(tmp_path):
     for path in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(UserError, match=f"no tokenizer at {path}"):
             PretrainingTokenizer.load(path)

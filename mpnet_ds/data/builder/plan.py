@@ -172,7 +172,7 @@ def settings_of(corpus: Corpus, tokenizer_fingerprint: str, options: BuildOption
     """Collect what a build depends on, as ``plan.json`` and the manifest record it."""
     recorded = asdict(options) | asdict(corpus.options)
     unused = ("dataset_config", "split", "streaming") if corpus.options.dataset is None else ()
-    for name in ("workers", "part", "dataset", *unused):  # the dataset itself is one of the sources
+    for name in ("workers", "part", "dataset", "keep_white_space", *unused):  # the dataset is one of the sources
         del recorded[name]
     if options.part is not None:
         recorded["part"] = [options.part.number, options.part.of]

@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
-from mpnet_ds.data.text.source import LONGEST_DOCUMENT, Block, Faults, ReadOptions, Source, split_lines
+from mpnet_ds.data.text.source import LONGEST_DOCUMENT, Block, Faults, ReadOptions, Source, sequences_of
 from mpnet_ds.errors import UserError, did_you_mean
 
 CHUNK_BYTES = 1 << 22
@@ -222,19 +222,27 @@ class _LineReader:
 def _read_txt(lines: _LineReader, options: ReadOptions) -> Iterator[_ParsedChunk]:
     if options.txt_documents == "line":
         for chunk in lines:
-            yield _ParsedChunk([[line] for line in split_lines(chunk.text)], chunk.fault)
+            lines_of_chunk = _lines(chunk.text, options)
+            yield _ParsedChunk([[line] for line in lines_of_chunk if line], chunk.fault)
         return
-    paragraphs = _Paragraphs(lines)
+    paragraphs = _Paragraphs(lines, options)
     for chunk in lines:
         yield paragraphs.parse(chunk)
     yield paragraphs.finish()
 
 
+def _lines(text: str, options: ReadOptions) -> list[str]:
+    """Split a .txt into its lines, stripped unless white space is kept; blank lines become empty."""
+    if not options.keep_white_space:
+        return list(map(str.strip, text.split("\n")))
+    return [line.removesuffix("\r") if line.strip() else "" for line in text.split("\n")]
+
+
 class _Paragraphs:
     """Documents separated by blank lines; one may span several chunks."""
 
-    def __init__(self, lines: _LineReader):
-        self.lines = lines
+    def __init__(self, lines: _LineReader, options: ReadOptions):
+        self.lines, self.options = lines, options
         self._start_document()
 
     def _start_document(self) -> None:
@@ -245,7 +253,7 @@ class _Paragraphs:
         """Return the documents that end in this chunk."""
         if chunk.follows_gap:  # a line of the document was skipped and counted: skip the document too
             self.is_too_long, self.pending = True, []
-        stripped = list(map(str.strip, chunk.text.split("\n")))
+        stripped = _lines(chunk.text, self.options)
         if chunk.text.endswith("\n"):
             stripped.pop()
         parsed, start = _ParsedChunk([], chunk.fault), 0
@@ -286,7 +294,7 @@ def _read_json_lines(lines: _LineReader, options: ReadOptions) -> Iterator[_Pars
                 elif text:
                     if "\\ud" in line or "\\uD" in line:  # perhaps half a surrogate pair
                         parsed.fault = parsed.fault or (chunk.offset, HALF_PAIR)
-                    parsed.documents.append(split_lines(text))
+                    parsed.documents.append(sequences_of(text, options))
         yield parsed
 
 
@@ -330,7 +338,7 @@ def _read_csv(lines: _LineReader, options: ReadOptions) -> Iterator[_ParsedChunk
     column = _column(header, options.text_field, lines.source)
     while (row := _next_row(rows, lines, entered)) is not None:
         if len(row) == len(header):
-            pending.documents.append(split_lines(row[column]))
+            pending.documents.append(sequences_of(row[column], options))
         elif row:
             found = f"a row near here has {len(row)} columns instead of {len(header)} (it ends in line {rows.line_num})."
             lines.report(entered[-1].offset, found)

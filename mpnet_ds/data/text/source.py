@@ -52,6 +52,8 @@ class ReadOptions:
     dataset_config: str | None = None
     split: str = "train"
     streaming: bool = False
+    keep_white_space: bool = False
+    """A document is its text as it is, not its stripped lines. Not a flag: it follows from the tokenizer."""
 
     def __post_init__(self):
         checked = (("on_error", ON_ERROR), ("txt_documents", TXT_DOCUMENTS), ("stdin_format", STDIN_FORMATS))
@@ -87,6 +89,8 @@ class Faults:
         self.skipped += 1
 
 
-def split_lines(text: str) -> list[str]:
-    """Return the sequences of a document: its stripped lines, without empty ones."""
+def sequences_of(text: str, options: ReadOptions) -> list[str]:
+    """Return the sequences of a document: its stripped lines without empty ones, or all of its text."""
+    if options.keep_white_space:
+        return [text] if text and not text.isspace() else []
     return list(filter(None, map(str.strip, text.split("\n"))))

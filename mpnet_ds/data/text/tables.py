@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mpnet_ds.data.text.files import decompressed
-from mpnet_ds.data.text.source import LONGEST_DOCUMENT, Block, Faults, ReadOptions, Source, split_lines
+from mpnet_ds.data.text.source import LONGEST_DOCUMENT, Block, Faults, ReadOptions, Source, sequences_of
 from mpnet_ds.errors import UserError, did_you_mean
 
 ROWS_AT_ONCE = 1024
@@ -83,7 +83,7 @@ def read(source: Source, start: int, end: int, options: ReadOptions, faults: Fau
             elif text is not None and len(text) > LONGEST_DOCUMENT:
                 faults.report(f"{source.path}, row {row}: a document of more than {LONGEST_DOCUMENT >> 20} MiB: split it.")
             elif text:
-                documents.append(split_lines(text))
+                documents.append(sequences_of(text, options))
         size = source.num_bytes * len(texts) // max(num_rows, 1) if source.num_bytes else sum(map(len, map(str, texts)))
         yield Block(documents, size)
 

@@ -6,6 +6,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import xxhash
 
@@ -342,3 +344,35 @@ def test_lines_are_refused_where_they_would_get_other_ids_than_in_their_document
         build_dataset(*what, show_progress=False)
     build_dataset(*what, BuildOptions(sentences="document", workers=1))
     assert "BPE uses the encoder of the tokenizers library" in capsys.readouterr().err
+
+
+CODE = "if a:\n    b = 1\n\n\tc = 2  \n"
+
+
+@pytest.mark.parametrize(
+    ("name", "reading", "texts"),
+    [
+        ("a.jsonl", {}, [CODE, "  x\n"]),
+        ("a.csv", {}, [CODE, "  x\n"]),
+        ("a.parquet", {}, [CODE, "  x\n"]),
+        ("a.txt", {}, ["if a:\n    b = 1", "\tc = 2  \n  x"]),
+        ("a.txt", {"txt_documents": "line"}, ["if a:", "    b = 1", "\tc = 2  ", "  x"]),
+    ],
+)
+def test_white_space_reaches_a_tokenizer_to_which_it_means_something(
+    tmp_path, documents_of, monkeypatch, name, reading, texts
+):
+    monkeypatch.chdir(tmp_path)
+    rows = {"text": [CODE, "  x\n", " \n "]}
+    if name == "a.parquet":
+        pq.write_table(pa.table(rows), name)
+    elif name == "a.csv":
+        Path(name).write_text("text\n" + "".join(f'"{text}"\n' for text in rows["text"]), newline="")
+    else:
+        as_json = "".join(json.dumps({"text": text}) + "\n" for text in rows["text"])
+        Path(name).write_text(as_json if name == "a.jsonl" else CODE + "  x\n")
+    backend = byte_level_backend(texts=[CODE] * 9)
+    PretrainingTokenizer(backend, "code").save("code")
+    build_dataset([name], "code", "data", BuildOptions(sentences="document"), ReadOptions(**reading), show_progress=False)
+    expected = [backend.encode(text, add_special_tokens=False).ids for text in texts]
+    assert documents_of("data") == [(*ids, 2) for ids in expected]

@@ -261,7 +261,7 @@ def train_tokenizer(
     cut = counts.in_long_words > RARE_LONG_WORDS * counts.total
     for sentence in (
         *counts.losses(),
-        *_about_characters(pieces, characters, counts, character_coverage),
+        *_about_characters(pieces, vocab_size, counts, character_coverage),
         *_about_long_words(counts, cut),
         *_about_sample(counts, sample),
     ):
@@ -288,17 +288,18 @@ def _check_room(vocab_size: int, counts: CharacterCounts, coverage: float) -> No
         raise UserError(f"--vocab_size {vocab_size} is too small: {found}; {cure}: rarer characters become {UNKNOWN}.")
 
 
-def _about_characters(pieces: list[str], characters: list[str], counts: CharacterCounts, coverage: float) -> Iterator[str]:
-    rare = counts.characters - Counter(dict.fromkeys(characters, counts.total))
+def _about_characters(pieces: list[str], vocab_size: int, counts: CharacterCounts, coverage: float) -> Iterator[str]:
+    covered = set(counts.covering(coverage))
+    rare = Counter({char: count for char, count in counts.characters.items() if char not in covered})
     if rare:
         yield (
             f"{len(rare):,} of {len(counts.characters):,} characters get no piece and become {UNKNOWN}: the rarest, "
             f"{describe_characters(rare, counts.total)}. --character_coverage is {coverage}; 1 keeps all."
         )
     single = sum(len(piece.removeprefix(CONTINUATION)) == 1 for piece in pieces)
-    if single > len(pieces) / 2:
+    if single > vocab_size / 2:
         yield (
-            f"Warning: {single:,} of {len(pieces) + 1:,} pieces are single characters. A larger --vocab_size, or a smaller "
+            f"Warning: {single:,} pieces of the {vocab_size:,} are single characters. A larger --vocab_size, or a smaller "
             f"--character_coverage than {coverage}, makes room for words."
         )
 

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from tokenizers import normalizers, pre_tokenizers
 
+from mpnet_ds.machine import percent
+
 LONGEST_WORDPIECE_WORD = 100
 """Characters. WordPiece makes one unknown token of a longer word."""
 _CODE_POINTS = 0x110000
@@ -84,20 +86,16 @@ class CharacterCounts:
         size = self.total + marks.total() + removed.total()
         if marks:
             yield (
-                f"Without accents, {_percent(marks.total(), size)} of the characters lose marks or come apart "
+                f"Without accents, {percent(marks.total(), size)} of the characters lose marks or come apart "
                 f"({_examples(marks)}): --keep_accents keeps them, --cased keeps capital letters too."
             )
         if removed:
-            yield f"BERT's normalisation removes {_percent(removed.total(), size)} of the characters ({_examples(removed)})."
+            yield f"BERT's normalisation removes {percent(removed.total(), size)} of the characters ({_examples(removed)})."
 
 
 def describe_characters(characters: Counter, size: int) -> str:
     """Share of some characters in a text of ``size``, with examples."""
-    return f"{_percent(characters.total(), size)} of the text ({_examples(characters)})"
-
-
-def _percent(part: int, whole: int) -> str:
-    return f"{100 * part / max(whole, 1):.2g} %"
+    return f"{percent(characters.total(), size)} of the text ({_examples(characters)})"
 
 
 def _examples(counts: Counter) -> str:

@@ -26,6 +26,7 @@ from tokenizers import models, normalizers, pre_tokenizers, trainers
 from mpnet_ds.character_counts import LONGEST_WORDPIECE_WORD, CharacterCounts, describe_characters
 from mpnet_ds.counter_rng import draw, make_key, unit_interval
 from mpnet_ds.errors import UserError
+from mpnet_ds.machine import percent
 from mpnet_ds.word_boundaries import CONTINUATION, WordBoundaries
 
 BOS, PAD, EOS, UNUSED_UNKNOWN = "<s>", "<pad>", "</s>", "<unk>"
@@ -155,11 +156,16 @@ class PretrainingTokenizer:
         """Id of ``<mask>``, usually the last of the vocabulary."""
         return self.backend.token_to_id(MASK)
 
+    @property
+    def unknown_id(self) -> int | None:
+        """Id of the unknown piece, if there is one."""
+        return self.backend.token_to_id(self.unknown)
+
     @cached_property
     def special_ids(self) -> np.ndarray:
         """Ids of special tokens and the unknown piece, int64, sorted: never drawn at random, by default not predicted."""
-        unknown = self.backend.token_to_id(self.unknown)
-        return np.array(sorted({*range(4), *([] if unknown is None else [unknown]), self.mask_id}))
+        unknown = [] if self.unknown_id is None else [self.unknown_id]
+        return np.array(sorted({*range(4), *unknown, self.mask_id}))
 
     @cached_property
     def words(self) -> WordBoundaries:
@@ -306,7 +312,7 @@ def _about_characters(pieces: list[str], vocab_size: int, counts: CharacterCount
 
 def _about_long_words(counts: CharacterCounts, cut: bool) -> Iterator[str]:
     if counts.in_long_words:
-        share = f"{100 * counts.in_long_words / counts.total:.2g} % of the characters are in words of more than"
+        share = f"{percent(counts.in_long_words, counts.total)} of the characters are in words of more than"
         found = f"{share} {LONGEST_WORDPIECE_WORD} without a blank"
         if not cut:
             yield f"{found}, each of which becomes one {UNKNOWN}."
@@ -316,7 +322,7 @@ def _about_long_words(counts: CharacterCounts, cut: bool) -> Iterator[str]:
 
 def _about_sample(counts: CharacterCounts, sample: int) -> Iterator[str]:
     if sample < counts.num_read:
-        share = f"{100 * sample / counts.num_read:.2g} %"
+        share = percent(sample, counts.num_read)
         yield f"Pieces were learned from {share} of the text, in documents drawn at random (--sample); characters from all."
 
 

@@ -22,4 +22,6 @@ def main() -> None:
     from mpnet_ds.data.builder.import_indexed import import_dataset
 
     made = import_dataset(arguments.input, arguments.tokenizer, arguments.output, arguments.end_of_document)
-    print(f"{made.documents:,} documents, {made.sequences:,} sequences, {made.tokens:,} tokens")
+    print(made.counted)
+    for remark in made.remarks:
+        print(f"Warning: {remark}")

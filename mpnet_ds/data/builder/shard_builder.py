@@ -101,7 +101,7 @@ class ShardBuilder:
             for side, writer in writers.items():
                 if writer.num_documents:
                     writer.close()
-                    shards[side] = ShardRecord.of(writer)
+                    shards[side] = ShardRecord.of(writer, self.encoder.tokenizer)
             for side in shards:
                 sync_folder(self.job.side(side))
         record = BuiltShard(shards, empty, faults.skipped, faults.first)

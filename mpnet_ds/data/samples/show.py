@@ -23,22 +23,19 @@ def describe(folder: str | Path) -> str:
     manifest = DatasetManifest.load(folder)
     size = sum(record.bytes for _, _, record in manifest.files(folder))
     lines = [
-        f"{folder}: {_counts(manifest)}",
+        f"{folder}: {manifest.counted}",
         f"{len(manifest.shards)} shard(s), {size:,} bytes, ids as {manifest.dtype}",
         f"vocabulary of {manifest.vocab_size:,} pieces, tokenizer {manifest.tokenizer_fingerprint[:12]}",
         *(f"from {source['path']}, {source['num_bytes']:,} bytes" for source in manifest.sources[:SOURCES_TO_LIST]),
     ]
+    lines[1:1] = [f"Warning: {remark}" for remark in manifest.remarks]
     if len(manifest.sources) > SOURCES_TO_LIST:
         lines.append(f"and {len(manifest.sources) - SOURCES_TO_LIST:,} more sources, listed in {FILE_NAME}")
     if "merged_from" in manifest.options:
         lines.append(f"merged by {manifest.options['merged_by']} from {', '.join(manifest.options['merged_from'])}")
     if (Path(folder) / HOLDOUT / FILE_NAME).is_file():
-        lines.append(f"{HOLDOUT}: {_counts(DatasetManifest.load(Path(folder) / HOLDOUT))}")
+        lines.append(f"{HOLDOUT}: {DatasetManifest.load(Path(folder) / HOLDOUT).counted}")
     return "\n".join([*lines, f"made by mpnet_ds {manifest.tool_version}: {manifest.command}"])
-
-
-def _counts(manifest: DatasetManifest) -> str:
-    return f"{manifest.documents:,} documents, {manifest.sequences:,} sequences, {manifest.tokens:,} tokens"
 
 
 def show(folder: str | Path, index: int, seq_length: int = 128, colour: bool | None = None) -> str:

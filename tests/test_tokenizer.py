@@ -325,7 +325,7 @@ def trained(texts, vocab_size=500, **settings):
 @pytest.mark.parametrize(
     ("text", "settings", "shown"),
     [
-        pytest.param("कुल की कल के", {}, ["33 % of the characters", "◌ु 1×", "--keep_accents", "--cased"], id="vowel signs"),
+        pytest.param("कुल की कल के", {}, ["22.2 % of the characters", "◌ु 1×", "--keep_accents", "--cased"], id="vowel signs"),
         pytest.param("パンダ ハンダ", {}, ["ダ→タ 2×, パ→ハ 1×"], id="voicing marks"),
         pytest.param("한국", {}, ["국→ᄀ+ᅮ+ᆨ"], id="Hangul"),
         pytest.param("Café tiếng Việt", {}, ["é→e 1×, ế→e 1×, ệ→e 1×"], id="accents"),
@@ -333,7 +333,7 @@ def trained(texts, vocab_size=500, **settings):
         pytest.param(
             "می\u200cروم",
             {"lower_case": False},
-            ["removes 14.3 % of the characters (U+200C ZERO WIDTH NON-JOINER 1×)"],
+            ["removes 16.7 % of the characters (U+200C ZERO WIDTH NON-JOINER 1×)"],
             id="joiner",
         ),
         pytest.param(
@@ -371,7 +371,7 @@ def test_rare_characters_get_no_pieces():
     texts = ["the cat sat on the mat"] * 1000 + [NOISE]
     everything, told = trained(texts, character_coverage=1)
     assert set(NOISE) < set(everything.pieces)
-    assert "Warning: 311 pieces of the 500 are single characters" in told
+    assert "Warning: 314 pieces of the 500 are single characters" in told
     frequent, told = trained(texts, vocab_size=64, character_coverage=0.98)
     assert not set(NOISE) & set(frequent.pieces)
     assert "300 of 309 characters get no piece and become [UNK]: the rarest, 1.73 % of the text (一 1×, " in told
@@ -395,9 +395,9 @@ def test_long_words_are_cut_by_the_tokenizer_and_by_its_export(tmp_path, letters
     cutting, told = trained([f"some words, {text}."], 120, lower_case=lower_case)
     assert "of the characters are in words of more than 100 without a blank: the tokenizer cuts these" in told
     assert max(map(len, cutting.pieces)) <= 100
-    mixed = f"Some {text[:101]} words{text} and {text[:100]}"
+    mixed = f"some {text[:101]} words, {text} some {text[:100]}"
     (ids,) = cutting.encode([mixed])
-    assert cutting.unknown_id not in ids[: len(ids) - 2]
+    assert cutting.unknown_id not in ids
     cutting.save(tmp_path)
     assert AutoTokenizer.from_pretrained(tmp_path)(mixed, add_special_tokens=False)["input_ids"] == ids.tolist()
     AutoTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path / "again")
@@ -408,7 +408,7 @@ def test_long_words_are_cut_by_the_tokenizer_and_by_its_export(tmp_path, letters
 
 
 def test_a_few_long_words_make_no_other_tokenizer():
-    usual, told = trained(["some words of a text " * 1000] * 60 + ["x" * 101])
+    usual, told = trained(["y" * 99] * 11_000 + ["x" * 101])
     assert usual.is_mpnets
     assert "100 without a blank, each of which becomes one [UNK]." in told
 

@@ -63,7 +63,7 @@ class MaskingConfig:
     random_probability: Probability | None = None
     """A predicted token's input is a random token that is not special. Default 0.1."""
     whole_word: bool = True
-    """Choose whole words; false chooses tokens one by one."""
+    """Choose whole words, where there are words; false chooses tokens one by one."""
     predict_special_tokens: bool = False
     """Let ``<s>``, ``</s>`` and [UNK] be predicted too, as the original did."""
     max_ngram: Annotated[int, Field(ge=1, le=LONGEST_NGRAM)] = 1

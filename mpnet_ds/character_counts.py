@@ -33,6 +33,7 @@ class CharacterCounts:
         self._divides, self._is_inside = np.zeros((2, _CODE_POINTS), dtype=bool)  # a word: divides words, follows in one
         self.in_long_words = 0
         """Characters in words of more than ``LONGEST_WORDPIECE_WORD``."""
+        self._num_words = self._in_words = 0
         self.num_read = 0
         """Characters in all, white space included."""
         for text in _joined(texts):
@@ -58,6 +59,8 @@ class CharacterCounts:
         sizes, divides = self._sizes[codes], self._divides[codes]
         ends = np.cumsum(sizes, dtype=np.int64)
         words = np.diff(ends[divides], prepend=0, append=ends[-1])
+        self._num_words += np.count_nonzero(words)
+        self._in_words += int(ends[-1])
         self.in_long_words += int(words[words > LONGEST_WORDPIECE_WORD].sum())
         word_starts = np.maximum.accumulate(np.where(divides, ends, 0))
         self._is_inside[codes[ends - sizes > word_starts]] = True
@@ -66,6 +69,12 @@ class CharacterCounts:
     def total(self) -> int:
         """Normalised characters that are not white space."""
         return self.characters.total()
+
+    @property
+    def mean_word(self) -> float:
+        """Characters of a word on average, long ones cut; at least 1."""
+        num_words = self._num_words + self.in_long_words // LONGEST_WORDPIECE_WORD
+        return max(self._in_words / max(num_words, 1), 1.0)
 
     def covering(self, share: float) -> list[str]:
         """Return the most frequent characters that make ``share`` of the text, sorted by code point."""

@@ -38,8 +38,9 @@ WORD_STARTS = {"ByteLevel": "Ġ", "Metaspace": "▁"}  # what a BPE or Unigram p
 NONCHARACTER = "\ufdd0"  # never used in text, by Unicode
 CHARACTER_COVERAGE = 0.9995
 SMALLER_COVERAGES = (0.999, 0.995, 0.99, 0.98, 0.95, 0.9)
-SAMPLED_CHARACTERS = 1 << 28
-"""Characters from which a tokenizer is learned. In a script without blanks the trainer takes about 30 bytes for each."""
+SAMPLED_CHARACTERS, USUAL_WORD = 256_000_000, 6
+"""Characters from which a tokenizer is learned; fewer where words are longer than usual. The trainer keeps each different
+word, with about 100 bytes for each of its characters: in scripts without blanks that is nearly all of the text."""
 CUTTING_PRE_TOKENIZER = {
     "type": "Sequence",
     "pretokenizers": [
@@ -234,7 +235,7 @@ def train_tokenizer(
     lower_case: bool = True,
     keep_accents: bool = False,
     character_coverage: float = CHARACTER_COVERAGE,
-    sample: int = SAMPLED_CHARACTERS,
+    sample: int | None = None,
     seed: int = 0,
     tell: Callable[[str], None] = lambda _: None,
 ) -> PretrainingTokenizer:
@@ -245,7 +246,8 @@ def train_tokenizer(
         vocab_size: number of pieces and special tokens. A small corpus may give fewer: see ``vocab_size`` of the result.
         lower_case: BERT's normalisation, lower case and, unless ``keep_accents``, no accents.
         character_coverage: share of the text's characters that get pieces, the most frequent first.
-        sample: number of characters from which pieces are learned, in texts drawn at random by ``seed``.
+        sample: number of characters from which pieces are learned, in texts drawn at random by ``seed``. Default: so many
+            that a few GB of memory are enough.
         tell: called with a sentence for whatever of the text is lost.
     """
     if not SMALLEST_VOCABULARY <= vocab_size <= LARGEST_VOCABULARY:
@@ -261,6 +263,7 @@ def train_tokenizer(
         raise UserError("the corpus has no text to train a tokenizer on: check --input.")
     characters = counts.covering(character_coverage)
     _check_room(vocab_size, counts, character_coverage)
+    sample = sample or round(SAMPLED_CHARACTERS * min(1, USUAL_WORD / counts.mean_word))
     sampled = _sample(texts, sample / counts.num_read, seed)
     first = sorted(_as_pieces(characters, counts))
     pieces = _learn_pieces(sampled, vocab_size - 1, first, characters, normalizer, cut=counts.in_long_words > 0)

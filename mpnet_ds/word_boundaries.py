@@ -60,12 +60,23 @@ class WordBoundaries:
 
     def count_indivisible(self, ids: np.ndarray) -> int:
         """Count the tokens of a text that are in no word: unsegmented, or in one of more than ``LONGEST_WORD`` tokens."""
-        starts = self.starts[ids]
-        starts[1:] |= self.ends[ids[:-1]]
-        starts[:1] = True
-        first = np.flatnonzero(starts)
-        sizes = np.diff(first, append=len(ids))
-        return int(sizes[sizes > LONGEST_WORD].sum()) + int(np.count_nonzero(self.unsegmented[ids]))
+        unsegmented = np.count_nonzero(self.unsegmented.take(ids)) if self.unsegmented.any() else 0
+        starts = self.starts.take(ids)
+        if self.ends.any():
+            starts[1:] |= self.ends.take(ids[:-1])
+        sizes = sizes_if_long(starts)
+        return int(unsegmented + sizes[sizes > LONGEST_WORD].sum())
+
+
+def sizes_if_long(starts: np.ndarray) -> np.ndarray:
+    """Sizes of all words, int64, or none if no word is longer than ``LONGEST_WORD``, which costs less to find out.
+
+    ``starts``: bool [tokens]; the first token is taken for a start.
+    """
+    eights = starts[: starts.size // 8 * 8].view(np.uint64)
+    if eights.all():  # a start among each eight
+        return np.empty(0, np.int64)
+    return np.diff(np.flatnonzero(starts[1:]) + 1, prepend=0, append=starts.size)
 
 
 def _bytes_of(piece: str, blank: str) -> bytes:

@@ -30,7 +30,7 @@ from mpnet_ds.counter_rng import below, draw, unit_interval
 from mpnet_ds.errors import UserError
 from mpnet_ds.objectives.base import Vocabulary
 from mpnet_ds.validation import SECTION
-from mpnet_ds.word_boundaries import LONGEST_WORD
+from mpnet_ds.word_boundaries import LONGEST_WORD, sizes_if_long
 
 _WORD_ORDER, _PREDICTION_ORDER, _CORRUPTION, _REPLACEMENT, _SPAN_LENGTH, _WITHIN_WORD = range(
     6
@@ -201,9 +201,8 @@ def _word_starts(kinds: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
     if vocabulary.ends_word is not None:
         starts[:, 1:] |= (kinds[:, :-1] & _ENDS) != 0
     starts[:, 0] = True
-    eights = starts.reshape(-1)[: starts.size // 8 * 8].view(np.uint64)
-    if not eights.all():  # eight tokens without a start: perhaps there is a long word
-        sizes = np.diff(np.flatnonzero(starts), append=starts.size)
+    sizes = sizes_if_long(starts.reshape(-1))
+    if sizes.size:
         starts |= np.repeat(sizes > LONGEST_WORD, sizes).reshape(starts.shape)
     return starts
 

@@ -18,9 +18,11 @@ def build_parser() -> Parser:
     add = parser.add_argument
     add("--cased", action="store_true", help="keep capital letters and accents")
     add("--keep_accents", action="store_true", help="keep accents and other marks in lower case")
-    add("--character_coverage", type=float, default=0.9995, metavar="F", help="share of the characters with pieces (0.9995)")
-    add("--sample", type=size, default=1 << 28, metavar="SIZE", help="learn from about SIZE of the text (default: 256MiB)")
-    add("--seed", type=int, default=0, metavar="N", help="which documents are sampled (default: 0)")
+    add("--character_coverage", type=float, metavar="F", help="share of the characters with pieces (default: 0.9995)")
+    add(
+        "--sample", type=size, metavar="SIZE", help="learn from about SIZE of the text (default: 256MB, less for long words)"
+    )
+    add("--seed", type=int, metavar="N", help="which documents are sampled (default: 0)")
     return parser
 
 
@@ -29,15 +31,8 @@ def main() -> None:
     given = build_parser().parse_args()
     from mpnet_ds.data.builder.learn_tokenizer import train_tokenizer_on
 
-    tokenizer = train_tokenizer_on(
-        given.input,
-        given.vocab_size,
-        given.output,
-        read_options(given),
-        lower_case=not given.cased,
-        keep_accents=given.keep_accents,
-        character_coverage=given.character_coverage,
-        sample=given.sample,
-        seed=given.seed,
-    )
+    optional = {name: getattr(given, name) for name in ("character_coverage", "sample", "seed")}
+    settings = {name: value for name, value in optional.items() if value is not None}
+    settings |= {"lower_case": not given.cased, "keep_accents": given.keep_accents}
+    tokenizer = train_tokenizer_on(given.input, given.vocab_size, given.output, read_options(given), **settings)
     print(f"{tokenizer.vocab_size:,} pieces in {given.output}, fingerprint {tokenizer.fingerprint[:12]}")

@@ -40,6 +40,7 @@ FORMAT_VERSION = 2
 MIB = 1 << 20
 HEX_DIGITS = 16  # of one xxh3_64
 SOURCES_IN_SUMMARY = 20
+TOKENS_AT_ONCE = 1 << 16
 WORTH_A_REMARK = 0.01  # of the tokens
 Record = TypeVar("Record")
 
@@ -122,7 +123,8 @@ class ShardRecord:
         """Compute the record of a shard that was just closed, reading its files."""
         files = {suffix: FileRecord.of(shard.prefix.with_name(f"{shard.prefix.name}.{suffix}")) for suffix in ("bin", "idx")}
         tokens = TokenFile(shard.prefix).tokens
-        counts = [TokenCounts.of(tokens[first : first + MIB], tokenizer) for first in range(0, len(tokens), MIB)]
+        starts = range(0, len(tokens), TOKENS_AT_ONCE)
+        counts = [TokenCounts.of(tokens[start : start + TOKENS_AT_ONCE], tokenizer) for start in starts]
         lost = map(sum, zip(*counts, strict=True))
         return cls(shard.prefix.name, shard.num_sequences, shard.num_documents, shard.num_tokens, files, *lost)
 

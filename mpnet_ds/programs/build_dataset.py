@@ -48,7 +48,7 @@ def main() -> None:
     if part is not None:
         print(f"Part {part.number} of {part.of} (from {part.origin}). Merge all parts with {invocation('merge_datasets')}.")
     built = build_dataset(*what)
-    print(f"{built.counted} for training")
+    print(f"{built.counted} for training ({built.unknown_share})")
     for remark in built.remarks:
         print(f"Warning: {remark}")
     if built.left_out["faulty_documents"]:

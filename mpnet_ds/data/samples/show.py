@@ -23,7 +23,7 @@ def describe(folder: str | Path) -> str:
     manifest = DatasetManifest.load(folder)
     size = sum(record.bytes for _, _, record in manifest.files(folder))
     lines = [
-        f"{folder}: {manifest.counted}",
+        f"{folder}: {manifest.counted} ({manifest.unknown_share})",
         f"{len(manifest.shards)} shard(s), {size:,} bytes, ids as {manifest.dtype}",
         f"vocabulary of {manifest.vocab_size:,} pieces, tokenizer {manifest.tokenizer_fingerprint[:12]}",
         *(f"from {source['path']}, {source['num_bytes']:,} bytes" for source in manifest.sources[:SOURCES_TO_LIST]),

@@ -232,9 +232,13 @@ class DatasetManifest:
 
     @property
     def counted(self) -> str:
-        """Documents, sequences, tokens and the share of unknown tokens, for people."""
-        counts = f"{self.documents:,} documents, {self.sequences:,} sequences, {self.tokens:,} tokens"
-        return counts + (f" ({percent(self.unknown_tokens, self.tokens)} unknown)" if self.tokens else "")
+        """Documents, sequences and tokens, for people."""
+        return f"{self.documents:,} documents, {self.sequences:,} sequences, {self.tokens:,} tokens"
+
+    @property
+    def unknown_share(self) -> str:
+        """Share of unknown tokens, for people."""
+        return f"{percent(self.unknown_tokens, self.tokens)} unknown"
 
     @property
     def remarks(self) -> list[str]:

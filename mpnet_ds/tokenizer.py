@@ -393,6 +393,7 @@ def _as_any_tokenizer(backend: tokenizers.Tokenizer, unknown: str, model_max_len
         unk_token=unknown if backend.token_to_id(unknown) is not None else None,
         mask_token=MASK,
         model_max_length=model_max_length,
+        model_input_names=["input_ids", "attention_mask"],
     )
 
 

@@ -36,7 +36,7 @@ def make_dataset(folder: Path, num_tokens: int, num_shards: int, vocab_size: int
             while writer.num_tokens < num_tokens / num_shards:
                 writer.add_documents(*documents)
             writer.close()
-            shards.append(ShardRecord.of(writer))
+            shards.append(ShardRecord.of(writer, tokenizer))
         DatasetManifest.of(tokenizer, shards, sources=[], options={}).save(work)
 
 

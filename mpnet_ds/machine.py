@@ -53,6 +53,11 @@ def show_bytes(size: int) -> str:
     return f"{size / 1024:.1f} KiB"
 
 
+def percent(part: int, whole: int) -> str:
+    """Format a share as ``12.3 %`` or ``0.0451 %``."""
+    return f"{100 * part / max(whole, 1):.3g} %"
+
+
 def nearest_existing_folder(path: Path) -> Path:
     """Return the path, or the nearest parent of it that exists."""
     return next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())

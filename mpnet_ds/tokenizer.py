@@ -16,7 +16,8 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -24,15 +25,39 @@ import numpy as np
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
+from mpnet_ds.character_counts import LONGEST_WORDPIECE_WORD, CharacterCounts, describe_characters
+from mpnet_ds.counter_rng import draw, make_key, unit_interval
 from mpnet_ds.errors import UserError
+from mpnet_ds.machine import percent
+from mpnet_ds.word_boundaries import CONTINUATION, WordBoundaries
 
 BOS, PAD, EOS, UNUSED_UNKNOWN = "<s>", "<pad>", "</s>", "<unk>"
 UNKNOWN, MASK = "[UNK]", "<mask>"
 FIRST_TOKENS = (BOS, PAD, EOS, UNUSED_UNKNOWN)
 BOS_ID, PAD_ID, EOS_ID = 0, 1, 2
-CONTINUATION = "##"
+JSON_FILE, VOCABULARY_FILE = "tokenizer.json", "vocab.txt"
 WORD_STARTS = {"ByteLevel": "Ġ", "Metaspace": "▁"}  # what a BPE or Unigram piece begins with where a word begins
 NONCHARACTER = "\ufdd0"  # never used in text, by Unicode
+CHARACTER_COVERAGE = 0.9995
+SMALLER_COVERAGES = (0.999, 0.995, 0.99, 0.98, 0.95, 0.9)
+SAMPLED_CHARACTERS, USUAL_WORD = 256_000_000, 6
+"""Characters from which a tokenizer is learned; fewer where words are longer than usual. The trainer keeps each different
+word, with about 100 bytes for each of its characters: in scripts without blanks that is nearly all of the text."""
+CUTTING_PRE_TOKENIZER = {
+    "type": "Sequence",
+    "pretokenizers": [
+        {"type": "BertPreTokenizer"},
+        {
+            "type": "Split",
+            "pattern": {"Regex": f".{{1,{LONGEST_WORDPIECE_WORD}}}"},
+            "behavior": "Isolated",
+            "invert": False,
+        },
+    ],
+}
+"""BERT's words, cut where WordPiece would make one unknown token of them; as in tokenizer.json."""
+RARE_LONG_WORDS = 1e-4
+"""Share of the characters in words of more than ``LONGEST_WORDPIECE_WORD``. If more are, the tokenizer cuts such words."""
 SMALLEST_VOCABULARY, LARGEST_VOCABULARY = 64, 10_000_000
 
 
@@ -46,6 +71,7 @@ class PretrainingTokenizer:
         self.backend, self.origin = backend, origin
         self.vocab_size = backend.get_vocab_size(with_added_tokens=True)
         content = json.loads(backend.to_str())
+        self._cuts_long_words = content["pre_tokenizer"] == CUTTING_PRE_TOKENIZER
         self._kinds = {part: (content[part] or {}).get("type") for part in ("model", "normalizer", "pre_tokenizer")}
         self._added_are_special = all(token["special"] for token in content["added_tokens"])
         self.unknown = content["model"].get("unk_token") or UNKNOWN
@@ -53,38 +79,17 @@ class PretrainingTokenizer:
         backend.no_truncation()
         backend.no_padding()
         backend.encode_special_tokens = True
-        self._text_backend = backend if self.is_mpnets else _without_special_spellings(content, self.unknown)
+        self._text_backend = backend if self.is_berts else _without_special_spellings(content, self.unknown)
 
     @classmethod
     def load(cls, path: str | Path) -> "PretrainingTokenizer":
-        """Read a folder with tokenizer.json, or that file itself."""
-        file = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
-        if not file.is_file():
-            raise UserError(f"no tokenizer at {path}: tokenizer.json is missing. Make one with tools/train_tokenizer.py.")
-        try:
-            backend = tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8"))
-        except Exception as error:  # the library raises bare Exception for any malformed file
-            raise UserError(f"{file} is not a tokenizer: {error}") from error
-        return cls(backend, str(path))
-
-    @classmethod
-    def load_vocabulary(cls, folder: str | Path) -> "PretrainingTokenizer":
-        """Read a folder in the old format: vocab.txt with one piece per line, and normalisation in tokenizer_config.json."""
-        path, settings, added = (Path(folder) / name for name in ("vocab.txt", "tokenizer_config.json", "added_tokens.json"))
-        try:
-            pieces = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-            config = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
-            more = json.loads(added.read_text(encoding="utf-8")) if added.is_file() else {}
-            lower_case, accents = config.get("do_lower_case", True), config.get("strip_accents")
-            chinese = config.get("tokenize_chinese_chars", True)
-        except (OSError, ValueError, AttributeError) as error:
-            raise UserError(f"{folder}: its tokenizer files cannot be read: {error}") from error
-        if set(more) - set(pieces):
-            raise UserError(
-                f"{added} adds pieces to vocab.txt: save the tokenizer with transformers 5, as a tokenizer.json."
-            )
-        normalizer = {"lowercase": lower_case, "strip_accents": accents, "handle_chinese_chars": chinese}
-        return cls(_as_transformers(pieces, normalizer, model_max_length=512).backend_tokenizer, str(folder))
+        """Read a folder with tokenizer.json or, in the old form, vocab.txt; or one of these files."""
+        path = Path(path)
+        for file in (path / JSON_FILE, path / VOCABULARY_FILE) if path.is_dir() else (path,):
+            if file.is_file():
+                return cls(_read_vocabulary(file) if file.suffix == ".txt" else _read_json(file), str(path))
+        found = f"no tokenizer at {path}: neither {JSON_FILE} nor {VOCABULARY_FILE} is there"
+        raise UserError(f"{found}. Make one with tools/train_tokenizer.py.")
 
     def _check_layout(self, content: dict) -> None:
         prefix = content["model"].get("continuing_subword_prefix") or ""
@@ -116,9 +121,20 @@ class PretrainingTokenizer:
         return list(self._kinds.values()) == ["WordPiece", "BertNormalizer", "BertPreTokenizer"]
 
     @property
+    def is_berts(self) -> bool:
+        """Whether it is WordPiece with BERT's normalisation and words, which it may cut if they are long."""
+        kinds = (self.kind, self._kinds["normalizer"])
+        return self.is_mpnets or (self._cuts_long_words and kinds == ("WordPiece", "BertNormalizer"))
+
+    @property
+    def longest_word(self) -> int | None:
+        """Number of characters after which the tokenizer cuts a word; None if it does not."""
+        return LONGEST_WORDPIECE_WORD if self._cuts_long_words else None
+
+    @property
     def is_local(self) -> bool:
         """Whether the ids of a chunk between two blanks depend on that chunk alone."""
-        return self.is_mpnets and self._added_are_special
+        return self.is_berts and self._added_are_special
 
     @cached_property
     def _word_start(self) -> str | None:
@@ -143,24 +159,29 @@ class PretrainingTokenizer:
         """Id of ``<mask>``, usually the last of the vocabulary."""
         return self.backend.token_to_id(MASK)
 
+    @property
+    def unknown_id(self) -> int | None:
+        """Id of the unknown piece, if there is one."""
+        return self.backend.token_to_id(self.unknown)
+
     @cached_property
     def special_ids(self) -> np.ndarray:
         """Ids of special tokens and the unknown piece, int64, sorted: never drawn at random, by default not predicted."""
-        unknown = self.backend.token_to_id(self.unknown)
-        return np.array(sorted({*range(4), *([] if unknown is None else [unknown]), self.mask_id}))
+        unknown = [] if self.unknown_id is None else [self.unknown_id]
+        return np.array(sorted({*range(4), *unknown, self.mask_id}))
 
     @cached_property
-    def starts_word(self) -> np.ndarray:
-        """Whether each piece starts a word, bool [V]; False for continuations such as ``##ing``."""
+    def words(self) -> WordBoundaries:
+        """Where words begin and end, by id."""
         if self.kind == "WordPiece":
-            return np.array([not piece.startswith(CONTINUATION) for piece in self.pieces])
-        starts = np.array([piece.startswith(self._word_start) for piece in self.pieces])
-        starts[self.special_ids] = True
-        return starts
+            return WordBoundaries.of_wordpiece(self.pieces)
+        words = WordBoundaries.of_marked(self.pieces, self._word_start)
+        words.starts[self.special_ids], words.ends[self.special_ids] = True, False
+        return words
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         """Encode each text as an int32 array, without ``<s>`` and ``</s>``."""
-        if not self.is_mpnets:
+        if not self.is_berts:
             texts = [text.replace(NONCHARACTER, "\ufffd") for text in texts]
         encodings = self._text_backend.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
@@ -178,53 +199,176 @@ class PretrainingTokenizer:
             named.save_pretrained(plain)
             shutil.copytree(plain, folder, dirs_exist_ok=True)
         _name_class_of_version_4(folder / "tokenizer_config.json")
-        (folder / "vocab.txt").write_text("\n".join(self.pieces) + "\n", encoding="utf-8")
+        (folder / VOCABULARY_FILE).write_text("\n".join(self.pieces) + "\n", encoding="utf-8")
         special_tokens = {role: getattr(named, role) for role in sorted(named.SPECIAL_TOKENS_ATTRIBUTES)}
         (folder / "special_tokens_map.json").write_text(json.dumps(special_tokens, indent=2) + "\n")
         # The backend as it was trained or loaded, so that the fingerprint does not change.
-        (folder / "tokenizer.json").write_text(self.backend.to_str(pretty=True), encoding="utf-8")
+        (folder / JSON_FILE).write_text(self.backend.to_str(pretty=True), encoding="utf-8")
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, lower_case: bool = True) -> PretrainingTokenizer:
+def _read_json(file: Path) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8"))
+    except Exception as error:  # the library raises bare Exception for any malformed file
+        raise UserError(f"{file} is not a tokenizer: {error}") from error
+
+
+def _read_vocabulary(file: Path) -> tokenizers.Tokenizer:
+    """Read one WordPiece per line; normalisation is in tokenizer_config.json beside it, or told from the pieces."""
+    settings, added = (file.with_name(name) for name in ("tokenizer_config.json", "added_tokens.json"))
+    try:
+        pieces = file.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
+        config = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+        more = json.loads(added.read_text(encoding="utf-8")) if added.is_file() else {}
+        is_cased = any(piece != piece.lower() for piece in pieces if piece[:1] not in "[<")
+        lower_case, accents = config.get("do_lower_case", not is_cased), config.get("strip_accents")
+        chinese = config.get("tokenize_chinese_chars", True)
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{file.parent}: its tokenizer files cannot be read: {error}") from error
+    if set(more) - set(pieces):
+        raise UserError(f"{added} adds pieces to {file.name}: save the tokenizer with transformers 5, as a {JSON_FILE}.")
+    if len(set(pieces)) < len(pieces):
+        twice = next(piece for piece in pieces if pieces.count(piece) > 1)
+        raise UserError(f"{file} is not a vocabulary of one piece per line: '{twice}' is in it twice.")
+    normalizer = {"lowercase": lower_case, "strip_accents": accents, "handle_chinese_chars": chinese}
+    return _as_transformers(pieces, normalizer, model_max_length=512).backend_tokenizer
+
+
+def train_tokenizer(
+    texts: Iterable[str],
+    vocab_size: int,
+    lower_case: bool = True,
+    keep_accents: bool = False,
+    character_coverage: float = CHARACTER_COVERAGE,
+    sample: int | None = None,
+    seed: int = 0,
+    tell: Callable[[str], None] = lambda _: None,
+) -> PretrainingTokenizer:
     """Train WordPiece on ``texts`` with MPNet's layout; the same version of tokenizers gives the same result.
 
     Args:
         texts: an iterable of strings, but not an iterator: it is streamed twice, not held in memory.
         vocab_size: number of pieces and special tokens. A small corpus may give fewer: see ``vocab_size`` of the result.
-        lower_case: BERT's normalisation, lower case and no accents.
+        lower_case: BERT's normalisation, lower case and, unless ``keep_accents``, no accents.
+        character_coverage: share of the text's characters that get pieces, the most frequent first.
+        sample: number of characters from which pieces are learned, in texts drawn at random by ``seed``. Default: so many
+            that a few GB of memory are enough.
+        tell: called with a sentence for whatever of the text is lost.
     """
     if not SMALLEST_VOCABULARY <= vocab_size <= LARGEST_VOCABULARY:
         bounds = f"between {SMALLEST_VOCABULARY} and {LARGEST_VOCABULARY:,}"
         raise UserError(f"--vocab_size is {vocab_size}; it must be {bounds}, 30527 is usual.")
+    if not 0 < character_coverage <= 1:
+        raise UserError(f"--character_coverage is {character_coverage}; it must be greater than 0 and at most 1.")
     if iter(texts) is texts:
         raise TypeError("texts is an iterator; pass a list, or another object that can be iterated twice")
-    special = [*FIRST_TOKENS, UNKNOWN]
-    # The library numbers single characters in random order and breaks ties between merges by it. The first pass learns
-    # only the characters; passing them to the second in sorted order makes its result reproducible.
-    characters = sorted(set(_learn_pieces(texts, 1, special, lower_case)) - set(special))
-    if not characters:
+    normalizer = {"lowercase": lower_case, "strip_accents": False if keep_accents else None}
+    counts = CharacterCounts(texts, **normalizer)
+    if not counts.total:
         raise UserError("the corpus has no text to train a tokenizer on: check --input.")
-    needed = len(special) + len(characters) + 1
-    if needed > vocab_size:
-        raise UserError(f"--vocab_size {vocab_size} is too small: the characters of this corpus alone need {needed}.")
-    pieces = _learn_pieces(texts, vocab_size - 1, special + characters, lower_case)
-    named = _as_transformers([*pieces, MASK], {"lowercase": lower_case}, model_max_length=512)
-    return PretrainingTokenizer(named.backend_tokenizer, "the trained tokenizer")
+    characters = counts.covering(character_coverage)
+    _check_room(vocab_size, counts, character_coverage)
+    sample = sample or round(SAMPLED_CHARACTERS * min(1, USUAL_WORD / counts.mean_word))
+    sampled = _sample(texts, sample / counts.num_read, seed)
+    first = sorted(_as_pieces(characters, counts))
+    pieces = _learn_pieces(sampled, vocab_size - 1, first, characters, normalizer, cut=counts.in_long_words > 0)
+    cut = counts.in_long_words > RARE_LONG_WORDS * counts.total
+    for sentence in (
+        *counts.losses(),
+        *_about_characters(pieces, vocab_size, counts, character_coverage),
+        *_about_long_words(counts, cut),
+        *_about_sample(counts, sample),
+    ):
+        tell(sentence)
+    backend = _as_transformers([*pieces, MASK], normalizer, model_max_length=512).backend_tokenizer
+    return PretrainingTokenizer(_cutting(backend) if cut else backend, "the trained tokenizer")
 
 
-def _learn_pieces(texts: Iterable[str], vocab_size: int, first_pieces: list[str], lower_case: bool) -> list[str]:
-    """Train WordPiece; return the pieces in order of their ids, starting with ``first_pieces``."""
+def _as_pieces(characters: list[str], counts: CharacterCounts) -> list[str]:
+    """Pieces of single characters: each at the start of a word, and inside one if it occurs there."""
+    return characters + [CONTINUATION + char for char in characters if char in counts.inside_words]
+
+
+def _check_room(vocab_size: int, counts: CharacterCounts, coverage: float) -> None:
+    """Raise ``UserError`` if single characters need more than the vocabulary has."""
+
+    def needed(share: float) -> int:
+        return len(FIRST_TOKENS) + 2 + len(_as_pieces(counts.covering(share), counts))
+
+    if needed(coverage) > vocab_size:
+        smaller = next((share for share in SMALLER_COVERAGES if share < coverage and needed(share) <= vocab_size / 2), None)
+        cure = f"use a larger one, or --character_coverage {smaller}" if smaller else "use a larger one"
+        found = f"the characters of this corpus alone need {needed(coverage)} (--character_coverage {coverage})"
+        raise UserError(f"--vocab_size {vocab_size} is too small: {found}; {cure}: rarer characters become {UNKNOWN}.")
+
+
+def _about_characters(pieces: list[str], vocab_size: int, counts: CharacterCounts, coverage: float) -> Iterator[str]:
+    covered = set(counts.covering(coverage))
+    rare = Counter({char: count for char, count in counts.characters.items() if char not in covered})
+    if rare:
+        yield (
+            f"{len(rare):,} of {len(counts.characters):,} characters get no piece and become {UNKNOWN}: the rarest, "
+            f"{describe_characters(rare, counts.total)}. --character_coverage is {coverage}; 1 keeps all."
+        )
+    single = sum(len(piece.removeprefix(CONTINUATION)) == 1 for piece in pieces)
+    if single > vocab_size / 2:
+        yield (
+            f"Warning: {single:,} pieces of the {vocab_size:,} are single characters. A larger --vocab_size, or a smaller "
+            f"--character_coverage than {coverage}, makes room for words."
+        )
+
+
+def _about_long_words(counts: CharacterCounts, cut: bool) -> Iterator[str]:
+    if counts.in_long_words:
+        share = f"{percent(counts.in_long_words, counts.total)} of the characters are in words of more than"
+        found = f"{share} {LONGEST_WORDPIECE_WORD} without a blank"
+        if not cut:
+            yield f"{found}, each of which becomes one {UNKNOWN}."
+        else:
+            yield f"{found}: the tokenizer cuts these, which MPNetTokenizer of transformers cannot, but AutoTokenizer can."
+
+
+def _about_sample(counts: CharacterCounts, sample: int) -> Iterator[str]:
+    if sample < counts.num_read:
+        share = percent(sample, counts.num_read)
+        yield f"Pieces were learned from {share} of the text, in documents drawn at random (--sample); characters from all."
+
+
+def _sample(texts: Iterable[str], share: float, seed: int) -> Iterator[str]:
+    """Draw each text with a probability; a function of the seed and the number of the text."""
+    if share >= 1:
+        return iter(texts)
+    key = make_key(seed)
+    return (text for number, text in enumerate(texts) if unit_interval(draw(key, number)) < share)
+
+
+def _learn_pieces(
+    texts: Iterator[str], vocab_size: int, first: list[str], characters: list[str], normalizer: dict, cut: bool
+) -> list[str]:
+    """Train WordPiece; return the pieces in order of their ids: special tokens, ``first``, and what is learned.
+
+    The library would number pieces of one character at random, and breaks ties between merges by their numbers.
+    """
     learner = tokenizers.Tokenizer(models.WordPiece(unk_token=UNKNOWN))
-    learner.normalizer = normalizers.BertNormalizer(lowercase=lower_case)
+    learner.normalizer = normalizers.BertNormalizer(**normalizer)
     learner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    learner = _cutting(learner) if cut else learner
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
-        special_tokens=first_pieces,
+        special_tokens=[*FIRST_TOKENS, UNKNOWN, *first],
+        initial_alphabet=characters,
+        limit_alphabet=len(characters),
         continuing_subword_prefix=CONTINUATION,
         show_progress=False,
     )
-    learner.train_from_iterator(iter(texts), trainer)
+    learner.train_from_iterator(texts, trainer)
     return sorted(learner.get_vocab(), key=learner.token_to_id)
+
+
+def _cutting(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """Make a tokenizer that cuts long words."""
+    content = json.loads(backend.to_str()) | {"pre_tokenizer": CUTTING_PRE_TOKENIZER}
+    return tokenizers.Tokenizer.from_str(json.dumps(content))
 
 
 def _as_transformers(pieces: list[str], normalizer: dict, model_max_length: int):

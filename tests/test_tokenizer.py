@@ -1,5 +1,6 @@
 import json
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, MPNetTokenizer
 
+from mpnet_ds.data.builder.wordpiece_memo import TextEncoder
 from mpnet_ds.errors import UserError
 from mpnet_ds.tokenizer import PretrainingTokenizer, train_tokenizer
 
@@ -65,11 +67,11 @@ def test_a_long_text_is_not_cut(tokenizer):
 def test_starts_word_is_false_for_continuations_only(tokenizer):
     words = ["list", "unbelievably", "of", "zzqqx", "interpreters"]
     (ids,) = tokenizer.encode([" ".join(words)])
-    starts = tokenizer.starts_word[ids]
+    starts = tokenizer.words.starts[ids]
     assert starts.sum() == len(words) < len(ids)
     parts = np.split(ids, np.flatnonzero(starts)[1:])
     assert ["".join(tokenizer.pieces[i].removeprefix("##") for i in part) for part in parts] == words
-    assert tokenizer.starts_word.shape == (tokenizer.vocab_size,)
+    assert tokenizer.words.starts.shape == (tokenizer.vocab_size,)
 
 
 def test_the_folder_holds_what_both_generations_of_transformers_look_for(tokenizer_folder, tokenizer):
@@ -188,12 +190,12 @@ def test_a_tokenizer_that_does_not_mark_words_is_refused(tmp_path):
         PretrainingTokenizer.load(tmp_path)
 
 
-def byte_level_backend():
-    """RoBERTa's kind: the words of one sentence, in bytes."""
+def byte_level_backend(texts=("the cat sat on the mat",) * 9):
+    """RoBERTa's kind: the words of a few texts, in bytes."""
     backend = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
     backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
     special = ["<s>", "<pad>", "</s>", "<unk>"]
-    backend.train_from_iterator(["the cat sat on the mat"] * 9, trainers.BpeTrainer(vocab_size=60, special_tokens=special))
+    backend.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=60, special_tokens=special))
     backend.add_special_tokens(["<mask>"])
     return backend
 
@@ -212,8 +214,8 @@ def unigram_backend():
 def test_other_kinds_of_tokenizers_know_where_words_begin_and_come_back_from_a_folder(make, tmp_path):
     ours = PretrainingTokenizer(make(), make.__name__)
     (ids,) = ours.encode(["the cats <mask> </s> sat"])
-    begins = [piece.startswith(("Ġ", "▁")) or piece == "<unk>" for piece in np.array(ours.pieces)[ids]]
-    assert ours.starts_word[ids].tolist() == begins
+    begins = [piece.startswith(("Ġ", "▁", *"</>")) for piece in np.array(ours.pieces)[ids]]
+    assert ours.words.starts[ids].tolist() == begins
     assert 2 <= sum(begins) < len(begins)
     assert not {0, 1, 2, ours.mask_id} & set(ids.tolist())
     ours.save(tmp_path / "tokenizer")
@@ -234,8 +236,36 @@ def test_a_damaged_tokenizer_file_is_named(tmp_path, content):
         PretrainingTokenizer.load(tmp_path)
 
 
-def test_a_folder_without_a_tokenizer_is_named(tmp_path, tokenizer_folder):
-    shutil.copy(tokenizer_folder / "vocab.txt", tmp_path)
+@pytest.mark.parametrize("change", [lambda text: text, lambda text: "\ufeff" + text.replace("\n", "\r\n") + "\r\n"])
+def test_a_vocabulary_alone_is_a_tokenizer(tokenizer, tokenizer_folder, tmp_path, change):
+    text = (tokenizer_folder / "vocab.txt").read_text(encoding="utf-8")
+    (tmp_path / "vocab.txt").write_bytes(change(text).encode())
+    for path in (tmp_path, tmp_path / "vocab.txt"):
+        loaded = PretrainingTokenizer.load(path)
+        assert loaded.fingerprint == tokenizer.fingerprint
+        np.testing.assert_array_equal(loaded.encode([TEXT])[0], tokenizer.encode([TEXT])[0])
+
+
+def test_a_vocabulary_alone_tells_by_its_pieces_whether_case_matters(tmp_path):
+    texts = ["The True true the " * 9, "True"]
+    cased = train_tokenizer(texts, 64, lower_case=False)
+    cased.save(tmp_path / "saved")
+    alone = shutil.copy(tmp_path / "saved" / "vocab.txt", tmp_path / "vocab.txt")
+    assert PretrainingTokenizer.load(alone).fingerprint == cased.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a\nb\n", "'<s>' has id 2, MPNet needs 0"), ("<s>\n<pad>\n<s>\n", "'<s>' is in it twice"), ("\0\udc80", "cannot be")],
+)
+def test_a_text_that_is_not_a_vocabulary_is_refused(tmp_path, text, message):
+    (tmp_path / "vocab.txt").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UserError, match=message) as caught:
+        PretrainingTokenizer.load(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_a_folder_without_a_tokenizer_is_named(tmp_path):
     for path in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(UserError, match=f"no tokenizer at {path}"):
             PretrainingTokenizer.load(path)
@@ -289,3 +319,112 @@ def test_ordinary_added_tokens_are_kept_in_any_kind():
     backend.add_tokens(["new"])
     ours = PretrainingTokenizer(backend, "unigram")
     assert ours.encode(["the new mat"])[0].tolist() == backend.encode("the new mat", add_special_tokens=False).ids
+
+
+def trained(texts, vocab_size=500, **settings):
+    """A tokenizer, and all that was told while it was trained."""
+    told = []
+    return train_tokenizer(texts, vocab_size, **settings, tell=told.append), "\n".join(told)
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "shown"),
+    [
+        pytest.param("कुल की कल के", {}, ["22.2 % of the characters", "◌ु 1×", "--keep_accents", "--cased"], id="vowel signs"),
+        pytest.param("パンダ ハンダ", {}, ["ダ→タ 2×, パ→ハ 1×"], id="voicing marks"),
+        pytest.param("한국", {}, ["국→ᄀ+ᅮ+ᆨ"], id="Hangul"),
+        pytest.param("Café tiếng Việt", {}, ["é→e 1×, ế→e 1×, ệ→e 1×"], id="accents"),
+        pytest.param("שָׁלוֹם مَرْحَبًا", {}, ["◌َ 2×"], id="points and harakat"),
+        pytest.param(
+            "می\u200cروم",
+            {"lower_case": False},
+            ["removes 16.7 % of the characters (U+200C ZERO WIDTH NON-JOINER 1×)"],
+            id="joiner",
+        ),
+        pytest.param(
+            "ab\ue000c\xad", {"lower_case": False}, ["removes 40 %", "U+00AD SOFT HYPHEN", "U+E000"], id="soft hyphen"
+        ),
+    ],
+)
+def test_training_tells_which_characters_normalisation_takes(text, settings, shown):
+    _, told = trained([text], **settings)
+    for part in shown:
+        assert part in told
+
+
+@pytest.mark.parametrize(("text", "settings"), [("Plain text, nothing lost.", {}), ("मैं é Ab", {"lower_case": False})])
+def test_training_tells_nothing_where_nothing_is_lost(text, settings):
+    assert trained([text], **settings)[1] == ""
+
+
+def test_lower_case_may_keep_accents(tmp_path):
+    keeps, told = trained(["Ärger में Ab", "ärger"], keep_accents=True)
+    assert told == ""
+    assert "ärger" in keeps.pieces
+    assert keeps.encode(["ÄRGER"])[0].tolist() == keeps.encode(["ärger"])[0].tolist() != keeps.encode(["arger"])[0].tolist()
+    keeps.save(tmp_path)
+    for loader in (AutoTokenizer, MPNetTokenizer):
+        assert loader.from_pretrained(tmp_path)("ÄRGER", add_special_tokens=False)["input_ids"] == [
+            keeps.pieces.index("ärger")
+        ]
+
+
+NOISE = "".join(chr(0x4E00 + i) for i in range(300))
+
+
+def test_rare_characters_get_no_pieces():
+    texts = ["the cat sat on the mat"] * 1000 + [NOISE]
+    everything, told = trained(texts, character_coverage=1)
+    assert set(NOISE) < set(everything.pieces)
+    assert "Warning: 314 pieces of the 500 are single characters" in told
+    frequent, told = trained(texts, vocab_size=64, character_coverage=0.98)
+    assert not set(NOISE) & set(frequent.pieces)
+    assert "300 of 309 characters get no piece and become [UNK]: the rarest, 1.73 % of the text (一 1×, " in told
+    with pytest.raises(
+        UserError, match=r"vocab_size 64 .* alone need 3\d\d \(--character_coverage 0\.9995\).*or --character_coverage 0\.98"
+    ):
+        trained(texts, vocab_size=64)
+
+
+def test_pieces_are_learned_from_a_sample_that_the_seed_decides():
+    texts = [f"word{number}" for number in range(2000)]
+    (first, told), (again, _), (other, _) = (trained(texts, 300, sample=2000, seed=seed) for seed in (1, 1, 2))
+    assert first.fingerprint == again.fingerprint != other.fingerprint
+    assert "Pieces were learned from 11" in told
+    assert {*"wordn0123456789"} - {"n"} <= set(first.pieces)
+
+
+@pytest.mark.parametrize(("letters", "lower_case"), [("acgt", True), ("0123456789abcdef", False), ("กขคงจฉ็ี", False)])
+def test_long_words_are_cut_by_the_tokenizer_and_by_its_export(tmp_path, letters, lower_case):
+    text = "".join(letters[i * i % 7919 % len(letters)] for i in range(1500))
+    cutting, told = trained([f"some words, {text}."], 120, lower_case=lower_case)
+    assert "of the characters are in words of more than 100 without a blank: the tokenizer cuts these" in told
+    assert max(map(len, cutting.pieces)) <= 100
+    mixed = f"some {text[:101]} words, {text} some {text[:100]}"
+    (ids,) = cutting.encode([mixed])
+    assert cutting.unknown_id not in ids
+    cutting.save(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)(mixed)
+    assert loaded["input_ids"] == [0, *ids.tolist(), 2]
+    assert set(loaded) == {"input_ids", "attention_mask"}
+    AutoTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path / "again")
+    assert PretrainingTokenizer.load(tmp_path / "again").fingerprint == cutting.fingerprint
+    encoded = TextEncoder(cutting)
+    assert encoded.is_fast
+    np.testing.assert_array_equal(encoded.encode([mixed]).ids, ids)
+
+
+def test_a_few_long_words_make_no_other_tokenizer():
+    usual, told = trained(["y" * 99] * 11_000 + ["x" * 101])
+    assert usual.is_mpnets
+    assert "100 without a blank, each of which becomes one [UNK]." in told
+
+
+def test_the_time_of_training_does_not_follow_the_longest_word():
+    letters = "".join("acgt"[number] for number in np.random.default_rng(0).integers(4, size=100_000))
+    begin = time.process_time()
+    train_tokenizer([letters], 300)
+    long_word = time.process_time() - begin
+    begin = time.process_time()
+    train_tokenizer([" ".join(letters[i : i + 100] for i in range(0, len(letters), 100))], 300)
+    assert long_word < 5 * (time.process_time() - begin)

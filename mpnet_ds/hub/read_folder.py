@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mpnet_ds.errors import UserError
-from mpnet_ds.tokenizer import PretrainingTokenizer
+from mpnet_ds.tokenizer import JSON_FILE, VOCABULARY_FILE, PretrainingTokenizer
 from mpnet_ds.validation import read_json_object
 from mpnet_ds.zero.torch_file import load_torch_file
 
@@ -66,10 +66,9 @@ def model_folder(folder: Path) -> Path:
 
 
 def read_tokenizer(folder: Path) -> PretrainingTokenizer | None:
-    """Read the tokenizer of a folder, also in the old form, vocab.txt alone; None if it has neither file."""
-    if (folder / "tokenizer.json").is_file():
-        return PretrainingTokenizer.load(folder)
-    return PretrainingTokenizer.load_vocabulary(folder) if (folder / "vocab.txt").is_file() else None
+    """Read the tokenizer of a folder; None if it has none."""
+    has_one = any((folder / name).is_file() for name in (JSON_FILE, VOCABULARY_FILE))
+    return PretrainingTokenizer.load(folder) if has_one else None
 
 
 def _weight_files(folder: Path) -> list[Path]:

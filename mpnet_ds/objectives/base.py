@@ -60,6 +60,8 @@ class Vocabulary:
     """Ids of the sentinels, in order of use."""
     languages: tuple[int, ...] = ()
     """Ids of the language tokens."""
+    ends_word: np.ndarray | None = None
+    """bool [V]: True for a piece after which a word begins, whatever follows; None: no piece is."""
 
     @property
     def size(self) -> int:
@@ -76,7 +78,9 @@ class Vocabulary:
         """The vocabulary of a tokenizer."""
         is_special = np.zeros(tokenizer.vocab_size, dtype=bool)
         is_special[tokenizer.special_ids] = True
-        return cls(tokenizer.starts_word, is_special, tokenizer.mask_id)
+        words = tokenizer.words
+        ends = words.ends if words.ends.any() else None
+        return cls(words.starts, is_special, tokenizer.mask_id, ends_word=ends)
 
 
 class Term(NamedTuple):

@@ -2,10 +2,12 @@
 
 For each sequence, independently, as a pure function of its key (the paper's section 2.2, for natural order):
 
-1. The sequence is cut into words: a piece that continues a word (``##ing``) belongs to the piece before it. With
+1. The sequence is cut into words: a piece that continues a word (``##ing``) belongs to the piece before it. What is longer
+   than ``LONGEST_WORD`` tokens is not a word but text that cannot be divided: each of its tokens counts as a word. With
    ``max_ngram`` above 1, words are joined into spans of 1 … max_ngram words, which replace them below: see ``_spans``.
 2. The words are put in random order; the last ``p = round(fraction * n)`` tokens in that order are predicted, n being the
-   number of real tokens. So whole words are predicted, except for the one that the cut may split.
+   number of real tokens. So whole words are predicted, except for the one that the cut may split. If the last word has more
+   than p tokens, p of them are drawn.
 3. The predicted tokens are shuffled once more, token by token: this order is ``z_1 … z_p``.
 4. One draw for each predicted token decides its input: ``<mask>``, the true token, or a random ordinary token.
 
@@ -28,13 +30,16 @@ from mpnet_ds.counter_rng import below, draw, unit_interval
 from mpnet_ds.errors import UserError
 from mpnet_ds.objectives.base import Vocabulary
 from mpnet_ds.validation import SECTION
+from mpnet_ds.word_boundaries import LONGEST_WORD, sizes_if_long
 
-_WORD_ORDER, _PREDICTION_ORDER, _CORRUPTION, _REPLACEMENT, _SPAN_LENGTH = range(5)  # purposes of random numbers
+_WORD_ORDER, _PREDICTION_ORDER, _CORRUPTION, _REPLACEMENT, _SPAN_LENGTH, _WITHIN_WORD = range(
+    6
+)  # purposes of random numbers
 MAX_SEQ_LENGTH = 1 << 16
 LONGEST_NGRAM = 16
 DEFAULTS = {"mask_probability": 0.8, "keep_probability": 0.1, "random_probability": 0.1}
 _POSITION, _CANDIDATE = np.uint64(MAX_SEQ_LENGTH - 1), np.uint64(1 << 63)  # bits of a sortable number
-_CONTINUES, _SPECIAL = 1, 2  # kinds of ids, as bits
+_CONTINUES, _SPECIAL, _ENDS = 1, 2, 4  # kinds of ids, as bits
 SEQUENCES_AT_ONCE = 32  # of 512 tokens: intermediate results stay in a core's cache
 
 
@@ -58,7 +63,7 @@ class MaskingConfig:
     random_probability: Probability | None = None
     """A predicted token's input is a random token that is not special. Default 0.1."""
     whole_word: bool = True
-    """Choose whole words; false chooses tokens one by one."""
+    """Choose whole words, where there are words; false chooses tokens one by one."""
     predict_special_tokens: bool = False
     """Let ``<s>``, ``</s>`` and [UNK] be predicted too, as the original did."""
     max_ngram: Annotated[int, Field(ge=1, le=LONGEST_NGRAM)] = 1
@@ -146,7 +151,7 @@ def _choose(input_ids, attention_mask, keys, vocabulary, config) -> tuple[np.nda
     kinds = _kinds(vocabulary).take(input_ids)
     is_special = (kinds & _SPECIAL).astype(bool)
     barred = ~attention_mask if config.predict_special_tokens else ~attention_mask | is_special
-    starts = _starts(kinds, is_special, keys, config)
+    starts = _starts(kinds, is_special, keys, vocabulary, config)
     # One sortable number per token: the high bit, its word's random bits, its position. Tokens that must not be predicted
     # have their position alone, so that the last p in order are candidates as long as there are any.
     position = np.arange(num_tokens, dtype=np.uint64)
@@ -167,24 +172,39 @@ def _choose(input_ids, attention_mask, keys, vocabulary, config) -> tuple[np.nda
         wanted = np.minimum(config.num_predicted(real), candidates)
         if (wanted < width).any():
             tail = np.sort(tail, axis=1)[:, ::-1]
+    if starts is not None and width:
+        tail = _choose_within_long_words(tail, sortable, wanted, keys)
     return (tail & _POSITION).astype(np.int64), wanted
 
 
 @lru_cache(maxsize=8)
 def _kinds(vocabulary: Vocabulary) -> np.ndarray:
-    """uint8 [V]: whether a piece continues a word, and whether it is special, in one table."""
-    return (~vocabulary.starts_word * _CONTINUES | vocabulary.is_special * _SPECIAL).astype(np.uint8)
+    """uint8 [V]: whether a piece continues a word, ends one, and whether it is special, in one table."""
+    kinds = ~vocabulary.starts_word * _CONTINUES | vocabulary.is_special * _SPECIAL
+    ends = 0 if vocabulary.ends_word is None else vocabulary.ends_word * _ENDS
+    return (kinds | ends).astype(np.uint8)
 
 
-def _starts(kinds: np.ndarray, is_special: np.ndarray, keys: np.ndarray, config: MaskingConfig) -> np.ndarray | None:
+def _starts(kinds, is_special, keys, vocabulary, config) -> np.ndarray | None:
     """bool [B, n]: the first token of each word or span; None if every token is one."""
     if not config.whole_word and config.max_ngram == 1:
         return None
-    starts = (kinds & _CONTINUES) == 0 if config.whole_word else np.ones(kinds.shape, dtype=bool)
-    starts[:, 0] = True
+    starts = _word_starts(kinds, vocabulary) if config.whole_word else np.ones(kinds.shape, dtype=bool)
     if config.predict_special_tokens or config.max_ngram > 1:
         starts[:, 1:] |= is_special[:, :-1]  # else a special token is barred, and cannot be drawn with what follows it
     return _spans(starts, is_special, keys, config.max_ngram) if config.max_ngram > 1 else starts
+
+
+def _word_starts(kinds: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
+    """bool [B, n]: the first token of each word. Each token of what is longer than ``LONGEST_WORD`` is a word."""
+    starts = (kinds & _CONTINUES) == 0
+    if vocabulary.ends_word is not None:
+        starts[:, 1:] |= (kinds[:, :-1] & _ENDS) != 0
+    starts[:, 0] = True
+    sizes = sizes_if_long(starts.reshape(-1))
+    if sizes.size:
+        starts |= np.repeat(sizes > LONGEST_WORD, sizes).reshape(starts.shape)
+    return starts
 
 
 def _spans(starts: np.ndarray, is_special: np.ndarray, keys: np.ndarray, max_ngram: int) -> np.ndarray:
@@ -232,6 +252,25 @@ def _repeat_from_starts(sortable: np.ndarray, starts: np.ndarray) -> None:
     firsts = np.maximum.accumulate(np.where(follows, 0, others - 1))
     flat = sortable.reshape(-1)
     flat[others] = flat[firsts]
+
+
+def _choose_within_long_words(tail: np.ndarray, sortable: np.ndarray, wanted: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Where all chosen tokens are of one word, draw them among its tokens.
+
+    Otherwise the last tokens of a word with more than p tokens would be predicted each time, and its others never.
+    """
+    num_sequences, width = tail.shape
+    first, is_full = tail.max(axis=1), (wanted == width).all()
+    last = tail.min(axis=1) if is_full else tail[np.arange(num_sequences), np.maximum(wanted, 1) - 1]
+    rows = np.flatnonzero((first ^ last <= _POSITION) & (wanted > 0))
+    if rows.size:
+        position = sortable[rows] & _POSITION
+        inside = sortable[rows] ^ first[rows, None] <= _POSITION
+        bits = draw(_keys_for(keys[rows], _WITHIN_WORD)[:, None], position) | _CANDIDATE
+        bits = np.where(inside, bits & ~_POSITION | position, 0)
+        tail = tail.copy()
+        tail[rows] = np.sort(bits, axis=1)[:, ::-1][:, :width]
+    return tail
 
 
 def _shuffle(chosen: np.ndarray, num_used: np.ndarray, keys: np.ndarray) -> np.ndarray:

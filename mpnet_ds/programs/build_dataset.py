@@ -25,6 +25,9 @@ def build_parser() -> Parser:
         "--sentences", default="line", metavar="line|document", help="what counts as a sequence in the index (default: line)"
     )
     parser.add_argument("--shard_size", type=size, metavar="SIZE", help="text for each shard (default: 1MiB to 64MiB)")
+    parser.add_argument(
+        "--max_unknown", type=float, default=0.2, metavar="F", help="refuse a larger share of unknown tokens (default: 0.2)"
+    )
     parser.add_argument("--part", metavar="I/N", help="build part I of N (default: from SLURM arrays, srun or mpirun)")
     parser.add_argument("--dry_run", action="store_true", help="estimate size and time from a sample, and stop")
     return parser
@@ -41,7 +44,7 @@ def main() -> None:
 
     reading = read_options(given)
     part = parse_part(given.part) if given.part else part_of_environment(os.environ)
-    options = BuildOptions(given.holdout, given.sentences, given.shard_size, given.workers, part)
+    options = BuildOptions(given.holdout, given.sentences, given.shard_size, given.workers, part, given.max_unknown)
     what = (given.input, locate_tokenizer(given.tokenizer), given.output, options, reading)
     if given.dry_run:
         print(estimate(*what))
@@ -49,10 +52,10 @@ def main() -> None:
     if part is not None:
         print(f"Part {part.number} of {part.of} (from {part.origin}). Merge all parts with {invocation('merge_datasets')}.")
     built = build_dataset(*what)
-    print(f"{built.documents:,} documents, {built.sequences:,} sequences, {built.tokens:,} tokens for training")
+    print(f"{built.counted} for training ({built.unknown_share})")
     empty = built.left_out["empty_documents"]
-    if warning := warn_of_empty(empty, built.documents + empty, reading.text_field):
-        print(f"warning: {warning}")
+    for remark in filter(None, [*built.remarks, warn_of_empty(empty, built.documents + empty, reading.text_field)]):
+        print(f"Warning: {remark}")
     if built.left_out["faulty_documents"]:
         what = "repaired or left out" if reading.on_error == "replace" else "left out"
         print(f"{built.left_out['faulty_documents']:,} unreadable documents {what}. First: {built.left_out['first_fault']}")

@@ -24,4 +24,6 @@ def main() -> None:
 
     tokenizer = locate_tokenizer(arguments.tokenizer)
     made = import_dataset(arguments.input, tokenizer, arguments.output, arguments.end_of_document)
-    print(f"{made.documents:,} documents, {made.sequences:,} sequences, {made.tokens:,} tokens")
+    print(made.counted)
+    for remark in made.remarks:
+        print(f"Warning: {remark}")

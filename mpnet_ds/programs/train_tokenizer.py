@@ -1,6 +1,6 @@
 """Train a WordPiece tokenizer on a corpus."""
 
-from mpnet_ds.command_line import Parser, invocation
+from mpnet_ds.command_line import Parser, invocation, size
 from mpnet_ds.data.text.arguments import add_reading_arguments, read_options
 
 
@@ -15,7 +15,14 @@ def build_parser() -> Parser:
         "--vocab_size", type=int, required=True, metavar="N", help="size of the vocabulary, special tokens included"
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="new folder for the tokenizer")
-    parser.add_argument("--cased", action="store_true", help="keep capital letters and accents")
+    add = parser.add_argument
+    add("--cased", action="store_true", help="keep capital letters and accents")
+    add("--keep_accents", action="store_true", help="keep accents and other marks in lower case")
+    add("--character_coverage", type=float, metavar="F", help="share of the characters with pieces (default: 0.9995)")
+    add(
+        "--sample", type=size, metavar="SIZE", help="learn from about SIZE of the text (default: 256MB, less for long words)"
+    )
+    add("--seed", type=int, metavar="N", help="which documents are sampled (default: 0)")
     return parser
 
 
@@ -24,6 +31,8 @@ def main() -> None:
     given = build_parser().parse_args()
     from mpnet_ds.data.builder.learn_tokenizer import train_tokenizer_on
 
-    reading = read_options(given)
-    tokenizer = train_tokenizer_on(given.input, given.vocab_size, given.output, reading, lower_case=not given.cased)
+    optional = {name: getattr(given, name) for name in ("character_coverage", "sample", "seed")}
+    settings = {name: value for name, value in optional.items() if value is not None}
+    settings |= {"lower_case": not given.cased, "keep_accents": given.keep_accents}
+    tokenizer = train_tokenizer_on(given.input, given.vocab_size, given.output, read_options(given), **settings)
     print(f"{tokenizer.vocab_size:,} pieces in {given.output}, fingerprint {tokenizer.fingerprint[:12]}")

@@ -11,6 +11,7 @@ from mpnet_ds.errors import UserError
 from mpnet_ds.objectives import objective_of
 from mpnet_ds.objectives.base import Vocabulary
 from mpnet_ds.objectives.masking import drop_predictions_without_context, mask_sequences
+from mpnet_ds.word_boundaries import LONGEST_WORD
 
 V = 1000
 MASK_ID = V - 1
@@ -38,7 +39,7 @@ def mask(input_ids, attention_mask, words=None, config=None, first_key=0):
 
 
 def words_of(ids: np.ndarray, length: int, words: Vocabulary) -> list[list[int]]:
-    """Positions of each word; a special token stands alone."""
+    """Positions of each word; a special token stands alone, and so does each token of what is longer than a word."""
     found = []
     for position in range(length):
         token = ids[position]
@@ -46,7 +47,7 @@ def words_of(ids: np.ndarray, length: int, words: Vocabulary) -> list[list[int]]
         if alone or words.starts_word[token]:
             found.append([])
         found[-1].append(position)
-    return found
+    return [part for word in found for part in ([word] if len(word) <= LONGEST_WORD else [[token] for token in word])]
 
 
 @st.composite
@@ -152,11 +153,26 @@ def test_the_number_of_predicted_tokens_rounds_as_the_original_does():
     assert MaskingConfig().num_predicted(lengths).tolist() == [round(0.15 * n) for n in lengths.tolist()]
 
 
-def test_a_sequence_of_one_long_word_is_cut_to_its_number_of_predicted_tokens():
-    input_ids, attention_mask = full_sequences(3, n=40, share_of_ends=0)
+@pytest.mark.parametrize("max_ngram", [1, 3])
+@pytest.mark.parametrize("num_tokens", [8, 16, 17, 200])
+def test_each_token_of_one_long_word_is_predicted_for_some_keys(num_tokens, max_ngram):
+    input_ids, attention_mask = full_sequences(400, n=num_tokens, share_of_ends=0)
     no_starts = Vocabulary(np.zeros(V, dtype=bool), vocabulary().is_special, MASK_ID)
-    positions, _ = mask(input_ids, attention_mask, no_starts)
-    np.testing.assert_array_equal(np.sort(positions), np.broadcast_to(np.arange(34, 40), (3, 6)))
+    positions, _ = mask(input_ids, attention_mask, no_starts, MaskingConfig(max_ngram=max_ngram))
+    counts = np.bincount(positions.ravel(), minlength=num_tokens)[1:]
+    share = positions.shape[1] / (num_tokens - 1)
+    assert np.abs(counts - 400 * share).max() < 5 * np.sqrt(400 * share * (1 - share)) * max_ngram
+
+
+def test_a_word_begins_after_a_piece_that_ends_one():
+    ends = np.arange(V) < 500
+    words = Vocabulary(np.zeros(V, dtype=bool), vocabulary().is_special, MASK_ID, ends_word=ends)
+    input_ids = np.tile([0, *([600, 600, 7] * 13)], (300, 1))
+    positions, _ = mask(input_ids, np.ones(input_ids.shape, dtype=bool), words)
+    assert {tuple(np.sort(row)) for row in (positions - 1) // 3} <= {
+        (a, a, a, b, b, b) for a in range(13) for b in range(a + 1, 13)
+    }
+    assert np.unique(positions).tolist() == list(range(1, 40))
 
 
 def test_inputs_are_masked_kept_and_replaced_80_10_10():

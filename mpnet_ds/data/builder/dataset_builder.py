@@ -40,7 +40,7 @@ from mpnet_ds.files import (
     write_atomically,
 )
 from mpnet_ds.interrupts import interrupt_once
-from mpnet_ds.machine import nearest_existing_folder
+from mpnet_ds.machine import nearest_existing_folder, percent
 from mpnet_ds.progress import Progress
 from mpnet_ds.tokenizer import PretrainingTokenizer
 
@@ -96,7 +96,7 @@ def build_dataset(
         _build_missing(job, {number: plans[number] for number in numbers}, show_progress)
         for source in corpus.sources:
             check_unchanged(source)
-        return _finish(folder, output, loaded, settings, numbers)
+        return _finish(folder, output, loaded, settings, numbers, options.max_unknown)
 
 
 def _check_outside(output: Path, inputs: list[str]) -> None:
@@ -229,7 +229,9 @@ def _bytes_of(job: Job, plan: ShardPlan) -> int:
     return sum(source.num_bytes * units // num_units(source) for source, units in sources)
 
 
-def _finish(folder: Path, output: Path, tokenizer: PretrainingTokenizer, settings: dict, numbers: range) -> DatasetManifest:
+def _finish(
+    folder: Path, output: Path, tokenizer: PretrainingTokenizer, settings: dict, numbers: range, max_unknown: float
+) -> DatasetManifest:
     """Write the manifests, remove what only the build needed, and rename the folder."""
     holdout, require_documents = settings["options"]["holdout"], "part" not in settings["options"]
     records = [BuiltShard.load(record_path(folder, number)) for number in numbers]
@@ -247,6 +249,11 @@ def _finish(folder: Path, output: Path, tokenizer: PretrainingTokenizer, setting
         no_text = warn_of_empty(empty, empty, settings["options"]["text_field"]) or "it holds no text."
         why = "use a smaller --holdout." if holdout and held_out.documents else no_text
         raise UserError(f"no document for training in {names}: {why}")
+    if manifest.unknown_tokens > max_unknown * manifest.tokens:
+        _discard(folder)
+        found = f"{percent(manifest.unknown_tokens, manifest.tokens)} of the tokens are {tokenizer.unknown}"
+        cure = f"train a tokenizer on this text, or allow more than --max_unknown {max_unknown}"
+        raise UserError(f"{found}: {tokenizer.origin} cannot write them; {cure}.")
     _save(manifest, tokenizer, folder)
     return _rename_into_place(folder, output)
 

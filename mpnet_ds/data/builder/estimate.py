@@ -8,14 +8,16 @@ from pathlib import Path
 
 from mpnet_ds.data.builder.plan import BuildOptions, ShardPlan, plan_shards
 from mpnet_ds.data.builder.shard_builder import Job, ShardBuilder
+from mpnet_ds.data.storage.manifest import TokenCounts
 from mpnet_ds.data.storage.token_file import index_bytes
 from mpnet_ds.data.text.corpus import Corpus
 from mpnet_ds.data.text.source import STANDARD_INPUT, Faults, ReadOptions, warn_of_empty
 from mpnet_ds.errors import UserError
-from mpnet_ds.machine import nearest_existing_folder
+from mpnet_ds.machine import nearest_existing_folder, percent
 from mpnet_ds.progress import Progress, show_duration
 
 SAMPLED_CHUNKS = 64
+COUNTED = ("documents", "sequences", "tokens", *TokenCounts._fields)
 SAMPLED_BYTES = 1 << 20
 """Approximate limit of what is read at the start of each chunk."""
 
@@ -44,21 +46,30 @@ class Estimate:
     """Unreadable documents in the sample."""
     remarks: tuple[str, ...]
     """On empty documents in the sample, and files that are passed over."""
+    counts: TokenCounts
+    """Unknown and indivisible tokens."""
+    max_unknown: float
+    """Share of unknown tokens above which the build would be refused."""
 
     def __str__(self) -> str:
         about = "" if self.is_exact else "about "
         encoder = "" if self.is_fast else " (not a WordPiece tokenizer: encoded by the library, several times slower)"
         room = "" if self.disk_bytes <= self.free_bytes else ": NOT ENOUGH"
+        refused = (
+            "" if self.counts.unknown <= self.max_unknown * self.tokens else f": MORE THAN --max_unknown {self.max_unknown}"
+        )
         lines = [
             f"sources    {self.sources:,} with {self.num_bytes:,} bytes, for {self.shards:,} shards",
             f"documents  {about}{self.documents:,}, with {about}{self.sequences:,} sequences",
             f"tokens     {about}{self.tokens:,}",
+            f"unknown    {about}{percent(self.counts.unknown, self.tokens)} of the tokens{refused}",
             f"disk       {about}{self.disk_bytes / 1e6:,.0f} MB needed, {self.free_bytes / 1e6:,.0f} MB free{room}",
             f"time       about {show_duration(self.seconds)} with {self.workers} worker(s){encoder}",
         ]
         if self.faulty_documents:
             lines.append(f"faults     {self.faulty_documents:,} documents of the sample cannot be read")
-        return "\n".join([*lines, *self.remarks, f"(from {100 * self.sampled_share:.3g} % of the text)"])
+        lines += [*self.remarks, *self.counts.remarks(self.tokens)]
+        return "\n".join([*lines, f"(from {100 * self.sampled_share:.3g} % of the text)"])
 
 
 def estimate(
@@ -89,7 +100,7 @@ def estimate(
     seconds, workers = time.perf_counter() - begin, options.num_workers()
     num_bytes = corpus.num_bytes * mine // max(num_shards, 1)
     factor = num_bytes / counts["bytes"] if counts["bytes"] else 1.0
-    documents, sequences, tokens = (round(counts[name] * factor) for name in ("documents", "sequences", "tokens"))
+    documents, sequences, tokens, *lost = (round(counts[name] * factor) for name in COUNTED)
     return Estimate(
         sources=len(corpus.sources),
         shards=mine,
@@ -108,6 +119,8 @@ def estimate(
         remarks=tuple(
             filter(None, (warn_of_empty(counts["empty"], counts["read"], reading.text_field), str(corpus.passed_over)))
         ),
+        counts=TokenCounts(*lost),
+        max_unknown=options.max_unknown,
     )
 
 
@@ -118,6 +131,7 @@ def _count(builder: ShardBuilder, chunk: ShardPlan, faults: Faults) -> dict[str,
         ids, sizes, lengths, is_empty = builder.encode(block.documents)
         counts.update(read=len(is_empty), empty=int(is_empty.sum()))
         counts.update(bytes=block.num_bytes, documents=len(lengths), sequences=len(sizes), tokens=len(ids))
+        counts.update(TokenCounts.of(ids, builder.encoder.tokenizer)._asdict())
         if counts["bytes"] >= SAMPLED_BYTES:
             break
     return counts

@@ -50,7 +50,7 @@ def import_dataset(
         raise UserError(f"--end_of_document is {end_of_document}; it must be an id, 0 or more.")
     files = [IndexedFile(prefix, end_of_document) for prefix in find_prefixes(inputs)]
     with new_folder(output) as folder:
-        writer = _ShardWriter(folder, text_tokenizer.vocab_size, tokens_per_shard)
+        writer = _ShardWriter(folder, text_tokenizer, tokens_per_shard)
         total = sum(file.bin_path.stat().st_size for file in files)
         with Progress("Importing", total, unit="B", enabled=show_progress) as progress:
             for file in files:
@@ -166,8 +166,9 @@ def _add_ends(ids: np.ndarray, sizes: np.ndarray, document_of: np.ndarray) -> tu
 class _ShardWriter:
     """Writes documents into shards of about ``tokens_per_shard``."""
 
-    def __init__(self, folder: Path, vocab_size: int, tokens_per_shard: int):
-        self.folder, self.dtype, self.tokens_per_shard = folder, token_dtype(vocab_size), tokens_per_shard
+    def __init__(self, folder: Path, tokenizer: PretrainingTokenizer, tokens_per_shard: int):
+        self.folder, self.tokenizer, self.tokens_per_shard = folder, tokenizer, tokens_per_shard
+        self.dtype = token_dtype(tokenizer.vocab_size)
         self._shards: list[ShardRecord] = []
         self._writer: TokenFileWriter | None = None
 
@@ -189,5 +190,5 @@ class _ShardWriter:
 
     def _close_shard(self) -> None:
         self._writer.close()
-        self._shards.append(ShardRecord.of(self._writer))
+        self._shards.append(ShardRecord.of(self._writer, self.tokenizer))
         self._writer = None

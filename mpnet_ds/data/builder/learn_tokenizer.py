@@ -19,9 +19,13 @@ def train_tokenizer_on(
     vocab_size: int,
     output: str | Path,
     options: ReadOptions | None = None,
-    lower_case: bool = True,
+    **settings,
 ) -> PretrainingTokenizer:
-    """Train a tokenizer on a corpus and save it to the new folder ``output``; inputs and options as for ``Corpus``."""
+    """Train a tokenizer on a corpus and save it to the new folder ``output``; inputs and options as for ``Corpus``.
+
+    ``settings`` are those of ``train_tokenizer``. What of the text is lost is printed.
+    """
+    told: list[str] = []
     options = options or ReadOptions()
     with new_folder(output) as folder, stored_standard_input(inputs, folder, options.stdin_format) as files:
         corpus = Corpus(files, options)
@@ -29,10 +33,11 @@ def train_tokenizer_on(
             print(corpus.passed_over, file=sys.stderr, flush=True)
         with Progress("Learning the vocabulary", 2 * corpus.num_bytes or None, unit="B") as progress:
             texts = _Texts(corpus, progress)
-            tokenizer = _interruptible(lambda: train_tokenizer(texts, vocab_size, lower_case), texts)
+            tokenizer = _interruptible(lambda: train_tokenizer(texts, vocab_size, **settings, tell=told.append), texts)
         if texts.faults.skipped:
-            found = f"{texts.faults.skipped:,} documents could not be read. First: {texts.faults.first}"
-            print(found, file=sys.stderr, flush=True)
+            told.append(f"{texts.faults.skipped:,} documents could not be read. First: {texts.faults.first}")
+        for sentence in told:
+            print(sentence, file=sys.stderr, flush=True)
         tokenizer.save(folder)
     return tokenizer
 

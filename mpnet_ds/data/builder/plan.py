@@ -81,11 +81,15 @@ class BuildOptions:
     """Number of processes; None: one for each core. The dataset does not depend on it."""
     part: Part | None = None
     """Build only this part, into its own folder inside the output folder."""
+    max_unknown: float = 0.2
+    """Share of unknown tokens above which the dataset is refused."""
 
     def __post_init__(self):
         if not 0 <= self.holdout < 1:
             cure = "0.01 holds out one document in a hundred"
             raise UserError(f"--holdout is {self.holdout}; it must be at least 0 and below 1: {cure}.")
+        if not 0 <= self.max_unknown <= 1:
+            raise UserError(f"--max_unknown is {self.max_unknown}; it must be a share of the tokens, from 0 to 1.")
         if self.sentences not in SENTENCES:
             raise UserError(f"--sentences is '{self.sentences}'; it must be {' or '.join(SENTENCES)}.")
         if self.shard_bytes is not None and self.shard_bytes < 1:
@@ -172,7 +176,14 @@ def settings_of(corpus: Corpus, tokenizer_fingerprint: str, options: BuildOption
     """Collect what a build depends on, as ``plan.json`` and the manifest record it."""
     recorded = asdict(options) | asdict(corpus.options)
     unused = ("dataset_config", "split", "streaming") if corpus.options.dataset is None else ()
-    for name in ("workers", "part", "dataset", *unused):  # the dataset itself is one of the sources
+    for name in (
+        "workers",
+        "part",
+        "max_unknown",
+        "dataset",
+        "keep_white_space",
+        *unused,
+    ):  # the dataset is one of the sources
         del recorded[name]
     if options.part is not None:
         recorded["part"] = [options.part.number, options.part.of]

@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +82,9 @@ class ShardBuilder:
 
     def __init__(self, job: Job):
         self.job = job
-        self.encoder = TextEncoder(PretrainingTokenizer.load(job.tokenizer))
+        tokenizer = PretrainingTokenizer.load(job.tokenizer)
+        self.encoder = TextEncoder(tokenizer)
+        self.reading = replace(job.reading, keep_white_space=not tokenizer.is_local)
 
     def build(self, number: int, plan: ShardPlan, advance: Callable[[int], None]) -> None:
         """Write shard ``number``; call ``advance`` with the bytes of each block that is done."""
@@ -99,7 +101,7 @@ class ShardBuilder:
             for side, writer in writers.items():
                 if writer.num_documents:
                     writer.close()
-                    shards[side] = ShardRecord.of(writer)
+                    shards[side] = ShardRecord.of(writer, self.encoder.tokenizer)
             for side in shards:
                 sync_folder(self.job.side(side))
         record = BuiltShard(shards, empty, faults.skipped, faults.first)
@@ -111,7 +113,7 @@ class ShardBuilder:
     def blocks(self, plan: ShardPlan, faults: Faults) -> Iterator[Block]:
         """Read the documents of a shard; ``faults`` counts unreadable ones."""
         for part in plan:
-            yield from read(self.job.sources[part.source], part.start, part.end, self.job.reading, faults)
+            yield from read(self.job.sources[part.source], part.start, part.end, self.reading, faults)
 
     def _write(self, documents: list[list[str]], writers: dict[str, TokenFileWriter]) -> int:
         """Write a block; return how many documents had no token."""

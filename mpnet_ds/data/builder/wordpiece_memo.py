@@ -64,7 +64,7 @@ class TextEncoder:
         normalizer = tokenizer.backend.normalizer
         self._cuts_chinese = self.is_fast and normalizer.handle_chinese_chars
         self._lower_case = self.is_fast and normalizer.lowercase
-        self._model = tokenizer.backend.model
+        self._model, self._longest_word = tokenizer.backend.model, tokenizer.longest_word
         self._normalize = normalizer.normalize_str if self.is_fast else None
 
     def encode(self, texts: list[str]) -> Encoded:
@@ -158,8 +158,10 @@ class TextEncoder:
             normal = chunk.lower() if self._lower_case else chunk
         else:
             normal = self._normalize(chunk)
-        if normal.isalnum():  # BertPreTokenizer would not split it
-            return [piece.id for piece in self._model.tokenize(normal)]
+        if normal.isalnum():  # BertPreTokenizer would not divide it
+            cut = self._longest_word or len(normal)
+            words = (normal[start : start + cut] for start in range(0, len(normal), cut))
+            return [piece.id for word in words for piece in self._model.tokenize(word)]
         return self.tokenizer.backend.encode(chunk, add_special_tokens=False).ids
 
     def _encode_by_library(self, texts: list[str]) -> Encoded:

@@ -109,9 +109,10 @@ class PretrainingDataset:
         return self.num_samples
 
     def describe(self) -> str:
-        """Summarise in one line: folder, tokens, sequences in an epoch."""
+        """Summarise in one line: folder, tokens, sequences in an epoch; a line more for each remark on the tokens."""
         sequences = f"{len(self):,} sequences of {self.seq_length} in an epoch"
-        return f"{self.folder}: {self.manifest.tokens:,} tokens, {sequences}"
+        summary = f"{self.folder}: {self.manifest.tokens:,} tokens, {sequences}"
+        return "\n".join([summary, *(f"  Warning: {remark}" for remark in self.manifest.remarks)])
 
     @property
     def checksum(self) -> str:

@@ -10,7 +10,8 @@ from mpnet_ds.data.samples.dataset import PretrainingDataset
 from mpnet_ds.data.storage.lengths import can_print
 from mpnet_ds.data.storage.manifest import FILE_NAME, HOLDOUT, DatasetManifest
 from mpnet_ds.errors import UserError
-from mpnet_ds.tokenizer import CONTINUATION, PretrainingTokenizer
+from mpnet_ds.tokenizer import PretrainingTokenizer
+from mpnet_ds.word_boundaries import CONTINUATION
 
 SOURCES_TO_LIST = 10
 COLOURS = {"mask": "\x1b[31m", "kept": "\x1b[32m", "random": "\x1b[33m"}
@@ -22,18 +23,19 @@ def describe(folder: str | Path) -> str:
     manifest = DatasetManifest.load(folder)
     size = sum(record.bytes for _, _, record in manifest.files(folder))
     lines = [
-        f"{folder}: {_counts(manifest)}",
+        f"{folder}: {manifest.counted} ({manifest.unknown_share})",
         f"{len(manifest.shards)} shard(s), {size:,} bytes, ids as {manifest.dtype}",
         f"vocabulary of {manifest.vocab_size:,} pieces, tokenizer {manifest.tokenizer_fingerprint[:12]}",
         *(f"from {source['path']}, {source['num_bytes']:,} bytes" for source in manifest.sources[:SOURCES_TO_LIST]),
     ]
+    lines[1:1] = [f"Warning: {remark}" for remark in manifest.remarks]
     if len(manifest.sources) > SOURCES_TO_LIST:
         lines.append(f"and {len(manifest.sources) - SOURCES_TO_LIST:,} more sources, listed in {FILE_NAME}")
     if "merged_from" in manifest.options:
         lines.append(f"merged by {manifest.options['merged_by']} from {', '.join(manifest.options['merged_from'])}")
     lines += _left_out(manifest.left_out)
     if (Path(folder) / HOLDOUT / FILE_NAME).is_file():
-        lines.append(f"{HOLDOUT}: {_counts(DatasetManifest.load(Path(folder) / HOLDOUT))}")
+        lines.append(f"{HOLDOUT}: {DatasetManifest.load(Path(folder) / HOLDOUT).counted}")
     return "\n".join([*lines, f"made by mpnet_ds {manifest.tool_version}: {manifest.command}"])
 
 
@@ -43,10 +45,6 @@ def _left_out(left_out: dict) -> list[str]:
     lines = [f"left out: {empty:,} empty documents"] if empty else []
     lines += [f"unreadable: {faulty:,} documents, first: {left_out.get('first_fault')}"] if faulty else []
     return [*lines, *filter(None, [left_out.get("passed_over")])]
-
-
-def _counts(manifest: DatasetManifest) -> str:
-    return f"{manifest.documents:,} documents, {manifest.sequences:,} sequences, {manifest.tokens:,} tokens"
 
 
 def show(folder: str | Path, index: int, seq_length: int = 128, colour: bool | None = None) -> str:
@@ -86,7 +84,7 @@ def _joined(ids: np.ndarray, tokenizer: PretrainingTokenizer, drawn: dict[int, s
     """Join pieces to words, continuations without a space. ``drawn``: text for some of the positions."""
     parts = []
     for position, id_ in enumerate(ids):
-        if tokenizer.starts_word[id_]:
+        if tokenizer.words.starts[id_]:
             parts.append(" ")
         parts.append(drawn.get(position, tokenizer.pieces[id_].removeprefix(CONTINUATION)))
     return "".join(parts).strip()

@@ -22,14 +22,16 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
+import numpy as np
 import xxhash
 
 import mpnet_ds
-from mpnet_ds.data.storage.token_file import TokenFileWriter, token_dtype
+from mpnet_ds.data.storage.token_file import TokenFile, TokenFileWriter, token_dtype
 from mpnet_ds.errors import UserError, printable
 from mpnet_ds.files import write_atomically
+from mpnet_ds.machine import percent
 from mpnet_ds.tokenizer import BOS_ID, EOS_ID, PAD_ID, PretrainingTokenizer
 
 FILE_NAME = "dataset.json"
@@ -38,7 +40,35 @@ FORMAT_VERSION = 2
 MIB = 1 << 20
 HEX_DIGITS = 16  # of one xxh3_64
 SOURCES_IN_SUMMARY = 20
+TOKENS_AT_ONCE = 1 << 16
+WORTH_A_REMARK = 0.01  # of the tokens
 Record = TypeVar("Record")
+
+
+class TokenCounts(NamedTuple):
+    """Tokens that say something about the tokenizer."""
+
+    unknown: int
+    indivisible: int
+    """In no word: see ``WordBoundaries.count_indivisible``."""
+
+    @classmethod
+    def of(cls, ids: np.ndarray, tokenizer: PretrainingTokenizer) -> "TokenCounts":
+        """Count the tokens of a text."""
+        unknown = 0 if tokenizer.unknown_id is None else int(np.count_nonzero(ids == tokenizer.unknown_id))
+        return cls(unknown, tokenizer.words.count_indivisible(ids))
+
+    def remarks(self, tokens: int) -> list[str]:
+        """Say which shares of all tokens these are, where they are more than ``WORTH_A_REMARK``."""
+        said = {
+            "are unknown: a tokenizer that was trained on this text would know them": self.unknown,
+            "are not in words (a script without blanks, very long words): masking chooses them one by one": self.indivisible,
+        }
+        return [
+            f"{percent(count, tokens)} of the tokens {what}."
+            for what, count in said.items()
+            if count > WORTH_A_REMARK * tokens
+        ]
 
 
 @dataclass(frozen=True)
@@ -85,12 +115,18 @@ class ShardRecord:
     tokens: int
     files: dict[str, FileRecord]
     """By suffix: ``bin`` and ``idx``."""
+    unknown_tokens: int = 0
+    indivisible_tokens: int = 0
 
     @classmethod
-    def of(cls, shard: TokenFileWriter) -> "ShardRecord":
-        """Compute the record of a shard that was just closed, reading its files once."""
+    def of(cls, shard: TokenFileWriter, tokenizer: PretrainingTokenizer) -> "ShardRecord":
+        """Compute the record of a shard that was just closed, reading its files."""
         files = {suffix: FileRecord.of(shard.prefix.with_name(f"{shard.prefix.name}.{suffix}")) for suffix in ("bin", "idx")}
-        return cls(shard.prefix.name, shard.num_sequences, shard.num_documents, shard.num_tokens, files)
+        tokens = TokenFile(shard.prefix).tokens
+        starts = range(0, len(tokens), TOKENS_AT_ONCE)
+        counts = [TokenCounts.of(tokens[start : start + TOKENS_AT_ONCE], tokenizer) for start in starts]
+        lost = map(sum, zip(*counts, strict=True))
+        return cls(shard.prefix.name, shard.num_sequences, shard.num_documents, shard.num_tokens, files, *lost)
 
     def file(self, folder: Path, suffix: str) -> Path:
         """Path of a file of the shard; dots in the name are part of it."""
@@ -129,6 +165,9 @@ class DatasetManifest:
     options: dict = field(default_factory=dict)
     left_out: dict = field(default_factory=dict)
     """How many documents had no token or could not be read, the first fault, and the files of folders that were not read."""
+    unknown_tokens: int = 0
+    indivisible_tokens: int = 0
+    """Tokens in no word, as ``TokenCounts`` counts them; 0 in datasets of older versions."""
 
     @classmethod
     def of(
@@ -143,6 +182,8 @@ class DatasetManifest:
             documents=sum(shard.documents for shard in shards),
             sequences=sum(shard.sequences for shard in shards),
             tokens=sum(shard.tokens for shard in shards),
+            unknown_tokens=sum(shard.unknown_tokens for shard in shards),
+            indivisible_tokens=sum(shard.indivisible_tokens for shard in shards),
             shards=shards,
             sources=sources,
             command=printable(shlex.join(sys.argv)),
@@ -188,6 +229,21 @@ class DatasetManifest:
             if path.stat().st_size != record.bytes:
                 found = f"{path} has {path.stat().st_size:,} bytes, {FILE_NAME} says {record.bytes:,}"
                 raise UserError(f"{found}: the file is damaged; {shard.cure}.")
+
+    @property
+    def counted(self) -> str:
+        """Documents, sequences and tokens, for people."""
+        return f"{self.documents:,} documents, {self.sequences:,} sequences, {self.tokens:,} tokens"
+
+    @property
+    def unknown_share(self) -> str:
+        """Share of unknown tokens, for people."""
+        return f"{percent(self.unknown_tokens, self.tokens)} unknown"
+
+    @property
+    def remarks(self) -> list[str]:
+        """What to know about the tokens before training on them."""
+        return TokenCounts(self.unknown_tokens, self.indivisible_tokens).remarks(self.tokens)
 
     def summary(self) -> dict:
         """Return the counts, and the paths of the first sources."""

@@ -26,4 +26,5 @@ def add_reading_arguments(parser: Parser) -> None:
 
 def read_options(arguments: argparse.Namespace) -> ReadOptions:
     """Return what ``add_reading_arguments`` parsed as ``ReadOptions``."""
-    return ReadOptions(**{name: getattr(arguments, name) for name in ReadOptions.__dataclass_fields__})
+    given = vars(arguments)
+    return ReadOptions(**{name: given[name] for name in ReadOptions.__dataclass_fields__ if name in given})

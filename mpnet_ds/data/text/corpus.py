@@ -12,8 +12,8 @@
 Files may be compressed as ``.gz``, ``.bz2``, ``.xz`` or ``.zst`` and cannot be split then. The order of sources is fixed:
 inputs as given, files of a folder or glob sorted by path.
 
-A document is a list of *sequences*: its stripped lines, without empty ones. Readers yield *blocks* of a few megabytes of
-documents, since all later stages work on blocks.
+A document is a list of *sequences*: its stripped lines, without empty ones; or its text as it is, for tokenizers to which
+white space means something. Readers yield *blocks* of a few megabytes of documents, since all later stages work on blocks.
 """
 
 import glob

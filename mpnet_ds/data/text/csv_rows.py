@@ -28,7 +28,7 @@ from mpnet_ds.data.text.source import (
     ParsedChunk,
     ReadOptions,
     Source,
-    split_lines,
+    sequences_of,
 )
 from mpnet_ds.errors import UserError, did_you_mean
 
@@ -85,7 +85,8 @@ def read(chunks: Iterator[Chunk], source: Source, options: ReadOptions, report: 
 
     is_header = options.csv_header != "none"
     for texts, fault in _cells(column, itertools.chain([first], chunks), dialect, report_row):
-        yield ParsedChunk(list(map(split_lines, texts[1:] if is_header else texts)), fault)
+        documents = [sequences_of(text, options) for text in (texts[1:] if is_header else texts)]
+        yield ParsedChunk(documents, fault)
         is_header = is_header and not texts
 
 

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 from mpnet_ds.data.text import csv_rows
 from mpnet_ds.data.text.decoding import COMPRESSED_CHUNK_BYTES, decompressed, explain
-from mpnet_ds.data.text.source import LONGEST_DOCUMENT, Block, Chunk, Faults, ParsedChunk, ReadOptions, Source, split_lines
+from mpnet_ds.data.text.source import LONGEST_DOCUMENT, Block, Chunk, Faults, ParsedChunk, ReadOptions, Source, sequences_of
 
 CHUNK_BYTES = 1 << 22
 HALF_PAIR = "a document in the lines that start here holds half a surrogate pair."
@@ -214,19 +214,27 @@ class _LineReader:
 def _read_txt(lines: _LineReader, options: ReadOptions) -> Iterator[ParsedChunk]:
     if options.txt_documents == "line":
         for chunk in lines:
-            yield ParsedChunk([[line] for line in split_lines(chunk.text)], chunk.fault)
+            documents = _lines(chunk.text, options)
+            yield ParsedChunk([[line] for line in documents if line], chunk.fault)
         return
-    paragraphs = _Paragraphs(lines)
+    paragraphs = _Paragraphs(lines, options)
     for chunk in lines:
         yield paragraphs.parse(chunk)
     yield paragraphs.finish()
 
 
+def _lines(text: str, options: ReadOptions) -> list[str]:
+    """Split a .txt into its lines, stripped unless white space is kept; blank lines become empty."""
+    if not options.keep_white_space:
+        return list(map(str.strip, text.split("\n")))
+    return [line if line.strip() else "" for line in text.split("\n")]
+
+
 class _Paragraphs:
     """Documents separated by blank lines; one may span several chunks."""
 
-    def __init__(self, lines: _LineReader):
-        self.lines = lines
+    def __init__(self, lines: _LineReader, options: ReadOptions):
+        self.lines, self.options = lines, options
         self._start_document()
 
     def _start_document(self) -> None:
@@ -237,7 +245,7 @@ class _Paragraphs:
         """Return the documents that end in this chunk."""
         if chunk.follows_gap:  # a line of the document was skipped and counted: skip the document too
             self.is_too_long, self.pending = True, []
-        stripped = list(map(str.strip, chunk.text.split("\n")))
+        stripped = _lines(chunk.text, self.options)
         if chunk.text.endswith("\n"):
             stripped.pop()
         parsed, start = ParsedChunk([], chunk.fault), 0
@@ -278,7 +286,7 @@ def _read_json_lines(lines: _LineReader, options: ReadOptions) -> Iterator[Parse
                 else:
                     if "\\ud" in line or "\\uD" in line:  # perhaps half a surrogate pair
                         parsed.fault = parsed.fault or (chunk.offset, HALF_PAIR)
-                    parsed.documents.append(split_lines(text))
+                    parsed.documents.append(sequences_of(text, options))
         yield parsed
 
 

@@ -65,6 +65,8 @@ class ReadOptions:
     dataset_config: str | None = None
     split: str = "train"
     streaming: bool = False
+    keep_white_space: bool = False
+    """A document is its text as it is, not its stripped lines. Not a flag: it follows from the tokenizer."""
 
     def __post_init__(self):
         checked = {"on_error": ON_ERROR, "txt_documents": TXT_DOCUMENTS, "stdin_format": STDIN_FORMATS}
@@ -145,7 +147,12 @@ def warn_of_empty(empty: int, documents: int, text_field: str) -> str:
     return f"{empty:,} of {documents:,} documents ({100 * empty / documents:.3g} %) are empty: {cure}"
 
 
-def split_lines(text: str) -> list[str]:
-    """Return the sequences of a document: its stripped lines, without empty ones; they end with LF, CR or both."""
+def sequences_of(text: str, options: ReadOptions) -> list[str]:
+    """Return the sequences of a document: its stripped lines without empty ones, or all of its text.
+
+    Lines end with LF, CR or both.
+    """
+    if options.keep_white_space:
+        return [text] if text and not text.isspace() else []
     text = text.replace("\r", "\n") if "\r" in text else text
     return list(filter(None, map(str.strip, text.split("\n"))))

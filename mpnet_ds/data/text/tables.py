@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mpnet_ds.data.text.decoding import decompressed, explain
-from mpnet_ds.data.text.source import LONGEST_DOCUMENT, Block, Faults, ReadOptions, Source, split_lines
+from mpnet_ds.data.text.source import LONGEST_DOCUMENT, Block, Faults, ReadOptions, Source, sequences_of
 from mpnet_ds.errors import UserError, did_you_mean
 
 ROWS_AT_ONCE = 1024
@@ -228,11 +228,11 @@ def _read_unit(unit: _Unit, source: Source, options: ReadOptions, faults: Faults
             return
         if rows is None:
             return
-        yield Block(_documents(values, row, unit.where, faults), rows.num_bytes)
+        yield Block(_documents(values, row, unit.where, options, faults), rows.num_bytes)
         row += len(values)
 
 
-def _documents(values: list[bytes | None], row: int, where: str, faults: Faults) -> list[list[str]]:
+def _documents(values: list[bytes | None], row: int, where: str, options: ReadOptions, faults: Faults) -> list[list[str]]:
     """Decode texts; null is an empty document, and what is not UTF-8 is reported, then skipped or repaired."""
     documents = []
     for number, value in enumerate(values, row):
@@ -248,7 +248,7 @@ def _documents(values: list[bytes | None], row: int, where: str, faults: Faults)
                 if faults.on_error != "replace":
                     continue
                 text = value.decode("utf-8", "replace")
-            documents.append(split_lines(text))
+            documents.append(sequences_of(text, options))
     return documents
 
 

@@ -14,6 +14,7 @@ import pytest
 import xxhash
 
 from mpnet_ds.data import BuildOptions, PretrainingDataset, ReadOptions, build_dataset
+from mpnet_ds.data.builder.estimate import estimate
 from mpnet_ds.data.builder.learn_tokenizer import train_tokenizer_on
 from mpnet_ds.data.builder.merge import merge_datasets
 from mpnet_ds.data.builder.shard_builder import holdout_fraction_of
@@ -22,7 +23,7 @@ from mpnet_ds.data.storage.manifest import DatasetManifest
 from mpnet_ds.errors import UserError
 from mpnet_ds.files import fast_checksum
 from mpnet_ds.programs import build_dataset as build_program
-from mpnet_ds.tokenizer import PretrainingTokenizer
+from mpnet_ds.tokenizer import PretrainingTokenizer, train_tokenizer
 from tests.test_tokenizer import byte_level_backend
 
 HOLDOUT = 0.1
@@ -386,5 +387,84 @@ def test_lines_are_refused_where_they_would_get_other_ids_than_in_their_document
     what = ([corpus_files.txt], tmp_path / "tokenizer", tmp_path / "dataset")
     with pytest.raises(UserError, match="add --sentences document"):
         build_dataset(*what, show_progress=False)
-    build_dataset(*what, BuildOptions(sentences="document", workers=1))
+    build_dataset(*what, BuildOptions(sentences="document", workers=1, max_unknown=1))
     assert "BPE uses the encoder of the tokenizers library" in capsys.readouterr().err
+
+
+CODE = "if a:\n    b = 1\n\n\tc = 2  \n"
+
+
+@pytest.mark.parametrize(
+    ("name", "reading", "texts"),
+    [
+        ("a.jsonl", {}, [CODE, "  x\n"]),
+        ("a.csv", {}, [CODE, "  x\n"]),
+        ("a.parquet", {}, [CODE, "  x\n"]),
+        ("a.txt", {}, ["if a:\n    b = 1", "\tc = 2  \n  x"]),
+        ("a.txt", {"txt_documents": "line"}, ["if a:", "    b = 1", "\tc = 2  ", "  x"]),
+    ],
+)
+def test_white_space_reaches_a_tokenizer_to_which_it_means_something(
+    tmp_path, documents_of, monkeypatch, name, reading, texts
+):
+    monkeypatch.chdir(tmp_path)
+    rows = {"text": [CODE, "  x\n", " \n "]}
+    if name == "a.parquet":
+        pq.write_table(pa.table(rows), name)
+    elif name == "a.csv":
+        Path(name).write_text("text\n" + "".join(f'"{text}"\n' for text in rows["text"]), newline="")
+    else:
+        as_json = "".join(json.dumps({"text": text}) + "\n" for text in rows["text"])
+        Path(name).write_text(as_json if name == "a.jsonl" else CODE + "  x\n")
+    backend = byte_level_backend(texts=[CODE] * 9)
+    PretrainingTokenizer(backend, "code").save("code")
+    build_dataset([name], "code", "data", BuildOptions(sentences="document"), ReadOptions(**reading), show_progress=False)
+    expected = [backend.encode(text, add_special_tokens=False).ids for text in texts]
+    assert documents_of("data") == [(*ids, 2) for ids in expected]
+
+
+@pytest.fixture(scope="module")
+def short_words(tmp_path_factory):
+    """Folder of a tokenizer that knows the words of one sentence."""
+    folder = tmp_path_factory.mktemp("short-words")
+    train_tokenizer(["the cat sat on the mat"] * 9, 64).save(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("unknown_words", "is_refused"), [pytest.param(1, False, id="some"), pytest.param(30, True, id="many")]
+)
+def test_unknown_tokens_are_counted_and_refused_where_they_are_many(short_words, tmp_path, unknown_words, is_refused):
+    text = write_text(tmp_path / "a.txt", [" ".join(["the cat sat"] * 20 + ["☃"] * unknown_words)])
+    what = ([str(text)], short_words, tmp_path / "out")
+    tokens = 61 + unknown_words
+    foreseen = estimate(*what, BuildOptions(workers=1))
+    assert foreseen.counts.unknown == unknown_words
+    assert ("MORE THAN --max_unknown 0.2" in str(foreseen)) == is_refused
+    if is_refused:
+        with pytest.raises(UserError, match=r"33 % of the tokens are \[UNK\].*--max_unknown 0\.2"):
+            build_dataset(*what, BuildOptions(workers=1), show_progress=False)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt"]
+    manifest = build_dataset(*what, BuildOptions(workers=1, max_unknown=0.5), show_progress=False)
+    assert (manifest.unknown_tokens, manifest.tokens) == (unknown_words, tokens)
+    share = f"{100 * unknown_words / tokens:.3g} %"
+    described = describe(tmp_path / "out")
+    assert f"tokens ({share} unknown)" in described
+    assert f"Warning: {share} of the tokens are unknown" in described
+    merged = merge_datasets([tmp_path / "out"], tmp_path / "merged", show_progress=False)
+    assert merged.unknown_tokens == unknown_words
+
+
+def test_text_that_cannot_be_divided_into_words_is_told(tmp_path):
+    text = write_text(tmp_path / "a.txt", ["acgtacagt" * 100 + " a c g t", "a c g t"])
+    train_tokenizer(["acgt a c g t"], 64, sample=1).save(tmp_path / "tokenizer")
+    what = ([str(text)], tmp_path / "tokenizer", tmp_path / "out")
+    manifest = build_dataset(*what, BuildOptions(workers=1, max_unknown=1), show_progress=False)
+    assert (manifest.unknown_tokens, manifest.indivisible_tokens) == (1, 0)
+    learned = train_tokenizer(["acgt a c g t", "acgtacagt" * 100], 64, sample=1)
+    learned.save(tmp_path / "cutting")
+    manifest = build_dataset(
+        *what[:1], tmp_path / "cutting", tmp_path / "out2", BuildOptions(workers=1), show_progress=False
+    )
+    assert (manifest.unknown_tokens, manifest.indivisible_tokens) == (0, 900)
+    assert "are not in words" in PretrainingDataset(tmp_path / "out2", 64).describe()

@@ -40,7 +40,12 @@ def locate_tokenizer(name: str | Path) -> Path:
     path = Path(name)
     if not (path / "tokenizer.json").is_file() and (path / "tokenizer" / "tokenizer.json").is_file():
         return path / "tokenizer"
-    return _download(str(name), TOKENIZER_FILES, "tokenizer.json") if _is_hub_name(name) else path
+    if not _is_hub_name(name):
+        return path
+    try:
+        return _download(str(name), TOKENIZER_FILES, "tokenizer.json")
+    except UserError as error:
+        raise UserError(f"no tokenizer at {name}. {error} Make one with {invocation('train_tokenizer')}.") from error
 
 
 def _is_run(path: Path) -> bool:
@@ -61,8 +66,8 @@ def _download(name: str, patterns: list[str], necessary: str) -> Path:
         if isinstance(cached, str):
             return Path(cached).parent
         raise UserError(
-            f"{name} is not a folder here, and as a model of the Hugging Face hub it is neither in the cache nor to be had: "
-            f"{_reason(error)}."
+            f"{name} is not a folder here, and as a model of the Hugging Face hub it is neither in the cache nor can it be "
+            f"downloaded ({_reason(error)})."
         ) from error
 
 

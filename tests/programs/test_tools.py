@@ -95,11 +95,11 @@ def test_the_whole_way_from_text_to_words(corpus_files, tmp_path, tool):
         ),
         (["consolidate", "nowhere", "out"], "no checkpoint folder nowhere"),
         (["convert_to_hf", "nowhere", "out"], "no checkpoint in nowhere"),
-        (["convert_from_hf", "nowhere", "out"], "no folder nowhere"),
+        (["convert_from_hf", "nowhere", "out"], "nowhere is not a folder here"),
         (["convert_from_hf", "--from_fairseq", "nowhere.pt", "out"], "no file nowhere.pt"),
         (["convert_from_hf", "nowhere", "out", "--from_fairseq", "nowhere.pt"], "give one source and OUT"),
         (["convert_from_hf", "nowhere", "--resize_vocabulary", "none", "out"], "no tokenizer at none"),
-        (["fill_mask", "nowhere", "the <mask>"], "nowhere is not a Hugging Face folder"),
+        (["fill_mask", "nowhere", "the <mask>"], "nowhere is not a folder here"),
     ],
 )
 def test_what_is_missing_is_named(arguments, message, tmp_path, tool, monkeypatch):

@@ -1,5 +1,6 @@
-"""Tests; none asks the Hugging Face hub for anything, also in the processes that it starts."""
+"""The tests. Each process has one thread, since several run at once; none asks the Hugging Face hub for anything."""
 
 import os
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before its client is imported
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the hub's client is loaded

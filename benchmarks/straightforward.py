@@ -37,7 +37,7 @@ class StraightforwardMPNet(MPNetForPretraining):
                 self._block(layer, content, content, content_bias),
                 self._block(layer, query, content, query_bias),
             )
-        hidden = self.lm_head.layer_norm(F.gelu(self.lm_head.dense(query)))
+        hidden = self.lm_head.layer_norm(F.gelu(linear(self.lm_head.dense, query)))
         logits = F.linear(hidden, self.lm_head.decoder.weight, self.lm_head.bias)
         return F.cross_entropy(logits.flatten(0, 1).float(), input_ids.gather(1, predicted_positions).flatten())
 
@@ -64,11 +64,16 @@ class StraightforwardMPNet(MPNetForPretraining):
         probabilities = F.dropout(torch.softmax(scores, dim=-1), self.config.attention_probs_dropout_prob, self.training)
         attended = weights.o((probabilities @ value).transpose(1, 2).flatten(2))
         rows = norm(layer.attention.LayerNorm, rows + self._drop(attended))
-        inner = layer.output.dense(F.gelu(layer.intermediate.dense(rows)))
+        inner = layer.output.dense(F.gelu(linear(layer.intermediate.dense, rows)))
         return norm(layer.output.LayerNorm, rows + self._drop(inner))
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.config.hidden_dropout_prob, self.training)
+
+
+def linear(of: nn.Linear, x: Tensor) -> Tensor:
+    """A linear map with a module's weights."""
+    return F.linear(x, of.weight, of.bias)
 
 
 def norm(of: nn.LayerNorm, x: Tensor) -> Tensor:

@@ -57,7 +57,7 @@ def test_mean_is_over_all_slots_of_the_global_batch(tmp_path):
     words = "the quick brown fox jumps over the lazy dog and runs away from the angry bear in the deep forest"
     text.write_text("\n\n".join(words if i % 3 else "\u2603 " * 40 for i in range(120)))
     train_tokenizer([words], 64).save(tmp_path / "tokenizer")
-    build_dataset([str(text)], tmp_path / "tokenizer", tmp_path / "data", show_progress=False)
+    build_dataset([str(text)], tmp_path / "tokenizer", tmp_path / "data", BuildOptions(max_unknown=1), show_progress=False)
     arguments = ["--recipe", RECIPE, "--data", tmp_path / "data", "--deepspeed_config", ROOT / "ds_configs" / "zero2.json"]
     cut_up = [*arguments, "--micro_batch_size", 2]
     whole, cut = pretrain_all(tmp_path, {tmp_path / "whole": arguments, tmp_path / "cut": cut_up}, ranks=1).values()

@@ -57,7 +57,7 @@ def obstacle_to_writing(folder: Path) -> str | None:
         return str(error)
     finally:
         for path in missing:
-            with suppress(OSError):
+            with suppress(OSError, ValueError):
                 path.rmdir()
 
 

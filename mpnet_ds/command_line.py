@@ -5,6 +5,7 @@ Exit codes: 0 done, 2 the user must change something (one or two lines on standa
 
 import argparse
 import difflib
+import errno
 import os
 import re
 import signal
@@ -80,8 +81,10 @@ def run(main: Callable[[], int | None]) -> None:
     except BrokenPipeError:  # the reader of the output has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
-    except PermissionError as error:
-        _say_error(f"{error.filename}: permission denied.")
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG):
+            raise
+        _say_error(f"{error.filename}: {error.strerror.lower()}.")
         code = 2
     except KeyboardInterrupt as interrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # already exiting

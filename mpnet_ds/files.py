@@ -45,16 +45,19 @@ def partial_folder(output: Path) -> Iterator[Path]:
 
 def obstacle_to_writing(folder: Path) -> str | None:
     """Why a folder cannot be made or written to, as the system says; None where it can. Nothing stays of the attempt."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    missing = []
     try:
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return None
     except OSError as error:
         return error.strerror
+    except ValueError as error:  # a NUL character
+        return str(error)
     finally:
         for path in missing:
-            with suppress(OSError):
+            with suppress(OSError, ValueError):
                 path.rmdir()
 
 

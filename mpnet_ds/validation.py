@@ -59,7 +59,7 @@ class Origin:
 def read_json_object(path: Path) -> dict:
     """Content of a file that holds a JSON object; ``UserError`` if it holds something else, or gives a key twice."""
     try:
-        content = parse_json(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8-sig"))  # editors on Windows begin files with a mark
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except (ValueError, RecursionError) as error:

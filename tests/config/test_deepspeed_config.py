@@ -211,6 +211,11 @@ def test_files_that_are_no_configuration(tmp_path, text, message):
         load_deepspeed_config(path)
 
 
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "config.json").write_text('{"zero_optimization": {"stage": 1}}', encoding="utf-8-sig")
+    assert load_deepspeed_config(tmp_path / "config.json") == {"zero_optimization": {"stage": 1}}
+
+
 def test_a_common_adamw_section_does_not_compile():
     parameters = resolved(changes={"optimizer": {"type": "AdamW", "params": {"lr": "auto"}}}).engine["optimizer"]["params"]
     assert parameters["torch_adam"] is True

@@ -244,6 +244,9 @@ def test_a_monitors_folder_that_cannot_be_made_is_named(tmp_path):
     assert text.startswith(f"csv_monitor.output_path: cannot write to {tmp_path}/file/below: Not a directory. Choose")
     assert monitor_findings(csv_monitor={"enabled": False, "output_path": "/proc/nowhere"}) == []
     assert len(monitor_findings(tensorboard={"output_path": "/proc/nowhere"})) == 1
+    for name, why in {"x" * 300: "File name too long", "a\0b": "embedded null byte"}.items():
+        (text,) = monitor_findings(csv_monitor={"enabled": True, "output_path": str(tmp_path / name)})
+        assert f"{why}. Choose" in text
 
 
 def test_looking_for_an_obstacle_leaves_nothing(tmp_path):

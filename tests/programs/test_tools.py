@@ -54,6 +54,11 @@ def test_misspelt_flag_is_one_line_and_exit_code_2(script, capsys, monkeypatch):
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+@pytest.mark.parametrize("name", ["consolidate", "convert_to_hf"])
+def test_a_path_that_is_too_long_is_one_line(tool, name, tmp_path):
+    assert tool(name, "x" * 300, tmp_path / "out", code=2).endswith(": file name too long.\n")
+
+
 def test_help_of_a_script_is_printed_and_exits_with_0():
     done = command(sys.executable, "tools/fill_mask.py", "--help")
     assert (done.returncode, done.stderr) == (0, "")

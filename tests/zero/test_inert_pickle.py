@@ -7,7 +7,9 @@ import datetime
 import decimal
 import enum
 import fractions
+import functools
 import itertools
+import operator
 import pathlib
 import random
 import re
@@ -84,6 +86,7 @@ OBJECTS = {
         random.Random(0),
     ],
     "namespaces": [argparse.Namespace(a=argparse.Namespace(b=pathlib.Path("c"))), types.SimpleNamespace(a=1)],
+    "bound arguments": [functools.partial(Point, 1), operator.itemgetter(1), operator.attrgetter("a.b")],
     "paths": [pathlib.Path("a"), pathlib.PurePosixPath("a"), pathlib.PureWindowsPath("a")],
     "times": [TODAY, TODAY.date(), TODAY.time(), datetime.timedelta(1), TODAY.replace(tzinfo=datetime.UTC)],
     "zone": TODAY.replace(tzinfo=zoneinfo.ZoneInfo("UTC")),

@@ -33,6 +33,6 @@ def printable(text: str) -> str:
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """Return ``Did you mean 'x'?`` with the nearest of ``choices``, or list all of them if none is near."""
-    choices = sorted(choices)
-    near = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
-    return f"Did you mean '{near[0]}'?" if near else f"Known: {', '.join(choices)}."
+    choices = {choice.lower(): choice for choice in sorted(choices)}
+    near = difflib.get_close_matches(word.lower(), choices, n=1, cutoff=0.6)
+    return f"Did you mean '{choices[near[0]]}'?" if near else f"Known: {', '.join(choices.values())}."

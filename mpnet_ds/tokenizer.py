@@ -297,9 +297,13 @@ def _check_room(vocab_size: int, counts: CharacterCounts, coverage: float) -> No
 
     if needed(coverage) > vocab_size:
         smaller = next((share for share in SMALLER_COVERAGES if share < coverage and needed(share) <= vocab_size / 2), None)
-        cure = f"use a larger one, or --character_coverage {smaller}" if smaller else "use a larger one"
+        cure = (
+            f"use a larger one, or --character_coverage {smaller}: rarer characters become {UNKNOWN}"
+            if smaller
+            else "use a larger one"
+        )
         found = f"the characters of this corpus alone need {needed(coverage)} (--character_coverage {coverage})"
-        raise UserError(f"--vocab_size {vocab_size} is too small: {found}; {cure}: rarer characters become {UNKNOWN}.")
+        raise UserError(f"--vocab_size {vocab_size} is too small: {found}; {cure}.")
 
 
 def _about_characters(pieces: list[str], vocab_size: int, counts: CharacterCounts, coverage: float) -> Iterator[str]:

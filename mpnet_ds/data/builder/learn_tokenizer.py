@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from mpnet_ds.data.text.corpus import Corpus
-from mpnet_ds.data.text.source import Faults, ReadOptions
+from mpnet_ds.data.text.source import Faults, ReadOptions, describe_faults
 from mpnet_ds.data.text.standard_input import stored_standard_input
 from mpnet_ds.files import new_folder
 from mpnet_ds.progress import Progress
@@ -35,7 +35,7 @@ def train_tokenizer_on(
             texts = _Texts(corpus, progress)
             tokenizer = _interruptible(lambda: train_tokenizer(texts, vocab_size, **settings, tell=told.append), texts)
         if texts.faults.skipped:
-            told.append(f"{texts.faults.skipped:,} documents could not be read. First: {texts.faults.first}")
+            told.append(describe_faults(texts.faults.skipped, texts.faults.first))
         for sentence in told:
             print(sentence, file=sys.stderr, flush=True)
         tokenizer.save(folder)

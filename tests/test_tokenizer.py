@@ -287,6 +287,10 @@ def test_training_gives_no_more_pieces_than_asked_for(corpus_files):
     assert train_tokenizer(texts, 600).vocab_size == 600
 
 
+def test_a_corpus_may_end_with_a_large_document():
+    assert "word" in train_tokenizer(["a", "word " * 250_000], 100).pieces
+
+
 def test_a_small_corpus_yields_the_pieces_it_has():
     trained = train_tokenizer(["abc abd"], 5000)
     assert trained.vocab_size == len(trained.pieces) < 30

@@ -128,10 +128,10 @@ def _count(builder: ShardBuilder, chunk: ShardPlan, faults: Faults) -> dict[str,
     """Bytes at the start of a chunk, and what was encoded from them."""
     counts = Counter()
     for block in builder.blocks(chunk, faults):
+        if counts["bytes"] >= SAMPLED_BYTES and block.num_bytes:  # without bytes, it is the rest of the last block
+            break
         ids, sizes, lengths, is_empty = builder.encode(block.documents)
         counts.update(read=len(is_empty), empty=int(is_empty.sum()))
         counts.update(bytes=block.num_bytes, documents=len(lengths), sequences=len(sizes), tokens=len(ids))
         counts.update(TokenCounts.of(ids, builder.encoder.tokenizer)._asdict())
-        if counts["bytes"] >= SAMPLED_BYTES:
-            break
     return counts

@@ -46,6 +46,12 @@ def test_a_larger_corpus_is_estimated_from_a_part_of_it(tokenizer_folder, tmp_pa
     assert half.tokens == pytest.approx(expected.tokens / 2, rel=0.2)
 
 
+def test_a_large_document_at_the_end_is_counted(tokenizer_folder, tmp_path):
+    (tmp_path / "a.txt").write_text("one\n\n" + "two " * 300_000)
+    whole = estimate([str(tmp_path / "a.txt")], tokenizer_folder, tmp_path / "out")
+    assert (whole.documents, whole.is_exact) == (2, True)
+
+
 def test_a_disk_that_is_too_small_and_a_slow_tokenizer_are_said(corpus_files, tokenizer_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 5, 5))
     assert "NOT ENOUGH" in str(estimate([corpus_files.txt], tokenizer_folder, tmp_path / "dataset"))

@@ -43,6 +43,8 @@ SMALLER_COVERAGES = (0.999, 0.995, 0.99, 0.98, 0.95, 0.9)
 SAMPLED_CHARACTERS, USUAL_WORD = 256_000_000, 6
 """Characters from which a tokenizer is learned; fewer where words are longer than usual. The trainer keeps each different
 word, with about 100 bytes for each of its characters: in scripts without blanks that is nearly all of the text."""
+SAMPLED_PART = 1 << 16
+"""Characters of a long document that are drawn, or not, at once."""
 CUTTING_PRE_TOKENIZER = {
     "type": "Sequence",
     "pretokenizers": [
@@ -335,15 +337,23 @@ def _about_long_words(counts: CharacterCounts, cut: bool) -> Iterator[str]:
 def _about_sample(counts: CharacterCounts, sample: int) -> Iterator[str]:
     if sample < counts.num_read:
         share = percent(sample, counts.num_read)
-        yield f"Pieces were learned from {share} of the text, in documents drawn at random (--sample); characters from all."
+        yield f"Pieces were learned from {share} of the text, in documents and parts of long ones drawn at random (--sample); characters from all."
 
 
 def _sample(texts: Iterable[str], share: float, seed: int) -> Iterator[str]:
-    """Draw each text with a probability; a function of the seed and the number of the text."""
+    """Draw each text, or part of a long one, with a probability; a function of the seed and its number."""
     if share >= 1:
-        return iter(texts)
-    key = make_key(seed)
-    return (text for number, text in enumerate(texts) if unit_interval(draw(key, number)) < share)
+        yield from texts
+        return
+    key, number, drawn = make_key(seed), 0, 0
+    for text in texts:
+        for start in range(0, len(text), SAMPLED_PART):
+            if unit_interval(draw(key, number)) < share:
+                yield text[start : start + SAMPLED_PART]
+                drawn += 1
+            number += 1
+    if not drawn:
+        raise UserError(f"--sample takes {100 * share:.3g} % of the text, and drew none: use a larger one.")
 
 
 def _learn_pieces(

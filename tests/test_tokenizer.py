@@ -398,6 +398,16 @@ def test_pieces_are_learned_from_a_sample_that_the_seed_decides():
     assert {*"wordn0123456789"} - {"n"} <= set(first.pieces)
 
 
+def test_a_sample_of_one_long_document_is_a_part_of_it():
+    text = " ".join(f"word{number % 100}" for number in range(100_000))
+    assert "word" in trained([text], 300, sample=len(text) // 2)[0].pieces
+
+
+def test_a_sample_without_any_text_is_refused():
+    with pytest.raises(UserError, match=r"--sample takes 0\.2 % of the text, and drew none: use a larger one"):
+        train_tokenizer(["word " * 100], 100, sample=1)
+
+
 @pytest.mark.parametrize(("letters", "lower_case"), [("acgt", True), ("0123456789abcdef", False), ("กขคงจฉ็ี", False)])
 def test_long_words_are_cut_by_the_tokenizer_and_by_its_export(tmp_path, letters, lower_case):
     text = "".join(letters[i * i % 7919 % len(letters)] for i in range(1500))

@@ -337,7 +337,8 @@ def _about_long_words(counts: CharacterCounts, cut: bool) -> Iterator[str]:
 def _about_sample(counts: CharacterCounts, sample: int) -> Iterator[str]:
     if sample < counts.num_read:
         share = percent(sample, counts.num_read)
-        yield f"Pieces were learned from {share} of the text, in documents and parts of long ones drawn at random (--sample); characters from all."
+        drawn = f"{share} of the text, in documents and parts of long ones drawn at random (--sample)"
+        yield f"Pieces were learned from {drawn}; characters from all."
 
 
 def _sample(texts: Iterable[str], share: float, seed: int) -> Iterator[str]:

@@ -58,5 +58,5 @@ def main() -> None:
         print(f"Warning: {remark}")
     if built.left_out["faulty_documents"]:
         what = "repaired or left out" if reading.on_error == "replace" else "left out"
-        print(f"{describe_faults(built.left_out['faulty_documents'], built.left_out['first_fault'])} They were {what}.")
+        print(describe_faults(built.left_out["faulty_documents"], built.left_out["first_fault"], what))
     print(f"in {given.output}. To inspect it: {invocation('inspect_dataset')} {given.output}")

@@ -248,7 +248,8 @@ def _finish(
         names = ", ".join(source["path"] for source in settings["sources"][:3])
         empty, faulty = (manifest.left_out[f"{kind}_documents"] for kind in ("empty", "faulty"))
         no_text = warn_of_empty(empty, empty, settings["options"]["text_field"]) or "it holds no text."
-        no_text = describe_faults(faulty, manifest.left_out["first_fault"]) if faulty else no_text
+        if faulty:
+            no_text = f"what can be read holds no text. {describe_faults(faulty, manifest.left_out['first_fault'])}"
         why = "use a smaller --holdout." if holdout and held_out.documents else no_text
         raise UserError(f"no document for training in {names}: {why}")
     if manifest.unknown_tokens > max_unknown * manifest.tokens:

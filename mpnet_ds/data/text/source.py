@@ -139,9 +139,9 @@ class Faults:
         self.skipped += count
 
 
-def describe_faults(count: int, first: str) -> str:
+def describe_faults(count: int, first: str, and_so: str = "left out") -> str:
     """Say how much could not be read. Nobody knows how many documents the lost end of a damaged file held."""
-    return f"Unreadable documents, or ends of damaged files: {count:,}. First: {first}"
+    return f"Unreadable documents, or ends of damaged files, {and_so}: {count:,}. First: {first}"
 
 
 def warn_of_empty(empty: int, documents: int, text_field: str) -> str:

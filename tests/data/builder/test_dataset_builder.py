@@ -253,8 +253,12 @@ def test_a_holdout_that_leaves_a_side_empty_is_refused(build, tmp_path):
 
 def test_a_corpus_that_cannot_be_read_is_not_said_to_be_empty(build, tmp_path):
     (tmp_path / "a.json").write_text('[{"text": "one"}]')
-    with pytest.raises(UserError, match=r"no document for training in .*a\.json: Unreadable .* 1\. First: .*a JSON list"):
+    with pytest.raises(UserError, match=r"no document for training in .*a\.json: .* Unreadable .* 1\. First: .*a JSON list"):
         build(tmp_path / "a.json", reading=ReadOptions(on_error="skip"))
+    with pytest.raises(
+        UserError, match=r"no text to train a tokenizer on: check --input\. Unreadable .* First: .*a JSON list"
+    ):
+        train_tokenizer_on([str(tmp_path / "a.json")], 100, tmp_path / "tokenizer", ReadOptions(on_error="skip"))
 
 
 def test_a_link_to_itself_is_not_there(build, tmp_path):

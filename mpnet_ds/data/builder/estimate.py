@@ -42,7 +42,6 @@ class Estimate:
     """Whether all of the text was read, so that only the time is an estimate."""
     is_fast: bool
     """Whether the fast encoder serves the tokenizer."""
-    faulty_documents: int
     """Unreadable documents in the sample."""
     remarks: tuple[str, ...]
     """On empty documents in the sample, and files that are passed over."""
@@ -66,8 +65,6 @@ class Estimate:
             f"disk       {about}{self.disk_bytes / 1e6:,.0f} MB needed, {self.free_bytes / 1e6:,.0f} MB free{room}",
             f"time       about {show_duration(self.seconds)} with {self.workers} worker(s){encoder}",
         ]
-        if self.faulty_documents:
-            lines.append(f"faults     {self.faulty_documents:,} documents of the sample cannot be read")
         lines += [*self.remarks, *self.counts.remarks(self.tokens)]
         return "\n".join([*lines, f"(from {100 * self.sampled_share:.3g} % of the text)"])
 
@@ -115,9 +112,15 @@ def estimate(
         sampled_share=min(1 / factor, 1.0),
         is_exact=abs(factor - 1) < 1e-3,
         is_fast=builder.encoder.is_fast,
-        faulty_documents=faults.skipped,
         remarks=tuple(
-            filter(None, (warn_of_empty(counts["empty"], counts["read"], reading.text_field), str(corpus.passed_over)))
+            filter(
+                None,
+                (
+                    describe_faults(faults.skipped, faults.first) if faults.skipped else "",
+                    warn_of_empty(counts["empty"], counts["read"], reading.text_field),
+                    str(corpus.passed_over),
+                ),
+            )
         ),
         counts=TokenCounts(*lost),
         max_unknown=options.max_unknown,

@@ -11,7 +11,7 @@ from mpnet_ds.data.builder.shard_builder import Job, ShardBuilder
 from mpnet_ds.data.storage.manifest import TokenCounts
 from mpnet_ds.data.storage.token_file import index_bytes
 from mpnet_ds.data.text.corpus import Corpus
-from mpnet_ds.data.text.source import STANDARD_INPUT, Faults, ReadOptions, warn_of_empty
+from mpnet_ds.data.text.source import STANDARD_INPUT, Faults, ReadOptions, describe_faults, warn_of_empty
 from mpnet_ds.errors import UserError
 from mpnet_ds.machine import nearest_existing_folder, percent
 from mpnet_ds.progress import Progress, show_duration
@@ -42,9 +42,8 @@ class Estimate:
     """Whether all of the text was read, so that only the time is an estimate."""
     is_fast: bool
     """Whether the fast encoder serves the tokenizer."""
-    """Unreadable documents in the sample."""
     remarks: tuple[str, ...]
-    """On empty documents in the sample, and files that are passed over."""
+    """On unreadable and empty documents in the sample, and files that are passed over."""
     counts: TokenCounts
     """Unknown and indivisible tokens."""
     max_unknown: float
@@ -98,6 +97,11 @@ def estimate(
     num_bytes = corpus.num_bytes * mine // max(num_shards, 1)
     factor = num_bytes / counts["bytes"] if counts["bytes"] else 1.0
     documents, sequences, tokens, *lost = (round(counts[name] * factor) for name in COUNTED)
+    remarks = (
+        describe_faults(faults.skipped, faults.first) if faults.skipped else "",
+        warn_of_empty(counts["empty"], counts["read"], reading.text_field),
+        str(corpus.passed_over),
+    )
     return Estimate(
         sources=len(corpus.sources),
         shards=mine,
@@ -112,16 +116,7 @@ def estimate(
         sampled_share=min(1 / factor, 1.0),
         is_exact=abs(factor - 1) < 1e-3,
         is_fast=builder.encoder.is_fast,
-        remarks=tuple(
-            filter(
-                None,
-                (
-                    describe_faults(faults.skipped, faults.first) if faults.skipped else "",
-                    warn_of_empty(counts["empty"], counts["read"], reading.text_field),
-                    str(corpus.passed_over),
-                ),
-            )
-        ),
+        remarks=tuple(filter(None, remarks)),
         counts=TokenCounts(*lost),
         max_unknown=options.max_unknown,
     )

@@ -76,12 +76,12 @@ class PretrainingTokenizer:
         self._cuts_long_words = content["pre_tokenizer"] == CUTTING_PRE_TOKENIZER
         self._kinds = {part: (content[part] or {}).get("type") for part in ("model", "normalizer", "pre_tokenizer")}
         self._added_are_special = all(token["special"] for token in content["added_tokens"])
-        self.unknown = content["model"].get("unk_token") or UNKNOWN
+        self.unknown = _unknown_of(content["model"]) or UNKNOWN
         self._check_layout(content)
         backend.no_truncation()
         backend.no_padding()
         backend.encode_special_tokens = True
-        self._text_backend = backend if self.is_berts else _without_special_spellings(content, self.unknown)
+        self._text_backend = backend if self.is_berts else _without_special_spellings(content)
 
     @classmethod
     def load(cls, path: str | Path) -> "PretrainingTokenizer":
@@ -109,8 +109,20 @@ class PretrainingTokenizer:
         for token in (MASK, *([self.unknown] if self.kind == "WordPiece" else [])):
             if self.backend.token_to_id(token) is None:
                 raise UserError(f"{self.origin}: the vocabulary has no '{token}', which MPNet needs.")
+        if missing := self._missing_bytes(content["model"]):
+            why = f"it has no unknown token, and no pieces for {missing} of the 256 bytes"
+            raise UserError(f"{self.origin}: text would vanish, since {why}: train it with one or the other.")
         if len(self.pieces) != self.vocab_size:
             raise UserError(f"{self.origin}: the ids are not 0 … {self.vocab_size - 1} without gaps.")
+
+    def _missing_bytes(self, model: dict) -> int:
+        """Count the bytes that a model without an unknown token has no piece for: text with them would vanish."""
+        if _unknown_of(model) is not None:
+            return 0
+        falls_back = model.get("byte_fallback")
+        wanted = {f"<0x{byte:02X}>" for byte in range(256)} if falls_back else set(pre_tokenizers.ByteLevel.alphabet())
+        is_able = falls_back or self._word_start == WORD_STARTS["ByteLevel"]
+        return len(wanted - set(self.pieces)) if is_able else len(wanted)
 
     @property
     def kind(self) -> str:
@@ -206,6 +218,12 @@ class PretrainingTokenizer:
         (folder / "special_tokens_map.json").write_text(json.dumps(special_tokens, indent=2) + "\n")
         # The backend as it was trained or loaded, so that the fingerprint does not change.
         (folder / JSON_FILE).write_text(self.backend.to_str(pretty=True), encoding="utf-8")
+
+
+def _unknown_of(model: dict) -> str | None:
+    """Name of a model's unknown piece; a Unigram model has its id."""
+    number = model.get("unk_id")
+    return model.get("unk_token") if number is None else model["vocab"][number][0]
 
 
 def _read_json(file: Path) -> tokenizers.Tokenizer:
@@ -429,14 +447,14 @@ def _name_class_of_version_4(config: Path) -> None:
         config.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _without_special_spellings(content: dict, unknown: str) -> tokenizers.Tokenizer:
+def _without_special_spellings(content: dict) -> tokenizers.Tokenizer:
     """Make a tokenizer from its JSON that never encodes text as a special token.
 
     A model may find ``<mask>`` in a text as it finds any other piece, unless BertPreTokenizer has split it before; here the
     special tokens have names that no text contains.
     """
     special = {token["content"] for token in content["added_tokens"] if token["special"]} | set(FIRST_TOKENS) | {MASK}
-    special -= {unknown}
+    special -= {content["model"].get("unk_token")}
 
     def renamed(piece: str, number: int) -> str:
         return f"{NONCHARACTER}{number}" if piece in special else piece

@@ -229,6 +229,32 @@ def test_other_kinds_of_tokenizers_know_where_words_begin_and_come_back_from_a_f
     assert loaded("the cat")["input_ids"][-2:] == ours.encode(["the cat"])[0].tolist()[-2:]
 
 
+@pytest.mark.parametrize("make", [byte_level_backend, unigram_backend])
+def test_other_kinds_of_tokenizers_know_what_is_unknown(make):
+    ours = PretrainingTokenizer(make(), make.__name__)
+    assert (ours.unknown, ours.unknown_id) == ("<unk>", 3)
+    assert np.count_nonzero(ours.encode(["the \u732b"])[0] == 3)
+
+
+@pytest.mark.parametrize(
+    ("cut", "alphabet", "missing"),
+    [
+        (pre_tokenizers.ByteLevel, pre_tokenizers.ByteLevel.alphabet(), 0),
+        (pre_tokenizers.ByteLevel, pre_tokenizers.ByteLevel.alphabet()[:-9], 9),
+        (pre_tokenizers.Metaspace, pre_tokenizers.ByteLevel.alphabet(), 256),
+    ],
+)
+def test_a_tokenizer_by_which_text_would_vanish_is_refused(cut, alphabet, missing):
+    names = ["<s>", "<pad>", "</s>", "<unk>", *alphabet, "<mask>"]
+    backend = tokenizers.Tokenizer(models.BPE({name: number for number, name in enumerate(names)}, []))
+    backend.pre_tokenizer = cut()
+    if not missing:
+        assert PretrainingTokenizer(backend, "x").encode(["\u732b"])[0].size == 3
+        return
+    with pytest.raises(UserError, match=f"x: text would vanish, since .* no pieces for {missing} of the 256 bytes"):
+        PretrainingTokenizer(backend, "x")
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"{}", b"\xff\xfe"])
 def test_a_damaged_tokenizer_file_is_named(tmp_path, content):
     (tmp_path / "tokenizer.json").write_bytes(content)

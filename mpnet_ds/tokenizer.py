@@ -289,7 +289,7 @@ def train_tokenizer(
     characters = counts.covering(character_coverage)
     _check_room(vocab_size, counts, character_coverage)
     sample = sample or round(SAMPLED_CHARACTERS * min(1, USUAL_WORD / counts.mean_word))
-    sampled = _sample(texts, sample / counts.num_read, seed)
+    sampled = _sample(texts, sample / counts.num_read, seed, tell)
     first = sorted(_as_pieces(characters, counts))
     pieces = _learn_pieces(sampled, vocab_size - 1, first, characters, normalizer, cut=counts.in_long_words > 0)
     cut = counts.in_long_words > RARE_LONG_WORDS * counts.total
@@ -359,7 +359,7 @@ def _about_sample(counts: CharacterCounts, sample: int) -> Iterator[str]:
         yield f"Pieces were learned from {drawn}; characters from all."
 
 
-def _sample(texts: Iterable[str], share: float, seed: int) -> Iterator[str]:
+def _sample(texts: Iterable[str], share: float, seed: int, tell: Callable[[str], None]) -> Iterator[str]:
     """Draw each text, or part of a long one, with a probability; a function of the seed and its number."""
     if share >= 1:
         yield from texts
@@ -372,7 +372,7 @@ def _sample(texts: Iterable[str], share: float, seed: int) -> Iterator[str]:
                 drawn += 1
             number += 1
     if not drawn:
-        raise UserError(f"--sample takes {100 * share:.3g} % of the text, and drew none: use a larger one.")
+        tell(f"Warning: --sample takes {100 * share:.3g} % of the text, and drew none: the pieces are single characters.")
 
 
 def _learn_pieces(

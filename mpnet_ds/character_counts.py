@@ -122,4 +122,5 @@ def _joined(texts: Iterable[str]) -> Iterator[str]:
         if size > _AT_ONCE:
             yield "\n".join([*some, ""])
             some, size = [], 0
-    yield "\n".join([*some, ""])
+    if some:
+        yield "\n".join([*some, ""])

@@ -1,6 +1,7 @@
 """Exceptions for errors that the user must fix."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -31,8 +32,13 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def one_line(text: str) -> str:
+    r"""Return a text that may hold paths in one printable line: control characters in a path's name as ``\n``, ``\x1b``."""
+    return re.sub(r"[\x00-\x1f\x7f]", lambda found: found[0].encode("unicode_escape").decode(), printable(text))
+
+
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """Return ``Did you mean 'x'?`` with the nearest of ``choices``, or list all of them if none is near."""
     choices = {choice.lower(): choice for choice in sorted(choices)}
     near = difflib.get_close_matches(word.lower(), choices, n=1, cutoff=0.6)
-    return f"Did you mean '{choices[near[0]]}'?" if near else f"Known: {', '.join(choices.values())}."
+    return f"Did you mean '{choices[near[0]]}'?" if near else f"Known: {', '.join(choices.values()) or 'none'}."

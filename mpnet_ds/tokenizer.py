@@ -43,6 +43,8 @@ SMALLER_COVERAGES = (0.999, 0.995, 0.99, 0.98, 0.95, 0.9)
 SAMPLED_CHARACTERS, USUAL_WORD = 256_000_000, 6
 """Characters from which a tokenizer is learned; fewer where words are longer than usual. The trainer keeps each different
 word, with about 100 bytes for each of its characters: in scripts without blanks that is nearly all of the text."""
+SAMPLED_PART = 1 << 16
+"""Characters of a long document that are drawn, or not, at once."""
 CUTTING_PRE_TOKENIZER = {
     "type": "Sequence",
     "pretokenizers": [
@@ -74,12 +76,12 @@ class PretrainingTokenizer:
         self._cuts_long_words = content["pre_tokenizer"] == CUTTING_PRE_TOKENIZER
         self._kinds = {part: (content[part] or {}).get("type") for part in ("model", "normalizer", "pre_tokenizer")}
         self._added_are_special = all(token["special"] for token in content["added_tokens"])
-        self.unknown = content["model"].get("unk_token") or UNKNOWN
+        self.unknown = _unknown_of(content["model"]) or UNKNOWN
         self._check_layout(content)
         backend.no_truncation()
         backend.no_padding()
         backend.encode_special_tokens = True
-        self._text_backend = backend if self.is_berts else _without_special_spellings(content, self.unknown)
+        self._text_backend = backend if self.is_berts else _without_special_spellings(content)
 
     @classmethod
     def load(cls, path: str | Path) -> "PretrainingTokenizer":
@@ -107,8 +109,20 @@ class PretrainingTokenizer:
         for token in (MASK, *([self.unknown] if self.kind == "WordPiece" else [])):
             if self.backend.token_to_id(token) is None:
                 raise UserError(f"{self.origin}: the vocabulary has no '{token}', which MPNet needs.")
+        if missing := self._missing_bytes(content["model"]):
+            why = f"it has no unknown token, and no pieces for {missing} of the 256 bytes"
+            raise UserError(f"{self.origin}: text would vanish, since {why}: train it with one or the other.")
         if len(self.pieces) != self.vocab_size:
             raise UserError(f"{self.origin}: the ids are not 0 … {self.vocab_size - 1} without gaps.")
+
+    def _missing_bytes(self, model: dict) -> int:
+        """Count the bytes that a model without an unknown token has no piece for: text with them would vanish."""
+        if _unknown_of(model) is not None:
+            return 0
+        falls_back = model.get("byte_fallback")
+        wanted = {f"<0x{byte:02X}>" for byte in range(256)} if falls_back else set(pre_tokenizers.ByteLevel.alphabet())
+        is_able = falls_back or self._word_start == WORD_STARTS["ByteLevel"]
+        return len(wanted - set(self.pieces)) if is_able else len(wanted)
 
     @property
     def kind(self) -> str:
@@ -206,6 +220,12 @@ class PretrainingTokenizer:
         (folder / JSON_FILE).write_text(self.backend.to_str(pretty=True), encoding="utf-8")
 
 
+def _unknown_of(model: dict) -> str | None:
+    """Name of a model's unknown piece; a Unigram model has its id."""
+    number = model.get("unk_id")
+    return model.get("unk_token") if number is None else model["vocab"][number][0]
+
+
 def _read_json(file: Path) -> tokenizers.Tokenizer:
     try:
         return tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8"))
@@ -269,7 +289,7 @@ def train_tokenizer(
     characters = counts.covering(character_coverage)
     _check_room(vocab_size, counts, character_coverage)
     sample = sample or round(SAMPLED_CHARACTERS * min(1, USUAL_WORD / counts.mean_word))
-    sampled = _sample(texts, sample / counts.num_read, seed)
+    sampled = _sample(texts, sample / counts.num_read, seed, tell)
     first = sorted(_as_pieces(characters, counts))
     pieces = _learn_pieces(sampled, vocab_size - 1, first, characters, normalizer, cut=counts.in_long_words > 0)
     cut = counts.in_long_words > RARE_LONG_WORDS * counts.total
@@ -297,9 +317,13 @@ def _check_room(vocab_size: int, counts: CharacterCounts, coverage: float) -> No
 
     if needed(coverage) > vocab_size:
         smaller = next((share for share in SMALLER_COVERAGES if share < coverage and needed(share) <= vocab_size / 2), None)
-        cure = f"use a larger one, or --character_coverage {smaller}" if smaller else "use a larger one"
+        cure = (
+            f"use a larger one, or --character_coverage {smaller}: rarer characters become {UNKNOWN}"
+            if smaller
+            else "use a larger one"
+        )
         found = f"the characters of this corpus alone need {needed(coverage)} (--character_coverage {coverage})"
-        raise UserError(f"--vocab_size {vocab_size} is too small: {found}; {cure}: rarer characters become {UNKNOWN}.")
+        raise UserError(f"--vocab_size {vocab_size} is too small: {found}; {cure}.")
 
 
 def _about_characters(pieces: list[str], vocab_size: int, counts: CharacterCounts, coverage: float) -> Iterator[str]:
@@ -331,15 +355,24 @@ def _about_long_words(counts: CharacterCounts, cut: bool) -> Iterator[str]:
 def _about_sample(counts: CharacterCounts, sample: int) -> Iterator[str]:
     if sample < counts.num_read:
         share = percent(sample, counts.num_read)
-        yield f"Pieces were learned from {share} of the text, in documents drawn at random (--sample); characters from all."
+        drawn = f"{share} of the text, in documents and parts of long ones drawn at random (--sample)"
+        yield f"Pieces were learned from {drawn}; characters from all."
 
 
-def _sample(texts: Iterable[str], share: float, seed: int) -> Iterator[str]:
-    """Draw each text with a probability; a function of the seed and the number of the text."""
+def _sample(texts: Iterable[str], share: float, seed: int, tell: Callable[[str], None]) -> Iterator[str]:
+    """Draw each text, or part of a long one, with a probability; a function of the seed and its number."""
     if share >= 1:
-        return iter(texts)
-    key = make_key(seed)
-    return (text for number, text in enumerate(texts) if unit_interval(draw(key, number)) < share)
+        yield from texts
+        return
+    key, number, drawn = make_key(seed), 0, 0
+    for text in texts:
+        for start in range(0, len(text), SAMPLED_PART):
+            if unit_interval(draw(key, number)) < share:
+                yield text[start : start + SAMPLED_PART]
+                drawn += 1
+            number += 1
+    if not drawn:
+        tell(f"Warning: --sample takes {100 * share:.3g} % of the text, and drew none: the pieces are single characters.")
 
 
 def _learn_pieces(
@@ -414,14 +447,14 @@ def _name_class_of_version_4(config: Path) -> None:
         config.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _without_special_spellings(content: dict, unknown: str) -> tokenizers.Tokenizer:
+def _without_special_spellings(content: dict) -> tokenizers.Tokenizer:
     """Make a tokenizer from its JSON that never encodes text as a special token.
 
     A model may find ``<mask>`` in a text as it finds any other piece, unless BertPreTokenizer has split it before; here the
     special tokens have names that no text contains.
     """
     special = {token["content"] for token in content["added_tokens"] if token["special"]} | set(FIRST_TOKENS) | {MASK}
-    special -= {unknown}
+    special -= {content["model"].get("unk_token")}
 
     def renamed(piece: str, number: int) -> str:
         return f"{NONCHARACTER}{number}" if piece in special else piece

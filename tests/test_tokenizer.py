@@ -229,6 +229,32 @@ def test_other_kinds_of_tokenizers_know_where_words_begin_and_come_back_from_a_f
     assert loaded("the cat")["input_ids"][-2:] == ours.encode(["the cat"])[0].tolist()[-2:]
 
 
+@pytest.mark.parametrize("make", [byte_level_backend, unigram_backend])
+def test_other_kinds_of_tokenizers_know_what_is_unknown(make):
+    ours = PretrainingTokenizer(make(), make.__name__)
+    assert (ours.unknown, ours.unknown_id) == ("<unk>", 3)
+    assert np.count_nonzero(ours.encode(["the \u732b"])[0] == 3)
+
+
+@pytest.mark.parametrize(
+    ("cut", "alphabet", "missing"),
+    [
+        (pre_tokenizers.ByteLevel, pre_tokenizers.ByteLevel.alphabet(), 0),
+        (pre_tokenizers.ByteLevel, pre_tokenizers.ByteLevel.alphabet()[:-9], 9),
+        (pre_tokenizers.Metaspace, pre_tokenizers.ByteLevel.alphabet(), 256),
+    ],
+)
+def test_a_tokenizer_by_which_text_would_vanish_is_refused(cut, alphabet, missing):
+    names = ["<s>", "<pad>", "</s>", "<unk>", *alphabet, "<mask>"]
+    backend = tokenizers.Tokenizer(models.BPE({name: number for number, name in enumerate(names)}, []))
+    backend.pre_tokenizer = cut()
+    if not missing:
+        assert PretrainingTokenizer(backend, "x").encode(["\u732b"])[0].size == 4  # with a blank before it
+        return
+    with pytest.raises(UserError, match=f"x: text would vanish, since .* no pieces for {missing} of the 256 bytes"):
+        PretrainingTokenizer(backend, "x")
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"{}", b"\xff\xfe"])
 def test_a_damaged_tokenizer_file_is_named(tmp_path, content):
     (tmp_path / "tokenizer.json").write_bytes(content)
@@ -285,6 +311,10 @@ def test_training_gives_no_more_pieces_than_asked_for(corpus_files):
         with pytest.raises(UserError, match=f"--vocab_size {vocab_size} is too small: the characters"):
             train_tokenizer(texts, vocab_size)
     assert train_tokenizer(texts, 600).vocab_size == 600
+
+
+def test_a_corpus_may_end_with_a_large_document():
+    assert "word" in train_tokenizer(["a", "word " * 250_000], 100).pieces
 
 
 def test_a_small_corpus_yields_the_pieces_it_has():
@@ -392,6 +422,15 @@ def test_pieces_are_learned_from_a_sample_that_the_seed_decides():
     assert first.fingerprint == again.fingerprint != other.fingerprint
     assert "Pieces were learned from 11" in told
     assert {*"wordn0123456789"} - {"n"} <= set(first.pieces)
+
+
+def test_a_sample_of_one_long_document_is_a_part_of_it():
+    text = " ".join(f"word{number % 100}" for number in range(100_000))
+    assert "word" in trained([text], 300, sample=len(text) // 2)[0].pieces
+
+
+def test_a_sample_without_any_text_is_said():
+    assert "--sample takes 0.2 % of the text, and drew none: " in trained(["word " * 100], 100, sample=1)[1]
 
 
 @pytest.mark.parametrize(("letters", "lower_case"), [("acgt", True), ("0123456789abcdef", False), ("กขคงจฉ็ี", False)])

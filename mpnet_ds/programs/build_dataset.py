@@ -39,7 +39,7 @@ def main() -> None:
     from mpnet_ds.data.builder.dataset_builder import build_dataset
     from mpnet_ds.data.builder.estimate import estimate
     from mpnet_ds.data.builder.plan import BuildOptions, parse_part, part_of_environment
-    from mpnet_ds.data.text.source import warn_of_empty
+    from mpnet_ds.data.text.source import describe_faults, warn_of_empty
     from mpnet_ds.hub.locate import locate_tokenizer
 
     reading = read_options(given)
@@ -58,5 +58,5 @@ def main() -> None:
         print(f"Warning: {remark}")
     if built.left_out["faulty_documents"]:
         what = "repaired or left out" if reading.on_error == "replace" else "left out"
-        print(f"{built.left_out['faulty_documents']:,} unreadable documents {what}. First: {built.left_out['first_fault']}")
+        print(describe_faults(built.left_out["faulty_documents"], built.left_out["first_fault"], what))
     print(f"in {given.output}. To inspect it: {invocation('inspect_dataset')} {given.output}")

@@ -105,7 +105,7 @@ def test_a_source_without_a_tokenizer_and_other_kinds_are_refused(tmp_path, toke
     with pytest.raises(UserError, match="has a tokenizer: leave --tokenizer out"):
         make_start(tmp_path / "again", tmp_path / "start", tokenizer=tokenizer_folder)
     pieces = {piece: i for i, piece in enumerate([*FIRST, "a", "<mask>"])}
-    backend = tokenizers.Tokenizer(models.BPE(pieces, []))
+    backend = tokenizers.Tokenizer(models.BPE(pieces, [], unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel()
     with pytest.raises(UserError, match="is BPE; --resize_vocabulary goes from WordPiece to WordPiece"):
         plan_rows(tokenizer, PretrainingTokenizer(backend, "another"))

@@ -13,6 +13,7 @@ only the build needs are removed, and the folder is renamed to ``OUT`` atomicall
 
 import errno
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from mpnet_ds.data.builder.shard_builder import TRAINING, BuiltShard, Job, recor
 from mpnet_ds.data.builder.workers import build_shards
 from mpnet_ds.data.storage.manifest import FILE_NAME, HOLDOUT, TOKENIZER, DatasetManifest
 from mpnet_ds.data.text.corpus import Corpus, check_unchanged, num_units
-from mpnet_ds.data.text.source import STANDARD_INPUT, ReadOptions, warn_of_empty
+from mpnet_ds.data.text.source import STANDARD_INPUT, ReadOptions, describe_faults, warn_of_empty
 from mpnet_ds.data.text.standard_input import STORED, stored_standard_input
 from mpnet_ds.errors import UserError
 from mpnet_ds.files import (
@@ -101,7 +102,7 @@ def build_dataset(
 
 def _check_outside(output: Path, inputs: list[str]) -> None:
     for name in inputs:
-        folder = Path(name).resolve()
+        folder = Path(os.path.realpath(name))  # resolve() raises for a link to itself
         if folder.is_dir() and (folder == output or folder in output.parents):
             raise UserError(f"--output {output} is inside --input {name} and would be read as text: choose another folder.")
 
@@ -245,8 +246,10 @@ def _finish(
     if require_documents and not manifest.documents:
         _discard(folder)
         names = ", ".join(source["path"] for source in settings["sources"][:3])
-        empty = manifest.left_out["empty_documents"]
+        empty, faulty = (manifest.left_out[f"{kind}_documents"] for kind in ("empty", "faulty"))
         no_text = warn_of_empty(empty, empty, settings["options"]["text_field"]) or "it holds no text."
+        if faulty:
+            no_text = f"what can be read holds no text. {describe_faults(faulty, manifest.left_out['first_fault'])}"
         why = "use a smaller --holdout." if holdout and held_out.documents else no_text
         raise UserError(f"no document for training in {names}: {why}")
     if manifest.unknown_tokens > max_unknown * manifest.tokens:

@@ -11,7 +11,7 @@ from mpnet_ds.data.builder.shard_builder import Job, ShardBuilder
 from mpnet_ds.data.storage.manifest import TokenCounts
 from mpnet_ds.data.storage.token_file import index_bytes
 from mpnet_ds.data.text.corpus import Corpus
-from mpnet_ds.data.text.source import STANDARD_INPUT, Faults, ReadOptions, warn_of_empty
+from mpnet_ds.data.text.source import STANDARD_INPUT, Faults, ReadOptions, describe_faults, warn_of_empty
 from mpnet_ds.errors import UserError
 from mpnet_ds.machine import nearest_existing_folder, percent
 from mpnet_ds.progress import Progress, show_duration
@@ -42,10 +42,8 @@ class Estimate:
     """Whether all of the text was read, so that only the time is an estimate."""
     is_fast: bool
     """Whether the fast encoder serves the tokenizer."""
-    faulty_documents: int
-    """Unreadable documents in the sample."""
     remarks: tuple[str, ...]
-    """On empty documents in the sample, and files that are passed over."""
+    """On unreadable and empty documents in the sample, and files that are passed over."""
     counts: TokenCounts
     """Unknown and indivisible tokens."""
     max_unknown: float
@@ -66,8 +64,6 @@ class Estimate:
             f"disk       {about}{self.disk_bytes / 1e6:,.0f} MB needed, {self.free_bytes / 1e6:,.0f} MB free{room}",
             f"time       about {show_duration(self.seconds)} with {self.workers} worker(s){encoder}",
         ]
-        if self.faulty_documents:
-            lines.append(f"faults     {self.faulty_documents:,} documents of the sample cannot be read")
         lines += [*self.remarks, *self.counts.remarks(self.tokens)]
         return "\n".join([*lines, f"(from {100 * self.sampled_share:.3g} % of the text)"])
 
@@ -101,6 +97,11 @@ def estimate(
     num_bytes = corpus.num_bytes * mine // max(num_shards, 1)
     factor = num_bytes / counts["bytes"] if counts["bytes"] else 1.0
     documents, sequences, tokens, *lost = (round(counts[name] * factor) for name in COUNTED)
+    remarks = (
+        describe_faults(faults.skipped, faults.first) if faults.skipped else "",
+        warn_of_empty(counts["empty"], counts["read"], reading.text_field),
+        str(corpus.passed_over),
+    )
     return Estimate(
         sources=len(corpus.sources),
         shards=mine,
@@ -115,10 +116,7 @@ def estimate(
         sampled_share=min(1 / factor, 1.0),
         is_exact=abs(factor - 1) < 1e-3,
         is_fast=builder.encoder.is_fast,
-        faulty_documents=faults.skipped,
-        remarks=tuple(
-            filter(None, (warn_of_empty(counts["empty"], counts["read"], reading.text_field), str(corpus.passed_over)))
-        ),
+        remarks=tuple(filter(None, remarks)),
         counts=TokenCounts(*lost),
         max_unknown=options.max_unknown,
     )
@@ -128,10 +126,10 @@ def _count(builder: ShardBuilder, chunk: ShardPlan, faults: Faults) -> dict[str,
     """Bytes at the start of a chunk, and what was encoded from them."""
     counts = Counter()
     for block in builder.blocks(chunk, faults):
+        if counts["bytes"] >= SAMPLED_BYTES and block.num_bytes:  # without bytes, it is the rest of the last block
+            break
         ids, sizes, lengths, is_empty = builder.encode(block.documents)
         counts.update(read=len(is_empty), empty=int(is_empty.sum()))
         counts.update(bytes=block.num_bytes, documents=len(lengths), sequences=len(sizes), tokens=len(ids))
         counts.update(TokenCounts.of(ids, builder.encoder.tokenizer)._asdict())
-        if counts["bytes"] >= SAMPLED_BYTES:
-            break
     return counts

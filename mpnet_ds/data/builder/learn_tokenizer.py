@@ -7,8 +7,9 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from mpnet_ds.data.text.corpus import Corpus
-from mpnet_ds.data.text.source import Faults, ReadOptions
+from mpnet_ds.data.text.source import Faults, ReadOptions, describe_faults
 from mpnet_ds.data.text.standard_input import stored_standard_input
+from mpnet_ds.errors import UserError
 from mpnet_ds.files import new_folder
 from mpnet_ds.progress import Progress
 from mpnet_ds.tokenizer import PretrainingTokenizer, train_tokenizer
@@ -33,9 +34,11 @@ def train_tokenizer_on(
             print(corpus.passed_over, file=sys.stderr, flush=True)
         with Progress("Learning the vocabulary", 2 * corpus.num_bytes or None, unit="B") as progress:
             texts = _Texts(corpus, progress)
-            tokenizer = _interruptible(lambda: train_tokenizer(texts, vocab_size, **settings, tell=told.append), texts)
-        if texts.faults.skipped:
-            told.append(f"{texts.faults.skipped:,} documents could not be read. First: {texts.faults.first}")
+            try:
+                tokenizer = _interruptible(lambda: train_tokenizer(texts, vocab_size, **settings, tell=told.append), texts)
+            except UserError as error:  # of what is left, perhaps
+                raise UserError(" ".join([str(error), *texts.losses()])) from error
+        told += texts.losses()
         for sentence in told:
             print(sentence, file=sys.stderr, flush=True)
         tokenizer.save(folder)
@@ -69,7 +72,12 @@ class _Texts:
     are_wanted, are_read = True, False
 
     def __init__(self, corpus: Corpus, progress: Progress):
-        self.corpus, self.progress = corpus, progress
+        self.corpus, self.progress, self.faults = corpus, progress, Faults()
+
+    def losses(self) -> list[str]:
+        """Say what could not be read, if anything."""
+        faults = self.faults
+        return [describe_faults(faults.skipped, faults.first)] if faults.skipped else []
 
     def __iter__(self) -> Iterator[str]:
         self.faults, self.are_read = Faults(self.corpus.options.on_error), False  # of this pass

@@ -9,7 +9,8 @@ import numpy as np
 from mpnet_ds.data.samples.dataset import PretrainingDataset
 from mpnet_ds.data.storage.lengths import can_print
 from mpnet_ds.data.storage.manifest import FILE_NAME, HOLDOUT, DatasetManifest
-from mpnet_ds.errors import UserError
+from mpnet_ds.data.text.source import describe_faults
+from mpnet_ds.errors import UserError, one_line
 from mpnet_ds.tokenizer import PretrainingTokenizer
 from mpnet_ds.word_boundaries import CONTINUATION
 
@@ -26,7 +27,10 @@ def describe(folder: str | Path) -> str:
         f"{folder}: {manifest.counted} ({manifest.unknown_share})",
         f"{len(manifest.shards)} shard(s), {size:,} bytes, ids as {manifest.dtype}",
         f"vocabulary of {manifest.vocab_size:,} pieces, tokenizer {manifest.tokenizer_fingerprint[:12]}",
-        *(f"from {source['path']}, {source['num_bytes']:,} bytes" for source in manifest.sources[:SOURCES_TO_LIST]),
+        *(
+            f"from {one_line(source['path'])}, {source['num_bytes']:,} bytes"
+            for source in manifest.sources[:SOURCES_TO_LIST]
+        ),
     ]
     lines[1:1] = [f"Warning: {remark}" for remark in manifest.remarks]
     if len(manifest.sources) > SOURCES_TO_LIST:
@@ -43,7 +47,7 @@ def _left_out(left_out: dict) -> list[str]:
     """Say what of the sources is not in the dataset."""
     empty, faulty = (left_out.get(f"{kind}_documents", 0) for kind in ("empty", "faulty"))
     lines = [f"left out: {empty:,} empty documents"] if empty else []
-    lines += [f"unreadable: {faulty:,} documents, first: {left_out.get('first_fault')}"] if faulty else []
+    lines += [describe_faults(faulty, left_out.get("first_fault", ""))] if faulty else []
     return [*lines, *filter(None, [left_out.get("passed_over")])]
 
 

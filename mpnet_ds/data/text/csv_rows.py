@@ -35,6 +35,7 @@ from mpnet_ds.errors import UserError, did_you_mean
 SAMPLE_CHARACTERS = 1 << 16
 _DELIMITERS = {"csv": ",;|\t", "tsv": "\t,;|"}
 _QUOTES = {"csv": ("doubled", "backslash"), "tsv": ("none", "doubled", "backslash")}
+_EXCELS_LINE = re.compile(r'\A"?sep=."?\n')  # names the delimiter, which is found anyway
 _BACKSLASH = re.compile(r'(\\["\\])|\\')
 
 
@@ -78,6 +79,7 @@ def read(chunks: Iterator[Chunk], source: Source, options: ReadOptions, report: 
     first = next((chunk for chunk in chunks if chunk.text.strip()), None)
     if first is None:  # an empty file
         return
+    first.text = _EXCELS_LINE.sub("\n", first.text)
     dialect, column = _find_dialect(first, source, options)
 
     def report_row(chunk: Chunk, number: int, what: str) -> None:

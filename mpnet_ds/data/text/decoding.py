@@ -16,7 +16,7 @@ _DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, pa.ArrowExcep
 _BAD_TEXT = re.compile("(JSON|CSV) parse error")  # the file is whole, and its text is wrong
 _REFUSAL = re.compile(
     "too much memory|memory (usage )?limit|dictionary mismatch|unsupported (options|combination|frame|integrity)|"
-    "invalid or unsupported options|unknown compression method|encrypt|codec .* not|exceeded size limit",
+    "invalid or unsupported options|unknown compression method|encrypt|(codec|compression type) .* not|exceeded size limit",
     re.IGNORECASE,
 )
 
@@ -45,7 +45,7 @@ def explain(error: Exception, where: str = "", compression: str = "") -> str:
         program = f"decompress it first ({_PROGRAMS[compression]})" if compression else "write it again in another way"
         return f"cannot be decoded here{at}, which need not be damage ({said}): {program}."
     if isinstance(error, OSError) and error.errno:
-        return f"cannot be read{at} ({said}). Try again."
+        return f"cannot be read{at} ({said})." + ("" if isinstance(error, FileNotFoundError) else " Try again.")
     if (isinstance(error, _DAMAGE) or type(error) is OSError) and not _BAD_TEXT.search(said):
         return f"is damaged or truncated{at} ({said}). Download it again."
     return f"cannot be read{at} ({type(error).__name__}: {said})."

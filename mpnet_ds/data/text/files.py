@@ -23,6 +23,7 @@ CHUNK_BYTES = 1 << 22
 HALF_PAIR = "a document in the lines that start here holds half a surrogate pair."
 _LINE_END = re.compile(rb"\n|\r(?:(?<!\r\r)\r*\n)?")
 _CR_LINE_END = re.compile(r"\r(?:(?<!\r\r)\r*\n)?")
+_ONE_OBJECT_A_LINE = "Each line must hold one object: convert a list with jq -c '.[]', indented objects with jq -c ."
 _MISSING = object()
 _SURROGATE, _NO_TEXT = re.compile("[\ud800-\udfff]"), re.compile("[\ud800-\udfff\0]")
 
@@ -178,7 +179,7 @@ class _LineReader:
         except Exception as error:  # decoders raise exceptions of many kinds; what was read before is used first
             self._failure = error
         if self._failure and not read:
-            where = f"at byte {offset}" + (" of its uncompressed text" if self.source.compression else "")
+            where = f"from byte {offset}{' of its uncompressed text' if self.source.compression else ''} on"
             self.faults.report(f"{self.source.path} {explain(self._failure, where, self.source.compression)}")
             self._failure, self.last = None, offset  # and that is the end
         return b"".join(read)
@@ -293,11 +294,15 @@ def _read_json_lines(lines: _LineReader, options: ReadOptions) -> Iterator[Parse
 def _text_of_json(line: str, field: str) -> tuple[str, str]:
     """Return (text, fault), of which one is empty; both are for ``null`` and ``""``, which are empty documents."""
     try:
-        record = json.loads(line)
+        record = json.loads(line.removeprefix("\ufeff"))  # of a file that others were appended to
+    except json.JSONDecodeError as error:
+        cure = _ONE_OBJECT_A_LINE if line.lstrip()[:1] in "[{" else "Each line must hold one object."
+        return "", f"not JSON: {error.msg} at column {error.colno}. {cure}"
     except (ValueError, RecursionError) as error:
-        return "", f"not JSON: {error}. Each line must hold one object."
+        return "", f"not JSON: {error}."
     if not isinstance(record, dict):
-        return "", f"a JSON {type(record).__name__}, not an object with the field '{field}'."
+        cure = f" {_ONE_OBJECT_A_LINE}" if isinstance(record, list) else ""
+        return "", f"a JSON {type(record).__name__}, not an object with the field '{field}'.{cure}"
     text = record.get(field, _MISSING)
     if text is _MISSING:
         text = _nested(record, field.split("."))

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mpnet_ds.errors import UserError, printable
+from mpnet_ds.errors import UserError, one_line
 
 KINDS = {".txt": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv"}
 KINDS |= {".parquet": "parquet", ".arrow": "arrow"}
@@ -42,7 +42,7 @@ class PassedOver:
             endings = Counter(Path(file).suffix or "no ending" for file in files).most_common(NAMED)
             kinds = f" ({', '.join(f'{number:,} {ending}' for ending, number in endings)})" if len(files) > NAMED else ""
             groups.append(f"{len(files):,} {reason}{kinds}: {names}")
-        return printable(f"{self.count:,} files passed over: {'; '.join(groups)}") if groups else ""
+        return one_line(f"{self.count:,} files passed over: {'; '.join(groups)}") if groups else ""
 
 
 def kind_of(file: Path) -> str | None:

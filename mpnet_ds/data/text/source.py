@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from mpnet_ds.errors import UserError, printable
+from mpnet_ds.errors import UserError, one_line
 
 STANDARD_INPUT = "-"
 ON_ERROR = ("stop", "skip", "replace")
@@ -131,12 +131,17 @@ class Faults:
 
     def report(self, message: str, can_replace: bool = False, count: int = 1) -> None:
         """Raise ``UserError`` or count the documents, according to ``on_error``."""
-        message = printable(message)
+        message = one_line(message)
         if self.on_error == "stop" or (self.on_error == "replace" and not can_replace):
             cure = "use --on_error skip to leave it out" + (", or replace to put U+FFFD there" if can_replace else "")
             raise UserError(f"{message} Repair it, or {cure}; the manifest counts it.")
         self.first = self.first or message
         self.skipped += count
+
+
+def describe_faults(count: int, first: str, and_so: str = "left out") -> str:
+    """Say how much could not be read. Nobody knows how many documents the lost end of a damaged file held."""
+    return f"Unreadable documents, or ends of damaged files, {and_so}: {count:,}. First: {first}"
 
 
 def warn_of_empty(empty: int, documents: int, text_field: str) -> str:

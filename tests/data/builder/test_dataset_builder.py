@@ -251,6 +251,22 @@ def test_a_holdout_that_leaves_a_side_empty_is_refused(build, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["one.txt"]
 
 
+def test_a_corpus_that_cannot_be_read_is_not_said_to_be_empty(build, tmp_path):
+    (tmp_path / "a.json").write_text('[{"text": "one"}]')
+    with pytest.raises(UserError, match=r"no document for training in .*a\.json: .* Unreadable .* 1\. First: .*a JSON list"):
+        build(tmp_path / "a.json", reading=ReadOptions(on_error="skip"))
+    with pytest.raises(
+        UserError, match=r"no text to train a tokenizer on: check --input\. Unreadable .* First: .*a JSON list"
+    ):
+        train_tokenizer_on([str(tmp_path / "a.json")], 100, tmp_path / "tokenizer", ReadOptions(on_error="skip"))
+
+
+def test_a_link_to_itself_is_not_there(build, tmp_path):
+    (tmp_path / "a.txt").symlink_to("a.txt")
+    with pytest.raises(UserError, match=r"a\.txt: no such file or folder"):
+        build(tmp_path / "a.txt")
+
+
 def test_a_missing_tokenizer_is_named_before_anything_is_written(corpus_files, tmp_path):
     with pytest.raises(UserError, match=r"no tokenizer at .*nowhere"):
         build_dataset([corpus_files.txt], tmp_path / "nowhere", tmp_path / "dataset", show_progress=False)

@@ -11,6 +11,7 @@ from mpnet_ds.data import BuildOptions, build_dataset
 from mpnet_ds.data.builder import estimate as estimate_module
 from mpnet_ds.data.builder.estimate import estimate
 from mpnet_ds.data.builder.plan import Part
+from mpnet_ds.data.text.source import ReadOptions
 from mpnet_ds.errors import UserError
 from tests.data.builder.test_wordpiece_memo import real_text
 
@@ -44,6 +45,20 @@ def test_a_larger_corpus_is_estimated_from_a_part_of_it(tokenizer_folder, tmp_pa
         assert getattr(expected, name) == pytest.approx(getattr(built, name), rel=0.2)
     half = estimate(*what[:3], replace(what[3], part=Part(1, 2)))
     assert half.tokens == pytest.approx(expected.tokens / 2, rel=0.2)
+
+
+def test_a_large_document_at_the_end_is_counted(tokenizer_folder, tmp_path):
+    (tmp_path / "a.txt").write_text("one\n\n" + "two " * 300_000)
+    whole = estimate([str(tmp_path / "a.txt")], tokenizer_folder, tmp_path / "out")
+    assert (whole.documents, whole.is_exact) == (2, True)
+
+
+def test_what_of_the_sample_cannot_be_read_is_named(tokenizer_folder, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n[]\n')
+    said = str(
+        estimate([str(tmp_path / "a.jsonl")], tokenizer_folder, tmp_path / "out", reading=ReadOptions(on_error="skip"))
+    )
+    assert f"left out: 1. First: {tmp_path}/a.jsonl: byte 16: a JSON list" in said
 
 
 def test_a_disk_that_is_too_small_and_a_slow_tokenizer_are_said(corpus_files, tokenizer_folder, tmp_path, monkeypatch):

@@ -207,6 +207,24 @@ def test_a_byte_order_mark_is_no_text(tmp_path):
     assert documents(tmp_path) == [["one"], ["two"], ["three"]]
 
 
+def test_nor_is_one_where_a_file_was_appended_to_another(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "one"}\n' * 2)
+    assert documents(tmp_path / "a.jsonl") == [["one"], ["one"]]
+
+
+def test_a_damaged_file_is_said_to_be_lost_from_there_on(tmp_path):
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"one\n") + b"garbage")
+    with pytest.raises(UserError, match=r"a\.txt\.gz is damaged or truncated from byte 4 of its uncompressed text on"):
+        documents(tmp_path / "a.txt.gz")
+
+
+def test_a_fault_is_told_in_one_line_whatever_the_file_is_called(tmp_path):
+    (tmp_path / "a\n\x1b[31m.jsonl").write_text("{")
+    with pytest.raises(UserError, match=r"/a\\n\\x1b\[31m\.jsonl: byte 0 \(line 1\): not JSON") as raised:
+        documents(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
 def test_files_of_a_folder_come_sorted_and_inputs_as_given(tmp_path):
     for name in ("b/2.txt", "b/1.jsonl", "a/3.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -374,7 +392,8 @@ def test_documents_with_such_bytes_are_left_out_or_repaired_on_request(tmp_path,
         ('{"text": "cut', "not JSON"),
         ('{"body": "x", "id": 3}', r"no field 'text' \(found: body, id\)"),
         ('{"text": 7}', "field 'text' is 7, not text"),
-        ('["text"]', "a JSON list, not an object"),
+        ('{"text": "a"}, ', r"not JSON: Extra data at column 14. Each line must hold one object: convert a list"),
+        ('["text"]', r"a JSON list, not an object with the field 'text'. Each line must hold one object: convert a list"),
     ],
 )
 def test_a_bad_line_of_json_is_named_with_its_place_or_left_out(tmp_path, line, message):

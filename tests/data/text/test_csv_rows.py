@@ -45,6 +45,7 @@ FOUND = {
     "blanks before quotes": ("a.csv", 'n, text\n1, "one, two"\n2, three\n', ["one, two", "three"]),
     "quotes inside a field": ("a.csv", 'n,text\n1,a 5" pipe of "x"\n', ['a 5" pipe of "x"']),
     "one column": ("a.csv", 'text\none, two\n"three, four"\n', ["one, two", "three, four"]),
+    "a line for Excel": ("a.csv", "sep=;\nn;text\n1;one, two\n", ["one, two"]),
     "no line": ("a.csv", "\n\n", []),
 }
 

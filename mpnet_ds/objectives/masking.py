@@ -32,9 +32,8 @@ from mpnet_ds.objectives.base import Vocabulary
 from mpnet_ds.validation import SECTION
 from mpnet_ds.word_boundaries import LONGEST_WORD, sizes_if_long
 
-_WORD_ORDER, _PREDICTION_ORDER, _CORRUPTION, _REPLACEMENT, _SPAN_LENGTH, _WITHIN_WORD = range(
-    6
-)  # purposes of random numbers
+# Purposes of random numbers.
+_WORD_ORDER, _PREDICTION_ORDER, _CORRUPTION, _REPLACEMENT, _SPAN_LENGTH, _WITHIN_WORD = range(6)
 MAX_SEQ_LENGTH = 1 << 16
 LONGEST_NGRAM = 16
 DEFAULTS = {"mask_probability": 0.8, "keep_probability": 0.1, "random_probability": 0.1}
@@ -151,7 +150,7 @@ def _choose(input_ids, attention_mask, keys, vocabulary, config) -> tuple[np.nda
     kinds = _kinds(vocabulary).take(input_ids)
     is_special = (kinds & _SPECIAL).astype(bool)
     barred = ~attention_mask if config.predict_special_tokens else ~attention_mask | is_special
-    starts = _starts(kinds, is_special, keys, vocabulary, config)
+    words, starts = _starts(kinds, is_special, keys, vocabulary, config)
     # One sortable number per token: the high bit, its word's random bits, its position. Tokens that must not be predicted
     # have their position alone, so that the last p in order are candidates as long as there are any.
     position = np.arange(num_tokens, dtype=np.uint64)
@@ -173,7 +172,7 @@ def _choose(input_ids, attention_mask, keys, vocabulary, config) -> tuple[np.nda
         if (wanted < width).any():
             tail = np.sort(tail, axis=1)[:, ::-1]
     if starts is not None and width:
-        tail = _choose_within_long_words(tail, sortable, wanted, keys)
+        tail = _choose_within_long_words(tail, sortable, words, wanted, keys)
     return (tail & _POSITION).astype(np.int64), wanted
 
 
@@ -185,14 +184,14 @@ def _kinds(vocabulary: Vocabulary) -> np.ndarray:
     return (kinds | ends).astype(np.uint8)
 
 
-def _starts(kinds, is_special, keys, vocabulary, config) -> np.ndarray | None:
-    """bool [B, n]: the first token of each word or span; None if every token is one."""
+def _starts(kinds, is_special, keys, vocabulary, config) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """bool [B, n]: the first token of each word, and of each word or span; None if every token is one."""
     if not config.whole_word and config.max_ngram == 1:
-        return None
-    starts = _word_starts(kinds, vocabulary) if config.whole_word else np.ones(kinds.shape, dtype=bool)
+        return None, None
+    words = _word_starts(kinds, vocabulary) if config.whole_word else np.ones(kinds.shape, dtype=bool)
     if config.predict_special_tokens or config.max_ngram > 1:
-        starts[:, 1:] |= is_special[:, :-1]  # else a special token is barred, and cannot be drawn with what follows it
-    return _spans(starts, is_special, keys, config.max_ngram) if config.max_ngram > 1 else starts
+        words[:, 1:] |= is_special[:, :-1]  # else a special token is barred, and cannot be drawn with what follows it
+    return words, _spans(words, is_special, keys, config.max_ngram) if config.max_ngram > 1 else words
 
 
 def _word_starts(kinds: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
@@ -254,7 +253,9 @@ def _repeat_from_starts(sortable: np.ndarray, starts: np.ndarray) -> None:
     flat[others] = flat[firsts]
 
 
-def _choose_within_long_words(tail: np.ndarray, sortable: np.ndarray, wanted: np.ndarray, keys: np.ndarray) -> np.ndarray:
+def _choose_within_long_words(
+    tail: np.ndarray, sortable: np.ndarray, words: np.ndarray, wanted: np.ndarray, keys: np.ndarray
+) -> np.ndarray:
     """Where all chosen tokens are of one word, draw them among its tokens.
 
     Otherwise the last tokens of a word with more than p tokens would be predicted each time, and its others never.
@@ -264,8 +265,10 @@ def _choose_within_long_words(tail: np.ndarray, sortable: np.ndarray, wanted: np
     last = tail.min(axis=1) if is_full else tail[np.arange(num_sequences), np.maximum(wanted, 1) - 1]
     rows = np.flatnonzero((first ^ last <= _POSITION) & (wanted > 0))
     if rows.size:
-        position = sortable[rows] & _POSITION
         inside = sortable[rows] ^ first[rows, None] <= _POSITION
+        is_one = (words[rows] & inside).sum(axis=1) <= 1  # a span of several words is cut, as any word is
+        rows, inside = rows[is_one], inside[is_one]
+        position = sortable[rows] & _POSITION
         bits = draw(_keys_for(keys[rows], _WITHIN_WORD)[:, None], position) | _CANDIDATE
         bits = np.where(inside, bits & ~_POSITION | position, 0)
         tail = tail.copy()

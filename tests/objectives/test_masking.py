@@ -164,6 +164,14 @@ def test_each_token_of_one_long_word_is_predicted_for_some_keys(num_tokens, max_
     assert np.abs(counts - 400 * share).max() < 5 * np.sqrt(400 * share * (1 - share)) * max_ngram
 
 
+def test_a_span_of_more_tokens_than_are_predicted_is_cut_at_one_word():
+    input_ids = np.tile([0, *([600, 7, 7] * 3)], (300, 1))
+    words = Vocabulary(np.arange(V) >= 500, vocabulary().is_special, MASK_ID)
+    positions, _ = mask(input_ids, np.ones(input_ids.shape, dtype=bool), words, MaskingConfig(0.4, max_ngram=3))
+    chosen = [{(position - 1) // 3: sum((row - 1) // 3 == (position - 1) // 3) for position in row} for row in positions]
+    assert all(sum(count < 3 for count in row.values()) <= 1 for row in chosen)
+
+
 def test_a_word_begins_after_a_piece_that_ends_one():
     ends = np.arange(V) < 500
     words = Vocabulary(np.zeros(V, dtype=bool), vocabulary().is_special, MASK_ID, ends_word=ends)

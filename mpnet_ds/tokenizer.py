@@ -39,6 +39,8 @@ JSON_FILE, VOCABULARY_FILE = "tokenizer.json", "vocab.txt"
 WORD_STARTS = {"ByteLevel": "Ġ", "Metaspace": "▁"}  # what a BPE or Unigram piece begins with where a word begins
 NONCHARACTER = "\ufdd0"  # never used in text, by Unicode
 CHARACTER_COVERAGE = 0.9995
+ROOM_FOR_CHARACTERS = 0.1
+"""Share of the vocabulary: where pieces of single characters take less, all characters have one."""
 SMALLER_COVERAGES = (0.999, 0.995, 0.99, 0.98, 0.95, 0.9)
 SAMPLED_CHARACTERS, USUAL_WORD = 256_000_000, 6
 """Characters from which a tokenizer is learned; fewer where words are longer than usual. The trainer keeps each different
@@ -259,7 +261,7 @@ def train_tokenizer(
     vocab_size: int,
     lower_case: bool = True,
     keep_accents: bool = False,
-    character_coverage: float = CHARACTER_COVERAGE,
+    character_coverage: float | None = None,
     sample: int | None = None,
     seed: int = 0,
     tell: Callable[[str], None] = lambda _: None,
@@ -270,7 +272,8 @@ def train_tokenizer(
         texts: an iterable of strings, but not an iterator: it is streamed twice, not held in memory.
         vocab_size: number of pieces and special tokens. A small corpus may give fewer: see ``vocab_size`` of the result.
         lower_case: BERT's normalisation, lower case and, unless ``keep_accents``, no accents.
-        character_coverage: share of the text's characters that get pieces, the most frequent first.
+        character_coverage: share of the text's characters that get pieces, the most frequent first. Default: 0.9995, and 1
+            where all characters together take less than a tenth of the vocabulary.
         sample: number of characters from which pieces are learned, in texts drawn at random by ``seed``. Default: so many
             that a few GB of memory are enough.
         tell: called with a sentence for whatever of the text is lost.
@@ -278,7 +281,7 @@ def train_tokenizer(
     if not SMALLEST_VOCABULARY <= vocab_size <= LARGEST_VOCABULARY:
         bounds = f"between {SMALLEST_VOCABULARY} and {LARGEST_VOCABULARY:,}"
         raise UserError(f"--vocab_size is {vocab_size}; it must be {bounds}, 30527 is usual.")
-    if not 0 < character_coverage <= 1:
+    if character_coverage is not None and not 0 < character_coverage <= 1:
         raise UserError(f"--character_coverage is {character_coverage}; it must be greater than 0 and at most 1.")
     if iter(texts) is texts:
         raise TypeError("texts is an iterator; pass a list, or another object that can be iterated twice")
@@ -286,6 +289,9 @@ def train_tokenizer(
     counts = CharacterCounts(texts, **normalizer)
     if not counts.total:
         raise UserError("the corpus has no text to train a tokenizer on: check --input.")
+    if character_coverage is None:
+        all_fit = len(_as_pieces(list(counts.characters), counts)) < ROOM_FOR_CHARACTERS * vocab_size
+        character_coverage = 1.0 if all_fit else CHARACTER_COVERAGE
     characters = counts.covering(character_coverage)
     _check_room(vocab_size, counts, character_coverage)
     sample = sample or round(SAMPLED_CHARACTERS * min(1, USUAL_WORD / counts.mean_word))

@@ -416,6 +416,12 @@ def test_rare_characters_get_no_pieces():
         trained(texts, vocab_size=64)
 
 
+def test_few_characters_all_get_pieces_however_rare():
+    tokenizer, told = trained(["the cat sat on the mat"] * 1000 + ["why?"])
+    assert "?" in tokenizer.pieces
+    assert told == ""
+
+
 def test_pieces_are_learned_from_a_sample_that_the_seed_decides():
     texts = [f"word{number}" for number in range(2000)]
     (first, told), (again, _), (other, _) = (trained(texts, 300, sample=2000, seed=seed) for seed in (1, 1, 2))

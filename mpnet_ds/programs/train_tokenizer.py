@@ -18,7 +18,7 @@ def build_parser() -> Parser:
     add = parser.add_argument
     add("--cased", action="store_true", help="keep capital letters and accents")
     add("--keep_accents", action="store_true", help="keep accents and other marks in lower case")
-    add("--character_coverage", type=float, metavar="F", help="share of the characters with pieces (default: 0.9995)")
+    add("--character_coverage", type=float, metavar="F", help="share of the text's characters with pieces (0.9995)")
     add(
         "--sample", type=size, metavar="SIZE", help="learn from about SIZE of the text (default: 256MB, less for long words)"
     )

@@ -1,5 +1,6 @@
 """What a run says until its first step, and what it does not load for it."""
 
+import gc
 import queue
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import sys
 import pytest
 
 from mpnet_ds import start_up
+from mpnet_ds.programs import pretrain
 from tests.runs import ROOT, environment
 
 ALONE = """
@@ -90,3 +92,11 @@ def test_the_first_line_comes_before_anything_is_loaded():
 def test_training_loads_what_it_needs_and_the_rest_when_it_is_used():
     done = subprocess.run([sys.executable, "-c", ALONE], env=environment(), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_wrong_command_line_leaves_garbage_collection_on(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["pretrain", "--no_such_flag"])
+    with pytest.raises(SystemExit):
+        pretrain.main()
+    start_up.end()
+    assert gc.isenabled()

@@ -20,16 +20,18 @@ def main() -> int:
     """Train; returns the exit code."""
     start_up.begin("starting: reading the command line")
     gc.disable()  # scanning what libraries create while they are loaded takes a tenth of the time, and finds nothing
-    arguments = build_parser().parse_args()
-    # Before torch is loaded: warnings of its C++ parts, of names that cannot be looked up for example, help nobody.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    start_up.enter("loading PyTorch")
-    quiet_libraries()
-    start_up.enter("loading DeepSpeed and the trainer")
-    import deepspeed  # noqa: F401
+    try:
+        arguments = build_parser().parse_args()
+        # Before torch is loaded: warnings of its C++ parts, of names that cannot be looked up for example, help nobody.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        start_up.enter("loading PyTorch")
+        quiet_libraries()
+        start_up.enter("loading DeepSpeed and the trainer")
+        import deepspeed  # noqa: F401
 
-    from mpnet_ds.training.pretrain import pretrain
+        from mpnet_ds.training.pretrain import pretrain
 
-    gc.freeze()
-    gc.enable()
+        gc.freeze()
+    finally:
+        gc.enable()
     return pretrain(arguments)

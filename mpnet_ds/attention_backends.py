@@ -7,7 +7,7 @@ BACKENDS = (AUTO, "eager", "cpu", "sdpa", "flex", "triton")
 
 
 def check_backend(name: str) -> str:
-    """The name itself; ``UserError`` with the nearest one if there is no such back-end."""
+    """The name itself; ``UserError`` with the nearest one if it does not exist."""
     if name not in BACKENDS:
         raise UserError(f"unknown attention '{name}'. {did_you_mean(name, BACKENDS)}")
     return name

@@ -1,4 +1,4 @@
-"""The characters of a corpus as BERT's normalisation leaves them: counts, what is lost, stretches without blanks.
+"""The characters of a corpus as BERT's normalisation leaves them: counts, what is lost, words that are too long.
 
 Normalisation works character by character, so all of this follows from how often each character occurs: one pass over the
 corpus in NumPy, with memory for one number per code point.

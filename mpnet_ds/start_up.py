@@ -11,7 +11,7 @@ import time
 
 RANKS = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
 """Environment variables that hold the rank before ranks/launchers.py is loaded; the first that is set counts."""
-PATIENCE = 2.5  # seconds of a part until a line says that it still goes on
+PATIENCE = 2.5  # seconds of a part until a line says that it is still running
 LONG, RARELY = 60.0, 10.0  # after that many seconds of a part, a line every so many
 
 _now: "_StartUp | None" = None

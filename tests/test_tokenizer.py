@@ -12,7 +12,8 @@ from transformers import AutoTokenizer, MPNetTokenizer
 
 from mpnet_ds.data.builder.wordpiece_memo import TextEncoder
 from mpnet_ds.errors import UserError
-from mpnet_ds.tokenizer import PretrainingTokenizer, train_tokenizer
+from mpnet_ds.tokenizer import PretrainingTokenizer
+from mpnet_ds.tokenizer_training import train_tokenizer
 
 TEXT = "Über the naïve Bäcker: unbelievably, 12.5 % of NASA's e-mails 日本 are running…"
 

@@ -138,7 +138,7 @@ REFUSED = {
     "compile": "nothing calls DeepSpeed's compiler; --compile compiles the layers with torch.compile",
     "autotuning": "no autotuner is run; --dry_run says what a micro-batch takes of the memory",
     "tensor_parallel": "models here are not split inside their layers; ZeRO 3 splits weights among ranks",
-    "pipeline": "models here are no pipelines; ZeRO 3 splits weights among ranks",
+    "pipeline": "models here are not pipelines; ZeRO 3 splits weights among ranks",
     "seq_parallel_communication_data_type": "sequences are not split among ranks",
     "expert_parallel": _EXPERTS,
     "use_data_before_expert_parallelism": _EXPERTS,

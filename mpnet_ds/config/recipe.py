@@ -194,7 +194,7 @@ def recipe_from_dict(content: dict, path: str, sources: Mapping[str, str] = Mapp
 
 
 def import_plugins(content: dict, origin: Origin) -> None:
-    """Import what ``run.plugins`` of a recipe names: objectives register then. ``UserError`` if there is no such module."""
+    """Import what ``run.plugins`` of a recipe names: objectives register then. ``UserError`` if a module does not exist."""
     run = content.get("run")
     plugins = _as_tuple(run.get("plugins", ())) if isinstance(run, dict) else ()
     names = [name for name in plugins if isinstance(name, str)] if isinstance(plugins, tuple) else []

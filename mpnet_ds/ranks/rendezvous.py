@@ -56,7 +56,7 @@ def join(placement: Placement, timeout: float):
 def leave_together(server, rank: int, world_size: int, timeout: float) -> None:
     """Wait until all ranks are done, for ``timeout`` seconds at most; the store, which ends with rank 0, lasts until then.
 
-    A rank that has failed does not come: it says so itself, which is no reason for this one to fail.
+    A rank that has failed does not come: it says so itself, which is not a reason for this one to fail.
     """
     meet = threading.Thread(target=_meet, args=(server, rank, world_size, timeout), daemon=True)
     meet.start()

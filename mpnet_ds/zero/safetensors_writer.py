@@ -44,7 +44,7 @@ _NAMES = {
 
 
 def dtype_of(name: str) -> torch.dtype:
-    """The type of numbers by its short name; ``UserError`` with the nearest one if there is no such type."""
+    """The type of numbers by its short name; ``UserError`` with the nearest one if it does not exist."""
     if name not in DTYPES:
         raise UserError(f"unknown dtype '{name}'. {did_you_mean(name, DTYPES)}")
     return DTYPES[name]

@@ -25,7 +25,8 @@ def test_every_optimizer_of_deepspeed_and_pytorch_is_served_or_refused(name):
 def test_an_optimizers_parameters_are_those_of_its_constructor(name):
     values = {"betas": (0.9, 0.98), "lr": 0.1, "eps": 1e-6, "weight_decay": 0.0, "momentum": 0.9, "momentum_decay": 0.1}
     keys = set(OPTIMIZERS[name]) - {"torch_adam", "adam_w_mode"}  # DeepSpeed's own, beside the constructor's
-    getattr(torch.optim, name)([torch.zeros(1)], **{key: values.get(key, False) for key in keys})
+    optimizer = getattr(torch.optim, name)([torch.zeros(1)], **{key: values.get(key, False) for key in keys})
+    assert keys <= set(optimizer.defaults)
 
 
 @pytest.mark.parametrize(("name", "canonical"), [("adamw", "AdamW"), ("ADAM", "Adam"), ("muon", "Muon"), ("sgd", "SGD")])

@@ -43,7 +43,7 @@ def test_missing_data_folder(tmp_path):
 
 
 def test_tokenizer_that_is_not_the_datasets(dataset_folder, tmp_path):
-    from mpnet_ds.tokenizer import train_tokenizer
+    from mpnet_ds.tokenizer_training import train_tokenizer
 
     data = tmp_path / "data"
     shutil.copytree(dataset_folder, data)

@@ -7,7 +7,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mpnet_ds.data import BuildOptions, build_dataset
-from mpnet_ds.tokenizer import train_tokenizer
+from mpnet_ds.tokenizer_training import train_tokenizer
 from tests.runs import RECIPE, ROOT, pretrain, pretrain_all
 
 

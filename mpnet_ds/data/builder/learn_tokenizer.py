@@ -12,7 +12,8 @@ from mpnet_ds.data.text.standard_input import stored_standard_input
 from mpnet_ds.errors import UserError
 from mpnet_ds.files import new_folder
 from mpnet_ds.progress import Progress
-from mpnet_ds.tokenizer import PretrainingTokenizer, train_tokenizer
+from mpnet_ds.tokenizer import PretrainingTokenizer
+from mpnet_ds.tokenizer_training import train_tokenizer
 
 
 def train_tokenizer_on(

@@ -207,5 +207,5 @@ def _no_column(sample: Chunk, source: Source, options: ReadOptions) -> str:
         cure = f"--text_field is the number of the column, 1 to {len(names)}"
         return f"{source.path}: with --csv_header none {cure}, not '{options.text_field}'; the first row is {names}."
     hint = did_you_mean(options.text_field, names) if names else ""
-    cure = "Use --text_field or --csv_delimiter; --csv_header none if that line is no header."
+    cure = "Use --text_field or --csv_delimiter; --csv_header none if that line is not a header."
     return f"{source.path}: no column '{options.text_field}' in the first line ({dialect}). {hint} {cure}"

@@ -2,7 +2,7 @@
 
 A parquet file is split by row groups, an Arrow file by record batches, a dataset by rows, a streamed one by its own shards.
 Text may be of any Arrow type that holds UTF-8 (strings, binary, dictionaries of them, JSON, null), or a field of a struct
-(``meta.text``). Whatever a foreign reader raises is reported with the place, and reading goes on with the next unit.
+(``meta.text``). Whatever a foreign reader raises is reported with the place, and reading continues with the next unit.
 """
 
 import itertools
@@ -271,7 +271,7 @@ def _find_column(path: str, schema: pa.Schema, name: str) -> list[str]:
     """Return the names that lead to the text: one, or those of nested structs (``meta.text``).
 
     Raises:
-        UserError: there is no such column, or several; it does not hold text.
+        UserError: the column does not exist, or several do; it does not hold text.
     """
     names = [name] if name in schema.names else name.split(".")
     fields, kind = list(schema), None

@@ -236,7 +236,7 @@ def attention_backward(
     """
     gradients, of_bias = _empty_gradients(query, key, value, bias, bias_learns)
     if is_packed(query, key, value):
-        gradients.view(query.shape[0], query.shape[2], 3, -1)[:, key.shape[2] :, 1:] = 0  # these rows are no keys
+        gradients.view(query.shape[0], query.shape[2], 3, -1)[:, key.shape[2] :, 1:] = 0  # these rows are not keys
     from mpnet_ds.models.attention import triton_kernels  # imports triton
 
     triton_kernels.backward(

@@ -23,7 +23,8 @@ from mpnet_ds.data.storage.manifest import DatasetManifest
 from mpnet_ds.errors import UserError
 from mpnet_ds.files import fast_checksum
 from mpnet_ds.programs import build_dataset as build_program
-from mpnet_ds.tokenizer import PretrainingTokenizer, train_tokenizer
+from mpnet_ds.tokenizer import PretrainingTokenizer
+from mpnet_ds.tokenizer_training import train_tokenizer
 from tests.test_tokenizer import byte_level_backend
 
 HOLDOUT = 0.1

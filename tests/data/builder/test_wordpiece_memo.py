@@ -14,7 +14,8 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from mpnet_ds.data.builder import wordpiece_memo as encode_module
 from mpnet_ds.data.builder.wordpiece_memo import TextEncoder
-from mpnet_ds.tokenizer import PretrainingTokenizer, train_tokenizer
+from mpnet_ds.tokenizer import PretrainingTokenizer
+from mpnet_ds.tokenizer_training import train_tokenizer
 
 ODD = [
     "\x00", "\x01", "\x0b", "\x0c", "\x1c", "\x7f", "\x85", "\xa0", "\xad", "\u0301", "\u0345", "\u200b", "\u200d", "\u2028",

@@ -1,0 +1,192 @@
+"""Training of WordPiece tokenizers with MPNet's layout, and what of the text they lose.
+
+Characters are counted in all of the text (character_counts.py); pieces are learned from a sample by the tokenizers library.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+
+import tokenizers
+from tokenizers import models, normalizers, pre_tokenizers, trainers
+
+from mpnet_ds.character_counts import LONGEST_WORDPIECE_WORD, CharacterCounts, describe_characters
+from mpnet_ds.counter_rng import draw, make_key, unit_interval
+from mpnet_ds.errors import UserError
+from mpnet_ds.machine import percent
+from mpnet_ds.tokenizer import (
+    CUTTING_PRE_TOKENIZER,
+    FIRST_TOKENS,
+    MASK,
+    UNKNOWN,
+    PretrainingTokenizer,
+    as_transformers,
+)
+from mpnet_ds.word_boundaries import CONTINUATION
+
+CHARACTER_COVERAGE = 0.9995
+ROOM_FOR_CHARACTERS = 0.1
+"""Share of the vocabulary: where pieces of single characters take less, all characters have one."""
+SMALLER_COVERAGES = (0.999, 0.995, 0.99, 0.98, 0.95, 0.9)
+SAMPLED_CHARACTERS, USUAL_WORD = 256_000_000, 6
+"""Characters from which a tokenizer is learned; fewer where words are longer than usual. The trainer keeps each different
+word, with about 100 bytes for each of its characters: in scripts without blanks that is nearly all of the text."""
+SAMPLED_PART = 1 << 16
+"""Characters of a long document that are drawn, or not, at once."""
+RARE_LONG_WORDS = 1e-4
+"""Share of the characters in words of more than ``LONGEST_WORDPIECE_WORD``. If more are, the tokenizer cuts such words."""
+SMALLEST_VOCABULARY, LARGEST_VOCABULARY = 64, 10_000_000
+
+
+def train_tokenizer(
+    texts: Iterable[str],
+    vocab_size: int,
+    lower_case: bool = True,
+    keep_accents: bool = False,
+    character_coverage: float | None = None,
+    sample: int | None = None,
+    seed: int = 0,
+    tell: Callable[[str], None] = lambda _: None,
+) -> PretrainingTokenizer:
+    """Train WordPiece on ``texts`` with MPNet's layout; the same version of tokenizers gives the same result.
+
+    Args:
+        texts: an iterable of strings, but not an iterator: it is streamed twice, not held in memory.
+        vocab_size: number of pieces and special tokens. A small corpus may give fewer: see ``vocab_size`` of the result.
+        lower_case: BERT's normalisation, lower case and, unless ``keep_accents``, no accents.
+        character_coverage: share of the text's characters that get pieces, the most frequent first. Default: 0.9995, and 1
+            where all characters together take less than a tenth of the vocabulary.
+        sample: number of characters from which pieces are learned, in texts drawn at random by ``seed``. Default: so many
+            that a few GB of memory are enough.
+        tell: called with a sentence for whatever of the text is lost.
+    """
+    if not SMALLEST_VOCABULARY <= vocab_size <= LARGEST_VOCABULARY:
+        bounds = f"between {SMALLEST_VOCABULARY} and {LARGEST_VOCABULARY:,}"
+        raise UserError(f"--vocab_size is {vocab_size}; it must be {bounds}, 30527 is usual.")
+    if character_coverage is not None and not 0 < character_coverage <= 1:
+        raise UserError(f"--character_coverage is {character_coverage}; it must be greater than 0 and at most 1.")
+    if iter(texts) is texts:
+        raise TypeError("texts is an iterator; pass a list, or another object that can be iterated twice")
+    normalizer = {"lowercase": lower_case, "strip_accents": False if keep_accents else None}
+    counts = CharacterCounts(texts, **normalizer)
+    if not counts.total:
+        raise UserError("the corpus has no text to train a tokenizer on: check --input.")
+    if character_coverage is None:
+        all_fit = len(_as_pieces(list(counts.characters), counts)) < ROOM_FOR_CHARACTERS * vocab_size
+        character_coverage = 1.0 if all_fit else CHARACTER_COVERAGE
+    characters = counts.covering(character_coverage)
+    _check_room(vocab_size, counts, character_coverage)
+    sample = sample or round(SAMPLED_CHARACTERS * min(1, USUAL_WORD / counts.mean_word))
+    sampled = _sample(texts, sample / counts.num_read, seed, tell)
+    first = sorted(_as_pieces(characters, counts))
+    pieces = _learn_pieces(sampled, vocab_size - 1, first, characters, normalizer, cut=counts.in_long_words > 0)
+    cut = counts.in_long_words > RARE_LONG_WORDS * counts.total
+    for sentence in (
+        *counts.losses(),
+        *_about_characters(pieces, vocab_size, counts, character_coverage),
+        *_about_long_words(counts, cut),
+        *_about_sample(counts, sample),
+    ):
+        tell(sentence)
+    backend = as_transformers([*pieces, MASK], normalizer, model_max_length=512).backend_tokenizer
+    return PretrainingTokenizer(_cutting(backend) if cut else backend, "the trained tokenizer")
+
+
+def _as_pieces(characters: list[str], counts: CharacterCounts) -> list[str]:
+    """Pieces of single characters: each at the start of a word, and inside one if it occurs there."""
+    return characters + [CONTINUATION + char for char in characters if char in counts.inside_words]
+
+
+def _check_room(vocab_size: int, counts: CharacterCounts, coverage: float) -> None:
+    """Raise ``UserError`` if single characters need more than the vocabulary has."""
+
+    def needed(share: float) -> int:
+        return len(FIRST_TOKENS) + 2 + len(_as_pieces(counts.covering(share), counts))
+
+    if needed(coverage) > vocab_size:
+        smaller = next((share for share in SMALLER_COVERAGES if share < coverage and needed(share) <= vocab_size / 2), None)
+        cure = (
+            f"use a larger one, or --character_coverage {smaller}: rarer characters become {UNKNOWN}"
+            if smaller
+            else "use a larger one"
+        )
+        found = f"the characters of this corpus alone need {needed(coverage)} (--character_coverage {coverage})"
+        raise UserError(f"--vocab_size {vocab_size} is too small: {found}; {cure}.")
+
+
+def _about_characters(pieces: list[str], vocab_size: int, counts: CharacterCounts, coverage: float) -> Iterator[str]:
+    covered = set(counts.covering(coverage))
+    rare = Counter({char: count for char, count in counts.characters.items() if char not in covered})
+    if rare:
+        yield (
+            f"{len(rare):,} of {len(counts.characters):,} characters get no piece and become {UNKNOWN}: the rarest, "
+            f"{describe_characters(rare, counts.total)}. --character_coverage is {coverage}; 1 keeps all."
+        )
+    single = sum(len(piece.removeprefix(CONTINUATION)) == 1 for piece in pieces)
+    if single > vocab_size / 2:
+        yield (
+            f"Warning: {single:,} pieces of the {vocab_size:,} are single characters. A larger --vocab_size, or a smaller "
+            f"--character_coverage than {coverage}, makes room for words."
+        )
+
+
+def _about_long_words(counts: CharacterCounts, cut: bool) -> Iterator[str]:
+    if counts.in_long_words:
+        share = f"{percent(counts.in_long_words, counts.total)} of the characters are in words of more than"
+        found = f"{share} {LONGEST_WORDPIECE_WORD} without a blank"
+        if not cut:
+            yield f"{found}, each of which becomes one {UNKNOWN}."
+        else:
+            yield f"{found}: the tokenizer cuts these, which MPNetTokenizer of transformers cannot, but AutoTokenizer can."
+
+
+def _about_sample(counts: CharacterCounts, sample: int) -> Iterator[str]:
+    if sample < counts.num_read:
+        share = percent(sample, counts.num_read)
+        drawn = f"{share} of the text, in documents and parts of long ones drawn at random (--sample)"
+        yield f"Pieces were learned from {drawn}; characters from all."
+
+
+def _sample(texts: Iterable[str], share: float, seed: int, tell: Callable[[str], None]) -> Iterator[str]:
+    """Draw each text, or part of a long one, with a probability; a function of the seed and its number."""
+    if share >= 1:
+        yield from texts
+        return
+    key, number, drawn = make_key(seed), 0, 0
+    for text in texts:
+        for start in range(0, len(text), SAMPLED_PART):
+            if unit_interval(draw(key, number)) < share:
+                yield text[start : start + SAMPLED_PART]
+                drawn += 1
+            number += 1
+    if not drawn:
+        tell(f"Warning: --sample takes {100 * share:.3g} % of the text, and drew none: the pieces are single characters.")
+
+
+def _learn_pieces(
+    texts: Iterator[str], vocab_size: int, first: list[str], characters: list[str], normalizer: dict, cut: bool
+) -> list[str]:
+    """Train WordPiece; return the pieces in order of their ids: special tokens, ``first``, and what is learned.
+
+    The library would number pieces of one character at random, and breaks ties between merges by their numbers.
+    """
+    learner = tokenizers.Tokenizer(models.WordPiece(unk_token=UNKNOWN))
+    learner.normalizer = normalizers.BertNormalizer(**normalizer)
+    learner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    learner = _cutting(learner) if cut else learner
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[*FIRST_TOKENS, UNKNOWN, *first],
+        initial_alphabet=characters,
+        limit_alphabet=len(characters),
+        continuing_subword_prefix=CONTINUATION,
+        show_progress=False,
+    )
+    learner.train_from_iterator(texts, trainer)
+    return sorted(learner.get_vocab(), key=learner.token_to_id)
+
+
+def _cutting(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """Make a tokenizer that cuts long words."""
+    content = json.loads(backend.to_str()) | {"pre_tokenizer": CUTTING_PRE_TOKENIZER}
+    return tokenizers.Tokenizer.from_str(json.dumps(content))

@@ -10,7 +10,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from mpnet_ds import start_up
 from mpnet_ds.errors import AgreedError, UserError
@@ -39,32 +39,104 @@ def invocation(program: str) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """An ``ArgumentParser`` with an example in ``--help`` and errors of one line.
+    """An ``ArgumentParser`` with an example in ``--help`` that finds all mistakes, each told in one line.
 
     Args:
         example: a complete command.
-        explain: returns what to use instead of an unknown flag, or None.
+        explain: returns what to use instead of an unknown flag with the words that follow it, or None.
     """
 
-    def __init__(self, description: str, example: str, explain: Callable[[str], str | None] = lambda flag: None):
+    def __init__(self, description: str, example: str, explain: Callable[..., str | None] = lambda flag, *words: None):
         super().__init__(
             description=description,
             epilog=f"example:\n  {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
+            exit_on_error=False,
         )
         self.explain = explain
 
+    def parse_args(self, args: Sequence[str] | None = None, namespace: None = None) -> argparse.Namespace:
+        """Parse; exit with code 2 and a line for each mistake."""
+        given, findings = self.examine(args)
+        if findings:
+            _say_error(f"{UserError(*findings)} (see {self.prog} --help)")
+            raise SystemExit(2)
+        return given
+
+    def examine(self, args: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
+        """Parse what is valid, and say what is wrong; a flag that is wrong has its default.
+
+        argparse ends at the first mistake: each is taken out of the words, and the rest is parsed again.
+        """
+        words, findings = list(sys.argv[1:] if args is None else args), []
+        required, wrong = [action for action in self._actions if action.required], []
+        try:
+            while True:
+                try:
+                    given, unknown = self.parse_known_args(words)
+                    break
+                except argparse.ArgumentError as error:
+                    action = next((one for one in self._actions if _name(one) == error.argument_name), None)
+                    if action is None and any(one.required for one in required):
+                        for one in required:
+                            one.required = False
+                        continue
+                    findings.append(str(error))
+                    rest = _without(words, action) if action is not None else words
+                    if rest == words:
+                        return argparse.Namespace(), findings
+                    words = rest
+                    wrong.append(action)
+        finally:
+            for one in required:
+                one.required = True
+        unrecognized = list(map(self._explain_unknown, _split_at_flags(unknown)))
+        missing = [_name(one) for one in required if getattr(given, one.dest) is None and one not in wrong]
+        missing = [name for name in missing if not any(name in text.partition(". ")[2] for text in unrecognized)]
+        if missing:
+            findings.append(f"the following arguments are required: {', '.join(missing)}")
+        return given, findings + unrecognized
+
     def error(self, message: str):
-        """Exit with code 2 and one line, with the nearest flag if one was misspelt."""
-        known = [flag for action in self._actions for flag in action.option_strings]
-        flags = [word.split("=")[0] for word in message.split() if word.startswith("--")]
-        for flag in flags if message.startswith("unrecognized") else ():
-            near = difflib.get_close_matches(flag, known, n=1)
-            if advice := self.explain(flag) or (f"Did you mean {near[0]}?" if near else ""):
-                message = f"{message.rstrip('.')}. {advice}"
-        _say_error(f"{message} (see {self.prog} --help)")
-        raise SystemExit(2)
+        """Raise instead of exiting, for ``examine``."""
+        raise argparse.ArgumentError(None, message)
+
+    def _explain_unknown(self, words: list[str]) -> str:
+        """Name words that no flag takes, with the nearest flag if one was misspelt."""
+        flag, _, value = words[0].partition("=")
+        known = [name for action in self._actions if action.help != argparse.SUPPRESS for name in action.option_strings]
+        near = difflib.get_close_matches(flag, known, n=1)
+        advice = self.explain(flag, *filter(None, [value]), *words[1:]) if flag.startswith("--") else ""
+        text = f"unrecognized arguments: {' '.join(words)}"
+        return f"{text}. {advice}" if advice else f"{text}. Did you mean {near[0]}?" if near else text
+
+
+def _name(action: argparse.Action) -> str | None:
+    """Name an argument as ``ArgumentError.argument_name`` does."""
+    return "/".join(action.option_strings) or action.metavar or action.dest
+
+
+def _split_at_flags(words: list[str]) -> list[list[str]]:
+    """Split words into those of each flag."""
+    parts: list[list[str]] = []
+    for word in words:
+        if word.startswith("--") or not parts:
+            parts.append([])
+        parts[-1].append(word)
+    return parts
+
+
+def _without(words: list[str], action: argparse.Action) -> list[str]:
+    """Take a flag out of the words of a command line, with its values."""
+    rest = []
+    for own in _split_at_flags(words):
+        flag, equals, _ = own[0].partition("=")
+        if flag not in action.option_strings:
+            rest += own
+        elif action.nargs is None and not equals:
+            rest += own[2:]
+    return rest
 
 
 def run(main: Callable[[], int | None]) -> None:

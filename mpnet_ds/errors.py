@@ -2,13 +2,15 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(ValueError):
     """Bad input. The text says what is wrong, where, and what to do; programs print it and exit with code 2.
 
-    ``UserError(text)`` is one finding; several texts are several findings, printed as a numbered list.
+    ``UserError(text)`` is one finding; several texts are several findings, printed as a numbered list. One without a text
+    ends what would follow from a finding that has been reported already: see ``UNKNOWN``.
     """
 
     @property
@@ -21,6 +23,26 @@ class UserError(ValueError):
             return "".join(self.findings)
         lines = [f"\n  {number}. {text}" for number, text in enumerate(self.findings, 1)]
         return f"{len(lines)} problems to fix:{''.join(lines)}"
+
+
+class Unknown:
+    """Something that could not be read, which was reported: asking it for anything raises a ``UserError`` without a text."""
+
+    def __getattr__(self, name: str):
+        """Raise; ``hasattr`` and the like do so too."""
+        raise UserError
+
+
+UNKNOWN = Unknown()
+
+
+@contextmanager
+def collecting(findings: list[str]) -> Iterator[None]:
+    """End the block at a ``UserError``, and add its texts to ``findings``: what follows the block goes on."""
+    try:
+        yield
+    except UserError as error:
+        findings += error.findings
 
 
 class AgreedError(UserError):

@@ -1,14 +1,21 @@
-"""Values from JSON into dataclasses, with errors that name the key, what was found and what is accepted."""
+"""Values from JSON into dataclasses, with errors that name the key, what was found and what is accepted.
+
+Functions called ``examine…`` return what is valid together with texts on everything that is not. What is valid can be
+checked further: reading one of the other values raises a ``UserError`` without a text, which ends a check that would only
+repeat what was said. Where a key is unknown, any value that is not given may have been meant: those are unknown too.
+"""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from mpnet_ds.errors import UserError, did_you_mean
+from mpnet_ds.errors import UNKNOWN, UserError, collecting, did_you_mean
 
 SECTION = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False)
 """How pydantic treats the dataclass of a section: no unknown keys, no text for a number and no 1 for true, also from Python,
@@ -16,6 +23,7 @@ where it raises its ``ValidationError``; a field's documentation is the docstrin
 
 Section = TypeVar("Section")
 UNKNOWN_KEYS = ("unexpected_keyword_argument", "extra_forbidden")
+MISSING_VALUE = ("missing", "missing_argument")
 EXPECTED = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
@@ -56,51 +64,156 @@ class Origin:
         return next((self.others[other] for other in related), self.name)
 
 
+class SoundPart(dict):
+    """The valid values of a JSON object; asking for one of the others by its key raises a ``UserError`` without a text.
+
+    ``wrong``: keys of invalid values. Keys that are not given are such keys too where ``is_complete`` is false.
+    """
+
+    def __init__(self, *values, **more):
+        super().__init__(*values, **more)
+        self.wrong: set[str] = set()
+        self.is_complete = True
+
+    def _require(self, key: str) -> None:
+        if key in self.wrong or not (self.is_complete or super().__contains__(key)):
+            raise UserError
+
+    def __contains__(self, key) -> bool:
+        """Whether the key is given."""
+        self._require(key)
+        return super().__contains__(key)
+
+    def __getitem__(self, key):
+        """Return the value at a key."""
+        self._require(key)
+        return super().__getitem__(key)
+
+    def get(self, key, default=None):
+        """Return the value at a key, by default another."""
+        self._require(key)
+        return super().get(key, default)
+
+    def setdefault(self, key, default=None):
+        """Return the value at a key, set to another before if there is none."""
+        self._require(key)
+        return super().setdefault(key, default)
+
+    def pop(self, key, default=None):
+        """Return the value at a key, by default another, and take it out."""
+        self._require(key)
+        return super().pop(key, default)
+
+
 def read_json_object(path: Path) -> dict:
     """Content of a file that holds a JSON object; ``UserError`` if it holds something else, or gives a key twice."""
-    try:
-        content = parse_json(path.read_text(encoding="utf-8-sig"))  # editors on Windows begin files with a mark
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold a JSON object.")
+    content, findings = examine_json_object(path)
+    if findings:
+        raise UserError(*findings)
     return content
+
+
+def examine_json_object(path: Path) -> tuple[dict | None, list[str]]:
+    """Content of a file, None if it holds no JSON object, and what is wrong, keys that are given twice among it."""
+    findings = []
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=partial(_object_of, findings))
+    except (ValueError, RecursionError) as error:  # editors on Windows begin files with a mark, which utf-8-sig takes off
+        return None, [f"{path} is not JSON: {error}."]
+    if not isinstance(content, dict):
+        return None, [f"{path} must hold a JSON object."]
+    return content, [f"{path}: {text}" for text in findings]
 
 
 def parse_json(text: str) -> Any:
     """Value of a JSON text; ``UserError`` where an object gives a key twice, of which Python would take the last."""
-    return json.loads(text, object_pairs_hook=_object_of)
+    findings = []
+    value = json.loads(text, object_pairs_hook=partial(_object_of, findings))
+    if findings:
+        raise UserError(*findings)
+    return value
 
 
-def _object_of(pairs: list[tuple[str, Any]]) -> dict:
+def _object_of(findings: list[str], pairs: list[tuple[str, Any]]) -> dict:
     content = dict(pairs)
-    for key in content:
+    for key in content if len(content) < len(pairs) else ():
         given = [shorten(json.dumps(value, ensure_ascii=False)) for name, value in pairs if name == key]
         if len(given) > 1:
-            raise UserError(f"'{key}' is given {len(given)} times in one object ({', '.join(given)}): keep one.")
+            findings.append(f"'{key}' is given {len(given)} times in one object ({', '.join(given)}): keep one.")
     return content
 
 
-def construct(cls: type[Section], content: Any, origin: str | Origin, where: str = "") -> Section:
-    """A (pydantic) dataclass from what JSON gave, strictly: no text for a number, no 1 for true.
+def examine(
+    cls: type[Section],
+    content: Any,
+    origin: str | Origin,
+    where: str = "",
+    is_complete: bool = True,
+    made: Mapping[str, Any] = MappingProxyType({}),
+) -> tuple[Section, list[str]]:
+    """The valid part of a (pydantic) dataclass from what JSON gave, strictly: no text for a number, no 1 for true.
+
+    Beside it a text for each unknown key, each value of another type or out of bounds, and each contradiction.
 
     Args:
         origin: where ``content`` comes from; a file's name is enough.
         where: key of ``content`` in its file, such as ``model``; empty for the whole.
-    Raises:
-        UserError: one text for each unknown key and each value of another type or out of bounds.
+        is_complete: whether a value that ``content`` lacks has its default, rather than being unknown.
+        made: values of fields that ``content`` does not give, by name; ``UNKNOWN`` for one that was wrong.
     """
     origin = Origin(origin) if isinstance(origin, str) else origin
+    found = []
     try:
-        return _validated(cls, content)
+        section = _validated(cls, content)
+        if is_complete and UNKNOWN not in made.values():
+            return (replace(section, **made) if made else section), []
     except ValidationError as error:
-        texts = [
-            f"{origin.of(_join(where, *found['loc']))}: {_describe(cls, found, where, origin)}"
-            for found in error.errors(include_url=False)
-        ]
-        raise UserError(*dict.fromkeys(texts)) from None
+        found = [one for one in error.errors(include_url=False) if not _is_contradiction(cls, one)]
+    found = [one for one in found if is_complete or one["type"] not in MISSING_VALUE]
+    findings = [f"{origin.of(_join(where, *one['loc']))}: {_describe(cls, one, where, origin)}" for one in found]
+    wrong = {tuple(one["loc"]) for one in found}
+    is_complete = is_complete and not any(one["type"] in UNKNOWN_KEYS for one in found)
+    section, contradictions = _valid_part(cls, content, wrong, is_complete, made)
+    findings += (f"{origin.of(_join(where, *place))}: {text}" for place, text in contradictions)
+    return section, list(dict.fromkeys(findings))
+
+
+def _is_contradiction(cls: type, found: dict) -> bool:
+    """Whether an error of pydantic's is one that a section raises about several of its values."""
+    for name in found["loc"]:
+        cls = get_type_hints(cls).get(name) if is_dataclass(cls) else None
+    return found["type"] == "value_error" and is_dataclass(cls)
+
+
+def _valid_part(
+    cls: type, content: Any, wrong: set[tuple], is_complete: bool, made: Mapping[str, Any]
+) -> tuple[Any, list[tuple[tuple, str]]]:
+    """An object of ``cls`` with the valid values of ``content``, and contradictions between them, each with its place.
+
+    ``wrong``: paths of the other values.
+    """
+    if () in wrong or not isinstance(content, dict):
+        return UNKNOWN, []
+    hints, values, unknown, contradictions = get_type_hints(cls, include_extras=True), dict(made), {}, []
+    for one in fields(cls):
+        name, kind = one.name, hints[one.name]
+        inside = {path[1:] for path in wrong if path[0] == name}
+        if name in content and is_dataclass(kind):
+            values[name], more = _valid_part(kind, content[name], inside, is_complete, {})
+            contradictions += (((name, *place), text) for place, text in more)
+        elif name in content and not inside:
+            values[name] = _validated(kind, content[name])
+        elif name not in made and (inside or not is_complete):
+            unknown[name] = property(lambda section: UNKNOWN.value)
+        elif name not in made and one.default_factory is not MISSING:
+            values[name] = one.default_factory()
+    part = object.__new__(type(cls.__name__, (cls,), unknown))
+    part.__dict__.update(values)
+    if hasattr(cls, "__post_init__"):
+        with collecting(texts := []):
+            cls.__post_init__(part)
+        contradictions += (((), text) for text in texts)
+    return part, contradictions
 
 
 def checked(kind: Any, value: Any, key: str) -> Any:
@@ -137,7 +250,7 @@ def _describe(cls: type, found: dict, where: str, origin: Origin) -> str:
         return f"unknown key '{key}'. {origin.explain(name) or _nearest(key, [*keys_of(cls, where), *origin.keys])}"
     if found["type"] == "value_error":  # raised by the section itself, which names its keys
         return found["msg"].removeprefix("Value error, ")
-    if found["type"] in ("missing", "missing_argument"):
+    if found["type"] in MISSING_VALUE:
         return f"{key} is missing."
     value = shorten(json.dumps(found["input"], ensure_ascii=False, default=str))
     context = {name: _as_whole(bound) for name, bound in found.get("ctx", {}).items()}

@@ -4,9 +4,10 @@ import argparse
 
 from mpnet_ds.attention_backends import AUTO, BACKENDS
 from mpnet_ds.command_line import Parser, invocation
-from mpnet_ds.config.foreign_names import our_name
+from mpnet_ds.config.foreign_names import OF_LAUNCHERS, our_name
 from mpnet_ds.config.overrides import FLAGS, Override, read_overrides
-from mpnet_ds.config.recipe import DEFAULT_RECIPE, DEMO_RECIPE, Recipe, load_recipe
+from mpnet_ds.config.recipe import DEFAULT_RECIPE, DEMO_RECIPE, Recipe, examine_recipe
+from mpnet_ds.errors import UserError
 from mpnet_ds.objectives import OBJECTIVES
 from mpnet_ds.ranks.launchers import JOIN_TIMEOUT
 from mpnet_ds.validation import keys_of
@@ -84,25 +85,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--compile", action="store_true", help="compile the layers at the start (torch.compile)")
     add("--profile", type=int, metavar="STEP", help="trace this step into OUT/profile")
     add("--dry_run", action="store_true", help="check everything, print the resolved settings and stop")
-    add("--local_rank", type=int, help=argparse.SUPPRESS)  # the launcher adds it
+    add("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # launchers add it, in either spelling
 
 
-def overrides_of(arguments: argparse.Namespace) -> dict[str, Override]:
-    """The recipe's values that the command line gives, by key; ``UserError`` where one is given twice."""
+def overrides_of(arguments: argparse.Namespace) -> tuple[dict[str, Override], list[str]]:
+    """The recipe's values that the command line gives, by key, and what is wrong with others."""
     given = {key: getattr(arguments, flag.removeprefix("--")) for key, flag in FLAGS.items()}
     flags = {key: Override(value, FLAGS[key]) for key, value in given.items() if value is not None}
     return read_overrides(arguments.set, flags)
 
 
 def recipe_of(arguments: argparse.Namespace) -> Recipe:
-    """The recipe with the command line's values in it."""
+    """The recipe with the command line's values in it; ``UserError`` with everything that is wrong."""
+    recipe, findings = examine_recipe_of(arguments)
+    if findings:
+        raise UserError(*findings)
+    return recipe
+
+
+def examine_recipe_of(arguments: argparse.Namespace, is_complete: bool = True) -> tuple[Recipe, list[str]]:
+    """The valid part of the recipe with the command line's values in it, and what is wrong with the rest.
+
+    ``is_complete``: false where other words of the command line are wrong, which may have been meant for any value.
+    """
+    overrides, findings = overrides_of(arguments)
     name = arguments.recipe or (DEFAULT_RECIPE if arguments.data else DEMO_RECIPE)
-    return load_recipe(name, overrides_of(arguments))
+    recipe, more = examine_recipe(name, overrides, is_complete and not findings)
+    return recipe, findings + more
 
 
-def explain_flag(flag: str) -> str | None:
-    """What to write instead of a flag that does not exist, where that is known."""
+def explain_flag(flag: str, *words: str) -> str | None:
+    """What to write instead of a flag that does not exist, with the words after it, where that is known."""
     name = flag.removeprefix("--").replace("-", "_")
+    if name == "deepspeed":  # of programs that call deepspeed.add_config_arguments, and of transformers' Trainer
+        return f"Write --deepspeed_config {words[0]}." if words else "Leave it out: DeepSpeed always trains."
+    if name in OF_LAUNCHERS:
+        return "It is for the launcher: write it before the script."
     of_objectives = (key for objective in OBJECTIVES.values() for key in keys_of(objective, "objective"))
     keys = [key for key in (*keys_of(Recipe), *of_objectives) if key.rpartition(".")[2] == name]
     return f"Write --set {keys[0]}=VALUE." if keys else our_name(name)

@@ -25,8 +25,8 @@ from mpnet_ds.config.deepspeed_keys import (
 )
 from mpnet_ds.config.deepspeed_optimizers import OPTIMIZERS, sound_optimizer
 from mpnet_ds.config.recipe import OptimizationRecipe
-from mpnet_ds.errors import UserError, did_you_mean
-from mpnet_ds.validation import checked, read_json_object, shorten
+from mpnet_ds.errors import UserError, collecting, did_you_mean
+from mpnet_ds.validation import SoundPart, checked, examine_json_object, shorten
 
 
 @dataclass(frozen=True)
@@ -58,21 +58,25 @@ class EngineConfig:
 
 def load_deepspeed_config(name_or_file: str | Path) -> dict:
     """Read a configuration and check its keys; ``UserError`` with all findings."""
-    sound, findings = examine(read_deepspeed_config(name_or_file), str(name_or_file))
+    sound, findings = examine_file(name_or_file)
     if findings:
         raise UserError(*findings)
     return sound
 
 
-def read_deepspeed_config(name_or_file: str | Path) -> dict:
-    """Content of a shipped configuration, by name, or of any file; ``UserError`` where there is none, or no JSON object."""
+def examine_file(name_or_file: str | Path) -> tuple[dict | None, list[str]]:
+    """The sound part of a shipped configuration, by name, or of any file, and what is wrong; None where nothing is read."""
     path = Path(name_or_file)
     if not path.is_file() and len(path.parts) == 1 and path.suffix != ".json":
         path = shipped_folder() / f"{name_or_file}.json"
     if not path.is_file():
         known = did_you_mean(Path(name_or_file).stem, [file.stem for file in shipped_folder().glob("*.json")])
-        raise UserError(f"no DeepSpeed configuration {name_or_file}. Those of ds_configs/ go by their names. {known}")
-    return read_json_object(path)
+        return None, [f"no DeepSpeed configuration {name_or_file}. Those of ds_configs/ go by their names. {known}"]
+    content, findings = examine_json_object(path)
+    if content is None:
+        return None, findings
+    sound, more = examine(content, str(name_or_file))
+    return sound, findings + more
 
 
 def shipped_folder() -> Path:
@@ -88,18 +92,19 @@ def examine(content: dict, origin: str) -> tuple[dict, list[str]]:
     """
     findings: list[str] = []
     sound = _sound_part(content, "", findings)
-    if "optimizer" in sound:
-        sound["optimizer"], more = sound_optimizer(sound["optimizer"])
-        findings += more
+    with collecting(findings):
+        if "optimizer" in sound:
+            sound["optimizer"], more = sound_optimizer(sound["optimizer"])
+            findings += more
     return sound, [f"{origin}: {text}" for text in findings]
 
 
-def _sound_part(section: dict, place: str, findings: list[str]) -> dict:
+def _sound_part(section: dict, place: str, findings: list[str]) -> SoundPart:
     """``section`` without what is harmless, unknown, refused or of another kind than it must be.
 
     Keys of the top level that begin with _ are the user's remarks.
     """
-    sound, known = {}, keys_of_section(place)
+    sound, known = SoundPart(), keys_of_section(place)
     for key, value in section.items():
         where = f"{place}.{key}" if place else key
         if where in HARMLESS or (where in OPTIONAL and value is None) or (key.startswith("_") and not place):
@@ -107,10 +112,13 @@ def _sound_part(section: dict, place: str, findings: list[str]) -> dict:
         if where in REFUSED:
             if not is_off(where, value):
                 findings.append(f"remove '{where}': {REFUSED[where]}.")
+                sound.wrong.add(key)
         elif key not in known:
             findings.append(f"unknown key '{where}'. {did_you_mean(key, known)}")
+            sound.is_complete = False
         elif where in SERVED and not isinstance(value, dict):
             findings.append(f"'{where}' must be an object, not {shorten(json.dumps(value))}.")
+            sound.wrong.add(key)
         elif where in SERVED:
             sound[key] = _sound_part(value, where, findings)
         elif value == "auto" and SERVED[place][key] is not dict:
@@ -120,6 +128,7 @@ def _sound_part(section: dict, place: str, findings: list[str]) -> dict:
                 value = checked(SERVED[place][key], value, where)
             except UserError as error:
                 findings += error.findings
+                sound.wrong.add(key)
             else:
                 sound |= {} if value is None else {key: value}
     return sound
@@ -160,6 +169,7 @@ def resolve(
     origin: str,
     exact_micro_batch: bool = False,
     hidden_size: int | None = None,
+    is_sound: bool = True,
 ) -> EngineConfig:
     """Fills in "auto" and checks what must agree; ``UserError`` with all findings.
 
@@ -170,46 +180,72 @@ def resolve(
         origin: the file's name, for messages.
         exact_micro_batch: the command line asked for this micro batch size; do not lower it to fit.
         hidden_size: of the model, from which "auto" of bucket sizes follows.
+        is_sound: false where ``raw`` or ``optimization`` is only the valid part of what was given: then a ``UserError`` is
+            raised in any case.
     """
-    config = {key: value for key, value in copy.deepcopy(raw).items() if not key.startswith("_") and key not in MONITORS}
-    monitors = {name: raw[name] for name in MONITORS if name in raw}
-    findings: list[str] = []
-    precision = _resolve_precision(config, optimization.precision, supported, findings)
-    batch = _resolve_batch(config, optimization, world_size, exact_micro_batch, findings)
-    _settle(config, "gradient_clipping", optimization.gradient_clipping, "gradient_clipping", findings)
-    _resolve_optimizer(config, optimization, findings)
-    zero = config.get("zero_optimization", {})
+    config = copy.deepcopy(raw)
+    monitors = {name: config.pop(name) for name in raw if name in MONITORS}
+    findings, precision, batch = [], None, None
+    with collecting(findings):
+        precision = _resolve_precision(config, optimization, supported, findings)
+    with collecting(findings):
+        batch = _resolve_batch(config, optimization, world_size, exact_micro_batch, findings)
+    with collecting(findings):
+        _settle(config, "gradient_clipping", optimization.gradient_clipping, "gradient_clipping", findings)
+    with collecting(findings):
+        _resolve_optimizer(config, optimization, findings)
     if hidden_size is not None:
-        _resolve_buckets(zero, hidden_size)
-    findings += _contradictions(config, precision)
+        with collecting(findings):
+            _resolve_buckets(config.get("zero_optimization", {}), hidden_size)
+    for contradiction in _CONTRADICTIONS:
+        with collecting(findings):
+            findings += contradiction(config, precision)
     config |= {"steps_per_print": 2**31, "zero_allow_untested_optimizer": True}
-    _find_leftover_auto(config | monitors, "", findings)
-    if findings:
+    if is_sound:
+        _find_leftover_auto(config | monitors, "", findings)
+    if findings or not is_sound:
         raise UserError(*(f"{origin}: {text}" for text in findings))
-    return EngineConfig(config, monitors, batch, precision)
+    return EngineConfig(json.loads(json.dumps(config)), monitors, batch, precision)
 
 
-def _contradictions(config: dict, precision: str) -> list[str]:
-    """What is wrong with values that are each allowed: most would be passed over in silence, some fail at the first step."""
-    zero, activations = config.get("zero_optimization", {}), config.get("activation_checkpointing", {})
-    stage, summed_in = zero.get("stage", 0), config.get("data_types", {}).get("grad_accum_dtype", precision)
-    findings = []
+# What is wrong with values that are each allowed: most would be passed over in silence, some fail at the first step.
+def _find_misplaced_optimizer(config: dict, precision: str | None) -> list[str]:
+    stage = config.get("zero_optimization", {}).get("stage", 0)
     if _uses_muon(config) and (stage or _is_on_host(config)):
         why = "Muon takes whole matrices, on their device: ZeRO 1 to 3 cut them, offload_optimizer takes them elsewhere"
-        findings.append(f"{why}. Take ZeRO 0 without it, as ds_configs/muon.json does, or AdamW.")
-    elif _is_on_host(config) and not stage:
-        findings.append("zero_optimization.offload_optimizer needs ZeRO 1, 2 or 3: give zero_optimization.stage.")
-    if _offload(config, "offload_param") != "none" and stage != 3:
-        findings.append(f"zero_optimization.offload_param needs ZeRO 3, stage is {stage}: set it to 3, or leave it out.")
-    if summed_in != precision and (summed_in != "fp32" or stage not in (2, 3)):
-        what = f"data_types.grad_accum_dtype {summed_in} in {precision} at ZeRO {stage}"
-        findings.append(f"{what} is not supported: take fp32 at ZeRO 2 or 3, or leave it out.")
-    if activations.get("contiguous_memory_optimization"):
-        missing = [key for key in ("partition_activations", "number_checkpoints") if not activations.get(key)]
-        if missing:
-            cure = f"give it {' and '.join(missing)}, or leave it out"
-            findings.append(f"activation_checkpointing.contiguous_memory_optimization is not possible so: {cure}.")
-    return findings
+        return [f"{why}. Take ZeRO 0 without it, as ds_configs/muon.json does, or AdamW."]
+    if _is_on_host(config) and not stage:
+        return ["zero_optimization.offload_optimizer needs ZeRO 1, 2 or 3: give zero_optimization.stage."]
+    return []
+
+
+def _find_misplaced_parameters(config: dict, precision: str | None) -> list[str]:
+    if _offload(config, "offload_param") == "none" or (stage := config["zero_optimization"].get("stage", 0)) == 3:
+        return []
+    return [f"zero_optimization.offload_param needs ZeRO 3, stage is {stage}: set it to 3, or leave it out."]
+
+
+def _find_wrong_sum(config: dict, precision: str | None) -> list[str]:
+    summed_in = config.get("data_types", {}).get("grad_accum_dtype", precision)
+    if precision is None or summed_in == precision:
+        return []
+    stage = config.get("zero_optimization", {}).get("stage", 0)
+    if summed_in == "fp32" and stage in (2, 3):
+        return []
+    what = f"data_types.grad_accum_dtype {summed_in} in {precision} at ZeRO {stage}"
+    return [f"{what} is not supported: take fp32 at ZeRO 2 or 3, or leave it out."]
+
+
+def _find_missing_checkpoints(config: dict, precision: str | None) -> list[str]:
+    activations = config.get("activation_checkpointing", {})
+    if not activations.get("contiguous_memory_optimization"):
+        return []
+    missing = [key for key in ("partition_activations", "number_checkpoints") if not activations.get(key)]
+    cure = f"give it {' and '.join(missing)}, or leave it out"
+    return [f"activation_checkpointing.contiguous_memory_optimization is not possible so: {cure}."] if missing else []
+
+
+_CONTRADICTIONS = (_find_misplaced_optimizer, _find_misplaced_parameters, _find_wrong_sum, _find_missing_checkpoints)
 
 
 def check_accepted(config: EngineConfig, origin: str) -> None:
@@ -237,14 +273,17 @@ def check_accepted(config: EngineConfig, origin: str) -> None:
         raise UserError(*(f"{origin}: DeepSpeed does not accept it: {text}." for text in objections))
 
 
+_OF_RECIPE = {"lr": "learning_rate", "betas": "betas", "eps": "eps", "weight_decay": "weight_decay"}
+
+
 def _resolve_optimizer(config: dict, optimization: OptimizationRecipe, findings: list[str]) -> None:
     optimizer = config.setdefault("optimizer", {})
     kind, parameters = optimizer.setdefault("type", "AdamW"), optimizer.setdefault("params", {})
-    values = {"lr": optimization.learning_rate, "betas": list(optimization.betas)}
-    values |= {name: getattr(optimization, name) for name in ("eps", "weight_decay")}
-    for name, value in values.items():
+    for name, field in _OF_RECIPE.items():
         if name in OPTIMIZERS[kind]:
-            _settle(parameters, name, value, f"optimizer.params.{name}", findings)
+            with collecting(findings):
+                value = getattr(optimization, field)
+                _settle(parameters, name, list(value) if name == "betas" else value, f"optimizer.params.{name}", findings)
     if kind == "Muon":
         parameters.setdefault("momentum", 0.95)
     if kind in ("Adam", "AdamW"):
@@ -282,23 +321,25 @@ def _is_on_host(config: dict) -> bool:
     return _offload(config, "offload_optimizer") != "none"
 
 
-def _settle(section: dict, key: str, value, place: str, findings: list[str]) -> None:
-    """Puts ``value`` where the file is silent or says "auto"; another value is a contradiction."""
+def _settle(section: dict, key: str, value, place: str, findings: list[str]) -> bool:
+    """Puts ``value`` where the file is silent or says "auto"; another value is a contradiction: returns false."""
     found = section.get(key, "auto")
     if found == "auto":
         section[key] = value
     elif found != value:
         cure = 'write "auto" there, or change the recipe'
         findings.append(f"{place} is {json.dumps(found)}, the recipe or command line says {json.dumps(value)}: {cure}.")
+    return section[key] == value
 
 
-def _resolve_precision(config: dict, wanted: str, supported: set[str], findings: list[str]) -> str:
+def _resolve_precision(config: dict, optimization: OptimizationRecipe, supported: set[str], findings: list[str]) -> str:
     if "bfloat16" in config:
         config["bf16"] = config.pop("bfloat16")
     enabled = {name: config.get(name, {}).get("enabled", False) for name in ("bf16", "fp16")}
     chosen = [name for name, value in enabled.items() if value is True]
     if len(chosen) > 1:
         findings.append("fp16 and bf16 are both enabled; keep one.")
+    wanted = optimization.precision
     if chosen:
         precision = chosen[-1]
     elif "auto" in enabled.values():
@@ -323,19 +364,16 @@ def _resolve_batch(
     config: dict, optimization: OptimizationRecipe, world_size: int, exact: bool, findings: list[str]
 ) -> BatchSizes | None:
     """The sizes, also put into ``config``; None where they do not fit."""
-    _settle(config, GLOBAL, optimization.global_batch_size, GLOBAL, findings)
+    agree = _settle(config, GLOBAL, optimization.global_batch_size, GLOBAL, findings)
     micro = optimization.micro_batch_size
     if isinstance(config.get(MICRO), int):
-        if exact:
-            _settle(config, MICRO, micro, MICRO, findings)
+        agree = agree and (not exact or _settle(config, MICRO, micro, MICRO, findings))
         micro, exact = config[MICRO], True
     found = config.pop(ACCUMULATION, "auto")
-    try:
-        sizes = fit(config[GLOBAL], micro, world_size, exact)
-    except UserError as error:
-        findings.append(str(error))
-        config[MICRO] = micro
+    config[MICRO] = micro
+    if not agree:
         return None
+    sizes = fit(config[GLOBAL], micro, world_size, exact)
     if found not in ("auto", sizes.accumulation_steps):
         arithmetic = f"{sizes.global_batch_size} sequences / (micro batch {sizes.micro_batch_size} × {world_size} ranks)"
         cure = 'write "auto" there, or change the batch sizes'

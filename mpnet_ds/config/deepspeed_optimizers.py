@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field
 
 from mpnet_ds.config.deepspeed_keys import Flag, Number, keys_by_kind
 from mpnet_ds.errors import UserError, did_you_mean
-from mpnet_ds.validation import checked
+from mpnet_ds.validation import SoundPart, checked
 
 
 def _not_deepspeeds(torch_adam: bool) -> bool:
@@ -49,21 +49,26 @@ REFUSED_OPTIMIZERS = {
 """Other optimizers of DeepSpeed and PyTorch: name in small letters → why."""
 
 
-def sound_optimizer(section: dict) -> tuple[dict, list[str]]:
+def sound_optimizer(section: dict) -> tuple[SoundPart, list[str]]:
     """The section ``optimizer`` without what its kind does not take, and what is wrong with the rest."""
     kind, parameters = section.get("type", "AdamW"), section.get("params", {})
     name = {name.lower(): name for name in OPTIMIZERS}.get(kind.lower())
+    sound, own, findings = SoundPart(), SoundPart(), []
+    sound.is_complete = False
     if why := REFUSED_OPTIMIZERS.get(kind.lower()):
-        return {}, [f"optimizer.type '{kind}' is refused: {why}. Use AdamW."]
+        return sound, [f"optimizer.type '{kind}' is refused: {why}. Use AdamW."]
     if name is None:
-        return {}, [f"unknown optimizer '{kind}'. {did_you_mean(kind, OPTIMIZERS)}"]
-    sound, findings, known = {}, [], OPTIMIZERS[name]
+        return sound, [f"unknown optimizer '{kind}'. {did_you_mean(kind, OPTIMIZERS)}"]
+    known, sound.is_complete = OPTIMIZERS[name], True
     for key, value in parameters.items():
         if key not in known:
             findings.append(f"unknown key 'optimizer.params.{key}' for {kind}. {did_you_mean(key, known)}")
+            own.is_complete = False
             continue
         try:
-            sound[key] = value if value == "auto" else checked(known[key], value, f"optimizer.params.{key}")
+            own[key] = value if value == "auto" else checked(known[key], value, f"optimizer.params.{key}")
         except UserError as error:
             findings += error.findings
-    return ({"type": name} if "type" in section else {}) | {"params": sound}, findings
+            own.wrong.add(key)
+    sound |= ({"type": name} if "type" in section else {}) | {"params": own}
+    return sound, findings

@@ -41,7 +41,6 @@ RECIPE_KEYS = {
 }
 """Their name → our key of a recipe."""
 PROGRAM_FLAGS = {
-    "deepspeed": "--deepspeed_config",
     "resume_from_checkpoint": "--resume",
     "model_name_or_path": "--init_from",
     "train_file": "--data",
@@ -61,6 +60,12 @@ OTHERWISE = {
     "overwrite_output_dir": "a run is never overwritten; take another --output_dir, or continue it with --resume auto",
 }
 """Their name → what does it here."""
+OF_LAUNCHERS = (
+    *("num_gpus", "num_accelerators", "num_nodes", "include", "exclude", "hostfile", "master_addr", "master_port"),
+    *("ssh_port", "launcher", "launcher_args", "nproc_per_node", "nnodes", "node_rank", "max_restarts", "standalone"),
+    *("rdzv_id", "rdzv_backend", "rdzv_endpoint"),
+)
+"""Flags of ``deepspeed`` and ``torchrun``."""
 MEANING = {
     "gradient_accumulation_steps": "the sequences of a step: micro batch × accumulation steps × ranks",
     "update_freq": "the sequences of a step: micro batch × accumulation steps × ranks",

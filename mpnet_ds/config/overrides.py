@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from mpnet_ds.errors import UserError
+from mpnet_ds.errors import UNKNOWN, UserError, collecting
 from mpnet_ds.validation import parse_json, shorten
 
 FLAGS = {
@@ -35,18 +35,17 @@ class Override(NamedTuple):
     """One value that replaces a recipe's."""
 
     value: Any
+    """``UNKNOWN`` if it is wrong: then the recipe's does not count either."""
     source: str
     """``--set`` or the flag, for messages."""
 
 
-def read_overrides(assignments: Iterable[str], flags: Mapping[str, Override]) -> dict[str, Override]:
-    """Overrides by key, those of the flags among them.
+def read_overrides(assignments: Iterable[str], flags: Mapping[str, Override]) -> tuple[dict[str, Override], list[str]]:
+    """Overrides by key, those of the flags among them, and what is wrong with others.
 
     Args:
-        assignments: ``KEY=VALUE`` texts of ``--set``.
+        assignments: ``KEY=VALUE`` texts of ``--set``; it is wrong to leave out "=", or to give a value or a key twice.
         flags: overrides that flags of their own gave.
-    Raises:
-        UserError: an assignment without "=", or a value or key that is given twice.
     """
     overrides, findings = dict(flags), []
     taken = {_same_value(key): override.source for key, override in flags.items()}
@@ -57,30 +56,34 @@ def read_overrides(assignments: Iterable[str], flags: Mapping[str, Override]) ->
         elif (source := taken.get(_same_value(key))) is not None:
             both = "--set gives it twice" if source == "--set" else f"{source} and --set {key} give the same value"
             findings.append(f"{key}: {both}. Keep one.")
+            overrides[_same_value(key)] = Override(UNKNOWN, "--set")
         else:
             try:
                 overrides[key] = Override(_value_of(text), "--set")
             except UserError as error:
                 findings.append(f"--set {key}: {error}")
+                overrides[key] = Override(UNKNOWN, "--set")
             taken[_same_value(key)] = "--set"
-    if findings:
-        raise UserError(*findings)
-    return overrides
+    return overrides, findings
 
 
-def with_overrides(content: dict, overrides: Mapping[str, Override]) -> dict:
+def with_overrides(content: dict, overrides: Mapping[str, Override]) -> tuple[dict, list[str]]:
     """A recipe's content with the overrides in it; whole sections are replaced before keys inside them.
 
-    Raises ``UserError`` for a key inside something that is not a section.
+    What is wrong beside it: keys inside something that is not a section.
     """
+    findings = []
     for key in sorted(overrides, key=lambda key: key.count(".")):
-        content = _put(content, key.split("."), overrides[key], ())
-    return content
+        with collecting(findings):
+            content = _put(content, key.split("."), overrides[key], ())
+    return content, findings
 
 
 def _put(section: dict, keys: list[str], override: Override, place: tuple[str, ...]) -> dict:
     """A copy of ``section``, which is at ``place``, with the value at ``keys`` inside it."""
     name, *inner = keys
+    if not inner and override.value is UNKNOWN:
+        return {key: value for key, value in section.items() if key != name}
     if not inner:
         return section | {name: override.value}
     below = section.get(name, {})

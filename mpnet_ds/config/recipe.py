@@ -21,12 +21,12 @@ from pydantic.dataclasses import dataclass
 from mpnet_ds.config.foreign_names import our_name
 from mpnet_ds.config.overrides import Override, with_overrides
 from mpnet_ds.data.samples.dataset import MIN_SEQ_LENGTH, SampleMode
-from mpnet_ds.errors import UserError, did_you_mean
-from mpnet_ds.objectives import Objective, objective_of
+from mpnet_ds.errors import UNKNOWN, UserError, did_you_mean
+from mpnet_ds.objectives import OBJECTIVES, Objective, examine_objective
 from mpnet_ds.objectives.masking import MAX_SEQ_LENGTH
 from mpnet_ds.objectives.model_section import ModelSection
 from mpnet_ds.objectives.mpnet import MPNet
-from mpnet_ds.validation import SECTION, Origin, construct, keys_of, read_json_object
+from mpnet_ds.validation import SECTION, Origin, examine, examine_json_object, keys_of
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 DEMO_RECIPE = "mpnet-tiny"
@@ -156,53 +156,76 @@ class Recipe:
 
 def load_recipe(name_or_file: str, overrides: Mapping[str, Override] = MappingProxyType({})) -> Recipe:
     """A shipped recipe by name, or any JSON file by path, with the command line's values in it; ``UserError`` for others."""
+    recipe, findings = examine_recipe(name_or_file, overrides)
+    if findings:
+        raise UserError(*findings)
+    return recipe
+
+
+def examine_recipe(
+    name_or_file: str, overrides: Mapping[str, Override] = MappingProxyType({}), is_complete: bool = True
+) -> tuple[Recipe, list[str]]:
+    """The valid part of a recipe with the command line's values in it, and what is wrong with the rest.
+
+    ``is_complete``: false where values of the command line are missing in ``overrides`` since they are wrong.
+    """
     path = Path(name_or_file)
     if path.suffix != ".json":
         path = RECIPES / f"{name_or_file}.json"
-    if not path.is_file():
+    if path.is_file():
+        content, findings = examine_json_object(path)
+    else:
         shipped = [file.stem for file in RECIPES.glob("*.json")]
         what = "no recipe file" if Path(name_or_file).suffix == ".json" else "unknown recipe"
-        raise UserError(f"{what} '{name_or_file}'. {did_you_mean(name_or_file, shipped)}")
-    content = with_overrides({"name": path.stem} | read_json_object(path), overrides)
-    return recipe_from_dict(content, str(path), {key: override.source for key, override in overrides.items()})
+        content, findings = None, [f"{what} '{name_or_file}'. {did_you_mean(name_or_file, shipped)}"]
+    is_complete = is_complete and content is not None
+    content, more = with_overrides({"name": path.stem} | (content or {}), overrides)
+    sources = {key: override.source for key, override in overrides.items()}
+    recipe, others = _examine_content(content, str(path), sources, is_complete and not more)
+    return recipe, findings + more + others
 
 
-def recipe_from_dict(content: dict, path: str, sources: Mapping[str, str] = MappingProxyType({})) -> Recipe:
+def recipe_from_dict(content: dict, path: str) -> Recipe:
     """The recipe that a JSON object describes; the modules of ``run.plugins`` are imported first.
 
     Args:
         path: names the source in errors.
-        sources: names of other sources, by the key whose value they gave.
     Raises:
         UserError: one text for each unknown key and each value of another type or out of bounds.
     """
-    origin = Origin(path, sources, (*keys_of(Recipe), "objective.name"), our_name)
-    import_plugins(content, origin)
-    findings, objective, recipe = [], MPNet(), None
-    try:
-        objective = objective_of(content.get("objective", "mpnet"), origin)
-    except UserError as error:
-        findings += error.findings
-    origin = replace(origin, keys=tuple(keys_of(type(objective), "objective")))
-    try:
-        recipe = construct(Recipe, {key: value for key, value in content.items() if key != "objective"}, origin)
-    except UserError as error:
-        findings += error.findings
+    recipe, findings = _examine_content(content, path, {}, is_complete=True)
     if findings:
         raise UserError(*findings)
-    return replace(recipe, objective=objective)
+    return recipe
 
 
-def import_plugins(content: dict, origin: Origin) -> None:
-    """Import what ``run.plugins`` of a recipe names: objectives register then. ``UserError`` if a module does not exist."""
+def _examine_content(content: dict, path: str, sources: Mapping[str, str], is_complete: bool) -> tuple[Recipe, list[str]]:
+    """The valid part of a recipe, and what is wrong; ``sources``: of values that are not the file's, by key."""
+    origin = Origin(path, sources, (*keys_of(Recipe), "objective.name"), our_name)
+    findings, objective = import_plugins(content, origin), UNKNOWN
+    section = content.get("objective", "mpnet")
+    name = section.get("name") if isinstance(section, dict) else section
+    of_plugin = bool(findings) and isinstance(name, str) and name not in OBJECTIVES  # perhaps, of one that is missing
+    if ("objective" in content or is_complete) and not of_plugin:
+        objective, more = examine_objective(section, origin)
+        findings += more
+    keys = () if objective is UNKNOWN else tuple(keys_of(type(objective), "objective"))
+    others = {key: value for key, value in content.items() if key != "objective"}
+    recipe, more = examine(Recipe, others, replace(origin, keys=keys), "", is_complete, {"objective": objective})
+    return recipe, findings + more
+
+
+def import_plugins(content: dict, origin: Origin) -> list[str]:
+    """Import what ``run.plugins`` of a recipe names: objectives register then. A text for each that does not exist."""
     run = content.get("run")
     plugins = _as_tuple(run.get("plugins", ())) if isinstance(run, dict) else ()
     names = [name for name in plugins if isinstance(name, str)] if isinstance(plugins, tuple) else []
-    import_modules(names, f"{origin.of('run.plugins')}: run.plugins")
+    return import_modules(names, f"{origin.of('run.plugins')}: run.plugins")
 
 
-def import_modules(names: Iterable[str], origin: str) -> None:
-    """Import modules from the current folder or the Python path; ``UserError`` for one that does not exist."""
+def import_modules(names: Iterable[str], origin: str) -> list[str]:
+    """Import modules from the current folder or the Python path; a text for each that does not exist."""
+    findings = []
     if names and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # Python puts the program's folder there, not the current one
     for name in names:
@@ -211,5 +234,8 @@ def import_modules(names: Iterable[str], origin: str) -> None:
         except (ImportError, ValueError):  # a package above it is missing; "" or ".x"
             found = None
         if found is None:
-            raise UserError(f"{origin}: no module '{name}'. Modules are looked for in the current folder and in PYTHONPATH.")
-        import_module(name)
+            where = "Modules are looked for in the current folder and in PYTHONPATH."
+            findings.append(f"{origin}: no module '{name}'. {where}")
+        else:
+            import_module(name)
+    return findings

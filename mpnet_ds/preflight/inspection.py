@@ -58,6 +58,12 @@ class Inspection:
             self.findings.append(Finding(f"{error.filename}: permission denied."))
         return None
 
+    def take(self, examined: tuple[Any, Iterable[str]]):
+        """Return what is valid of something examined, and add what is wrong with the rest to the findings."""
+        valid, texts = examined
+        self.add(map(Finding, texts))
+        return valid
+
     def add(self, findings: Iterable[Finding]) -> None:
         """Add the findings of a check."""
         self.findings += findings

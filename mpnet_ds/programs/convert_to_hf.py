@@ -27,10 +27,12 @@ def main() -> None:
     """Write the folder and say how it compares with the training model."""
     arguments = build_parser().parse_args()
     from mpnet_ds.config.recipe import import_modules
+    from mpnet_ds.errors import UserError
     from mpnet_ds.hub.export import export_huggingface
     from mpnet_ds.hub.push import check_push, push_to_hub
 
-    import_modules(arguments.plugins, "--plugins")
+    if findings := import_modules(arguments.plugins, "--plugins"):
+        raise UserError(*findings)
     if arguments.push_to_hub:
         check_push(arguments.push_to_hub)
     comparison = export_huggingface(

@@ -21,7 +21,7 @@ def main() -> int:
     start_up.begin("starting: reading the command line")
     gc.disable()  # scanning what libraries create while they are loaded takes a tenth of the time, and finds nothing
     try:
-        arguments = build_parser().parse_args()
+        arguments, mistakes = build_parser().examine()
         # Before torch is loaded: warnings of its C++ parts, of names that cannot be looked up for example, help nobody.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         start_up.enter("loading PyTorch")
@@ -34,4 +34,4 @@ def main() -> int:
         gc.freeze()
     finally:
         gc.enable()
-    return pretrain(arguments)
+    return pretrain(arguments, mistakes)

@@ -15,6 +15,7 @@ import argparse
 import platform
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import cache
@@ -22,18 +23,17 @@ from importlib.metadata import version
 
 import mpnet_ds
 from mpnet_ds.command_line import invocation, run
-from mpnet_ds.config.arguments import build_parser, overrides_of, recipe_of
+from mpnet_ds.config.arguments import build_parser, examine_recipe_of, overrides_of
 from mpnet_ds.config.deepspeed_config import (
     EngineConfig,
     check_accepted,
-    examine,
+    examine_file,
     name_deprecated,
-    read_deepspeed_config,
     resolve,
 )
 from mpnet_ds.config.execution import execution_of
 from mpnet_ds.config.recipe import Recipe
-from mpnet_ds.data.samples.mixture import open_datasets, parse_weighted
+from mpnet_ds.data.samples.mixture import examine_folders, open_datasets, parse_weighted
 from mpnet_ds.errors import UserError
 from mpnet_ds.findings import Finding
 from mpnet_ds.hub.init_from import load_pretrained_weights
@@ -59,8 +59,8 @@ YEAR = 365 * 24 * 3600.0  # seconds
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "numpy")
 
 
-def pretrain(arguments: argparse.Namespace) -> int:
-    """Run to the end; return the exit code."""
+def pretrain(arguments: argparse.Namespace, mistakes: Sequence[str] = ()) -> int:
+    """Run to the end; return the exit code. ``mistakes``: what else was wrong with the command line."""
     outlive_readers()
     quiet_libraries()
 
@@ -69,8 +69,8 @@ def pretrain(arguments: argparse.Namespace) -> int:
     placement = process_group.place()
     inspection = Inspection(placement.rank)
     inspection.facts |= _versions()
+    inspection.take((arguments, mistakes))
     plan = _read_inputs(arguments, placement.world_size, inspection)
-    inspection.run(CHECKS, plan)
     if inspection.is_fatal and placement.world_size == 1:
         raise_if_fatal([inspection])
 
@@ -96,42 +96,60 @@ def pretrain(arguments: argparse.Namespace) -> int:
 
 
 def _read_inputs(arguments: argparse.Namespace, world_size: int, inspection: Inspection) -> RunPlan:
-    """Make the plan as far as the command line and files can be read; problems go into ``inspection``."""
-    recipe = inspection.attempt(lambda: recipe_of(arguments))
+    """Make the plan as far as the command line and files can be read; problems go into ``inspection``.
+
+    What is valid of a recipe with mistakes is checked as well, and left out of the plan then.
+    """
+    recipe = inspection.take(examine_recipe_of(arguments, is_complete=not inspection.is_fatal))
+    is_sound = not inspection.is_fatal
     execution = inspection.attempt(lambda: execution_of(arguments))
-    engine = _engine_config(arguments, recipe, world_size, inspection)
+    engine = _engine_config(arguments, recipe, is_sound, world_size, inspection)
     plan = RunPlan(recipe, engine, execution, init_from=arguments.init_from)
     if arguments.eval_data and not arguments.data:
         text = "--eval_data without --data: the demo has evaluation data of its own. Add --data DIR."
         inspection.add([Finding(text)])
-    if recipe is None or not arguments.data:
-        return plan
-    opened = inspection.attempt(lambda: open_data(arguments.data, arguments.eval_data, recipe))
-    data, eval_data = opened or (None, None)
-    return replace(plan, data=data, eval_data=eval_data)
+    if arguments.data:
+        opened = inspection.attempt(lambda: open_data(arguments.data, arguments.eval_data, recipe))
+        data, eval_data = opened or (None, None)
+        plan = replace(plan, data=data, eval_data=eval_data)
+    inspection.run(CHECKS, plan)
+    return plan if is_sound else replace(plan, recipe=None, data=None, eval_data=None)
 
 
-def _engine_config(arguments, recipe: Recipe | None, world_size: int, inspection: Inspection) -> EngineConfig | None:
-    """Resolve DeepSpeed's JSON completely, as far as it and the recipe are valid."""
+def _engine_config(
+    arguments, recipe: Recipe, is_sound: bool, world_size: int, inspection: Inspection
+) -> EngineConfig | None:
+    """Resolve DeepSpeed's JSON, as far as it and the recipe are valid; None unless they are (``is_sound``: the recipe)."""
     path = arguments.deepspeed_config
-    content = inspection.attempt(lambda: read_deepspeed_config(path))
-    if content is None:
+    if path is None:  # it is missing, which was said
         return None
-    sound, findings = examine(content, path)
+    sound, findings = examine_file(path)
     inspection.add(map(Finding, findings))
-    inspection.add(Finding(text, is_fatal=False) for text in name_deprecated(sound, path))
-    if recipe is None:
+    if sound is None:
         return None
-    supported, exact = process_group.supported_precisions(), "optimization.micro_batch_size" in overrides_of(arguments)
-    hidden_size = recipe.model.hidden_size
-    config = inspection.attempt(lambda: resolve(sound, recipe.optimization, world_size, supported, path, exact, hidden_size))
+    inspection.attempt(lambda: inspection.add(Finding(text, is_fatal=False) for text in name_deprecated(sound, path)))
+    supported, exact = process_group.supported_precisions(), "optimization.micro_batch_size" in overrides_of(arguments)[0]
+    hidden_size, is_sound = inspection.attempt(lambda: recipe.model.hidden_size), is_sound and not findings
+    options = (supported, path, exact, hidden_size, is_sound)
+    config = inspection.attempt(lambda: resolve(sound, recipe.optimization, world_size, *options))
     if config is not None:
         inspection.attempt(lambda: check_accepted(config, path))
     return config
 
 
 def open_data(data: list[str], eval_data: list[str] | None, recipe: Recipe) -> tuple[Data, Data | None]:
-    """Open training and evaluation data, each one or several ``DIR`` or ``DIR:WEIGHT``; all must share a tokenizer."""
+    """Open training and evaluation data, each one or several ``DIR`` or ``DIR:WEIGHT``; all must share a tokenizer.
+
+    Raises ``UserError`` with everything that is wrong with any of the folders.
+    """
+    try:
+        return _open_data(data, eval_data, recipe)
+    except UserError as error:
+        findings = examine_folders(data) + [f"evaluation data: {text}" for text in examine_folders(eval_data or [])]
+        raise UserError(*dict.fromkeys([*findings, *error.findings])) from error
+
+
+def _open_data(data: list[str], eval_data: list[str] | None, recipe: Recipe) -> tuple[Data, Data | None]:
     options = {
         "seed": recipe.run.seed,
         "seq_length": recipe.data.seq_length,
@@ -149,7 +167,7 @@ def open_data(data: list[str], eval_data: list[str] | None, recipe: Recipe) -> t
         evaluation = open_datasets(eval_parts, **options)
     except UserError as error:
         cure = "" if eval_data else " Or give other evaluation data with --eval_data."
-        raise UserError(f"evaluation data: {error}{cure}") from error
+        raise UserError(*(f"evaluation data: {text}{cure}" for text in error.findings)) from error
     if evaluation.tokenizer.fingerprint != training.tokenizer.fingerprint:
         found, expected = evaluation.tokenizer_folder.parent, training.tokenizer_folder.parent
         raise UserError(f"{found} was built with a different tokenizer than {expected}: build both with one --tokenizer.")
@@ -321,4 +339,4 @@ def _fall(lines: list[dict], name: str) -> str:
 
 
 if __name__ == "__main__":
-    run(lambda: pretrain(build_parser().parse_args()))
+    run(lambda: pretrain(*build_parser().examine()))

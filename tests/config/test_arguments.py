@@ -123,7 +123,7 @@ def test_mistakes_of_the_file_and_of_the_command_line_are_told_apart(tmp_path):
 
 def test_a_micro_batch_size_is_exact_however_the_command_line_gives_it():
     for words in (["--micro_batch_size", 4], ["--set", "optimization.micro_batch_size=4"]):
-        assert overrides_of(parse(*words)).keys() == {"optimization.micro_batch_size"}
+        assert overrides_of(parse(*words))[0].keys() == {"optimization.micro_batch_size"}
 
 
 def test_names_of_other_programs_lead_to_keys_that_exist():

@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -95,8 +96,8 @@ def test_a_key_that_is_given_twice_is_named_wherever_it_is(tmp_path):
     (tmp_path / "twice.json").write_text('{"optimization": {"max_steps": 10, "betas": [0, 0], "max_steps": 20}}')
     with pytest.raises(UserError, match=r"twice\.json: 'max_steps' is given 2 times in one object \(10, 20\): keep one"):
         load_recipe(str(tmp_path / "twice.json"))
-    with pytest.raises(UserError, match=r"--set objective: 'name' is given 2 times .* keep one"):
-        read_overrides(['objective={"name": "mlm", "name": "plm"}'], {})
+    (text,) = read_overrides(['objective={"name": "mlm", "name": "plm"}'], {})[1]
+    assert re.match(r"--set objective: 'name' is given 2 times .* keep one", text)
 
 
 def test_whole_numbers_are_fine_where_a_fraction_is_expected(tmp_path):

@@ -18,7 +18,7 @@ from mpnet_ds.data.samples.document_sequences import DocumentSequences
 from mpnet_ds.data.samples.shuffle import shuffled
 from mpnet_ds.data.storage.manifest import FILE_NAME, HOLDOUT, TOKENIZER, DatasetManifest, ShardRecord
 from mpnet_ds.data.storage.token_file import TokenFile
-from mpnet_ds.errors import UserError, did_you_mean
+from mpnet_ds.errors import UserError, collecting, did_you_mean
 from mpnet_ds.objectives.base import Objective, Sequences, Vocabulary
 from mpnet_ds.objectives.masking import MAX_SEQ_LENGTH, MaskingConfig
 from mpnet_ds.objectives.mpnet import MPNet
@@ -65,10 +65,7 @@ class PretrainingDataset:
         if sample_mode not in SAMPLE_MODES:
             raise UserError(f"unknown sample_mode '{sample_mode}'. {did_you_mean(str(sample_mode), SAMPLE_MODES)}")
         self.folder = Path(folder)
-        self.manifest = DatasetManifest.load(folder)
-        self.manifest.check_sizes(self.folder)
-        self.tokenizer = PretrainingTokenizer.load(self.tokenizer_folder)
-        self._check_tokenizer()
+        self.manifest, self.tokenizer, shards = open_folder(self.folder)
         if not MIN_SEQ_LENGTH <= seq_length <= MAX_SEQ_LENGTH:
             bounds = f"between {MIN_SEQ_LENGTH} and {MAX_SEQ_LENGTH}"
             raise UserError(f"data.seq_length is {seq_length}; it must be {bounds}.")
@@ -77,7 +74,6 @@ class PretrainingDataset:
         self.vocabulary = Vocabulary.of(self.tokenizer)
         length = self.objective.tokens_needed(seq_length, self.vocabulary)
         self.isolate_documents = isolate_documents
-        shards = [self._open(shard) for shard in self.manifest.shards if shard.tokens]
         if sample_mode == "stream":
             self.reader = BlockSequences(shards, length, self._seed_for(_START))
         else:
@@ -88,21 +84,6 @@ class PretrainingDataset:
             raise UserError(f"{found}: build it from more text, or use a smaller data.seq_length.")
         self._order_seed, self._masking_seed = self._seed_for(_ORDER), self._seed_for(_MASKING)
         self._order_window = lru_cache(maxsize=8)(self._compute_order_window)
-
-    def _open(self, shard: ShardRecord) -> TokenFile:
-        file = TokenFile(self.folder / shard.name)
-        if (file.dtype.name, len(file.tokens)) != (self.manifest.dtype, shard.tokens):
-            found = f"{len(file.tokens):,} ids of {file.dtype.name}"
-            expected = f"{shard.tokens:,} of {self.manifest.dtype}"
-            path = self.folder / f"{shard.name}.idx"
-            raise UserError(f"{path} has {found}, {FILE_NAME} says {expected}: damaged, build the dataset again.")
-        return file
-
-    def _check_tokenizer(self) -> None:
-        expected, found = self.manifest.tokenizer_fingerprint, self.tokenizer.fingerprint
-        if found != expected:
-            what = f"{self.tokenizer_folder} (fingerprint {found[:12]}) is not the tokenizer that {self.folder / FILE_NAME}"
-            raise UserError(f"{what} was built with ({expected[:12]}): restore that one, or build the dataset again.")
 
     def __len__(self) -> int:
         """Number of samples in an epoch, N."""
@@ -208,6 +189,37 @@ class PretrainingDataset:
 
     def _seed_for(self, purpose: int) -> int:
         return int(make_key(self.seed, purpose))
+
+
+def open_folder(folder: str | Path) -> tuple[DatasetManifest, PretrainingTokenizer, list[TokenFile]]:
+    """Open the manifest, the tokenizer and the shards of a dataset; ``UserError`` if they do not fit together."""
+    folder = Path(folder)
+    manifest, findings = DatasetManifest.load(folder), []
+    with collecting(findings):
+        manifest.check_sizes(folder)
+    with collecting(findings):
+        tokenizer = PretrainingTokenizer.load(folder / TOKENIZER)
+        _check_tokenizer(folder, manifest, tokenizer)
+    if findings:
+        raise UserError(*findings)
+    return manifest, tokenizer, [_open(folder, manifest, shard) for shard in manifest.shards if shard.tokens]
+
+
+def _check_tokenizer(folder: Path, manifest: DatasetManifest, tokenizer: PretrainingTokenizer) -> None:
+    expected, found = manifest.tokenizer_fingerprint, tokenizer.fingerprint
+    if found != expected:
+        what = f"{folder / TOKENIZER} (fingerprint {found[:12]}) is not the tokenizer that {folder / FILE_NAME}"
+        raise UserError(f"{what} was built with ({expected[:12]}): restore that one, or build the dataset again.")
+
+
+def _open(folder: Path, manifest: DatasetManifest, shard: ShardRecord) -> TokenFile:
+    file = TokenFile(folder / shard.name)
+    if (file.dtype.name, len(file.tokens)) != (manifest.dtype, shard.tokens):
+        found = f"{len(file.tokens):,} ids of {file.dtype.name}"
+        expected = f"{shard.tokens:,} of {manifest.dtype}"
+        path = folder / f"{shard.name}.idx"
+        raise UserError(f"{path} has {found}, {FILE_NAME} says {expected}: damaged, build the dataset again.")
+    return file
 
 
 def document_ids(input_ids: np.ndarray) -> np.ndarray:

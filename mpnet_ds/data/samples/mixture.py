@@ -10,14 +10,15 @@ samples is its sample j mod N of epoch j div N.
 
 import heapq
 import math
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
 from mpnet_ds.counter_rng import make_key
-from mpnet_ds.data.samples.dataset import PretrainingDataset
-from mpnet_ds.errors import UserError
+from mpnet_ds.data.samples.dataset import PretrainingDataset, open_folder
+from mpnet_ds.errors import UserError, collecting
 from mpnet_ds.objectives.base import Objective
 from mpnet_ds.tokenizer import PretrainingTokenizer
 
@@ -53,6 +54,19 @@ def open_datasets(
     return MixtureDataset(datasets, [weight for _, weight in parts])
 
 
+def examine_folders(texts: Iterable[str]) -> list[str]:
+    """Everything that is wrong with datasets given as ``DIR`` or ``DIR:WEIGHT``, whatever is made of them."""
+    findings, parts = [], []
+    for text in texts:
+        with collecting(findings):
+            parts.append(parse_weighted(text))
+            open_folder(parts[-1][0])
+    if len(parts) > 1:
+        with collecting(findings):
+            _check_weights(*zip(*parts, strict=True))
+    return findings
+
+
 class MixtureDataset:
     """Several datasets with the interface of ``PretrainingDataset`` that training needs.
 
@@ -64,7 +78,7 @@ class MixtureDataset:
     """
 
     def __init__(self, datasets: list[PretrainingDataset], weights: list[Fraction | None]):
-        _check_weights(datasets, weights)
+        _check_weights([data.folder for data in datasets], weights)
         _check_tokenizers(datasets)
         self.datasets = datasets
         if weights[0] is None:
@@ -194,12 +208,15 @@ def spread(slots: list[int]) -> np.ndarray:
     return pattern
 
 
-def _check_weights(datasets: list[PretrainingDataset], weights: list[Fraction | None]) -> None:
-    for data, weight in zip(datasets, weights, strict=True):
+def _check_weights(folders: Sequence[str | Path], weights: Sequence[Fraction | None]) -> None:
+    findings = []
+    for folder, weight in zip(folders, weights, strict=True):
         if weight is None and any(other is not None for other in weights):
-            raise UserError(f"{data.folder} has no weight, but others do: give all of them a weight (DIR:0.7), or none.")
+            findings.append(f"{folder} has no weight, but others do: give all of them a weight (DIR:0.7), or none.")
         if weight is not None and weight <= 0:
-            raise UserError(f"{data.folder} has weight {float(weight)}; it must be greater than 0.")
+            findings.append(f"{folder} has weight {float(weight)}; it must be greater than 0.")
+    if findings:
+        raise UserError(*findings)
 
 
 def _check_shares(datasets: list[PretrainingDataset], weights: list[Fraction]) -> None:

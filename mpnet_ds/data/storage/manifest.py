@@ -40,6 +40,7 @@ FORMAT_VERSION = 2
 MIB = 1 << 20
 HEX_DIGITS = 16  # of one xxh3_64
 SOURCES_IN_SUMMARY = 20
+MOST_FAULTS = 4  # that are named
 TOKENS_AT_ONCE = 1 << 16
 WORTH_A_REMARK = 0.01  # of the tokens
 Record = TypeVar("Record")
@@ -222,13 +223,18 @@ class DatasetManifest:
                 yield shard, shard.file(folder, suffix), record
 
     def check_sizes(self, folder: Path) -> None:
-        """Compare the size of each file with the manifest; raise ``UserError`` at the first difference."""
+        """Compare the size of each file with the manifest; raise ``UserError`` with the first differences."""
+        findings = []
         for shard, path, record in self.files(folder):
             if not path.is_file():
-                raise UserError(f"{path} is missing, {FILE_NAME} lists it: {shard.cure}.")
-            if path.stat().st_size != record.bytes:
+                findings.append(f"{path} is missing, {FILE_NAME} lists it: {shard.cure}.")
+            elif path.stat().st_size != record.bytes:
                 found = f"{path} has {path.stat().st_size:,} bytes, {FILE_NAME} says {record.bytes:,}"
-                raise UserError(f"{found}: the file is damaged; {shard.cure}.")
+                findings.append(f"{found}: the file is damaged; {shard.cure}.")
+        if len(findings) > MOST_FAULTS:
+            findings[MOST_FAULTS:] = [f"{folder}: and {len(findings) - MOST_FAULTS} more files are missing or damaged."]
+        if findings:
+            raise UserError(*findings)
 
     @property
     def counted(self) -> str:

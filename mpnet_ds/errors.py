@@ -59,8 +59,15 @@ def one_line(text: str) -> str:
     return re.sub(r"[\x00-\x1f\x7f]", lambda found: found[0].encode("unicode_escape").decode(), printable(text))
 
 
-def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """Return ``Did you mean 'x'?`` with the nearest of ``choices``, or list all of them if none is near."""
+def nearest(word: str, choices: Iterable[str]) -> str | None:
+    """Return the one of ``choices`` that looks most like a word, None if none does."""
     choices = {choice.lower(): choice for choice in sorted(choices)}
     near = difflib.get_close_matches(word.lower(), choices, n=1, cutoff=0.6)
-    return f"Did you mean '{choices[near[0]]}'?" if near else f"Known: {', '.join(choices.values()) or 'none'}."
+    return choices[near[0]] if near else None
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """Return ``Did you mean 'x'?`` with the nearest of ``choices``, or list all of them if none is near."""
+    choices = sorted(choices)
+    near = nearest(word, choices)
+    return f"Did you mean '{near}'?" if near else f"Known: {', '.join(choices) or 'none'}."

@@ -2,11 +2,11 @@
 
 Functions called ``examine…`` return what is valid together with texts on everything that is not. What is valid can be
 checked further: reading one of the other values raises a ``UserError`` without a text, which ends a check that would only
-repeat what was said. Where a key is unknown, any value that is not given may have been meant: those are unknown too.
+repeat what was said. A value that is not given is unknown too where an unknown key may have meant it.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from mpnet_ds.errors import UNKNOWN, UserError, collecting, did_you_mean
+from mpnet_ds.errors import UNKNOWN, UserError, collecting, did_you_mean, nearest
 
 SECTION = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False)
 """How pydantic treats the dataclass of a section: no unknown keys, no text for a number and no 1 for true, also from Python,
@@ -67,13 +67,19 @@ class Origin:
 class SoundPart(dict):
     """The valid values of a JSON object; asking for one of the others by its key raises a ``UserError`` without a text.
 
-    ``wrong``: keys of invalid values. Keys that are not given are such keys too where ``is_complete`` is false.
+    ``wrong``: keys of invalid values. Where ``is_complete`` is false all that are not given are wrong.
     """
 
     def __init__(self, *values, **more):
         super().__init__(*values, **more)
         self.wrong: set[str] = set()
         self.is_complete = True
+
+    def doubt(self, unknown: str, missing: Iterable[str]) -> None:
+        """Take for wrong what an unknown key may have meant: one of the ``missing`` keys, or all."""
+        meant = nearest(unknown, missing)
+        self.is_complete = self.is_complete and meant is not None
+        self.wrong.add(meant)
 
     def _require(self, key: str) -> None:
         if key in self.wrong or not (self.is_complete or super().__contains__(key)):
@@ -172,10 +178,24 @@ def examine(
     found = [one for one in found if is_complete or one["type"] not in MISSING_VALUE]
     findings = [f"{origin.of(_join(where, *one['loc']))}: {_describe(cls, one, where, origin)}" for one in found]
     wrong = {tuple(one["loc"]) for one in found}
-    is_complete = is_complete and not any(one["type"] in UNKNOWN_KEYS for one in found)
+    keys = [*keys_of(cls, where), *origin.keys]
+    for place in (one["loc"] for one in found if one["type"] in UNKNOWN_KEYS):
+        meant = None if origin.explain(str(place[-1])) else _meant(_join(where, *place), keys)
+        is_complete = is_complete and meant is not None
+        path = tuple((meant or "").removeprefix(f"{where}.").split("."))
+        if not _is_given(content, path):
+            wrong.add(path)
     section, contradictions = _valid_part(cls, content, wrong, is_complete, made)
     findings += (f"{origin.of(_join(where, *place))}: {text}" for place, text in contradictions)
     return section, list(dict.fromkeys(findings))
+
+
+def _is_given(content: Any, path: tuple[str, ...]) -> bool:
+    for key in path:
+        if not isinstance(content, dict) or key not in content:
+            return False
+        content = content[key]
+    return True
 
 
 def _is_contradiction(cls: type, found: dict) -> bool:
@@ -247,7 +267,7 @@ def _describe(cls: type, found: dict, where: str, origin: Origin) -> str:
     key = _join(where, *found["loc"])
     if found["type"] in UNKNOWN_KEYS:
         name = str(found["loc"][-1])
-        return f"unknown key '{key}'. {origin.explain(name) or _nearest(key, [*keys_of(cls, where), *origin.keys])}"
+        return f"unknown key '{key}'. {origin.explain(name) or _advise(key, [*keys_of(cls, where), *origin.keys])}"
     if found["type"] == "value_error":  # raised by the section itself, which names its keys
         return found["msg"].removeprefix("Value error, ")
     if found["type"] in MISSING_VALUE:
@@ -271,10 +291,21 @@ def _as_whole(bound):
     return int(bound) if isinstance(bound, float) and bound.is_integer() else bound
 
 
-def _nearest(unknown: str, keys: list[str]) -> str:
+def _meant(unknown: str, keys: Sequence[str]) -> str | None:
     """What an unknown key may have meant: one of the same name in another section, or one beside it that looks like it."""
     section, _, name = unknown.rpartition(".")
     elsewhere = [key for key in keys if key.rpartition(".")[2] == name]
-    if elsewhere:
-        return f"Did you mean '{elsewhere[0]}'?"
-    return did_you_mean(name, [key.rpartition(".")[2] for key in keys if key.rpartition(".")[0] == section])
+    near = nearest(name, _names_in(section, keys))
+    return elsewhere[0] if elsewhere else near and _join(section, near)
+
+
+def _advise(unknown: str, keys: Sequence[str]) -> str:
+    section, _, name = unknown.rpartition(".")
+    meant = _meant(unknown, keys)
+    if meant is None:
+        return did_you_mean(name, _names_in(section, keys))
+    return f"Did you mean '{meant.rpartition('.')[2] if meant.rpartition('.')[0] == section else meant}'?"
+
+
+def _names_in(section: str, keys: Sequence[str]) -> list[str]:
+    return [key.rpartition(".")[2] for key in keys if key.rpartition(".")[0] == section]

@@ -115,7 +115,7 @@ def _sound_part(section: dict, place: str, findings: list[str]) -> SoundPart:
                 sound.wrong.add(key)
         elif key not in known:
             findings.append(f"unknown key '{where}'. {did_you_mean(key, known)}")
-            sound.is_complete = False
+            sound.doubt(key, known - section.keys())
         elif where in SERVED and not isinstance(value, dict):
             findings.append(f"'{where}' must be an object, not {shorten(json.dumps(value))}.")
             sound.wrong.add(key)
@@ -367,7 +367,7 @@ def _resolve_batch(
     agree = _settle(config, GLOBAL, optimization.global_batch_size, GLOBAL, findings)
     micro = optimization.micro_batch_size
     if isinstance(config.get(MICRO), int):
-        agree = agree and (not exact or _settle(config, MICRO, micro, MICRO, findings))
+        agree = (not exact or _settle(config, MICRO, micro, MICRO, findings)) and agree
         micro, exact = config[MICRO], True
     found = config.pop(ACCUMULATION, "auto")
     config[MICRO] = micro

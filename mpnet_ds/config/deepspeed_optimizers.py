@@ -63,7 +63,7 @@ def sound_optimizer(section: dict) -> tuple[SoundPart, list[str]]:
     for key, value in parameters.items():
         if key not in known:
             findings.append(f"unknown key 'optimizer.params.{key}' for {kind}. {did_you_mean(key, known)}")
-            own.is_complete = False
+            own.doubt(key, known.keys() - parameters.keys())
             continue
         try:
             own[key] = value if value == "auto" else checked(known[key], value, f"optimizer.params.{key}")

@@ -28,7 +28,7 @@ def locate_model(name: str | Path) -> Path:
     if path.is_dir() and not (path / "config.json").is_file() and _is_run(path):
         command = f"{invocation('convert_to_hf')} {name} MODEL"
         raise UserError(f"{name} is a run or checkpoint, not a Hugging Face folder. Export it first: {command}")
-    if not _is_hub_name(name):
+    if not is_hub_name(name):
         return path
     folder = _download(str(name), [*MODEL_FILES, *TOKENIZER_FILES], "config.json")
     has_weights = any(folder.rglob("*.safetensors"))
@@ -40,7 +40,7 @@ def locate_tokenizer(name: str | Path) -> Path:
     path = Path(name)
     if not (path / "tokenizer.json").is_file() and (path / "tokenizer" / "tokenizer.json").is_file():
         return path / "tokenizer"
-    if not _is_hub_name(name):
+    if not is_hub_name(name):
         return path
     try:
         return _download(str(name), TOKENIZER_FILES, "tokenizer.json")
@@ -52,7 +52,8 @@ def _is_run(path: Path) -> bool:
     return any(any(path.glob(f"{place}manifest.json")) for place in ("", "*/", "checkpoints/*/"))
 
 
-def _is_hub_name(name: str | Path) -> bool:
+def is_hub_name(name: str | Path) -> bool:
+    """Whether a name may be one of the hub, and is none of a file or folder here."""
     return not Path(name).exists() and HUB_NAME.fullmatch(str(name)) is not None
 
 

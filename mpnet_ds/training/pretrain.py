@@ -20,6 +20,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import cache
 from importlib.metadata import version
+from pathlib import Path
 
 import mpnet_ds
 from mpnet_ds.command_line import invocation, run
@@ -35,8 +36,10 @@ from mpnet_ds.config.execution import execution_of
 from mpnet_ds.config.recipe import Recipe
 from mpnet_ds.data.samples.mixture import examine_folders, open_datasets, parse_weighted
 from mpnet_ds.errors import UserError
+from mpnet_ds.files import obstacle_to_writing
 from mpnet_ds.findings import Finding
 from mpnet_ds.hub.init_from import load_pretrained_weights
+from mpnet_ds.hub.locate import is_hub_name
 from mpnet_ds.lasting_output import outlive_readers
 from mpnet_ds.metrics_file import FILE_NAME as METRICS
 from mpnet_ds.metrics_file import read_metrics
@@ -102,6 +105,7 @@ def _read_inputs(arguments: argparse.Namespace, world_size: int, inspection: Ins
     """
     recipe = inspection.take(examine_recipe_of(arguments, is_complete=not inspection.is_fatal))
     is_sound = not inspection.is_fatal
+    _check_folders(arguments, inspection)
     execution = inspection.attempt(lambda: execution_of(arguments))
     engine = _engine_config(arguments, recipe, is_sound, world_size, inspection)
     plan = RunPlan(recipe, engine, execution, init_from=arguments.init_from)
@@ -114,6 +118,17 @@ def _read_inputs(arguments: argparse.Namespace, world_size: int, inspection: Ins
         plan = replace(plan, data=data, eval_data=eval_data)
     inspection.run(CHECKS, plan)
     return plan if is_sound else replace(plan, recipe=None, data=None, eval_data=None)
+
+
+def _check_folders(arguments: argparse.Namespace, inspection: Inspection) -> None:
+    """Look at folders of the command line that are opened only when all else is well."""
+    for flag, named in (("--init_from", arguments.init_from), ("--resume", arguments.resume)):
+        is_path = named is not None and named not in ("auto", "never") and (flag == "--resume" or not is_hub_name(named))
+        if is_path and not Path(named).exists():
+            inspection.add([Finding(f"{flag} {named}: there is no such folder.")])
+    output = arguments.output_dir
+    if output and inspection.rank == 0 and (obstacle := obstacle_to_writing(Path(output))):
+        inspection.add([Finding(f"cannot write to {output}: {obstacle}. Choose another --output_dir.")])
 
 
 def _engine_config(

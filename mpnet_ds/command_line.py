@@ -11,6 +11,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from mpnet_ds import start_up
 from mpnet_ds.errors import AgreedError, UserError
@@ -44,9 +45,16 @@ class Parser(argparse.ArgumentParser):
     Args:
         example: a complete command.
         explain: returns what to use instead of an unknown flag with the words that follow it, or None.
+        intermixed: whether flags may be between positional arguments.
     """
 
-    def __init__(self, description: str, example: str, explain: Callable[..., str | None] = lambda flag, *words: None):
+    def __init__(
+        self,
+        description: str,
+        example: str,
+        explain: Callable[..., str | None] = lambda flag, *words: None,
+        intermixed: bool = False,
+    ):
         super().__init__(
             description=description,
             epilog=f"example:\n  {example}",
@@ -54,15 +62,19 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
             exit_on_error=False,
         )
-        self.explain = explain
+        self.explain, self.intermixed = explain, intermixed
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: None = None) -> argparse.Namespace:
         """Parse; exit with code 2 and a line for each mistake."""
         given, findings = self.examine(args)
         if findings:
-            _say_error(f"{UserError(*findings)} (see {self.prog} --help)")
-            raise SystemExit(2)
+            self.exit_for(findings)
         return given
+
+    def exit_for(self, findings: Sequence[str]) -> NoReturn:
+        """Exit with code 2 and a line for each mistake."""
+        _say_error(f"{UserError(*findings)} (see {self.prog} --help)")
+        raise SystemExit(2)
 
     def examine(self, args: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
         """Parse what is valid, and say what is wrong; a flag that is wrong has its default.
@@ -74,7 +86,7 @@ class Parser(argparse.ArgumentParser):
         try:
             while True:
                 try:
-                    given, unknown = self.parse_known_args(words)
+                    given, unknown = (self.parse_known_intermixed_args if self.intermixed else self.parse_known_args)(words)
                     break
                 except argparse.ArgumentError as error:
                     action = next((one for one in self._actions if _name(one) == error.argument_name), None)
@@ -92,6 +104,8 @@ class Parser(argparse.ArgumentParser):
             for one in required:
                 one.required = True
         unrecognized = list(map(self._explain_unknown, _split_at_flags(unknown)))
+        if wants_help := [text for text in unrecognized if text.endswith("Did you mean --help?")]:
+            self.exit_for(wants_help)
         missing = [_name(one) for one in required if getattr(given, one.dest) is None and one not in wrong]
         missing = [name for name in missing if not any(name in text.partition(". ")[2] for text in unrecognized)]
         if missing:

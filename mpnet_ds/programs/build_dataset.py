@@ -35,17 +35,31 @@ def build_parser() -> Parser:
 
 def main() -> None:
     """Build the dataset, or a part of it, and print its size."""
-    given = build_parser().parse_args()
+    given, findings = build_parser().examine()
     from mpnet_ds.data.builder.dataset_builder import build_dataset
     from mpnet_ds.data.builder.estimate import estimate
     from mpnet_ds.data.builder.plan import BuildOptions, parse_part, part_of_environment
+    from mpnet_ds.data.text.corpus import find_missing
     from mpnet_ds.data.text.source import describe_faults, warn_of_empty
+    from mpnet_ds.errors import UserError, collecting
     from mpnet_ds.hub.locate import locate_tokenizer
+    from mpnet_ds.tokenizer import PretrainingTokenizer
 
-    reading = read_options(given)
-    part = parse_part(given.part) if given.part else part_of_environment(os.environ)
-    options = BuildOptions(given.holdout, given.sentences, given.shard_size, given.workers, part, given.max_unknown)
-    what = (given.input, locate_tokenizer(given.tokenizer), given.output, options, reading)
+    reading = part = options = None
+    with collecting(findings):
+        reading = read_options(given)
+    with collecting(findings):
+        part = parse_part(given.part) if given.part else part_of_environment(os.environ)
+    with collecting(findings):
+        options = BuildOptions(given.holdout, given.sentences, given.shard_size, given.workers, part, given.max_unknown)
+    findings += find_missing(given.input)
+    with collecting(findings):
+        tokenizer = given.tokenizer and locate_tokenizer(given.tokenizer)
+        if findings and tokenizer:  # else the build says it
+            PretrainingTokenizer.load(tokenizer)
+    if findings:
+        raise UserError(*findings)
+    what = (given.input, tokenizer, given.output, options, reading)
     if given.dry_run:
         print(estimate(*what))
         return

@@ -15,7 +15,7 @@ cuts them into (## pieces: cut as a continuation); where it cuts into the unknow
 
 def build_parser() -> Parser:
     """Build the parser of the command line."""
-    parser = Parser(DESCRIPTION, f"{invocation('convert_from_hf')} all-mpnet-base-v2 my-start")
+    parser = Parser(DESCRIPTION, f"{invocation('convert_from_hf')} all-mpnet-base-v2 my-start", intermixed=True)
     parser.add_argument(
         "hf_dir", nargs="?", metavar="HF_DIR", help="folder, or name in the hub, of an MPNet model of any head"
     )
@@ -31,9 +31,9 @@ def build_parser() -> Parser:
 def main() -> None:
     """Write the folder and say how to train on from it."""
     parser = build_parser()
-    given = parser.parse_intermixed_args()
+    given = parser.parse_args()
     if (given.hf_dir is None) == (given.from_fairseq is None):
-        parser.error("give one source and OUT: HF_DIR OUT, or --from_fairseq FILE OUT")
+        parser.exit_for(["give one source and OUT: HF_DIR OUT, or --from_fairseq FILE OUT"])
     from mpnet_ds.hub.import_model import make_start
     from mpnet_ds.objectives.model_section import ModelSection
 

@@ -22,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mpnet_ds.data.storage.manifest import FILE_NAME, HOLDOUT, MIB, TOKENIZER, DatasetManifest, FileRecord, ShardRecord
-from mpnet_ds.errors import UserError, printable
+from mpnet_ds.errors import UserError, collecting, printable
 from mpnet_ds.files import new_folder, sync_files
 from mpnet_ds.progress import Progress
 from mpnet_ds.tokenizer import PretrainingTokenizer
@@ -75,14 +75,18 @@ def merge_datasets(
 
 def _load(folders: list[str | Path]) -> Datasets:
     datasets: Datasets = {}
+    findings: list[str] = []
     for named in folders:
-        manifest, folder = DatasetManifest.load(named), Path(named).resolve()
-        if folder in datasets:
-            raise UserError(f"{named} is given twice: name each dataset once.")
-        manifest.check_sizes(folder)
-        datasets[folder] = manifest
-    if not datasets:
-        raise UserError("no dataset to merge: name at least one folder.")
+        with collecting(findings):
+            manifest, folder = DatasetManifest.load(named), Path(named).resolve()
+            if folder in datasets:
+                raise UserError(f"{named} is given twice: name each dataset once.")
+            datasets[folder] = manifest
+            manifest.check_sizes(folder)
+    if not folders:
+        findings.append("no dataset to merge: name at least one folder.")
+    if findings:
+        raise UserError(*findings)
     return datasets
 
 

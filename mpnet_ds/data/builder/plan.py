@@ -85,17 +85,20 @@ class BuildOptions:
     """Share of unknown tokens above which the dataset is refused."""
 
     def __post_init__(self):
+        findings = []
         if not 0 <= self.holdout < 1:
             cure = "0.01 holds out one document in a hundred"
-            raise UserError(f"--holdout is {self.holdout}; it must be at least 0 and below 1: {cure}.")
+            findings.append(f"--holdout is {self.holdout}; it must be at least 0 and below 1: {cure}.")
         if not 0 <= self.max_unknown <= 1:
-            raise UserError(f"--max_unknown is {self.max_unknown}; it must be a share of the tokens, from 0 to 1.")
+            findings.append(f"--max_unknown is {self.max_unknown}; it must be a share of the tokens, from 0 to 1.")
         if self.sentences not in SENTENCES:
-            raise UserError(f"--sentences is '{self.sentences}'; it must be {' or '.join(SENTENCES)}.")
+            findings.append(f"--sentences is '{self.sentences}'; it must be {' or '.join(SENTENCES)}.")
         if self.shard_bytes is not None and self.shard_bytes < 1:
-            raise UserError(f"--shard_size is {self.shard_bytes}; it must be at least 1 byte.")
+            findings.append(f"--shard_size is {self.shard_bytes}; it must be at least 1 byte.")
         if self.workers is not None and self.workers < 1:
-            raise UserError(f"--workers is {self.workers}; it must be at least 1.")
+            findings.append(f"--workers is {self.workers}; it must be at least 1.")
+        if findings:
+            raise UserError(*findings)
 
     def num_workers(self) -> int:
         """Number of processes to use: ``workers``, or the cores that this process may use."""

@@ -18,7 +18,7 @@ white space means something. Readers yield *blocks* of a few megabytes of docume
 
 import glob
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mpnet_ds.data.text import builtin_sample
@@ -31,8 +31,8 @@ from mpnet_ds.data.text.folders import (
     text_files_below,
     without_copies,
 )
-from mpnet_ds.data.text.source import Block, Faults, ReadOptions, Source
-from mpnet_ds.errors import UserError
+from mpnet_ds.data.text.source import STANDARD_INPUT, Block, Faults, ReadOptions, Source
+from mpnet_ds.errors import UserError, collecting
 
 TABLES = ("parquet", "arrow")
 ENDINGS = f"{', '.join(KINDS)}, also followed by {', '.join(COMPRESSIONS)}"
@@ -48,7 +48,12 @@ class Corpus:
 
     def __init__(self, inputs: list[str], options: ReadOptions | None = None):
         self.options, self.passed_over = options or ReadOptions(), PassedOver()
-        self.sources = [source for name in inputs for source in sources_of(name, self.options, self.passed_over)]
+        self.sources, findings = [], []
+        for name in inputs:
+            with collecting(findings):
+                self.sources += sources_of(name, self.options, self.passed_over)
+        if findings:
+            raise UserError(*findings)
         if self.options.dataset is not None:
             from mpnet_ds.data.text.tables import dataset_source
 
@@ -136,8 +141,15 @@ def sources_of(name: str, options: ReadOptions, passed_over: PassedOver) -> list
         if not files:
             raise UserError(f"{name}: no file matches this pattern.")
     else:
-        raise UserError(f"{name}: no such file or folder.")
+        raise UserError(*find_missing([name]))
     return [_file_source(file, options) for file in files]
+
+
+def find_missing(inputs: Iterable[str]) -> list[str]:
+    """A text for each input that is no file, no folder and no pattern."""
+    special = (builtin_sample.NAME, STANDARD_INPUT)
+    names = (name for name in inputs if name not in special and not os.path.exists(name) and not glob.has_magic(name))
+    return [f"{name}: no such file or folder." for name in names]
 
 
 def _file_source(file: Path, options: ReadOptions) -> Source:

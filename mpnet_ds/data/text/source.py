@@ -71,15 +71,18 @@ class ReadOptions:
     def __post_init__(self):
         checked = {"on_error": ON_ERROR, "txt_documents": TXT_DOCUMENTS, "stdin_format": STDIN_FORMATS}
         checked |= {"csv_quotes": CSV_QUOTES, "csv_header": CSV_HEADER}
-        for name, choices in checked.items():
-            if getattr(self, name) not in choices:
-                raise UserError(f"--{name} is '{getattr(self, name)}'; it must be one of {', '.join(choices)}.")
+        findings = [
+            f"--{name} is '{getattr(self, name)}'; it must be one of {', '.join(choices)}."
+            for name, choices in checked.items()
+            if getattr(self, name) not in choices
+        ]
         if self.csv_delimiter not in (AUTO, *NAMED_DELIMITERS) and not re.fullmatch(
             r"[^\s\w\"\\]|[ \t]", self.csv_delimiter
         ):
-            raise UserError(
-                f"--csv_delimiter is {self.csv_delimiter!r}; it must be one character such as ';' or '|', or tab."
-            )
+            found = f"--csv_delimiter is {self.csv_delimiter!r}"
+            findings.append(f"{found}; it must be one character such as ';' or '|', or tab.")
+        if findings:
+            raise UserError(*findings)
 
 
 Fault = tuple[int, str]

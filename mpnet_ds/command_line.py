@@ -148,8 +148,8 @@ def _without(words: list[str], action: argparse.Action) -> list[str]:
         flag, equals, _ = own[0].partition("=")
         if flag not in action.option_strings:
             rest += own
-        elif action.nargs is None and not equals:
-            rest += own[2:]
+        elif action.nargs in (None, 0):
+            rest += own[1 if equals or action.nargs == 0 else 2 :]
     return rest
 
 

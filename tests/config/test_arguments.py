@@ -170,6 +170,30 @@ def test_a_value_of_a_recipe_without_a_flag_is_answered_with_its_set(key, capsys
     assert f"Write --set {key}=VALUE." in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "findings"),
+    [
+        (["--deepspeed_config=z", "--local_rank=0"], []),
+        (["--deepspeed_config", "z", "--local-rank=1"], []),  # of torch.distributed.launch
+        (["--max_stepz", "3"], ["required: --deepspeed_config", "--max_stepz 3. Did you mean --max_steps?"]),
+        (["--deepspeed_confg", "z"], ["--deepspeed_confg z. Did you mean --deepspeed_config?"]),
+        (["--deepspeed", "z.json"], ["--deepspeed z.json. Write --deepspeed_config z.json."]),
+        (["--deepspeed=z.json"], ["--deepspeed=z.json. Write --deepspeed_config z.json."]),
+        (["--deepspeed", "--deepspeed_config", "z"], ["--deepspeed. Leave it out"]),
+        (["--deepspeed_config", "z", "--num_gpus", "2", "--nproc-per-node=2"],
+         ["--num_gpus 2. It is for the launcher", "--nproc-per-node=2. It is for the launcher"]),
+        (["--seed", "x", "--deepspeed_config", "z", "--max_steps", "--data", "--learning_rate=y", "--compile=1", "word"],
+         ["--seed: invalid int value: 'x'", "--max_steps: expected one", "--data: expected at least one",
+          "--learning_rate: invalid float value: 'y'", "--compile: ignored explicit argument '1'", "arguments: word"]),
+    ],
+)  # fmt: skip
+def test_all_mistakes_of_a_command_line_are_found_and_the_rest_is_understood(words, findings):
+    given, found = build_parser().examine([*words, "--keep", "7"])
+    assert given.keep == 7
+    assert len(found) == len(findings), found
+    assert all(text in "\n".join(found) for text in findings), found
+
+
 PLUGIN = """
 from mpnet_ds.objectives import register
 from mpnet_ds.objectives.mlm import MLM

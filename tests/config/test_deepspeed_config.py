@@ -254,6 +254,33 @@ def test_all_contradictions_are_found_at_once():
         assert place in str(caught.value)
 
 
+ON_HOST = {"offload_optimizer": {"device": "cpu"}}
+
+
+@pytest.mark.parametrize(
+    ("content", "places"),
+    [
+        ({"zero_optimization": {"stage": 7} | ON_HOST}, ["stage is 7"]),
+        ({"zero_optimization": {"stge": 2} | ON_HOST}, ["stge"]),
+        ({"zero_optimisation": {"stage": 2}, "gradient_clipping": 9}, ["zero_optimisation", "gradient_clipping is 9"]),
+        ({"zero_optimization": {"stage": 0} | ON_HOST, "bf16": {"enabled": 3}}, ["bf16.enabled", "offload_optimizer needs"]),
+        ({"data_types": {"grad_accum_dtype": "fp16"}, "bf16": 3}, ["'bf16' must be an object"]),
+        ({"train_batch_size": 7, "gradient_accumulation_steps": 5}, ["train_batch_size is 7"]),
+        ({"train_batch_size": "7", "gradient_accumulation_steps": 5}, ['train_batch_size is "7"']),
+        ({"optimizer": {"type": "Lamb", "params": {"lr": 9}}, "gradient_clipping": 9}, ["Lamb", "gradient_clipping is 9"]),
+        ({"optimizer": {"params": {"learning_rate": 9, "eps": 9}}}, ["params.learning_rate", "params.eps is 9"]),
+        ({"wall": 1, "train_batch_size": "auto"}, ["wall"]),
+    ],
+)
+def test_what_follows_from_a_mistake_is_not_said_and_what_does_not_is(content, places):
+    sound, findings = examine(content, "x.json")
+    with pytest.raises(UserError) as caught:
+        resolve(sound, OptimizationRecipe(), 1, {"fp32", "bf16"}, "x.json", is_sound=False)
+    findings += caught.value.findings
+    assert len(findings) == len(places), findings
+    assert all(place in str(findings) for place in places), findings
+
+
 @pytest.mark.parametrize(
     ("total", "micro", "ranks", "advice"),
     [

@@ -75,6 +75,30 @@ def test_all_mistakes_of_a_file_are_said_at_once():
         assert sum(place in text for text in caught.value.findings) == 1, place
 
 
+@pytest.mark.parametrize(
+    ("content", "places"),
+    [
+        ({"model": {"max_position_embeddings": 66, "hidden_size": 0}, "data": {"seq_length": 600}},
+         ["model.hidden_size", "data.seq_length is 600"]),
+        ({"model": {"max_position_embeddings": -1}, "data": {"seq_length": 600}}, ["model.max_position_embeddings"]),
+        ({"model": {"max_position_embedings": 1000}, "data": {"seq_length": 600}}, ["model.max_position_embedings"]),
+        ({"model": {"num_heads": 7, "hidden_size": 70}}, ["model.num_heads"]),
+        ({"model": {"n_embd": 60, "num_attention_heads": 7}}, ["model.n_embd"]),
+        ({"model": {"num_attention_heads": 7, "layers": 2, "hidden_size": 60}}, ["model.layers", "the heads must divide"]),
+        ({"objective": {"name": "mpnet", "masking": {"mask_probability": 2, "keep_probability": 1}}}, ["mask_probability"]),
+        ({"objective": {"name": "mpnet", "masking": {"max_ngram": 99, "mask_probability": 0.9, "keep_probability": 0.9}}},
+         ["max_ngram is 99", "sum to 1"]),
+        ({"objective": "of_a_plugin", "run": {"plugins": ["no_such_a", "no_such_b"]}}, ["no_such_a", "no_such_b"]),
+        ({"objective": "mlmm", "run": {"keep": 0}}, ["mlmm", "run.keep"]),
+    ],
+)  # fmt: skip
+def test_what_follows_from_a_mistake_is_not_said_and_what_does_not_is(content, places):
+    with pytest.raises(UserError) as caught:
+        recipe_from_dict({"name": "mine"} | content, "mine.json")
+    assert len(caught.value.findings) == len(places), caught.value
+    assert all(place in str(caught.value) for place in places), caught.value
+
+
 def test_a_section_refuses_bad_values_however_it_is_made():
     with pytest.raises(ValueError, match="greater than 0"):
         replace(OptimizationRecipe(), max_steps=0)
@@ -93,9 +117,14 @@ def test_files_and_names_that_do_not_exist(tmp_path):
 
 
 def test_a_key_that_is_given_twice_is_named_wherever_it_is(tmp_path):
-    (tmp_path / "twice.json").write_text('{"optimization": {"max_steps": 10, "betas": [0, 0], "max_steps": 20}}')
-    with pytest.raises(UserError, match=r"twice\.json: 'max_steps' is given 2 times in one object \(10, 20\): keep one"):
+    (tmp_path / "twice.json").write_text(
+        '{"optimization": {"max_steps": 10, "eps": 0, "max_steps": 20}, "run": 1, "run": {}}'
+    )
+    with pytest.raises(
+        UserError, match=r"twice\.json: 'max_steps' is given 2 times in one object \(10, 20\): keep one"
+    ) as told:
         load_recipe(str(tmp_path / "twice.json"))
+    assert len(told.value.findings) == 3, "the other key, and the value that is wrong, too"
     (text,) = read_overrides(['objective={"name": "mlm", "name": "plm"}'], {})[1]
     assert re.match(r"--set objective: 'name' is given 2 times .* keep one", text)
 

@@ -5,6 +5,7 @@ import os
 import shutil
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -177,16 +178,36 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path):
     config = tmp_path / "config.json"
     content = {"zero_optimization": {"stage": 2, "offload_param": {"devicee": "cpu"}}, "gradient_clipp1ng": 1}
     config.write_text(json.dumps(content))
-    arguments = ["--recipe", RECIPE, "--data", tmp_path / "nowhere", "--micro_batch_size", 3]
+    recipe = json.loads(Path(RECIPE).read_text())
+    recipe["optimization"] |= {"learning_rate": -1}
+    recipe["model"] |= {"num_attention_heads": 5}
+    recipe["run"] |= {"keeep": 3}
+    (tmp_path / "mine.json").write_text(json.dumps(recipe))
+    arguments = ["--recipe", tmp_path / "mine.json", "--data", tmp_path / "nowhere", "data:x", "--micro_batch_size", 3]
+    arguments += ["--eval_data", tmp_path / "away", "--set", "run.seed=-1", "run.eval_samples", "--max_steps", "many"]
+    arguments += ["--logging_steps", 3, "--attention", "sdpaa", "--init_from", "./gone", "--resume", "gone"]
     run = pretrain(tmp_path / "run", *arguments, config=str(config))
     assert run.code == 2
-    assert "error: 4 problems to fix:\n  1. " in run.err
-    for part in (
+    parts = [
         "zero_optimization.offload_param.devicee",
         "gradient_clipp1ng",
         "is not a multiple of",
         "no dataset folder",
-    ):
+        "argument --max_steps: invalid int value: 'many'",
+        "unrecognized arguments: --logging_steps 3. Use run.log_interval",
+        "--set run.eval_samples: write KEY=VALUE",
+        "optimization.learning_rate is -1",
+        "the heads must divide it",
+        "unknown key 'run.keeep'",
+        "--set: run.seed is -1",
+        "unknown attention 'sdpaa'",
+        "'x' is not a weight",
+        "evaluation data: no dataset folder",
+        "--init_from ./gone: there is no such folder",
+        "--resume gone: there is no such folder",
+    ]
+    assert f"error: {len(parts)} problems to fix:\n  1. " in run.err
+    for part in parts:
         assert part in run.err
 
 

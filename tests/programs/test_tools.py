@@ -115,6 +115,30 @@ def test_what_is_missing_is_named(arguments, message, tmp_path, tool, monkeypatc
     assert not list(tmp_path.iterdir())
 
 
+def test_a_builder_names_all_mistakes_at_once(tool, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["--input", "a.txt", "b.txt", "--tokenizer", "./gone", "--holdout", "2", "--workers", "0", "--part", "9/3"]
+    words += ["--csv_quotes", "x", "--on_error", "y", "--shard_size", "z", "--holdouts", "1"]
+    said = tool("build_dataset", *words, code=2)
+    parts = [
+        "required: --output",
+        "--shard_size: 'z'",
+        "Did you mean --holdout?",
+        "--on_error is 'y'",
+        "--csv_quotes is 'x'",
+    ]
+    parts += [
+        "part 9 of 3",
+        "--holdout is 2.0",
+        "--workers is 0",
+        "a.txt: no such",
+        "b.txt: no such",
+        "no tokenizer at gone",
+    ]
+    assert f"{len(parts)} problems to fix" in said
+    assert all(part in said for part in parts), said
+
+
 def test_ctrl_c_ends_the_training_of_a_tokenizer_at_once_and_leaves_nothing(tmp_path):
     block = gzip.compress(b"\n\n".join(b"document %d of many" % i for i in range(100_000)))
     (tmp_path / "a.txt.gz").write_bytes(block * 200)  # minutes

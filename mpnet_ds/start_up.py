@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 
-RANKS = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
+RANKS = ("RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK", "FLUX_TASK_RANK", "PMI_RANK", "SLURM_PROCID")
 """Environment variables that hold the rank before ranks/launchers.py is loaded; the first that is set counts."""
 PATIENCE = 2.5  # seconds of a part until a line says that it is still running
 LONG, RARELY = 60.0, 10.0  # after that many seconds of a part, a line every so many

@@ -1,14 +1,19 @@
 """The launchers that start ranks, and what they tell each process: its rank, the number of ranks, and where they meet.
 
-Known launchers are ``torchrun`` and ``deepspeed`` (which set RANK and related variables), OpenMPI's ``mpirun``, MPICH's and
-Intel's ``mpiexec``, and SLURM's ``srun``. A process that none of them started is alone.
+Known launchers are ``torchrun`` and ``deepspeed`` (which set RANK and related variables), OpenMPI's and Spectrum's
+``mpirun``, MPICH's, Intel's and Cray's ``mpiexec``, MVAPICH's ``mpirun_rsh``, ``jsrun``, ``flux run`` and SLURM's ``srun``.
+A process that none of them started is alone. Variables that are half there, or contradict each other, are refused at once:
+a run would wait for ranks that never come, or train alone on each host.
 """
 
 import base64
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import NamedTuple
 
 import psutil
 
@@ -64,64 +69,207 @@ class Placement:
         }
 
 
-# Launcher; variables of the rank, the number of ranks, the local rank, the number of local ranks. mpirun and mpiexec come
-# first: in a SLURM job they start their own daemons with srun, and its variables, which count daemons, reach the ranks too.
+class _Launcher(NamedTuple):
+    """A launcher and its variables."""
+
+    name: str
+    rank: str
+    size: str
+    local_rank: str
+    local_size: str = ""
+
+
+# In the order in which they count. mpirun and mpiexec come before srun: in a SLURM job they start their own daemons with
+# srun, and its variables, which count daemons, reach the ranks too. jsrun and flux set those of others besides their own.
 _LAUNCHERS = (
-    ("mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
-    ("mpiexec", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
-    ("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", ""),
+    _Launcher("jsrun", *(f"JSM_NAMESPACE_{name}" for name in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE"))),
+    _Launcher("mpirun", *(f"OMPI_COMM_WORLD_{name}" for name in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE"))),
+    _Launcher("mpirun_rsh", *(f"MV2_COMM_WORLD_{name}" for name in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE"))),
+    _Launcher("flux", "FLUX_TASK_RANK", "FLUX_JOB_SIZE", "FLUX_TASK_LOCAL_ID"),
+    _Launcher("mpiexec", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+    _Launcher("mpiexec", "PMI_RANK", "PMI_SIZE", "PMI_LOCAL_RANK", "PMI_LOCAL_SIZE"),
+    _Launcher("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
 )
+_PLATFORMS = {
+    "SageMaker": ("SM_HOSTS", 'distribution={"torch_distributed": {"enabled": True}}'),
+    "Azure": ("AZ_BATCH_HOST_LIST", "distribution type PyTorch or MPI"),
+    "PaddlePaddle": ("PADDLE_TRAINER_ENDPOINTS", "torchrun"),
+}
+"""Platforms that start one process on each host → the variable that lists the hosts, and what starts ranks there."""
 
 
 def find_task(environment: Mapping[str, str]) -> Task | None:
-    """Return this process's task under ``mpirun``, ``mpiexec`` or ``srun``; None without them, or if it is the only one."""
-    for launcher, rank, size, *_ in _LAUNCHERS:
-        if rank in environment and size in environment and read_number(environment, size) > 1:
-            return Task(launcher, read_number(environment, rank), read_number(environment, size), rank)
+    """Return this process's task under a launcher other than ``torchrun`` and ``deepspeed``; None if it is the only one."""
+    launcher = _find_launcher(environment)
+    if launcher is None:
+        return None
+    rank, size = read_number(environment, launcher.rank), read_number(environment, launcher.size)
+    if rank >= size:
+        raise UserError(f"{launcher.rank} is {rank}, but {launcher.size} is {size}: ranks count from 0. Unset both.")
+    return Task(launcher.name, rank, size, launcher.rank)
+
+
+def _find_launcher(environment: Mapping[str, str]) -> _Launcher | None:
+    """Return the launcher of several processes, of which this is one; ``UserError`` where it says only half."""
+    of_slurm = _pmi_of_srun(environment)
+    for one in _LAUNCHERS:
+        if one.rank not in environment or (one.rank == "PMI_RANK" and of_slurm):
+            continue
+        if one.size in environment:
+            if read_number(environment, one.size) > 1:
+                local = one.local_rank in environment or one.name == "srun"
+                rivals = [other for other in _LAUNCHERS if other.rank == one.rank and other.local_rank in environment]
+                return one if local or not rivals else rivals[0]
+        elif one.name != "srun":  # a batch script has a SLURM_PROCID too
+            raise UserError(f"{one.rank} is set, and {one.size} is not: unset it, or start all ranks with {one.name}.")
     return None
 
 
+def _pmi_of_srun(environment: Mapping[str, str]) -> bool:
+    """Whether it was srun that set PMI's variables (MpiDefault or --mpi is pmi2, cray_shasta, …), and no mpiexec inside."""
+    pairs = (("PMI_RANK", "SLURM_PROCID"), ("PMI_SIZE", "SLURM_STEP_NUM_TASKS"))
+    same = all(environment.get(one, "") == environment.get(other) for one, other in pairs)
+    return same and "MPI_LOCALRANKID" not in environment
+
+
 def find_placement(environment: Mapping[str, str]) -> Placement:
-    """Read rank, world size and address; raise ``UserError`` if the launcher's variables do not suffice."""
-    if "RANK" in environment:
-        return _of_torch(environment)
+    """Read rank, world size and address; raise ``UserError`` if the launcher's variables do not suffice, or contradict."""
     task = find_task(environment)
-    if task is None:
-        if read_number(environment, "SLURM_NTASKS", 1) > 1 and "SLURM_STEP_ID" not in environment:
-            text = f"SLURM_NTASKS is {environment['SLURM_NTASKS']}, but this process is the only one"
-            raise UserError(f"{text}: start it with srun (launch/slurm.sh), deepspeed or torchrun.")
+    if "RANK" in environment and not _is_overruled(environment, task):
+        placement = _of_torch(environment)
+    elif task is not None:
+        placement = _of_task(task, environment)
+    else:
+        _refuse_alone(environment)
         return Placement()
+    _check(placement)
+    return placement
+
+
+def _is_overruled(environment: Mapping[str, str], task: Task | None) -> bool:
+    """Whether RANK does not count, since all tasks inherited one value; ``UserError`` if that cannot be told.
+
+    torchrun and ``deepspeed`` may be started once on each host by such a launcher, and say so.
+    """
+    if task is None or any(name in environment for name in ("TORCHELASTIC_RUN_ID", "CROSS_SIZE")):
+        return False
+    rank, size = read_number(environment, "RANK"), read_number(environment, "WORLD_SIZE", 0)
+    if (rank, size) == (task.rank, task.size) or (size > task.size and "LOCAL_RANK" in environment):
+        return False
+    if size == task.size and "MASTER_ADDR" not in environment:
+        return True
+    found = (
+        f"RANK is {rank} and WORLD_SIZE is {size or 'not set'}, but {task.launcher} started task {task.rank} of {task.size}"
+    )
+    raise UserError(f"{found}: unset RANK and WORLD_SIZE, which the job inherits from the shell that started it.")
+
+
+def _of_task(task: Task, environment: Mapping[str, str]) -> Placement:
+    size = read_number(environment, "WORLD_SIZE", task.size)
+    if size != task.size:
+        text = f"WORLD_SIZE is {size}, but {task.launcher} started {task.size} tasks"
+        raise UserError(f"{text}: unset it, it is inherited from the shell that started the job.")
     local_rank, local_size = _place_on_host(task, environment)
-    port = read_number(environment, "MASTER_PORT", _slurm_port(environment) if task.launcher == "srun" else PORT)
+    port = _port(environment, _slurm_port(environment) if task.launcher == "srun" else PORT)
     has_other_hosts = local_size < task.size
     address = environment.get("MASTER_ADDR") or _address(task, environment, has_other_hosts)
     return Placement(task.launcher, task.rank, local_rank, task.size, local_size, address, port)
 
 
+def _refuse_alone(environment: Mapping[str, str]) -> None:
+    """Raise ``UserError`` where a process without a rank is one of several all the same."""
+    if read_number(environment, "SLURM_NTASKS", 1) > 1 and "SLURM_STEP_ID" not in environment:
+        text = f"SLURM_NTASKS is {environment['SLURM_NTASKS']}, but this process is the only one"
+        raise UserError(f"{text}: start it with srun (launch/slurm.sh), deepspeed or torchrun.")
+    cure = "start it with deepspeed or torchrun, or unset it to train on this machine alone"
+    for name, least in (("WORLD_SIZE", 2), ("LOCAL_RANK", 1), ("NODE_RANK", 1)):
+        if read_number(environment, name, 0) >= least:
+            raise UserError(f"{name} is {environment[name]}, and RANK is not set: {cure}.")
+    listed = {platform: (name, environment.get(name, ""), way) for platform, (name, way) in _PLATFORMS.items()}
+    if volcano := [name for name in environment if re.fullmatch(r"VC_\w+_HOSTS", name)]:
+        listed["Volcano"] = (volcano[0], ",".join(map(environment.__getitem__, volcano)), "the plugin pytorch")
+    for platform, (name, value, way) in listed.items():
+        hosts = re.findall(r"[\w.:-]+", value)
+        if len(hosts) > 1:
+            text = f"{platform} runs {len(hosts)} hosts ({name}), and RANK is not set: each would train alone"
+            raise UserError(f"{text}. Start ranks with {way}, or torchrun on each host; or unset {name}.")
+
+
+_PORT_CURE = "give a free port of rank 0's host, from 1024 to 65535"
+
+
+def _port(environment: Mapping[str, str], default: int) -> int:
+    of_service = environment.get("MASTER_PORT", "").startswith("tcp://")
+    cure = "Kubernetes sets it for a service named master: rename that, or set MASTER_PORT in the pod"
+    return read_number(environment, "MASTER_PORT", default, cure if of_service else _PORT_CURE)
+
+
+def _check(placement: Placement) -> None:
+    """Raise ``UserError`` with everything that is impossible about a placement."""
+    rank, size = placement.rank, placement.world_size
+    local_rank, local_size = placement.local_rank, placement.local_world_size
+    findings = []
+    if rank >= size:
+        findings.append(f"RANK is {rank}, but WORLD_SIZE is {size}: ranks count from 0. Set both, or neither.")
+    if local_rank >= local_size:
+        findings.append(f"the local rank is {local_rank}, but {local_size} ranks are on its host: they count from 0.")
+    if local_size > size:
+        findings.append(f"{local_size} ranks are said to be on this host, but WORLD_SIZE is {size}: correct one of them.")
+    if size > 1:
+        findings += _wrong_meeting_point(placement.address, placement.port)
+    if findings:
+        raise UserError(*findings)
+
+
+def _wrong_meeting_point(address: str, port: int) -> list[str]:
+    findings = [] if 0 < port < 65536 else [f"MASTER_PORT is {port}, not a port: {_PORT_CURE}."]
+    with suppress(ValueError):
+        ip_address(address.partition("%")[0])
+        return findings
+    if not re.fullmatch(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_.])?", address):
+        cure = "give only the name or address of rank 0's host, and the port in MASTER_PORT"
+        findings.append(f"MASTER_ADDR is '{address}', not a host: {cure}.")
+    return findings
+
+
 def _of_torch(environment: Mapping[str, str]) -> Placement:
-    size = read_number(environment, "WORLD_SIZE", 1)
+    if not environment.get("WORLD_SIZE"):
+        cure = "a launcher sets both; unset RANK to train with one rank"
+        raise UserError(f"RANK is {environment['RANK']}, and WORLD_SIZE is not set: {cure}.")
+    size = read_number(environment, "WORLD_SIZE")
     usual = size if "LOCAL_RANK" in environment else 1  # a PyTorchJob's pods have one rank each and no LOCAL_RANK
     local_size = read_number(environment, "LOCAL_WORLD_SIZE", read_number(environment, "LOCAL_SIZE", usual))
+    if local_size < size and not environment.get("MASTER_ADDR"):
+        text = f"WORLD_SIZE is {size}, {local_size} of them on this host, and MASTER_ADDR is not set"
+        raise UserError(f"{text}: set it to the name or address of rank 0's host, on all hosts.")
     return Placement(
         "torchrun" if "TORCHELASTIC_RUN_ID" in environment else "deepspeed",
         read_number(environment, "RANK"),
         read_number(environment, "LOCAL_RANK", 0),
         size,
         local_size,
-        environment.get("MASTER_ADDR", "127.0.0.1"),
-        read_number(environment, "MASTER_PORT", PORT),
+        environment.get("MASTER_ADDR") or "127.0.0.1",
+        _port(environment, PORT),
     )
 
 
 def _place_on_host(task: Task, environment: Mapping[str, str]) -> tuple[int, int]:
     """Read the local rank and the number of local ranks."""
-    local_rank, local_size = next(names[3:] for names in _LAUNCHERS if names[0] == task.launcher)
+    launcher = _find_launcher(environment)
     if task.launcher == "srun":
         tasks = tasks_per_node(environment.get("SLURM_STEP_TASKS_PER_NODE", str(task.size)))
-        return read_number(environment, local_rank), tasks[read_number(environment, "SLURM_NODEID", 0)]
-    if local_rank not in environment or local_size not in environment:  # an older MPICH under srun
-        local_rank, local_size = "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE"
-    return read_number(environment, local_rank), read_number(environment, local_size)
+        node = read_number(environment, "SLURM_NODEID", 0)
+        if node >= len(tasks) or sum(tasks) != task.size:
+            found = f"SLURM_NODEID is {node}, SLURM_STEP_TASKS_PER_NODE is {tasks}, SLURM_STEP_NUM_TASKS is {task.size}"
+            raise UserError(f"{found}, which contradict each other: start all ranks in one step, with srun.")
+        return read_number(environment, launcher.local_rank), tasks[node]
+    cure = f"{task.launcher} does not say how many ranks are on a host; start the run with deepspeed or torchrun"
+    if task.launcher == "flux":
+        hosts = read_number(environment, "FLUX_JOB_NNODES", 1)
+        if task.size % hosts:
+            raise UserError(f"{task.size} tasks on {hosts} hosts: give each host as many, flux run --tasks-per-node.")
+        return read_number(environment, launcher.local_rank, cure=cure), task.size // hosts
+    return tuple(read_number(environment, name, cure=cure) for name in (launcher.local_rank, launcher.local_size))
 
 
 def _address(task: Task, environment: Mapping[str, str], has_other_hosts: bool) -> str:
@@ -129,6 +277,8 @@ def _address(task: Task, environment: Mapping[str, str], has_other_hosts: bool) 
         return "127.0.0.1"
     if task.launcher == "srun":
         return first_host(environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_NODELIST", ""))
+    if master := environment.get("AZ_BATCH_MASTER_NODE"):  # Azure's, with a port
+        return master.partition(":")[0]
     text = f"{task.launcher} does not say where rank 0 is: set MASTER_ADDR to the name or address of the first host"
     raise UserError(f"{text} on all hosts, mpirun -x MASTER_ADDR=…, as launch/mpi.sh does.")
 

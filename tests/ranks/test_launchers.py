@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 
 import pytest
 
@@ -44,6 +45,20 @@ SRUN = {
     "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
     "SLURM_STEP_NODELIST": "gpu[08-09]",
 }
+PMI2 = {"PMI_RANK": "3", "PMI_SIZE": "4", "PMI_FD": "18", "PMI_JOBID": "41.2"}  # of srun --mpi=pmi2
+PALS = {"PMI_RANK": "3", "PMI_SIZE": "4", "PMI_LOCAL_RANK": "1", "PMI_LOCAL_SIZE": "2"}
+ONE_EACH = {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0", "SLURM_NODEID": "1"}
+MPIEXEC_ONE_EACH = {"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALRANKID": "0", "MPI_LOCALNRANKS": "1"}
+MVAPICH = {name.replace("OMPI", "MV2"): value for name, value in MPIRUN.items()}
+JSRUN = {name.replace("OMPI_COMM_WORLD", "JSM_NAMESPACE"): value for name, value in MPIRUN.items()}
+FLUX = {
+    "FLUX_TASK_RANK": "3",
+    "FLUX_JOB_SIZE": "4",
+    "FLUX_TASK_LOCAL_ID": "1",
+    "FLUX_JOB_NNODES": "2",
+    "PMI_RANK": "3",
+    "PMI_SIZE": "4",
+}
 DAEMONS = {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0", "SLURM_NODEID": "1"}
 
 
@@ -62,8 +77,25 @@ DAEMONS = {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0
         (SRUN | TORCHRUN, Placement("torchrun", 3, 1, 4, 2, "10.0.0.1", 29501)),
         (DAEMONS | MPIRUN | ADDRESS, Placement("mpirun", 3, 1, 4, 2, "10.0.0.1", 29501)),
         (SRUN | {"SLURM_STEP_NUM_TASKS": "1"}, Placement()),
+        (SRUN | PMI2, Placement("srun", 3, 1, 4, 2, "gpu08", 20043)),
+        (SRUN | PMI2 | {"PMI_LOCAL_RANK": "1", "PMI_LOCAL_SIZE": "2"}, Placement("srun", 3, 1, 4, 2, "gpu08", 20043)),
+        (SRUN | {"PMIX_RANK": "3", "PMIX_NAMESPACE": "slurm.pmix.41.2"}, Placement("srun", 3, 1, 4, 2, "gpu08", 20043)),
+        (SRUN | PMI2 | {"SLURM_NTASKS_PER_NODE": "2"}, Placement("srun", 3, 1, 4, 2, "gpu08", 20043)),
+        (DAEMONS | MPIEXEC | ADDRESS, Placement("mpiexec", 3, 1, 4, 2, "10.0.0.1", 29501)),
+        (ONE_EACH | MPIEXEC_ONE_EACH | ADDRESS, Placement("mpiexec", 1, 0, 2, 1, "10.0.0.1", 29501)),
+        (PALS | ADDRESS, Placement("mpiexec", 3, 1, 4, 2, "10.0.0.1", 29501)),
+        (MVAPICH | ADDRESS, Placement("mpirun_rsh", 3, 1, 4, 2, "10.0.0.1", 29501)),
+        (FLUX | ADDRESS, Placement("flux", 3, 1, 4, 2, "10.0.0.1", 29501)),
+        (JSRUN | MPIRUN | ADDRESS, Placement("jsrun", 3, 1, 4, 2, "10.0.0.1", 29501)),
+        (MPIRUN | {"AZ_BATCH_MASTER_NODE": "10.0.0.4:6105"}, Placement("mpirun", 3, 1, 4, 2, "10.0.0.4", 29500)),
+        (SRUN | {"RANK": "0", "WORLD_SIZE": "4"}, Placement("srun", 3, 1, 4, 2, "gpu08", 20043)),  # inherited
+        (SRUN | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"} | DEEPSPEED | {"CROSS_SIZE": "2"},
+         Placement("deepspeed", 3, 1, 4, 2, "10.0.0.1", 29501)),
+        (DEEPSPEED | {"MASTER_ADDR": "fd00::1%eth0"}, Placement("deepspeed", 3, 1, 4, 2, "fd00::1%eth0", 29501)),
+        ({"WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_PORT": "tcp://10.0.0.1:80"}, Placement()),
+        ({"SM_HOSTS": '["algo-1"]', "SM_NUM_GPUS": "8"}, Placement()),
     ],
-)
+)  # fmt: skip
 def test_each_launcher_is_understood(environment, expected):
     assert find_placement(environment) == expected
     assert expected.has_other_hosts == (expected.local_world_size < expected.world_size)
@@ -90,8 +122,35 @@ def test_a_process_that_is_alone_chooses_no_port_before_it_listens():
         (DEEPSPEED | {"RANK": "first"}, "RANK is 'first'"),
         (SRUN | {"SLURM_STEP_TASKS_PER_NODE": "two"}, "SLURM_STEP_TASKS_PER_NODE is 'two'"),
         (SRUN | {"SLURM_STEP_NODELIST": ""}, "set MASTER_ADDR"),
+        (SRUN | {"SLURM_NODEID": "2"}, "contradict each other"),
+        (SRUN | {"RANK": "0", "WORLD_SIZE": "1"}, "RANK is 0 and WORLD_SIZE is 1, but srun started task 3 of 4: unset"),
+        (SRUN | ADDRESS | {"RANK": "0", "WORLD_SIZE": "4"}, "RANK is 0 and WORLD_SIZE is 4, but srun started task 3"),
+        (SRUN | {"RANK": "3"}, "WORLD_SIZE is not set, but srun started task 3 of 4"),
+        (SRUN | {"WORLD_SIZE": "1"}, "WORLD_SIZE is 1, but srun started 4 tasks"),
+        (MPIRUN | {"RANK": "0", "WORLD_SIZE": "1"}, "but mpirun started task 3 of 4"),
+        ({"PMI_RANK": "3", "PMI_SIZE": "4"}, "MPI_LOCALRANKID is '', not a number: mpiexec does not say how many"),
+        ({"OMPI_COMM_WORLD_RANK": "3"}, "OMPI_COMM_WORLD_RANK is set, and OMPI_COMM_WORLD_SIZE is not"),
+        (FLUX | {"FLUX_JOB_NNODES": "3"}, "4 tasks on 3 hosts"),
+        (DEEPSPEED | {"RANK": "4"}, "RANK is 4, but WORLD_SIZE is 4"),
+        (DEEPSPEED | {"WORLD_SIZE": "0"}, "RANK is 3, but WORLD_SIZE is 0"),
+        (DEEPSPEED | {"LOCAL_RANK": "2"}, "the local rank is 2, but 2 ranks"),
+        (TORCHRUN | {"LOCAL_WORLD_SIZE": "8", "LOCAL_RANK": "5"}, "8 ranks are said to be on this host, but WORLD_SIZE"),
+        (ADDRESS | {"RANK": "0"}, "RANK is 0, and WORLD_SIZE is not set"),
+        (ADDRESS | {"WORLD_SIZE": "4"}, "WORLD_SIZE is 4, and RANK is not set"),
+        ({"LOCAL_RANK": "1"}, "LOCAL_RANK is 1, and RANK is not set"),
+        ({"NODE_RANK": "1"}, "NODE_RANK is 1, and RANK is not set"),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, "MASTER_ADDR is not set: set it"),
+        ({"SM_HOSTS": '["algo-1", "algo-2"]', "SM_CURRENT_HOST": "algo-1"}, r"SageMaker runs 2 hosts \(SM_HOSTS\)"),
+        ({"VC_WORKER_HOSTS": "job-0.job,job-1.job", "VC_TASK_INDEX": "0"}, "Volcano runs 2 hosts .* the plugin pytorch"),
+        ({"AZ_BATCH_HOST_LIST": "10.0.0.4,10.0.0.5"}, "Azure runs 2 hosts"),
+        ({"PADDLE_TRAINER_ENDPOINTS": "10.0.0.4:6170,10.0.0.5:6170"}, "PaddlePaddle runs 2 hosts"),
+        *((DEEPSPEED | {"MASTER_PORT": port}, f"MASTER_PORT is '?{port}") for port in ("0", "70000", "abc", "-1")),
+        (DEEPSPEED | {"MASTER_PORT": "tcp://a:2"}, "MASTER_PORT is 'tcp://a:2', not a number: Kubernetes sets it"),
+        *((SRUN | {"MASTER_PORT": port}, f"MASTER_PORT is '?{port}") for port in ("0", "65536", "29500x")),
+        *((DEEPSPEED | {"MASTER_ADDR": address}, f"MASTER_ADDR is '{re.escape(address)}', not a host: give only the name")
+          for address in ("10.0.0.1:29500", "tcp://a", "http://a:1/", "a,b", "a b", "[::1]:29500", "-a")),
     ],
-)
+)  # fmt: skip
 def test_variables_that_do_not_suffice_are_named(environment, words):
     with pytest.raises(UserError, match=words):
         find_placement(environment)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from mpnet_ds.cluster import bandwidth, links, probe, verdict
 from mpnet_ds.cluster.launcher_files import exported_variables, read_hostfile
+from mpnet_ds.cluster.shell_line import check_start
 from mpnet_ds.cluster.ssh import Launch, RemoteCall
 from mpnet_ds.errors import UserError
 from mpnet_ds.findings import Finding
@@ -38,6 +39,8 @@ class ClusterCheck:
     def __init__(self, options: Namespace):
         self.options, self.hosts = options, read_hostfile(options.hostfile)
         variables, self.findings = exported_variables(os.environ, Path.cwd())
+        if len(self.hosts) > 1:
+            self.findings += check_start(sys.executable, Path.cwd(), variables)
         if len(self.hosts) > 1 and not shutil.which("pdsh"):
             text = "pdsh is not installed on this machine: deepspeed --hostfile needs it where the run is started"
             self.findings.append(verdict.warning(f"{text} (apt install pdsh); mpirun, srun and torchrun do not."))

@@ -1,10 +1,14 @@
 """What is checked before a model is built: functions ``plan, ranks, disks → findings``; a ``UserError`` is one too."""
 
+import os
 import shutil
 import socket
+import sys
+from argparse import Namespace
 from importlib.util import find_spec
 from pathlib import Path
 
+from mpnet_ds.cluster.shell_line import check_arrival
 from mpnet_ds.config.recipe import Recipe
 from mpnet_ds.files import obstacle_to_writing
 from mpnet_ds.findings import Finding
@@ -16,6 +20,8 @@ from mpnet_ds.preflight.memory_estimate import MemoryEstimate, Workload, checkpo
 from mpnet_ds.preflight.plan import RunPlan, sizes_of, workload_of
 from mpnet_ds.ranks import process_group
 from mpnet_ds.ranks.disks import Disks
+from mpnet_ds.ranks.launchers import launch_command, launched_hosts
+from mpnet_ds.ranks.network import is_this_machine
 from mpnet_ds.ranks.process_group import Ranks
 
 MONITOR_PACKAGES = {"wandb": "wandb", "comet": "comet_ml"}
@@ -30,34 +36,57 @@ def check_values(plan: RunPlan, ranks: Ranks | None, disks: Disks | None) -> lis
     return findings
 
 
-def check_hostfile(plan: RunPlan, ranks: Ranks | None, disks: Disks | None) -> list[Finding]:
-    """A hostfile that the ``deepspeed`` command was given and that is not there: it would train on one machine only."""
+def check_launcher(plan: RunPlan, ranks: Ranks | None, disks: Disks | None) -> list[Finding]:
+    """What the ``deepspeed`` command does otherwise than it was told, without a word.
+
+    A hostfile that is not there, or another host as the only one, means this machine; over pdsh shells change words.
+    """
     import psutil
 
+    hosts = set(launched_hosts())
+    if len(hosts) > 1:
+        return list(check_arrival(launch_command(), sys.argv[1:], os.environ))
     for process in process_group.ancestors():
         try:
-            named = named_hostfile(process.cmdline())
-            path = Path(process.cwd(), named) if named else None
+            options = options_of_launcher(process.cmdline())
+            folder = Path(process.cwd()) if options else None
         except psutil.Error:  # gone, or another user's
             continue
-        if path and not path.is_file():
-            text = f"no hostfile {named}: deepspeed would train on this machine alone"
-            return [Finding(f"{text}. Correct --hostfile, or leave it out.")]
+        if options:
+            return find_missing_hostfile(options.hostfile, folder) + [one for host in hosts for one in find_other_host(host)]
     return []
 
 
-def named_hostfile(command: list[str]) -> str | None:
-    """The hostfile that a command line names, where it is one of DeepSpeed's launcher."""
-    from deepspeed.launcher.runner import DLTS_HOSTFILE, parse_args
+def options_of_launcher(command: list[str]) -> Namespace | None:
+    """The options of a command line, where it is one of DeepSpeed's launcher."""
+    from deepspeed.launcher.runner import parse_args
 
     for place, word in enumerate(command[:3]):
         if Path(word).name in ("deepspeed", "ds", "deepspeed.launcher.runner", "runner.py"):
             try:
-                hostfile = parse_args(command[place + 1 :]).hostfile
+                return parse_args(command[place + 1 :])
             except SystemExit:  # another program of that name
                 return None
-            return hostfile if hostfile != DLTS_HOSTFILE else None
     return None
+
+
+def find_missing_hostfile(named: str, folder: Path) -> list[Finding]:
+    """Whether a hostfile other than the default is there; ``folder``: where the launcher was started."""
+    from deepspeed.launcher.runner import DLTS_HOSTFILE
+
+    if named == DLTS_HOSTFILE or (folder / named).is_file():
+        return []
+    text = f"no hostfile {named}: deepspeed would train on this machine alone"
+    return [Finding(f"{text}. Correct --hostfile, or leave it out.")]
+
+
+def find_other_host(host: str) -> list[Finding]:
+    """Whether the only host of a run that was started on this machine is another one."""
+    is_here = is_this_machine(host)
+    if is_here:
+        return []
+    text = f"deepspeed starts a run on a single host on this machine ({socket.gethostname()}), not on {host}"
+    return [Finding(f"{text}: add --force_multi before the script.", is_fatal=is_here is False)]
 
 
 def check_monitors(plan: RunPlan, ranks: Ranks | None, disks: Disks | None) -> list[Finding]:
@@ -215,7 +244,7 @@ def _cures_for_states(work: Workload, capacity: Capacity) -> str:
 
 
 CHECKS = (
-    Check(check_hostfile),
+    Check(check_launcher),
     Check(check_slots),
     Check(check_values, ("recipe",)),
     Check(check_monitors, ("engine",)),

@@ -238,7 +238,10 @@ def _of_torch(environment: Mapping[str, str]) -> Placement:
         raise UserError(f"RANK is {environment['RANK']}, and WORLD_SIZE is not set: {cure}.")
     size = read_number(environment, "WORLD_SIZE")
     usual = size if "LOCAL_RANK" in environment else 1  # a PyTorchJob's pods have one rank each and no LOCAL_RANK
-    local_size = read_number(environment, "LOCAL_WORLD_SIZE", read_number(environment, "LOCAL_SIZE", usual))
+    names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")  # torchrun's, DeepSpeed's; the other one may be inherited
+    of_deepspeed = "CROSS_SIZE" in environment and "TORCHELASTIC_RUN_ID" not in environment
+    own, other = reversed(names) if of_deepspeed else names
+    local_size = read_number(environment, own, read_number(environment, other, usual))
     if local_size < size and not environment.get("MASTER_ADDR"):
         text = f"WORLD_SIZE is {size}, {local_size} of them on this host, and MASTER_ADDR is not set"
         raise UserError(f"{text}: set it to the name or address of rank 0's host, on all hosts.")
@@ -317,11 +320,19 @@ def hosts_of_command(command: Sequence[str]) -> list[str]:
     return []
 
 
+def launch_command() -> list[str]:
+    """Return the command line of this process's parent, which may be DeepSpeed's ``launch.py``; nothing if it is gone."""
+    try:
+        return psutil.Process().parent().cmdline()
+    except (psutil.Error, AttributeError):
+        return []
+
+
 def launched_hosts() -> list[str]:
     """Return the host of each rank from the command line of DeepSpeed's launcher, this process's parent; else nothing."""
     try:
-        return hosts_of_command(psutil.Process().parent().cmdline())
-    except (psutil.Error, AttributeError, ValueError):
+        return hosts_of_command(launch_command())
+    except ValueError:
         return []
 
 

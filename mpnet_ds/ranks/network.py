@@ -54,6 +54,16 @@ def resolve(host: str) -> str:
         raise UserError(f"{text}: use its address, or add it to /etc/hosts or to the name server.") from error
 
 
+def is_this_machine(host: str) -> bool | None:
+    """Tell whether a name or an address is one of this machine; None for a name that is unknown here."""
+    if host in ("localhost", socket.gethostname()):
+        return True
+    with suppress(UserError):
+        address = resolve(host).partition("%")[0]
+        return ip_address(address).is_loopback or address in (one.address for one in interfaces())
+    return None
+
+
 def _source_towards(address: str, host: str) -> str:
     """Find the address of this machine from which packets to ``address`` would come."""
     family = socket.AF_INET6 if ip_address(address.partition("%")[0]).version == 6 else socket.AF_INET

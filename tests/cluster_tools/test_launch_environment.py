@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from deepspeed.launcher import runner
 
+from mpnet_ds.cluster import shell_line
 from mpnet_ds.cluster.launcher_files import exported_variables
+from mpnet_ds.cluster.shell_line import words_given
 from mpnet_ds.cluster.ssh import Launch
 
 
@@ -19,7 +21,7 @@ def launch(tmp_path, monkeypatch):
     """A function (environment): what ``deepspeed``, started in ``tmp_path``, has pdsh run on hosts."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def run(variables):
+    def run(variables, *words):
         fake = tmp_path / "bin"
         fake.mkdir()
         (fake / "pdsh").write_text(f'#!/bin/sh\nfor word in "$@"; do echo "$word"; done > {tmp_path}/words\n')
@@ -30,7 +32,7 @@ def launch(tmp_path, monkeypatch):
         monkeypatch.setattr(runner, "DEEPSPEED_ENVIRONMENT_PATHS", [os.path.expanduser("~"), "."])  # as at its import
         monkeypatch.chdir(tmp_path)
         flags = ["--hostfile", str(tmp_path / "hosts"), "--no_ssh_check", "--master_addr", "10.0.0.1", "--force_multi"]
-        runner.main([*flags, "train.py"])
+        runner.main([*flags, "train.py", *words])
         return (tmp_path / "words").read_text()
 
     yield run
@@ -68,3 +70,40 @@ def test_lines_on_which_the_launcher_breaks_are_named(launch, tmp_path, line):
     assert finding.is_fatal
     assert f"{tmp_path / '.deepspeed_env'}, line 2: " in finding.text
     assert variables == {"PYTHONPATH": str(tmp_path), "A": "1", "B": "2"}
+
+
+WORDS = ["--set", 'objective={"name": "mlm"}', "--data", "a b", "it's", "$HOME", "plain", 'say "hi" there', "end"]
+
+
+def test_the_words_of_the_user_are_found_in_what_pdsh_is_given(launch):
+    line = launch({}, *WORDS).splitlines()
+    assert words_given(["pdsh", *line]) == WORDS
+
+
+def test_words_that_a_shell_changed_are_named(monkeypatch):
+    monkeypatch.setattr(shell_line, "_words_given", lambda launch: [["--data", "a", "$HOME/b"]])
+    (finding,) = shell_line.check_arrival([], ["--local_rank=0", "--data", "a", "/root/b"], {})
+    assert "made /root/b of the argument '$HOME/b'" in finding.text
+    assert not list(shell_line.check_arrival([], ["--local_rank=0", "--data", "a", "$HOME/b"], {}))
+    (finding,) = shell_line.check_arrival([], ["--data", "a"], {})
+    assert "made '' of the argument '$HOME/b'" in finding.text
+
+
+def test_a_rank_that_runs_in_the_login_folder_says_why(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (finding,) = shell_line.check_arrival([], [], {"PYTHONPATH": f"{tmp_path}/my:/other"})
+    assert f"PYTHONPATH begins with {tmp_path}/my" in finding.text
+    assert not list(shell_line.check_arrival([], [], {"PYTHONPATH": str(tmp_path)}))
+    monkeypatch.setenv("HOME", "/")
+    assert not list(shell_line.check_arrival([], [], {"PYTHONPATH": f"{tmp_path}/my"}))
+
+
+@pytest.mark.parametrize("folder", ["/my work", "/it's", "/a$b", "/a;b", "/a&b", "/(a)", "/a*"])
+def test_a_folder_that_a_shell_would_change_is_refused_before_a_run(folder):
+    (finding,) = shell_line.check_start("/usr/bin/python", Path(folder), {"A": "/plain:x=1", "NCCL_SOCKET_IFNAME": "^lo"})
+    assert finding.is_fatal
+    assert folder.replace("'", "") in finding.text.replace("'", "").replace('"', "")
+    (python, variable) = shell_line.check_start(f"{folder}/python", Path("/plain/folder-1"), {"A": "x y"})
+    assert python.is_fatal
+    assert not variable.is_fatal

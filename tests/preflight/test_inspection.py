@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from deepspeed.launcher.runner import DLTS_HOSTFILE
 
 from mpnet_ds.config.batch_sizes import BatchSizes
 from mpnet_ds.config.deepspeed_config import EngineConfig, name_deprecated
@@ -27,8 +29,10 @@ from mpnet_ds.preflight.checks import (
     check_values,
     checkpoints_at_once,
     find_memory_faults,
+    find_missing_hostfile,
+    find_other_host,
     find_room,
-    named_hostfile,
+    options_of_launcher,
 )
 from mpnet_ds.preflight.inspection import (
     Check,
@@ -41,7 +45,7 @@ from mpnet_ds.preflight.inspection import (
 )
 from mpnet_ds.preflight.memory_estimate import Workload, estimate
 from mpnet_ds.preflight.plan import RunPlan, sizes_of
-from mpnet_ds.ranks import process_group
+from mpnet_ds.ranks import network, process_group
 from mpnet_ds.ranks.launchers import Placement
 from mpnet_ds.training.pretrain import open_data
 from tests.runs import RECIPE, ROOT, command, free_port, pretrain
@@ -160,7 +164,21 @@ def test_attempts_collect_what_is_wrong():
     ],
 )
 def test_a_named_hostfile_is_read_off_the_launchers_command(command_line, expected):
-    assert named_hostfile(command_line) == expected
+    options = options_of_launcher(command_line)
+    assert (options and options.hostfile) == (expected or (options and DLTS_HOSTFILE))
+
+
+def test_another_host_as_the_only_one_and_a_missing_hostfile_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(network, "resolve", {"here": "127.0.1.1", "there": "192.0.2.7"}.__getitem__)
+    assert find_other_host("localhost") == find_other_host(socket.gethostname()) == find_other_host("here") == []
+    (finding,) = find_other_host("there")
+    assert "not on there: add --force_multi before the script" in finding.text
+    assert finding.is_fatal
+    monkeypatch.undo()
+    assert [one.is_fatal for one in find_other_host("no-such-host.invalid")] == [False], "a name of ssh's alone"
+    (tmp_path / "hosts").touch()
+    assert find_missing_hostfile("hosts", tmp_path) == find_missing_hostfile(DLTS_HOSTFILE, tmp_path) == []
+    assert "no hostfile other: deepspeed would train on this machine" in find_missing_hostfile("other", tmp_path)[0].text
 
 
 @pytest.mark.long  # tests/cluster does it with a host

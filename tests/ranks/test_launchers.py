@@ -91,6 +91,7 @@ DAEMONS = {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0
         (SRUN | {"RANK": "0", "WORLD_SIZE": "4"}, Placement("srun", 3, 1, 4, 2, "gpu08", 20043)),  # inherited
         (SRUN | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"} | DEEPSPEED | {"CROSS_SIZE": "2"},
          Placement("deepspeed", 3, 1, 4, 2, "10.0.0.1", 29501)),
+        (DEEPSPEED | {"CROSS_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}, Placement("deepspeed", 3, 1, 4, 2, "10.0.0.1", 29501)),
         (DEEPSPEED | {"MASTER_ADDR": "fd00::1%eth0"}, Placement("deepspeed", 3, 1, 4, 2, "fd00::1%eth0", 29501)),
         ({"WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_PORT": "tcp://10.0.0.1:80"}, Placement()),
         ({"SM_HOSTS": '["algo-1"]', "SM_NUM_GPUS": "8"}, Placement()),

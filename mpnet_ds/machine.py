@@ -1,9 +1,11 @@
 """The machine: cores, memory, folders, and sizes in readable form."""
 
 import os
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import torch
@@ -11,9 +13,42 @@ if TYPE_CHECKING:
 GIB = 2**30
 
 
+def usable_cores() -> frozenset[int]:
+    """Return the numbers of the CPU cores on which this process may run."""
+    return frozenset(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
+
+
 def available_cores() -> int:
-    """Count the CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Count the CPU cores that this process may use at a time."""
+    return limited_cores(len(usable_cores()))
+
+
+def limited_cores(cores: int, control_group: Path = Path("/sys/fs/cgroup")) -> int:
+    """``cores``, or fewer where a container's ``cpu.max`` (or version 1's quota) grants less; at least 1."""
+    for names in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):
+        with suppress(OSError):
+            quota, period = " ".join((control_group / name).read_text() for name in names).split()
+            return max(1, min(cores, int(quota) // int(period))) if quota.isdigit() else cores
+    return cores
+
+
+class Usage(NamedTuple):
+    """What was used until some moment, in seconds."""
+
+    clock: float
+    """Of the clock."""
+    own: float
+    """Of cores, by this process."""
+    cores: tuple[float, ...]
+    """Of each core, by all processes."""
+
+    @classmethod
+    def now(cls) -> "Usage":
+        """Return what was used until now."""
+        import psutil
+
+        cores = (sum(times) - times.idle - getattr(times, "iowait", 0.0) for times in psutil.cpu_times(percpu=True))
+        return cls(time.monotonic(), time.process_time(), tuple(cores))
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ def test_training_loads_what_it_needs_and_the_rest_when_it_is_used():
 
 
 def test_a_wrong_command_line_leaves_garbage_collection_on(monkeypatch):
-    monkeypatch.setattr("sys.argv", ["pretrain", "--no_such_flag"])
+    monkeypatch.setattr("sys.argv", ["pretrain", "--hlep"])
     with pytest.raises(SystemExit):
         pretrain.main()
     start_up.end()

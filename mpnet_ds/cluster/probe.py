@@ -44,7 +44,7 @@ def look(data: list[str], output_dir: str, verify_data: bool, libraries: list[st
         "machine": Path("/proc/sys/kernel/random/boot_id").read_text() + os.readlink("/proc/self/ns/net"),
         "versions": {name: version for name, version in facts["versions"].items() if version},
         "changed": [line[3:] for line in changed],
-        "cores": limited_cores(len(os.sched_getaffinity(0)), Path("/sys/fs/cgroup")),
+        "cores": usable_cores(),
         "disk": disk_of(Path(output_dir)),
         "addresses": output_of("hostname", "-I").split(),
     }
@@ -64,13 +64,13 @@ def checksums_of_code(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()[:SHORT] for path in paths}
 
 
-def limited_cores(cores: int, control_group: Path) -> int:
-    """``cores``, or fewer where a container's ``cpu.max`` (or version 1's quota) grants less; at least 1."""
-    for names in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):
-        with suppress(OSError):
-            quota, period = " ".join((control_group / name).read_text() for name in names).split()
-            return max(1, min(cores, int(quota) // int(period))) if quota.isdigit() else cores
-    return cores
+def usable_cores() -> int:
+    """Count the cores that ranks may use at a time; without this project those on which they may run."""
+    try:
+        from mpnet_ds.machine import available_cores
+    except ImportError:
+        return len(os.sched_getaffinity(0))
+    return available_cores()
 
 
 def disk_of(folder: Path) -> dict:

@@ -4,6 +4,7 @@ import gc
 import os
 
 from mpnet_ds import start_up
+from mpnet_ds.machine import Usage
 from mpnet_ds.quiet import quiet_libraries
 
 __all__ = ["build_parser", "main"]
@@ -19,6 +20,7 @@ def build_parser():
 def main() -> int:
     """Train; returns the exit code."""
     start_up.begin("starting: reading the command line")
+    before = Usage.now()
     gc.disable()  # scanning what libraries create while they are loaded takes a tenth of the time, and finds nothing
     try:
         arguments, mistakes = build_parser().examine()
@@ -34,4 +36,4 @@ def main() -> int:
         gc.freeze()
     finally:
         gc.enable()
-    return pretrain(arguments, mistakes)
+    return pretrain(arguments, mistakes, before)

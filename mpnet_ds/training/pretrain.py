@@ -7,11 +7,14 @@ recipe, DeepSpeed's JSON, data and tokenizer → the ranks connect → output fo
 """
 
 from mpnet_ds import start_up
+from mpnet_ds.machine import Usage
 
 if __name__ == "__main__":
     start_up.begin("starting: loading PyTorch and the trainer")  # before the rest is imported
+    before = Usage.now()
 
 import argparse
+import os
 import platform
 import sys
 from collections import Counter
@@ -50,6 +53,7 @@ from mpnet_ds.quiet import quiet_libraries
 from mpnet_ds.ranks import process_group
 from mpnet_ds.ranks.disks import Disks
 from mpnet_ds.ranks.process_group import Ranks
+from mpnet_ds.ranks.threads import choose_threads
 from mpnet_ds.ranks.watchdog import FOLDER as HANG
 from mpnet_ds.ranks.watchdog import Watchdog
 from mpnet_ds.run import demo
@@ -62,8 +66,13 @@ YEAR = 365 * 24 * 3600.0  # seconds
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "numpy")
 
 
-def pretrain(arguments: argparse.Namespace, mistakes: Sequence[str] = ()) -> int:
-    """Run to the end; return the exit code. ``mistakes``: what else was wrong with the command line."""
+def pretrain(arguments: argparse.Namespace, mistakes: Sequence[str] = (), before: Usage | None = None) -> int:
+    """Run to the end; return the exit code.
+
+    Args:
+        mistakes: what else was wrong with the command line.
+        before: what was used of the cores before the libraries were loaded.
+    """
     outlive_readers()
     quiet_libraries()
 
@@ -81,6 +90,7 @@ def pretrain(arguments: argparse.Namespace, mistakes: Sequence[str] = ()) -> int
     start_up.enter(f"connecting {placement.world_size} rank(s)")
     ranks = process_group.start(arguments.join_timeout)
     try:
+        threads = choose_threads(ranks, before, os.environ)
         if plan.recipe is not None:
             process_group.wait_for_each_other(2 * plan.recipe.run.hang_timeout or YEAR)
         if plan.execution is not None:
@@ -89,6 +99,7 @@ def pretrain(arguments: argparse.Namespace, mistakes: Sequence[str] = ()) -> int
             gather_findings(inspection, ranks)  # nothing is built for a run that cannot start
             start_up.enter("building the demo's dataset, if there is none yet")
             plan = _with_demo_data(plan, ranks)
+        ranks.say(threads)
         code = _run(arguments, plan, ranks, inspection)
     except UserError:
         process_group.stop()  # not after a fault: the other ranks may wait in a collective, and this one would join them
@@ -354,4 +365,4 @@ def _fall(lines: list[dict], name: str) -> str:
 
 
 if __name__ == "__main__":
-    run(lambda: pretrain(*build_parser().examine()))
+    run(lambda: pretrain(*build_parser().examine(), before))

@@ -8,6 +8,7 @@ import pytest
 from mpnet_ds.cluster import probe
 from mpnet_ds.cluster.check import LIBRARIES
 from mpnet_ds.data.storage.manifest import DatasetManifest
+from mpnet_ds.machine import limited_cores
 
 
 @pytest.mark.parametrize(
@@ -44,14 +45,14 @@ def test_libraries_are_told_with_versions():
 def test_cores_are_those_that_a_container_grants(tmp_path, quota, cores):
     if quota:
         (tmp_path / "cpu.max").write_text(quota + "\n")
-    assert probe.limited_cores(8, tmp_path) == cores
+    assert limited_cores(8, tmp_path) == cores
 
 
 def test_cores_are_those_that_an_older_container_grants(tmp_path):
     (tmp_path / "cpu").mkdir()
     (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("300000\n")
     (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
-    assert probe.limited_cores(8, tmp_path) == 3
+    assert limited_cores(8, tmp_path) == 3
 
 
 def test_git_tells_revision_and_local_changes(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mpnet_ds.config.arguments import recipe_of
-from mpnet_ds.config.deepspeed_config import read_deepspeed_config
+from mpnet_ds.config.deepspeed_config import load_deepspeed_config
 from mpnet_ds.config.recipe import Recipe, recipe_from_dict
 from mpnet_ds.objectives import OBJECTIVES
 from mpnet_ds.programs.cli import PROGRAMS
@@ -24,7 +24,7 @@ PAGES = {
 }
 OTHER_PROGRAMS = {"docker", "kubectl", "pytest", "source", "tensorboard"}
 """Programs that are not this project's: what they take is not looked at."""
-OTHER_FLAGS = {"--num_gpus", "--module", "--hostfile", "--array", "--follow", "--logdir"}
+OTHER_FLAGS = {"--num_gpus", "--include", "--force_multi", "--module", "--hostfile", "--array", "--follow", "--logdir"}
 """Flags of such programs and of launchers."""
 PAGE = pytest.mark.parametrize("page", sorted(PAGES))
 
@@ -83,7 +83,7 @@ def check_command(words: list[str]) -> None:
 def check_training(arguments: list[str]) -> None:
     """Parse the command that trains, with its recipe and DeepSpeed's JSON where they are shipped."""
     parsed = parser_of("pretrain").parse_args(arguments)
-    read_deepspeed_config(ROOT / parsed.deepspeed_config)
+    load_deepspeed_config(ROOT / parsed.deepspeed_config)
     if not (parsed.recipe or "").endswith(".json") and not any("run.plugins" in value for value in parsed.set):
         recipe_of(parsed)
 

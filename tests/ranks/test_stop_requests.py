@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from mpnet_ds.checkpoint.store import verify
-from mpnet_ds.preflight.checks import check_hostfile
+from mpnet_ds.preflight.checks import check_launcher
 from mpnet_ds.preflight.plan import RunPlan
 from mpnet_ds.ranks import stop_requests
 from mpnet_ds.ranks.process_group import ancestors
@@ -45,7 +45,7 @@ def test_a_launcher_that_is_gone_before_it_is_asked_for_its_parent_has_gone_and_
     requests._launchers = [os.getppid(), 1]
     assert requests.agree().request == Request.REQUEUE
     assert [process.pid for process in ancestors()] == [os.getppid()]
-    assert check_hostfile(RunPlan(), None, None) == []
+    assert check_launcher(RunPlan(), None, None) == []
 
 
 STOPPED = {"sigusr1@3": 75, "sigint@3": 130, "stop@3": 0}

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from mpnet_ds.errors import UserError
 from mpnet_ds.validation import SECTION
 
 if TYPE_CHECKING:
@@ -40,11 +39,6 @@ class ModelSection:
     """Rows of the position table: the longest sequence plus 2."""
     layer_norm_eps: Annotated[float, Field(gt=0)] = 1e-5
     """Epsilon of LayerNorm, by default that of the published models; --init_from needs the folder's own."""
-
-    def __post_init__(self):
-        if self.hidden_size % self.num_attention_heads:
-            found = f"model.hidden_size is {self.hidden_size}, model.num_attention_heads is {self.num_attention_heads}"
-            raise UserError(f"{found}: the heads must divide it.")
 
     @classmethod
     def of(cls, config: "MPNetConfig") -> "ModelSection":

@@ -58,10 +58,10 @@ class MPNet(Objective):
         }
 
     def findings(self, model: "ModelSection", tokenizer: "PretrainingTokenizer", data) -> list[Finding]:
-        """Report what transformers could not represent after export, and what cannot be built."""
-        from mpnet_ds.models.mpnet.model import find_faults
+        """Report what cannot be built."""
+        from mpnet_ds.models.mpnet.model import find_undivided_heads
 
-        return [Finding(text) for text in find_faults(model.sizes(tokenizer.vocab_size))]
+        return [Finding(text) for text in find_undivided_heads(model)]
 
     def sizes(
         self,

@@ -15,6 +15,7 @@ from mpnet_ds.findings import Finding
 from mpnet_ds.hub.init_from import check_start
 from mpnet_ds.machine import Capacity, available_cores, capacity_of, nearest_existing_folder, show_bytes
 from mpnet_ds.models.attention.backend import choose_backend
+from mpnet_ds.models.mpnet.model import find_undivided_heads
 from mpnet_ds.preflight.inspection import Check
 from mpnet_ds.preflight.memory_estimate import MemoryEstimate, Workload, checkpoint_bytes, estimate
 from mpnet_ds.preflight.plan import RunPlan, sizes_of, workload_of
@@ -129,6 +130,11 @@ def check_profiled_step(plan: RunPlan, ranks: Ranks | None, disks: Disks | None)
 def check_profiled_step_is_ahead(plan: RunPlan, ranks: Ranks, disks: Disks) -> list[Finding]:
     """Whether the step to profile is still to come."""
     return plan.execution.check_steps(plan.recipe.optimization.max_steps, plan.start.step)
+
+
+def check_model(plan: RunPlan, ranks: Ranks | None, disks: Disks | None) -> list[Finding]:
+    """Sizes of the model that do not go together, whatever the objective and the data."""
+    return list(map(Finding, find_undivided_heads(plan.recipe.model)))
 
 
 def check_objective(plan: RunPlan, ranks: Ranks, disks: Disks | None) -> list[Finding]:
@@ -247,6 +253,7 @@ CHECKS = (
     Check(check_launcher),
     Check(check_slots),
     Check(check_values, ("recipe",)),
+    Check(check_model, ("recipe",)),
     Check(check_monitors, ("engine",)),
     Check(check_profiled_step, ("recipe", "execution")),
     Check(check_objective, ("recipe", "data", "ranks")),

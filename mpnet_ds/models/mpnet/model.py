@@ -357,10 +357,13 @@ def find_faults(config: "MPNetConfig") -> list[str]:
         faults.append(f"relative_attention_num_buckets is {found}; transformers always computes MPNet with {NUM_BUCKETS}.")
     if config.hidden_act != "gelu":
         faults.append(f"hidden_act is '{config.hidden_act}'; MPNet's head always uses (erf) 'gelu', so the layers must too.")
-    if config.hidden_size % config.num_attention_heads:
-        heads = config.num_attention_heads
-        faults.append(f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads {heads}.")
-    return faults
+    return faults + find_undivided_heads(config)
+
+
+def find_undivided_heads(config: "MPNetConfig") -> list[str]:
+    """Say whether the attention heads do not divide the width of the hidden states."""
+    size, heads = config.hidden_size, config.num_attention_heads
+    return [f"hidden_size {size} is not a multiple of num_attention_heads {heads}."] if size % heads else []
 
 
 def _fill_tied_weights(module: MPNetForPretraining, state_dict: dict, prefix: str, *_) -> None:

@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 
 from mpnet_ds import start_up
@@ -69,6 +70,7 @@ class Parser(argparse.ArgumentParser):
 
 def run(main: Callable[[], int | None]) -> None:
     """Call ``main`` and exit with its code; for a ``UserError``, print its text and exit with code 2."""
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     sys.stdout.reconfigure(errors="backslashreplace")  # a path or a piece may have characters that the terminal lacks
     try:
         try:

@@ -44,7 +44,7 @@ def starts_of(record: dict) -> list[dict]:
 
 
 def stretches_of(record: dict, step: int) -> list[Stretch]:
-    """Which starts made the first ``step`` steps, oldest first; a start withdraws what earlier ones did beyond its own first."""
+    """Which starts made the first ``step`` steps, oldest first. A start withdraws what others did after its first step."""
     stretches, last = [], step
     for start in reversed(starts_of(record)):
         first = start.get("from_step", 0)

@@ -286,7 +286,7 @@ def _describe_jump(plan: RunPlan) -> list[str]:
     before = [pair[0] if pair else value for pair, value in zip(changed, now, strict=True)]
     old, new = learning_rate(step, *before), learning_rate(step + 1, *now)
     return [
-        f"The learning rate was {old:.3g} at step {step} and is {new:.3g} at step {step + 1}: the schedule is another one"
+        f"The learning rate was {old:.3g} at step {step} and is {new:.3g} at step {step + 1}, as its schedule has changed"
     ]
 
 

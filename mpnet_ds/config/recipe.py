@@ -57,7 +57,7 @@ class DataRecipe:
     isolate_documents: bool = False
     """Keep the documents (and lines) of a sequence from seeing each other; positions restart in each."""
     license: str | None = None
-    """Licence of the texts, for the model card; by default the datasets' own (`build_dataset --license`)."""
+    """Licence of the texts, for the model card; by default the datasets' own (``build_dataset --license``)."""
 
 
 @dataclass(frozen=True, config=SECTION)

@@ -54,7 +54,7 @@ def continued(earlier: dict | None, settings: dict, start: StartingPoint, change
     """The record of a run with one more start, from its ``settings``."""
     starts = [dict(one) for one in starts_of(earlier)] if earlier else []
     if starts and starts[-1].get("to_step") is None:
-        starts[-1]["to_step"] = start.step
+        starts[-1]["to_step"] = max(start.step, starts[-1].get("from_step", 0))
     came_from = next((part.start for part in stretches_of(earlier, start.step)), {}) if earlier and start.checkpoint else {}
     base = {key: came_from[key] for key in ("init_from", "base_model") if came_from.get(key)}
     entry = {

@@ -110,4 +110,5 @@ def _comparable(settings: dict) -> dict:
 
 
 def _show(value) -> str:
-    return "unset" if value is None else value if isinstance(value, str) else shorten(json.dumps(value, ensure_ascii=False))
+    text = "unset" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return shorten(text, 40)

@@ -43,10 +43,10 @@ def starts_of(record: dict) -> list[dict]:
     return record.get(STARTS) or [record]
 
 
-def stretches_of(record: dict, step: int) -> list[Stretch]:
+def stretches_of(starts: list[dict], step: int) -> list[Stretch]:
     """Which starts made the first ``step`` steps, oldest first. A start withdraws what others did after its first step."""
     stretches, last = [], step
-    for start in reversed(starts_of(record)):
+    for start in reversed(starts):
         first = start.get("from_step", 0)
         if first < last:
             stretches.insert(0, Stretch(start, first, last))

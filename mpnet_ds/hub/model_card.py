@@ -22,7 +22,7 @@ from mpnet_ds.metrics_file import FILE_NAME as METRICS
 from mpnet_ds.metrics_file import read_metrics
 from mpnet_ds.models.module import Part
 from mpnet_ds.objectives import Objective
-from mpnet_ds.run_record import Stretch, read_record, stretches_of
+from mpnet_ds.run_record import Stretch, read_record, starts_of, stretches_of
 from mpnet_ds.tokenizer import MASK
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
@@ -66,7 +66,7 @@ class RunFacts:
             record = None
         if record is None or record.get("identity") != info.identity:
             return cls({}, [], [])
-        stretches = stretches_of(record, info.step)
+        stretches = stretches_of(starts_of(record), info.step)
         settings = {**(stretches[-1].start if stretches else record), "data": record.get("data", {})}
         return cls(settings, stretches, [line for line in read_metrics(folder / METRICS) if line["step"] <= info.step])
 

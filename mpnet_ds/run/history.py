@@ -33,30 +33,37 @@ Changes = dict[str, list]
 """Key → its value before and now."""
 
 
-def earlier_record(start: StartingPoint) -> dict | None:
-    """The record of the run that is continued: in the output folder, or in that of the checkpoint; None if there is none."""
-    record = read_record(start.output)
-    if record is None and start.checkpoint is not None:
-        try:
-            record = read_record(start.checkpoint.resolve().parent.parent)
-        except UserError:
-            return None
-    return record if record is not None and record.get("identity") == start.identity else None
+def earlier_starts(start: StartingPoint) -> list[dict]:
+    """The starts of the run that is continued, oldest first: those in its folder, then those of the checkpoint's if it is
+    of another folder. Of a checkpoint without its run's record nothing but the folder is known.
+    """
+    own = read_record(start.output)
+    starts = list(starts_of(own)) if own is not None else []
+    if start.checkpoint is None or (folder := start.checkpoint.resolve().parent.parent) == start.output.resolve():
+        return starts
+    try:
+        record = read_record(folder)
+    except UserError:
+        record = None
+    is_of_it = record is not None and record.get("identity") == start.identity
+    theirs = starts_of(record) if is_of_it else [{"output_dir": str(folder)}]
+    known = [one | {"to_step": None} for one in starts]
+    return starts if all(one | {"to_step": None} in known for one in theirs) else [*starts, *theirs]
 
 
-def changes_since(earlier: dict | None, settings: dict, step: int) -> Changes:
+def changes_since(earlier: list[dict], settings: dict, step: int) -> Changes:
     """What differs from the start that made step ``step``; empty at the beginning, or where that is not known."""
-    stretches = stretches_of(earlier, step) if earlier else []
+    stretches = stretches_of(earlier, step)
     return _changes(stretches[-1].start, settings) if stretches else {}
 
 
-def continued(earlier: dict | None, settings: dict, start: StartingPoint, changes: Changes) -> dict:
+def continued(earlier: list[dict], settings: dict, start: StartingPoint, changes: Changes) -> dict:
     """The record of a run with one more start, from its ``settings``."""
-    starts = [dict(one) for one in starts_of(earlier)] if earlier else []
+    starts = [dict(one) for one in earlier]
     if starts and starts[-1].get("to_step") is None:
         starts[-1]["to_step"] = max(start.step, starts[-1].get("from_step", 0))
-    came_from = next((part.start for part in stretches_of(earlier, start.step)), {}) if earlier and start.checkpoint else {}
-    base = {key: came_from[key] for key in ("init_from", "base_model") if came_from.get(key)}
+    first = next((part.start for part in stretches_of(earlier, start.step)), {})
+    base = {key: first[key] for key in ("init_from", "base_model") if first.get(key)}
     entry = {
         "time": time_stamp(),
         "output_dir": str(start.output),

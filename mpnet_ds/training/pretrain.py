@@ -263,7 +263,7 @@ def _compare(arguments: argparse.Namespace, plan: RunPlan, ranks: Ranks) -> tupl
     start, settings = plan.start, _settings(arguments, plan, ranks)
 
     def compare() -> tuple[history.Changes, dict]:
-        earlier = history.earlier_record(start)
+        earlier = history.earlier_starts(start)
         changes = history.changes_since(earlier, settings, start.step)
         return changes, history.continued(earlier, settings, start, changes)
 

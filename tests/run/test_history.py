@@ -8,7 +8,7 @@ import pytest
 
 from mpnet_ds.errors import UserError
 from mpnet_ds.run import history
-from mpnet_ds.run_record import read_record, stretches_of
+from mpnet_ds.run_record import read_record, starts_of, stretches_of
 
 IDENTITY = {"seed": 0}
 SETTINGS = {
@@ -28,7 +28,7 @@ def start(output, step, settings, folder=None) -> dict:
     output.mkdir(exist_ok=True)
     checkpoint = (folder or output) / "checkpoints" / f"step-{step:08d}" if step else None
     point = SimpleNamespace(output=output, checkpoint=checkpoint, identity=IDENTITY, step=step)
-    earlier = history.earlier_record(point)
+    earlier = history.earlier_starts(point)
     changes = history.changes_since(earlier, settings, step)
     history.write(output, history.continued(earlier, settings, point, changes))
     return changes
@@ -60,8 +60,8 @@ def test_every_start_is_kept_with_what_changed_since_the_steps_that_it_continues
     assert [(one["from_step"], one["to_step"]) for one in record["starts"]] == [(0, 20), (20, 30), (30, 30), (25, 40)]
     assert record["starts"][2]["recipe"]["optimization"]["learning_rate"] == 0.001, "withdrawn, and kept"
     assert record["world_size"] == 2
-    assert [(part.first, part.last) for part in stretches_of(record, 40)] == [(0, 20), (20, 25), (25, 40)]
-    assert [(part.first, part.last) for part in stretches_of(record, 22)] == [(0, 20), (20, 22)]
+    assert [(part.first, part.last) for part in stretches_of(starts_of(record), 40)] == [(0, 20), (20, 25), (25, 40)]
+    assert [(part.first, part.last) for part in stretches_of(starts_of(record), 22)] == [(0, 20), (20, 22)]
 
 
 def test_lines_for_people_name_both_values():
@@ -94,9 +94,23 @@ def test_a_run_of_an_older_version_and_one_from_another_folder_continue_their_hi
     assert start(new, 10, with_rate(0.001), folder=old) == rate, "the same command, after a kill before the first save"
     record = read_record(new)
     assert [one.get("from_step") for one in record["starts"]] == [None, 10, 10]
-    assert [(part.first, part.last) for part in stretches_of(record, 12)] == [(0, 10), (10, 12)]
+    assert [(part.first, part.last) for part in stretches_of(starts_of(record), 12)] == [(0, 10), (10, 12)]
     assert record["init_from"] is None
     assert "starts" not in json.loads((old / "run.json").read_text())
+
+
+def test_a_checkpoint_of_another_folder_brings_its_own_history_or_none(tmp_path):
+    """Also into a folder whose own steps it replaces."""
+    one, other, bare = (tmp_path / name for name in ("one", "other", "bare"))
+    start(one, 0, with_rate(0.9))
+    start(other, 0, changed(init_from="base", base_model="base"))
+    assert start(one, 60, with_rate(0.001), folder=other) == {"optimization.learning_rate": [0.003, 0.001]}
+    record = read_record(one)
+    assert (record["init_from"], len(record["starts"])) == ("base", 3)
+    made = [(part.start["output_dir"], part.first, part.last) for part in stretches_of(record["starts"], 70)]
+    assert made == [(str(other), 0, 60), (str(one), 60, 70)]
+    assert start(one, 80, SETTINGS, folder=bare) == {}, "what the checkpoint was made with is not known"
+    assert read_record(one)["init_from"] is None
 
 
 @pytest.mark.parametrize("content", ["[]", '{"starts": 5}', '{"starts": ["a"]}', "{"])

@@ -3,6 +3,7 @@
 import os
 
 from mpnet_ds.command_line import Parser, invocation, size
+from mpnet_ds.data.storage.provenance import add_provenance_arguments, provenance_of
 from mpnet_ds.data.text.arguments import add_reading_arguments, read_options
 
 
@@ -29,6 +30,7 @@ def build_parser() -> Parser:
         "--max_unknown", type=float, default=0.2, metavar="F", help="refuse a larger share of unknown tokens (default: 0.2)"
     )
     parser.add_argument("--part", metavar="I/N", help="build part I of N (default: from SLURM arrays, srun or mpirun)")
+    add_provenance_arguments(parser)
     parser.add_argument("--dry_run", action="store_true", help="estimate size and time from a sample, and stop")
     return parser
 
@@ -44,7 +46,8 @@ def main() -> None:
 
     reading = read_options(given)
     part = parse_part(given.part) if given.part else part_of_environment(os.environ)
-    options = BuildOptions(given.holdout, given.sentences, given.shard_size, given.workers, part, given.max_unknown)
+    sizes = (given.shard_size, given.workers, part, given.max_unknown)
+    options = BuildOptions(given.holdout, given.sentences, *sizes, provenance_of(given))
     what = (given.input, locate_tokenizer(given.tokenizer), given.output, options, reading)
     if given.dry_run:
         print(estimate(*what))

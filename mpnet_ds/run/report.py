@@ -14,6 +14,7 @@ from mpnet_ds.preflight.memory_estimate import MemoryEstimate, checkpoint_bytes
 from mpnet_ds.preflight.plan import RunPlan, workload_of
 from mpnet_ds.ranks.disks import Disks
 from mpnet_ds.ranks.process_group import Ranks
+from mpnet_ds.run.history import describe_changes
 
 NO_EVALUATION = "No evaluation: not all of the data has a holdout. Name one with --eval_data, or build with --holdout."
 
@@ -39,6 +40,9 @@ def describe_run(plan: RunPlan, disks: Disks) -> list[str]:
     lines += [f"warning: {path.name} is damaged and set aside: {reason}" for path, reason in start.damaged]
     if start.checkpoint is not None:
         lines.append(f"Resuming from {start.checkpoint} at step {start.step}")
+        lines += describe_changes(plan.changes, start.step)
+    elif plan.init_from:
+        lines.append(f"Weights of {plan.init_from}")
     if start.conversion:
         lines.append(f"The checkpoint is converted: {start.conversion}")
     return [*lines, f"Output {start.output}", *disks.describe()]

@@ -37,6 +37,7 @@ from mpnet_ds.data.samples.mixture import open_datasets, parse_weighted
 from mpnet_ds.errors import UserError
 from mpnet_ds.findings import Finding
 from mpnet_ds.hub.init_from import load_pretrained_weights
+from mpnet_ds.hub.locate import model_name
 from mpnet_ds.lasting_output import outlive_readers
 from mpnet_ds.metrics_file import FILE_NAME as METRICS
 from mpnet_ds.metrics_file import read_metrics
@@ -49,10 +50,11 @@ from mpnet_ds.ranks.disks import Disks
 from mpnet_ds.ranks.process_group import Ranks
 from mpnet_ds.ranks.watchdog import FOLDER as HANG
 from mpnet_ds.ranks.watchdog import Watchdog
-from mpnet_ds.run import demo
+from mpnet_ds.run import demo, history
 from mpnet_ds.run.report import describe_configuration, describe_needs, describe_run
 from mpnet_ds.run.resume import find_start, find_start_again
 from mpnet_ds.run.run_folder import held, prepare
+from mpnet_ds.training.schedule import learning_rate
 from mpnet_ds.training.trainer import Outcome, Trainer
 
 YEAR = 365 * 24 * 3600.0  # seconds
@@ -188,7 +190,8 @@ def _run(arguments: argparse.Namespace, plan: RunPlan, ranks: Ranks, inspection:
     warnings = _warnings(inspection, plan, ranks)
     if arguments.dry_run:
         start_up.end()
-        lines = [*describe_run(plan, disks), *describe_needs(plan, ranks), *warnings, describe_configuration(plan.engine)]
+        plan, _ = _compare(arguments, plan, ranks)
+        lines = [*_describe(plan, disks), *describe_needs(plan, ranks), *warnings, describe_configuration(plan.engine)]
         end = f"All checks passed. Nothing was trained, and nothing was written to {plan.start.output}."
         ranks.say("\n".join([*lines, end]))
         return 0
@@ -196,7 +199,6 @@ def _run(arguments: argparse.Namespace, plan: RunPlan, ranks: Ranks, inspection:
         return 0
 
     # The output folder is locked: no other run trains in it.
-    record = _record(arguments, plan, ranks)
     with ExitStack() as stack:
         disks.on_each(lambda: stack.enter_context(held(plan.start.output)))
         start = find_start_again(plan, arguments, disks)
@@ -206,9 +208,11 @@ def _run(arguments: argparse.Namespace, plan: RunPlan, ranks: Ranks, inspection:
             warnings = _warnings(again, plan, ranks)
             if _is_trained(plan, ranks):
                 return 0
+        plan, record = _compare(arguments, plan, ranks)
         disks.on_each(lambda: prepare(plan.start, record, plan.data.tokenizer_folder))
-        ranks.say("\n".join([*describe_run(plan, disks), *warnings]))
+        ranks.say("\n".join([*_describe(plan, disks), *warnings]))
         outcome = _train(plan, disks)
+        _note_end(outcome, plan, disks)
     return _conclude(outcome, plan, disks)
 
 
@@ -254,16 +258,66 @@ def _train(plan: RunPlan, disks: Disks) -> Outcome:
         return Trainer(plan, module, disks, watchdog).train()
 
 
-def _record(arguments: argparse.Namespace, plan: RunPlan, ranks: Ranks) -> dict:
-    """Collect everything that is needed to repeat the run: ``run.json``."""
+def _compare(arguments: argparse.Namespace, plan: RunPlan, ranks: Ranks) -> tuple[RunPlan, dict]:
+    """The plan with what changed since the run's earlier starts, and ``run.json`` with this one; alike on all ranks."""
+    start, settings = plan.start, _settings(arguments, plan, ranks)
+
+    def compare() -> tuple[history.Changes, dict]:
+        earlier = history.earlier_starts(start)
+        changes = history.changes_since(earlier, settings, start.step)
+        return changes, history.continued(earlier, settings, start, changes)
+
+    changes, record = ranks.on_main(compare)
+    return replace(plan, changes=changes), record
+
+
+def _describe(plan: RunPlan, disks: Disks) -> list[str]:
+    """Lines at the start: what is trained and what has changed; the learning rate on both sides of a schedule's jump."""
+    return [*describe_run(plan, disks), *_describe_jump(plan)]
+
+
+def _describe_jump(plan: RunPlan) -> list[str]:
+    """The learning rate before and after a resume with another schedule; empty if it is the same one."""
+    names, step = ("learning_rate", "warmup_steps", "max_steps"), plan.start.step
+    now = [getattr(plan.recipe.optimization, name) for name in names]
+    changed = [plan.changes.get(f"optimization.{name}") for name in names]
+    if not any(changed):
+        return []
+    before = [pair[0] if pair else value for pair, value in zip(changed, now, strict=True)]
+    old, new = learning_rate(step, *before), learning_rate(step + 1, *now)
+    return [
+        f"The learning rate was {old:.3g} at step {step} and is {new:.3g} at step {step + 1}, as its schedule has changed"
+    ]
+
+
+def _note_end(outcome: Outcome, plan: RunPlan, disks: Disks) -> None:
+    """Write into ``run.json`` where this start ended; without it the run is as good, so a failure is only said."""
+
+    def note() -> str:
+        try:
+            history.end(plan.start.output, outcome.step)
+            return ""
+        except (OSError, UserError) as error:
+            return disks.at_host(str(error))
+
+    for failure in filter(None, disks.on_each(note)):
+        disks.ranks.complain(f"warning: where this start ended is not in run.json ({failure}).")
+
+
+def _settings(arguments: argparse.Namespace, plan: RunPlan, ranks: Ranks) -> dict:
+    """Collect everything that is needed to repeat this start, for ``run.json``."""
+    used = plan.init_from if plan.start.checkpoint is None else None
     return {
         "command": " ".join(sys.argv),
-        "arguments": {name: value for name, value in vars(arguments).items() if name != "local_rank"},
+        "arguments": {name: value for name, value in vars(arguments).items() if name not in ("local_rank", "init_from")},
+        "init_from": used,
+        "base_model": used and model_name(used),
         "recipe": plan.recipe.as_json(),
         "deepspeed_config": plan.engine.engine,
         "monitors": plan.engine.monitors,
         "batch": asdict(plan.engine.batch),
         "precision": plan.engine.precision,
+        "zero_stage": plan.engine.zero_stage,
         "execution": asdict(plan.execution),
         "parameters": plan.sizes.parameters,
         "world_size": ranks.world_size,
@@ -271,6 +325,7 @@ def _record(arguments: argparse.Namespace, plan: RunPlan, ranks: Ranks) -> dict:
         "device": str(ranks.device),
         "identity": plan.start.identity,
         "versions": _versions(),
+        "datasets": {"training": plan.data.checksum, "evaluation": plan.eval_data and plan.eval_data.checksum},
         "data": _record_of_data(plan.data),
     }
 

@@ -110,6 +110,9 @@ class Trainer:
         self.stop_requests = StopRequests(start.output, ranks)
         first = self.step + 1 if start.checkpoint else 0
         self.metrics = MetricsWriter(start.output, config.monitors, ranks.is_main, first_step=first)
+        if start.checkpoint is not None:
+            came_from = {"checkpoint": start.checkpoint.name, "changes": plan.changes or {}}
+            self._event(self.step, "resumed", **came_from, withdrawn=self.metrics.withdrawn)
         self._progress = Progress(
             "Training", recipe.optimization.max_steps, "step", self.step, enabled=ranks.is_main, plain_lines=False
         )

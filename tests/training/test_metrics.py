@@ -1,10 +1,13 @@
 import json
 import math
+import re
 import sys
+from datetime import datetime, timedelta, timezone
 from types import SimpleNamespace
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mpnet_ds.config.recipe import load_recipe
 from mpnet_ds.models.mpnet.sizes import flops_per_sequence
@@ -54,11 +57,29 @@ writer.write({"step": 2, "consumed_samples": 16, "event": "skipped", "samples": 
 writer.write({"step": 2, "consumed_samples": 16, "eval_loss": 6.25, "final": True})
 writer.write({"step": 2, "consumed_samples": 16, "loss": 6.0})
 writer.close()
+
+import wandb  # now a run that is resumed after step 1, where it had come to step 3, then after 1 again, then after 2
+monitors = {"csv_monitor": {"enabled": True}, "wandb": {"enabled": True, "project": "p"}}
+for first, last, wandb.refuses in ((0, 3, False), (2, 2, False), (2, 2, True), (3, 3, False)):
+    wandb.run = None
+    writer = MetricsWriter(Path(sys.argv[1]).with_name("resumed"), monitors, is_main=True, first_step=first)
+    print("withdrawn", writer.withdrawn)
+    for step in range(first, last + 1):
+        writer.write({"step": step, "loss": first + step / 10})
+    writer.close()
 process_group.stop()
 """
 WANDB = """
-def init(**given):
-    print("wandb init", given["project"])
+from types import SimpleNamespace
+run, refuses, number = None, False, 0
+def init(project, group, entity, **given):
+    global run, number
+    print("wandb init", project, given)
+    if given and refuses:
+        raise RuntimeError("Rewind is not enabled.")
+    if run is None:
+        number += 0 if given else 1
+        run = SimpleNamespace(id=f"run{number}")
 def log(data, step=None, commit=None):
     print("wandb", data, step)
 """
@@ -78,10 +99,14 @@ def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("written")
     for name, text in (("wandb", WANDB), ("comet_ml", COMET), ("write", WRITE)):
         (folder / f"{name}.py").write_text(text)
-    (folder / "run").mkdir()
+    for name in ("run", "resumed"):
+        (folder / name).mkdir()
     done = command(sys.executable, folder / "write.py", folder / "run")  # a script's folder is where it imports from
     assert done.returncode == 0, done.stderr
-    return SimpleNamespace(folder=folder / "run", out=done.stdout.splitlines())
+    first, _, resumed = done.stdout.partition("withdrawn None\n")
+    return SimpleNamespace(
+        folder=folder / "run", out=first.splitlines(), resumed=folder / "resumed", out_later=resumed, err=done.stderr
+    )
 
 
 def test_lines_are_strict_json_with_null_for_what_is_not_finite(written):
@@ -89,7 +114,11 @@ def test_lines_are_strict_json_with_null_for_what_is_not_finite(written):
         raise ValueError(constant)
 
     lines = (written.folder / "metrics.jsonl").read_text().splitlines()
-    first, event, evaluation, _ = (json.loads(line, parse_constant=refuse) for line in lines)
+    at_wandb, first, event, evaluation, _ = (json.loads(line, parse_constant=refuse) for line in lines)
+    times = [datetime.fromisoformat(line.pop("time")) for line in (at_wandb, first, event, evaluation)]
+    assert times == sorted(times)
+    assert abs(datetime.now(timezone.utc) - times[0]) < timedelta(hours=1)
+    assert at_wandb == {"step": 0, "event": "wandb_run", "id": "run1"}
     assert first == {"step": 1, "consumed_samples": 8, "loss": 6.5, "grad_norm": None}
     assert (event["event"], event["samples"], event["loss"], event["losses"]) == ("skipped", [8, 15], None, [None])
     assert evaluation["eval_loss"] == 6.25
@@ -100,12 +129,35 @@ def test_monitors_get_finite_numbers_and_nothing_else(written, monitor):
     said = [line for line in written.out if line.startswith(f"{monitor} {{")]
     expected = [("train/loss", 6.5, 1), ("eval/loss", 6.25, 2), ("train/loss", 6.0, 2)]
     assert said == [f"{monitor} {{'{name}': {value}}} {step}" for name, value, step in expected]
-    assert "wandb init p" in written.out
+    assert "wandb init p {}" in written.out
 
 
 def test_csv_files_lie_in_the_runs_folder_by_default(written):
     assert (written.folder / "csv" / "train_loss.csv").read_text().split() == ["step,loss", "1,6.5", "2,6.0"]
     assert not (written.folder / "tensorboard").exists()
+
+
+def test_what_a_resume_withdraws_is_withdrawn_by_every_monitor(written):
+    """Steps 2 and 3 of the first start and step 2 of the second were made again: everywhere only the newest is left."""
+    losses = [(0, 0.0), (1, 0.1), (2, 2.2), (3, 3.3)]
+    events = EventAccumulator(str(written.resumed / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [
+        (step, pytest.approx(loss)) for step, loss in losses
+    ]
+    rows = (written.resumed / "csv" / "train_loss.csv").read_text().split()
+    assert rows == ["step,loss", *(f"{step},{loss}" for step, loss in losses)]
+    lines = [json.loads(line) for line in (written.resumed / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["loss"]) for line in lines if "loss" in line] == losses
+    assert re.findall(r"^withdrawn (.*)", written.out_later, re.MULTILINE) == ["[2, 3]", "[2, 2]", "None"]
+
+
+def test_weights_and_biases_goes_back_or_it_is_said_what_stays_there(written):
+    inits = re.findall(r"^wandb init p (\{.+\})$", written.out_later, re.MULTILINE)
+    assert inits == ["{'resume_from': 'run2?_step=1'}"] * 2 + ["{'id': 'run3', 'resume': 'allow'}"]
+    warning = "W&B does not continue its run run2 at step 2 (Rewind is not enabled): this start is a new run there"
+    assert f"warning: {warning}; steps 2 to 2 stay in run2." in written.err
+    ids = [line["id"] for line in map(json.loads, (written.resumed / "metrics.jsonl").open()) if "id" in line]
+    assert ids == ["run2", "run3"]
 
 
 def throughput(recipe=None, tokens_per_sequence=512.0, world_size=1, precision="bf16", device="cpu", clock=None):

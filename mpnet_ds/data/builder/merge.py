@@ -22,6 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mpnet_ds.data.storage.manifest import FILE_NAME, HOLDOUT, MIB, TOKENIZER, DatasetManifest, FileRecord, ShardRecord
+from mpnet_ds.data.storage.provenance import joined
 from mpnet_ds.errors import UserError, printable
 from mpnet_ds.files import new_folder, sync_files
 from mpnet_ds.progress import Progress
@@ -233,7 +234,8 @@ def _manifest_of(datasets: Datasets, shards: list[ShardRecord], how: str) -> Dat
     options = shared | {"merged_by": how, "merged_from": [printable(str(folder)) for folder in datasets]}
     tokenizer = PretrainingTokenizer.load(next(iter(datasets)) / TOKENIZER)
     left_out = _left_out(list(datasets.values()))
-    return DatasetManifest.of(tokenizer, shards, list(sources.values()), options, left_out=left_out)
+    stated = joined(one.provenance for one in datasets.values())
+    return DatasetManifest.of(tokenizer, shards, list(sources.values()), options, left_out=left_out, provenance=stated)
 
 
 def _left_out(manifests: list[DatasetManifest]) -> dict:

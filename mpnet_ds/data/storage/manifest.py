@@ -28,6 +28,7 @@ import numpy as np
 import xxhash
 
 import mpnet_ds
+from mpnet_ds.data.storage.provenance import Provenance
 from mpnet_ds.data.storage.token_file import TokenFile, TokenFileWriter, token_dtype
 from mpnet_ds.errors import UserError, printable
 from mpnet_ds.files import write_atomically
@@ -168,6 +169,7 @@ class DatasetManifest:
     unknown_tokens: int = 0
     indivisible_tokens: int = 0
     """Tokens in no word, as ``TokenCounts`` counts them; 0 in datasets of older versions."""
+    provenance: Provenance = field(default_factory=Provenance)
 
     @classmethod
     def of(
@@ -246,10 +248,11 @@ class DatasetManifest:
         return TokenCounts(self.unknown_tokens, self.indivisible_tokens).remarks(self.tokens)
 
     def summary(self) -> dict:
-        """Return the counts, and the paths of the first sources."""
+        """Return the counts, the paths of the first sources, and what was stated of them."""
         names = [str(source.get("path", "")) for source in self.sources]
         counts = {"documents": self.documents, "sequences": self.sequences, "tokens": self.tokens}
-        return counts | {"sources": names[:SOURCES_IN_SUMMARY], "num_sources": len(names)}
+        sources = {"sources": names[:SOURCES_IN_SUMMARY], "num_sources": len(names)}
+        return counts | sources | {"provenance": asdict(self.provenance)}
 
     @property
     def checksum(self) -> str:

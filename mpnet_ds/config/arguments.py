@@ -84,6 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--compile", action="store_true", help="compile the layers at the start (torch.compile)")
     add("--profile", type=int, metavar="STEP", help="trace this step into OUT/profile")
     add("--dry_run", action="store_true", help="check everything, print the resolved settings and stop")
+    add("--assume", metavar="HOSTSxGPUSxKIND", help="with --dry_run: plan for GPUs that are not here, such as 2x8xH100")
     add("--local_rank", type=int, help=argparse.SUPPRESS)  # the launcher adds it
 
 

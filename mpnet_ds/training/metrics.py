@@ -26,35 +26,13 @@ from pathlib import Path
 
 import torch
 
+from mpnet_ds.accelerators import accelerator_of
 from mpnet_ds.files import write_atomically
 from mpnet_ds.machine import GIB
 from mpnet_ds.metrics_file import FILE_NAME, read_metrics, time_stamp
 from mpnet_ds.progress import show_duration
 from mpnet_ds.ranks.process_group import Ranks
 from mpnet_ds.training.monitors import WANDB_RUN, known_wandb_id, open_monitors, wandb_id
-
-PEAK_TFLOPS = {
-    "B200": 2250,
-    "H200 NVL": 835,
-    "GH200|H200": 989,
-    "H100 NVL": 835,
-    "H100 PCIe": 756,
-    "H100": 989,
-    "A100": 312,
-    "A30": 165,
-    "A40": 149.7,
-    "L40S": 362,
-    "L40": 181,
-    "L4": 121,
-    "A10": 125,
-    "A10G": 70,
-    "RTX 4090(?! (Laptop|D))": 165,
-    "V100": 125,
-    "T4": 65,
-    "MI300X": 1307,
-}
-"""Dense 16-bit matrix rate, summed in fp32, by whole words of the device's name (regular expressions), from the vendors'
-datasheets; the first match counts."""
 
 
 class MetricsWriter:
@@ -217,15 +195,8 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
     """Peak FLOP/s of the device in 16 bits; None if unknown, or in fp32."""
     if device.type != "cuda" or precision == "fp32":
         return None
-    return peak_flops_of(torch.cuda.get_device_name(device))
-
-
-def peak_flops_of(name: str) -> float | None:
-    """Peak FLOP/s in 16 bits by the device's name; None for a slice of a device (MIG), whose share is unknown."""
-    if re.search(r"\bMIG\b", name):
-        return None
-    found = (tera * 1e12 for pattern, tera in PEAK_TFLOPS.items() if re.search(rf"\b(?:{pattern})\b", name))
-    return next(found, None)
+    found = accelerator_of(torch.cuda.get_device_name(device))
+    return found and found.tflops * 1e12
 
 
 def peak_memory(device: torch.device) -> int:

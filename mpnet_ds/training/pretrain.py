@@ -41,17 +41,19 @@ from mpnet_ds.hub.locate import model_name
 from mpnet_ds.lasting_output import outlive_readers
 from mpnet_ds.metrics_file import FILE_NAME as METRICS
 from mpnet_ds.metrics_file import read_metrics
-from mpnet_ds.preflight.checks import CHECKS, check_objective
+from mpnet_ds.preflight.assumed_ranks import AssumedRanks, assumed_ranks
+from mpnet_ds.preflight.checks import CHECKS, check_attention, check_objective
 from mpnet_ds.preflight.inspection import DATA, EVAL_DATA, Inspection, flatten, gather_findings, raise_if_fatal
 from mpnet_ds.preflight.plan import Data, RunPlan, datasets_of, sizes_of
 from mpnet_ds.quiet import quiet_libraries
 from mpnet_ds.ranks import process_group
 from mpnet_ds.ranks.disks import Disks
+from mpnet_ds.ranks.launchers import Placement
 from mpnet_ds.ranks.process_group import Ranks
 from mpnet_ds.ranks.watchdog import FOLDER as HANG
 from mpnet_ds.ranks.watchdog import Watchdog
 from mpnet_ds.run import demo, history
-from mpnet_ds.run.report import describe_configuration, describe_needs, describe_run
+from mpnet_ds.run.report import describe_configuration, describe_needs, describe_run, describe_training
 from mpnet_ds.run.resume import find_start, find_start_again
 from mpnet_ds.run.run_folder import held, prepare
 from mpnet_ds.training.schedule import learning_rate
@@ -71,8 +73,11 @@ def pretrain(arguments: argparse.Namespace) -> int:
     placement = process_group.place()
     inspection = Inspection(placement.rank)
     inspection.facts |= _versions()
-    plan = _read_inputs(arguments, placement.world_size, inspection)
+    assumed = inspection.attempt(lambda: _assumed_ranks(arguments))
+    plan = _read_inputs(arguments, assumed or placement, inspection)
     inspection.run(CHECKS, plan)
+    if assumed:
+        return _plan_for(plan, assumed, inspection)
     if inspection.is_fatal and placement.world_size == 1:
         raise_if_fatal([inspection])
 
@@ -97,15 +102,39 @@ def pretrain(arguments: argparse.Namespace) -> int:
     return code
 
 
-def _read_inputs(arguments: argparse.Namespace, world_size: int, inspection: Inspection) -> RunPlan:
+def _assumed_ranks(arguments: argparse.Namespace) -> AssumedRanks | None:
+    """The ranks that ``--assume`` names, if it is given."""
+    if arguments.assume is None:
+        return None
+    if not arguments.dry_run:
+        raise UserError("--assume is for planning: add --dry_run.")
+    return assumed_ranks(arguments.assume)
+
+
+def _plan_for(plan: RunPlan, ranks: AssumedRanks, inspection: Inspection) -> int:
+    """Say what a run takes of machines that are not there; return the exit code."""
+    if plan.is_complete and not check_objective(plan, ranks, None):
+        plan = replace(plan, sizes=inspection.attempt(lambda: sizes_of(plan, ranks.device)))
+        inspection.run((check for check in CHECKS if check.function is not check_attention), plan, ranks)
+    warnings = [f"warning: {text}" for text in raise_if_fatal([inspection])]
+    start_up.end()
+    plan = replace(plan, execution=plan.execution.on_assumed(ranks.device))
+    lines = [*describe_training(plan, ranks), *describe_needs(plan, ranks), ranks.describe_time(plan), *warnings]
+    print("\n".join([*lines, describe_configuration(plan.engine), f"This is a plan for {ranks.name}: nothing was trained."]))
+    return 0
+
+
+def _read_inputs(arguments: argparse.Namespace, ranks: Placement | AssumedRanks, inspection: Inspection) -> RunPlan:
     """Make the plan as far as the command line and files can be read; problems go into ``inspection``."""
     recipe = inspection.attempt(lambda: recipe_of(arguments))
     execution = inspection.attempt(lambda: execution_of(arguments))
-    engine = _engine_config(arguments, recipe, world_size, inspection)
+    engine = _engine_config(arguments, recipe, ranks, inspection)
     plan = RunPlan(recipe, engine, execution, init_from=arguments.init_from)
     if arguments.eval_data and not arguments.data:
         text = "--eval_data without --data: the demo has evaluation data of its own. Add --data DIR."
         inspection.add([Finding(text)])
+    if arguments.assume and not arguments.data:
+        inspection.add([Finding("--assume without --data: a plan is for a dataset. Add --data DIR.")])
     if recipe is None or not arguments.data:
         return plan
     opened = inspection.attempt(lambda: open_data(arguments.data, arguments.eval_data, recipe))
@@ -113,7 +142,9 @@ def _read_inputs(arguments: argparse.Namespace, world_size: int, inspection: Ins
     return replace(plan, data=data, eval_data=eval_data)
 
 
-def _engine_config(arguments, recipe: Recipe | None, world_size: int, inspection: Inspection) -> EngineConfig | None:
+def _engine_config(
+    arguments, recipe: Recipe | None, ranks: Placement | AssumedRanks, inspection: Inspection
+) -> EngineConfig | None:
     """Resolve DeepSpeed's JSON completely, as far as it and the recipe are valid."""
     path = arguments.deepspeed_config
     content = inspection.attempt(lambda: read_deepspeed_config(path))
@@ -124,9 +155,10 @@ def _engine_config(arguments, recipe: Recipe | None, world_size: int, inspection
     inspection.add(Finding(text, is_fatal=False) for text in name_deprecated(sound, path))
     if recipe is None:
         return None
-    supported, exact = process_group.supported_precisions(), "optimization.micro_batch_size" in overrides_of(arguments)
+    supported = ranks.precisions if isinstance(ranks, AssumedRanks) else process_group.supported_precisions()
+    optimization, exact = recipe.optimization, "optimization.micro_batch_size" in overrides_of(arguments)
     hidden_size = recipe.model.hidden_size
-    config = inspection.attempt(lambda: resolve(sound, recipe.optimization, world_size, supported, path, exact, hidden_size))
+    config = inspection.attempt(lambda: resolve(sound, optimization, ranks.world_size, supported, path, exact, hidden_size))
     if config is not None:
         inspection.attempt(lambda: check_accepted(config, path))
     return config

@@ -13,7 +13,7 @@ from mpnet_ds.config.recipe import load_recipe
 from mpnet_ds.models.mpnet.sizes import flops_per_sequence
 from mpnet_ds.progress import show_duration
 from mpnet_ds.training import metrics
-from mpnet_ds.training.metrics import MetricsWriter, Throughput, describe, peak_flops, peak_flops_of, peak_memory
+from mpnet_ds.training.metrics import MetricsWriter, Throughput, describe, peak_flops, peak_memory
 from tests.runs import command
 
 LINE = {
@@ -269,19 +269,3 @@ def test_what_a_run_does_not_know_is_left_out():
 
 def test_no_peak_is_claimed_for_a_cpu():
     assert peak_flops(torch.device("cpu"), "bf16") is None
-
-
-@pytest.mark.parametrize(
-    ("name", "tera"),
-    [
-        ("NVIDIA H200", 989), ("NVIDIA H200 NVL", 835), ("NVIDIA GH200 480GB", 989), ("NVIDIA B200", 2250),
-        ("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 PCIe", 756), ("NVIDIA H100 NVL", 835),
-        ("NVIDIA A100-SXM4-80GB", 312), ("NVIDIA A100 80GB PCIe", 312), ("NVIDIA A10", 125), ("NVIDIA A10G", 70),
-        ("NVIDIA L4", 121), ("NVIDIA L40", 181), ("NVIDIA L40S", 362), ("Tesla T4", 65), ("Tesla V100-SXM2-32GB", 125),
-        ("NVIDIA T400", None), ("NVIDIA T400 4GB", None), ("NVIDIA T1000", None), ("NVIDIA A1000", None),
-        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None), ("NVIDIA GeForce RTX 4090", 165),
-        ("NVIDIA GeForce RTX 4090 Laptop GPU", None), ("NVIDIA GeForce RTX 4090 D", None), ("Quadro T4000", None),
-    ],
-)  # fmt: skip
-def test_peaks_go_by_whole_words_of_the_devices_name(name, tera):
-    assert peak_flops_of(name) == (None if tera is None else tera * 1e12)

@@ -8,10 +8,13 @@ import difflib
 import errno
 import os
 import re
+import shlex
+import shutil
 import signal
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 from mpnet_ds import start_up
 from mpnet_ds.errors import AgreedError, UserError
@@ -30,13 +33,28 @@ def size(text: str) -> int:
     return int(float(found[1]) * UNITS[found[2].upper()])
 
 
-def invocation(program: str) -> str:
-    """Return the command that starts a program of ``mpnet_ds/programs``: its script in a checkout, else ``mpnet-ds``."""
+def words_of(program: str) -> list[str]:
+    """Return the beginning of a command that starts a program of ``mpnet_ds/programs`` from where the user stands.
+
+    It is the program's script in a checkout, but ``mpnet-ds`` where that was used, or where there is no checkout.
+    """
+    script = Path(__file__).parents[1] / ("launch" if program == "pretrain" else "tools") / f"{program}.py"
+    is_checkout = script.is_file() and not sys.argv[0].startswith("mpnet-ds")
+    place = script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script
     if program == "pretrain":
-        script = "launch/pretrain.py"
-        return f"deepspeed {script if os.path.exists(script) else '--module mpnet_ds.training.pretrain'}"
-    script = f"tools/{program}.py"
-    return f"python {script}" if os.path.exists(script) else f"mpnet-ds {program.replace('_', '-')}"
+        return [_on_path("deepspeed"), *([str(place)] if is_checkout else ["--module", "mpnet_ds.training.pretrain"])]
+    return [_on_path("python"), str(place)] if is_checkout else [_on_path("mpnet-ds"), program.replace("_", "-")]
+
+
+def invocation(program: str, *arguments: object) -> str:
+    """Return a command that can be pasted into a shell where the user stands; beginning as in ``words_of``."""
+    return shlex.join([*words_of(program), *map(str, arguments)])
+
+
+def _on_path(name: str) -> str:
+    """Name of a command beside this Python; its path where the shell would find another one, or none."""
+    here = Path(sys.executable).parent
+    return name if shutil.which(name) == str(here / name) or not (here / name).exists() else str(here / name)
 
 
 class Parser(argparse.ArgumentParser):
@@ -72,6 +90,7 @@ def run(main: Callable[[], int | None]) -> None:
     """Call ``main`` and exit with its code; for a ``UserError``, print its text and exit with code 2."""
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     sys.stdout.reconfigure(errors="backslashreplace")  # a path or a piece may have characters that the terminal lacks
+    start_up.begin("loading what it needs", start_up.AFTER, sys.stderr)
     try:
         try:
             code = main() or 0

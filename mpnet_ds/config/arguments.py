@@ -78,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--init_from",
         metavar="DIR|NAME",
-        help="start from these weights: a folder that tools/convert_from_hf.py made of any MPNet, or a name of the hub",
+        help="start from these weights: a folder that convert_from_hf made of any MPNet, or a name of the hub",
     )
     add("--attention", default=AUTO, metavar="|".join(BACKENDS), help="what computes attention (auto)")
     add("--compile", action="store_true", help="compile the layers at the start (torch.compile)")

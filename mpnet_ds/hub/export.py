@@ -23,6 +23,7 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
 from mpnet_ds.checkpoint.store import MANIFEST, find_checkpoint
+from mpnet_ds.command_line import invocation
 from mpnet_ds.errors import UserError
 from mpnet_ds.files import new_folder
 from mpnet_ds.hub.exportable import TrainedModel, check_finite
@@ -88,8 +89,8 @@ def _find(source: str | Path) -> Path:
             raise
     raise UserError(
         f"{path} holds DeepSpeed shards without a {MANIFEST}: another program wrote them, or a save was interrupted. Their "
-        f"model is unknown, so no Hugging Face folder can be made. tools/consolidate.py {path} OUT joins any program's "
-        "shards to safetensors; for an export give a run's folder, or a complete step-… folder."
+        f"model is unknown, so no Hugging Face folder can be made. {invocation('consolidate', path, 'OUT')} joins "
+        "any program's shards to safetensors; for an export give a run's folder, or a complete step-… folder."
     )
 
 

@@ -28,7 +28,7 @@ def locate_model(name: str | Path) -> Path:
     """
     path = Path(name)
     if path.is_dir() and not (path / "config.json").is_file() and _is_run(path):
-        command = f"{invocation('convert_to_hf')} {name} MODEL"
+        command = invocation("convert_to_hf", name, "MODEL")
         raise UserError(f"{name} is a run or checkpoint, not a Hugging Face folder. Export it first: {command}")
     if not _is_hub_name(name):
         return path

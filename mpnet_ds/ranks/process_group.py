@@ -170,7 +170,7 @@ def connecting() -> Iterator[None]:
         interface = os.environ.get("GLOO_SOCKET_IFNAME", "chosen by gloo")
         raise UserError(
             f"{socket.gethostname()} cannot reach the other ranks ({reason}). Its network interface is {interface}: if that "
-            "is the wrong one, set GLOO_SOCKET_IFNAME to the right one; tools/check_cluster.py tests all links."
+            "is the wrong one, set GLOO_SOCKET_IFNAME to the right one; check_cluster tests all links."
         ) from error
 
 

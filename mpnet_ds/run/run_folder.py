@@ -258,6 +258,6 @@ def _conversion(checkpoint: Path, run_identity: dict, now: Setting) -> str:
     if conversion and "muon" in (info.layout.get("optimizer"), now.layout.get("optimizer")):
         raise UserError(
             f"{checkpoint} cannot be converted ({conversion}), as Muon's states are its own: resume as it was saved, or "
-            "export it (tools/convert_to_hf.py) and start a new run from its weights (--init_from)."
+            "export it (convert_to_hf) and start a new run from its weights (--init_from)."
         )
     return conversion

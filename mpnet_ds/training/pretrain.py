@@ -397,7 +397,7 @@ def _conclude(outcome: Outcome, plan: RunPlan, disks: Disks) -> int:
     if not disks.is_one:
         commands = "\n  ".join(disks.gather_commands(output))
         ranks.say(f"Other hosts have their part of each checkpoint on disks of their own. To copy them here:\n  {commands}")
-    ranks.say(f"To use the model: {invocation('convert_to_hf')} {output} OUT")
+    ranks.say(f"To use the model: {invocation('convert_to_hf', output, 'OUT')}")
     return 0
 
 

@@ -21,6 +21,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+from mpnet_ds.command_line import invocation
 from mpnet_ds.data.storage.manifest import FILE_NAME, HOLDOUT, MIB, TOKENIZER, DatasetManifest, FileRecord, ShardRecord
 from mpnet_ds.data.storage.provenance import joined
 from mpnet_ds.errors import UserError, printable
@@ -212,7 +213,7 @@ def _copy_file(source: Path, target: Path, record: FileRecord, progress: Progres
     except OSError as error:
         raise UserError(f"cannot copy {source} to {target}: {error.strerror}.") from error
     if found != record:
-        advice = f"find the place with tools/inspect_dataset.py {source.parent} --verify"
+        advice = f"find the place with {invocation('inspect_dataset', source.parent, '--verify')}"
         raise UserError(f"{source} is damaged: its checksums are not those in {FILE_NAME}; {advice}.")
 
 

@@ -29,6 +29,7 @@ import xxhash
 
 import mpnet_ds
 from mpnet_ds.data.storage.provenance import Provenance
+from mpnet_ds.command_line import invocation
 from mpnet_ds.data.storage.token_file import TokenFile, TokenFileWriter, token_dtype
 from mpnet_ds.errors import UserError, printable
 from mpnet_ds.files import write_atomically
@@ -203,10 +204,10 @@ class DatasetManifest:
         """Read the manifest of a folder; raise ``UserError`` if it is missing, damaged or of another version."""
         path = Path(folder) / FILE_NAME
         if not Path(folder).is_dir():
-            raise UserError(f"no dataset folder {folder}. Build one with tools/build_dataset.py.")
+            raise UserError(f"no dataset folder {folder}. Build one with {invocation('build_dataset')}.")
         if not path.is_file():
             raise UserError(
-                f"{folder} is not a finished dataset ({FILE_NAME} is missing). Build it with tools/build_dataset.py."
+                f"{folder} is not a finished dataset ({FILE_NAME} is missing). Build it with {invocation('build_dataset')}."
             )
         try:
             content = path.read_bytes()

@@ -20,6 +20,7 @@ from mpnet_ds import start_up
 from mpnet_ds.errors import AgreedError, UserError
 from mpnet_ds.last_word import leave_in_order
 
+WRITING_FAILED = (errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 UNITS = {"": 1, "B": 1}
 UNITS |= {f"{prefix}B": 1000**power for power, prefix in enumerate("KMGT", 1)}
 UNITS |= {f"{prefix}IB": 1024**power for power, prefix in enumerate("KMGT", 1)}
@@ -103,9 +104,12 @@ def run(main: Callable[[], int | None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG):
+        if error.errno in WRITING_FAILED:
+            _say_error(f"cannot write{f' to {error.filename}' if error.filename else ''}: {error.strerror.lower()}.")
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG):
+            _say_error(f"{error.filename}: {error.strerror.lower()}.")
+        else:
             raise
-        _say_error(f"{error.filename}: {error.strerror.lower()}.")
         code = 2
     except KeyboardInterrupt as interrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # already exiting

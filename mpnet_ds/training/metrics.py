@@ -34,6 +34,8 @@ from mpnet_ds.progress import show_duration
 from mpnet_ds.ranks.process_group import Ranks
 from mpnet_ds.training.monitors import WANDB_RUN, known_wandb_id, open_monitors, wandb_id
 
+GAP, LONGEST_LEFT = "  ", len("99h59m left")
+
 
 class MetricsWriter:
     """Writer of metrics on rank 0; on other ranks every method does nothing."""
@@ -167,28 +169,36 @@ class Throughput:
         return measured
 
 
-def describe(line: dict, max_steps: int, seconds_left: float) -> str:
+def describe(line: dict, max_steps: int, seconds_left: float, columns: int) -> str:
     """Format a training line of ``metrics.jsonl`` for the terminal, in columns that line up from line to line.
 
-    Perplexity is exp(loss), per predicted token; what a run does not know (``mfu``, ``grad_norm``) is omitted; a dash stands
-    for the losses if all steps since the last line were skipped.
+    What is worth most goes first into the ``columns`` that there are; metrics.jsonl has everything. Perplexity is exp(loss),
+    per predicted token; what a run does not know (``mfu``, ``grad_norm``) is omitted; a dash stands for the losses if all
+    steps since the last line were skipped.
     """
     digits, loss, norm = len(str(max_steps)), line["loss"], line.get("grad_norm")
-    tokens, predicted = _rate(line["tokens_per_second"]), _rate(line["predicted_tokens_per_second"])
-    parts = [
-        f"step {line['step']:>{digits}}/{max_steps}",
-        f"loss {loss:7.4f}".replace("nan", "  –"),
-        f"ppl {_in_columns(math.inf if loss > 700 else math.exp(loss), 6)}".replace("nan", "  –"),  # exp would overflow
-        f"acc {line['accuracy']:5.1%}".replace("nan%", "   –"),
-        f"lr {line['learning_rate']:.2e}",
-        "" if norm is None else f"norm {_in_columns(norm, 5)}",
-        f"{tokens} tok/s ({predicted} pred)",
-        f"MFU {line['mfu']:3.0%}" if "mfu" in line else "",
-        f"wait {line['data_wait']:4.1%}",
-        f"{line['memory'] / GIB:4.1f} GiB",
-        f"{show_duration(seconds_left) if math.isfinite(seconds_left) else '?'} left",
+    left = f"{show_duration(seconds_left) if math.isfinite(seconds_left) else '?'} left"
+    parts = [  # and what each is worth, 0 most
+        (0, f"step {line['step']:>{digits}}/{max_steps}"),
+        (0, f"loss {loss:7.4f}".replace("nan", "  –")),
+        (6, f"ppl {_in_columns(math.inf if loss > 700 else math.exp(loss), 6)}".replace("nan", "  –")),  # exp would overflow
+        (4, f"acc {line['accuracy']:5.1%}".replace("nan%", "   –")),
+        (3, f"lr {line['learning_rate']:.2e}"),
+        (5, "" if norm is None else f"norm {_in_columns(norm, 5)}"),
+        (1, f"{_rate(line['tokens_per_second'])} tok/s"),
+        (9, f"{_rate(line['predicted_tokens_per_second'])} pred"),
+        (7, f"MFU {line['mfu']:3.0%}" if "mfu" in line else ""),
+        (10, f"wait {line['data_wait']:4.1%}"),
+        (8, f"{line['memory'] / GIB:4.1f} GiB"),
+        (2, left),
     ]
-    return "  ".join(filter(None, parts))
+    shown, room = set(), columns
+    for worth, text in sorted(parts):
+        room -= (LONGEST_LEFT if text is left else len(text)) + len(GAP) if text else 0
+        if worth and room + len(GAP) < 0:
+            break
+        shown.add(text)
+    return GAP.join(text for _, text in parts if text and text in shown)
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:

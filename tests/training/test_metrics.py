@@ -196,7 +196,7 @@ def test_the_first_step_is_reported_apart_and_in_no_rate():
     second = measured.measure(step=5)
     assert second["tokens_per_second"] == 2 * 256 * 512
     assert "first_step_seconds" not in second
-    assert "    ? tok/s" in describe(LINE | first, 10, math.inf)
+    assert "    ? tok/s" in describe(LINE | first, 10, math.inf, 150)
 
 
 def test_padding_is_no_token_but_work(monkeypatch):
@@ -225,7 +225,7 @@ def test_memory_of_a_cpu_is_the_peak_of_what_this_process_used():
 
 
 def test_the_terminals_line_says_everything_in_150_columns():
-    text = describe(LINE, 125_000, 30 * 3600)
+    text = describe(LINE, 125_000, 30 * 3600, 150)
     assert len(text) <= 150
     for expected in (
         "step    100/125000", "loss  2.5000", "ppl  12.18", "acc 45.7%", "lr 4.50e-04", "norm  0.85", "1.52M tok/s",
@@ -248,23 +248,40 @@ def test_columns_stand_below_each_other(changes):
     def columns(text):
         return [text.index(word) for word in ("loss", "ppl", "acc", "lr", "norm", "tok/s", "pred", "MFU", "wait", "GiB")]
 
-    text = describe(LINE | changes, 125_000, 59)
-    assert columns(text) == columns(describe(LINE, 125_000, 59))
+    text = describe(LINE | changes, 125_000, 59, 150)
+    assert columns(text) == columns(describe(LINE, 125_000, 59, 150))
     assert len(text) <= 150
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100])
+@pytest.mark.parametrize("seconds", [1, 30 * 3600, math.inf])
+def test_a_narrow_terminal_shows_what_is_worth_most(columns, seconds):
+    text, wide = describe(LINE, 125_000, seconds, columns), describe(LINE, 125_000, seconds, 150)
+    assert len(text) <= columns
+    assert [part for part in wide.split("  ") if part in text.split("  ")] == text.split("  ")
+    for expected in (
+        "step    100/125000",
+        "loss  2.5000",
+        "1.52M tok/s",
+        "left",
+        *(["lr 4.50e-04"] if columns > 60 else []),
+    ):
+        assert expected in text
+    assert len(describe(LINE, 10**9, seconds, columns)) <= columns
 
 
 @pytest.mark.parametrize(("loss", "shown"), [(0.0, "  1.00"), (12.0, "162755"), (30.0, " 1e+13"), (800.0, "   inf")])
 def test_perplexity_of_any_loss_is_shown(loss, shown):
-    assert f"ppl {shown} " in describe(LINE | {"loss": loss}, 125_000, 1)
+    assert f"ppl {shown} " in describe(LINE | {"loss": loss}, 125_000, 1, 150)
 
 
 def test_what_a_run_does_not_know_is_left_out():
     line = {name: value for name, value in LINE.items() if name not in ("mfu", "grad_norm")}
-    text = describe(line, 125_000, math.inf)
+    text = describe(line, 125_000, math.inf, 150)
     assert "MFU" not in text
     assert "norm" not in text
     assert text.endswith("? left")
-    assert "norm" not in describe(LINE | {"grad_norm": None}, 125_000, 1)
+    assert "norm" not in describe(LINE | {"grad_norm": None}, 125_000, 1, 150)
 
 
 def test_no_peak_is_claimed_for_a_cpu():

@@ -9,13 +9,13 @@ from tqdm import tqdm
 
 from mpnet_ds import start_up
 
-SECONDS_BEFORE_FIRST_LINE, SECONDS_BETWEEN_LINES = 2.0, 10.0
+SECONDS_BEFORE_FIRST_LINE, SECONDS_BETWEEN_LINES = 0.5, 10.0
 
 
 class Progress:
     """Counts ``total`` units of work (None: unknown), in any thread, and shows the progress on standard error.
 
-    On a terminal this is a ``tqdm`` bar; in a log file or a pipe a thread prints a line after two seconds and every
+    On a terminal this is a ``tqdm`` bar; in a log file or a pipe a thread prints a line after half a second and every
     ``SECONDS_BETWEEN_LINES`` from then on, or none with ``plain_lines=False``, for work that prints lines itself.
     """
 

@@ -32,9 +32,10 @@ class _StartUp:
         self._thread = threading.Thread(target=self._repeat, name="start-up", daemon=True)
 
     def enter(self, what: str) -> None:
+        """Begin ``what``; nothing is said while it is empty."""
         with self._changed:
             self._what, self._since = what, time.monotonic()
-            if not self._is_silent:
+            if what and not self._is_silent:
                 self._say(what)
             self._changed.notify()
         if not self._thread.is_alive():
@@ -51,12 +52,12 @@ class _StartUp:
     def _repeat(self) -> None:
         with self._changed:
             self._changed.wait_for(lambda: self._is_over, self.after)
-            if self._is_silent and not self._is_over:
-                self._is_silent = False
+            self._is_silent = False
+            if self.after and self._what and not self._is_over:
                 self._say(self._what)
             while not self._is_over:
                 is_news = self._changed.wait(PATIENCE if time.monotonic() - self._since < LONG else RARELY)
-                if not is_news and not self._is_over:
+                if not is_news and self._what and not self._is_over:
                     self._say(f"still {self._what}, for {time.monotonic() - self._since:.0f} s")
 
 
@@ -82,9 +83,9 @@ def enter(what: str) -> None:
 
 
 def hand_over() -> None:
-    """Leave the word to a progress bar; a run keeps it until its first step."""
+    """Leave the word to a progress bar, until something else is entered; a run keeps it until its first step."""
     if _now is not None and _now.after:
-        end()
+        _now.enter("")
 
 
 def end() -> None:

@@ -22,6 +22,7 @@ import tokenizers
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
+from mpnet_ds import start_up
 from mpnet_ds.checkpoint.store import MANIFEST, find_checkpoint
 from mpnet_ds.command_line import invocation
 from mpnet_ds.errors import UserError
@@ -76,6 +77,7 @@ def export_huggingface(
                 write_sentence_encoder(part_folder, part.config.hidden_size, model.info.seq_length)
             (part_folder / "README.md").write_text(model_card(model, part, sentence_transformers), encoding="utf-8")
         weights.check()
+        start_up.enter("comparing the export with the training model")
         return compare(checkpoint, folder)
 
 

@@ -28,8 +28,8 @@ import numpy as np
 import xxhash
 
 import mpnet_ds
-from mpnet_ds.data.storage.provenance import Provenance
 from mpnet_ds.command_line import invocation
+from mpnet_ds.data.storage.provenance import Provenance
 from mpnet_ds.data.storage.token_file import TokenFile, TokenFileWriter, token_dtype
 from mpnet_ds.errors import UserError, printable
 from mpnet_ds.files import write_atomically

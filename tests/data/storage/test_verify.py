@@ -154,7 +154,7 @@ def test_the_holdout_is_checked_too(dataset_folder, tmp_path):
     assert [problem for problem in problems_of(folder) if problem.startswith(f"{path}: bytes 0 to")]
     (folder / "holdout" / "dataset.json").unlink()
     assert problems_of(folder) == [
-        f"{folder / 'holdout'} is not a finished dataset (dataset.json is missing). Build it with tools/build_dataset.py."
+        f"{folder / 'holdout'} is not a finished dataset (dataset.json is missing). Build it with python tools/build_dataset.py."
     ]
 
 

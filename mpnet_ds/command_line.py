@@ -55,8 +55,9 @@ def invocation(program: str, *arguments: object) -> str:
 
 def _on_path(name: str) -> str:
     """Name of a command beside this Python; its path where the shell would find another one, or none."""
-    here = Path(sys.executable).parent
-    return name if shutil.which(name) == str(here / name) or not (here / name).exists() else str(here / name)
+    here, found = Path(sys.executable).parent, shutil.which(name)
+    is_found = found is not None and Path(found).parent.samefile(here)
+    return name if is_found or not (here / name).exists() else str(here / name)
 
 
 class Parser(argparse.ArgumentParser):

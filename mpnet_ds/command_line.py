@@ -6,17 +6,23 @@ Exit codes: 0 done, 2 the user must change something (one or two lines on standa
 import argparse
 import difflib
 import errno
+import gc
 import os
 import re
+import shlex
+import shutil
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from mpnet_ds import start_up
 from mpnet_ds.errors import AgreedError, UserError
 from mpnet_ds.last_word import leave_in_order
 
+WRITING_FAILED = (errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 UNITS = {"": 1, "B": 1}
 UNITS |= {f"{prefix}B": 1000**power for power, prefix in enumerate("KMGT", 1)}
 UNITS |= {f"{prefix}IB": 1024**power for power, prefix in enumerate("KMGT", 1)}
@@ -30,13 +36,29 @@ def size(text: str) -> int:
     return int(float(found[1]) * UNITS[found[2].upper()])
 
 
-def invocation(program: str) -> str:
-    """Return the command that starts a program of ``mpnet_ds/programs``: its script in a checkout, else ``mpnet-ds``."""
+def words_of(program: str) -> list[str]:
+    """Return the beginning of a command that starts a program of ``mpnet_ds/programs`` from where the user stands.
+
+    It is the program's script in a checkout, but ``mpnet-ds`` where that was used, or where there is no checkout.
+    """
+    script = Path(__file__).parents[1] / ("launch" if program == "pretrain" else "tools") / f"{program}.py"
+    is_checkout = script.is_file() and not sys.argv[0].startswith("mpnet-ds")
+    place = script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script
     if program == "pretrain":
-        script = "launch/pretrain.py"
-        return f"deepspeed {script if os.path.exists(script) else '--module mpnet_ds.training.pretrain'}"
-    script = f"tools/{program}.py"
-    return f"python {script}" if os.path.exists(script) else f"mpnet-ds {program.replace('_', '-')}"
+        return [_on_path("deepspeed"), *([str(place)] if is_checkout else ["--module", "mpnet_ds.training.pretrain"])]
+    return [_on_path("python"), str(place)] if is_checkout else [_on_path("mpnet-ds"), program.replace("_", "-")]
+
+
+def invocation(program: str, *arguments: object) -> str:
+    """Return a command that can be pasted into a shell where the user stands; beginning as in ``words_of``."""
+    return shlex.join([*words_of(program), *map(str, arguments)])
+
+
+def _on_path(name: str) -> str:
+    """Name of a command beside this Python; its path where the shell would find another one, or none."""
+    here, found = Path(sys.executable).parent, shutil.which(name)
+    is_found = found is not None and Path(found).parent.samefile(here)
+    return name if is_found or not (here / name).exists() else str(here / name)
 
 
 class Parser(argparse.ArgumentParser):
@@ -155,7 +177,9 @@ def _without(words: list[str], action: argparse.Action) -> list[str]:
 
 def run(main: Callable[[], int | None]) -> None:
     """Call ``main`` and exit with its code; for a ``UserError``, print its text and exit with code 2."""
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     sys.stdout.reconfigure(errors="backslashreplace")  # a path or a piece may have characters that the terminal lacks
+    start_up.begin("loading what it needs", start_up.AFTER, sys.stderr)
     try:
         try:
             code = main() or 0
@@ -168,14 +192,18 @@ def run(main: Callable[[], int | None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG):
+        if error.errno in WRITING_FAILED:
+            _say_error(f"cannot write{f' to {error.filename}' if error.filename else ''}: {error.strerror.lower()}.")
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG):
+            _say_error(f"{error.filename}: {error.strerror.lower()}.")
+        else:
             raise
-        _say_error(f"{error.filename}: {error.strerror.lower()}.")
         code = 2
     except KeyboardInterrupt as interrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # already exiting
         print(": ".join(filter(None, ("interrupted", str(interrupt)))), file=sys.stderr)
         code = 130
+    gc.freeze()  # the interpreter would search all that libraries have created for garbage, for a second
     sys.exit(code)
 
 

@@ -57,8 +57,8 @@ class Capacity:
 
     device: int
     """Bytes."""
-    host: int
-    """Bytes of host memory for each rank of the machine."""
+    host: int | None
+    """Bytes of host memory for each rank of the machine; None if unknown."""
     is_same: bool
     """Whether the device is the CPU, so that both are the same memory."""
 

@@ -1,9 +1,15 @@
-"""Reading the ``metrics.jsonl`` of a run; ``training/metrics.py`` describes its content."""
+"""Reading the ``metrics.jsonl`` of a run, and its time stamps; ``training/metrics.py`` describes its content."""
 
 import json
+from datetime import datetime, timezone
 from pathlib import Path
 
 FILE_NAME = "metrics.jsonl"
+
+
+def time_stamp() -> str:
+    """Now, in UTC, in the one format of metrics.jsonl and run.json: ``2026-11-28T15:02:11.123+00:00``."""
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
 
 
 def read_metrics(path: Path) -> list[dict]:

@@ -1,20 +1,22 @@
 """Progress of long operations: a bar on a terminal, occasional plain lines elsewhere."""
 
+import os
 import sys
 import threading
-import time
 from typing import TextIO
 
 from tqdm import tqdm
 
-SECONDS_BETWEEN_LINES = 10.0
+from mpnet_ds import start_up
+
+SECONDS_BEFORE_FIRST_LINE, SECONDS_BETWEEN_LINES = 0.5, 10.0
 
 
 class Progress:
     """Counts ``total`` units of work (None: unknown), in any thread, and shows the progress on standard error.
 
-    On a terminal this is a ``tqdm`` bar; in a log file or a pipe it prints a line every ``SECONDS_BETWEEN_LINES``, or none
-    with ``plain_lines=False``, for work that prints lines itself.
+    On a terminal this is a ``tqdm`` bar; in a log file or a pipe a thread prints a line after half a second and every
+    ``SECONDS_BETWEEN_LINES`` from then on, or none with ``plain_lines=False``, for work that prints lines itself.
     """
 
     def __init__(
@@ -26,17 +28,16 @@ class Progress:
         enabled: bool = True,
         plain_lines: bool = True,
     ):
+        start_up.hand_over()
         self.what, self.total, self.unit, self.done = what, total, unit, initial
-        self._note, self._lock = "", threading.Lock()
-        self._enabled, self._plain_lines = enabled, plain_lines
-        self._last_line = time.monotonic()
-        on_terminal = enabled and sys.stderr.isatty()
-        scale = unit == "B"
-        self._bar = (
-            tqdm(total=total, initial=initial, desc=what, unit=unit, unit_scale=scale, dynamic_ncols=True)
-            if on_terminal
-            else None
-        )
+        self._note, self._lock, self._enabled = "", threading.Lock(), enabled
+        self._bar, self._is_closed = None, threading.Event()
+        if enabled and sys.stderr.isatty():
+            knows_width = os.get_terminal_size(sys.stderr.fileno()).columns > 0  # else tqdm would show nothing
+            width = {"dynamic_ncols": True} if knows_width else {"ncols": 80, "nrows": 24}
+            self._bar = tqdm(total=total, initial=initial, desc=what, unit=unit, unit_scale=unit == "B", **width)
+        elif enabled and plain_lines:
+            threading.Thread(target=self._print_lines, name="progress", daemon=True).start()
 
     def __enter__(self) -> "Progress":
         return self
@@ -50,12 +51,15 @@ class Progress:
             self.done += count
             if self._bar is not None:
                 self._bar.update(count)
-            elif self._enabled and self._plain_lines and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
-                self._last_line = time.monotonic()
-                share = f" ({100 * self.done / self.total:.0f} %)" if self.total else ""
-                note = f"  {self._note}" if self._note else ""
-                of = f" of {self.total:,}" if self.total else ""
-                print(f"{self.what}: {self.done:,}{of} {self.unit}{share}{note}", file=sys.stderr, flush=True)
+
+    def _print_lines(self) -> None:
+        seconds = SECONDS_BEFORE_FIRST_LINE
+        while not self._is_closed.wait(seconds):
+            seconds = SECONDS_BETWEEN_LINES
+            share = f" ({100 * self.done / self.total:.0f} %)" if self.total else ""
+            note = f"  {self._note}" if self._note else ""
+            of = f" of {self.total:,}" if self.total else ""
+            print(f"{self.what}: {self.done:,}{of} {self.unit}{share}{note}", file=sys.stderr, flush=True)
 
     def note(self, text: str) -> None:
         """Show ``text`` after the bar, or at the end of the next line."""
@@ -70,7 +74,8 @@ class Progress:
             tqdm.write(line, file=file) if self._bar is not None else print(line, file=file, flush=True)
 
     def close(self) -> None:
-        """Stop updating the bar."""
+        """Stop updating the bar, and printing lines."""
+        self._is_closed.set()
         if self._bar is not None:
             self._bar.close()
 

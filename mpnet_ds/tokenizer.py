@@ -24,6 +24,7 @@ import tokenizers
 from tokenizers import pre_tokenizers
 
 from mpnet_ds.character_counts import LONGEST_WORDPIECE_WORD
+from mpnet_ds.command_line import invocation
 from mpnet_ds.errors import UserError
 from mpnet_ds.word_boundaries import CONTINUATION, WordBoundaries
 
@@ -77,7 +78,7 @@ class PretrainingTokenizer:
             if file.is_file():
                 return cls(_read_vocabulary(file) if file.suffix == ".txt" else _read_json(file), str(path))
         found = f"no tokenizer at {path}: neither {JSON_FILE} nor {VOCABULARY_FILE} is there"
-        raise UserError(f"{found}. Make one with tools/train_tokenizer.py.")
+        raise UserError(f"{found}. Make one with {invocation('train_tokenizer')}.")
 
     def _check_layout(self, content: dict) -> None:
         prefix = content["model"].get("continuing_subword_prefix") or ""

@@ -42,9 +42,10 @@ class Run:
 
     @property
     def repeatable(self) -> list[dict]:
-        """The metrics without what depends on the machine's speed and memory."""
+        """The metrics without the time, the number of starts, and what depends on the machine's speed and memory."""
         fleeting = ("tokens_per_second", "predicted_tokens_per_second", "first_step_seconds", "data_wait", "memory", "mfu")
-        return [{name: value for name, value in line.items() if name not in fleeting} for line in self.metrics]
+        lines = [line for line in self.metrics if line.get("event") != "resumed"]
+        return [{name: value for name, value in line.items() if name not in (*fleeting, "time")} for line in lines]
 
     @property
     def losses(self) -> list[float]:

@@ -9,6 +9,7 @@ import pytest
 
 from mpnet_ds import start_up
 from mpnet_ds.programs import pretrain
+from mpnet_ds.progress import Progress
 from tests.runs import ROOT, environment
 
 ALONE = """
@@ -37,7 +38,7 @@ assert "transformers" in sys.modules
 def said(monkeypatch):
     """A queue of the lines that are said, on rank 0 with the arguments of a run."""
     lines = queue.Queue()
-    monkeypatch.setattr(start_up, "print", lambda text, flush: lines.put(text), raising=False)
+    monkeypatch.setattr(start_up, "print", lambda text, file, flush: lines.put(text), raising=False)
     monkeypatch.setattr(sys, "argv", ["pretrain.py", "--data", "d"])
     for name in start_up.RANKS:
         monkeypatch.delenv(name, raising=False)
@@ -57,6 +58,19 @@ def test_each_part_is_said_and_again_while_it_takes_long(said, monkeypatch):
     start_up.end()
     start_up.enter("training")
     assert said.empty()
+
+
+def test_other_programs_speak_only_if_they_take_long_and_not_beside_a_progress_bar(said, monkeypatch):
+    monkeypatch.setattr(start_up, "PATIENCE", 0.01)
+    start_up.begin("loading", after=1000.0, file=sys.stderr)
+    start_up.begin("loading", after=0.01, file=sys.stderr)
+    assert said.get(timeout=10).endswith("s] loading")
+    Progress("Working", 1).close()
+    while not said.empty():
+        assert "loading" in said.get()
+    start_up.enter("comparing")
+    while not (line := said.get(timeout=10)).endswith("s] comparing"):
+        assert "still loading" in line
 
 
 @pytest.mark.parametrize("variable", start_up.RANKS)

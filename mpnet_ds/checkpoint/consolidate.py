@@ -1,5 +1,7 @@
 """Consolidation: one set of weights from the shards of a checkpoint, in a few MiB of memory."""
 
+import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,6 +63,8 @@ def open_weights(folder: str | Path) -> StoredWeights:
     Raises:
         UserError: there is no checkpoint; a file is missing, unexpected, damaged, of another checkpoint, or holds anything
             but tensors and a few known types. Nothing of it is run.
+    Warns:
+        UserWarning: it was saved without its frozen weights.
     """
     path = Path(folder)
     if not path.is_dir():
@@ -68,7 +72,10 @@ def open_weights(folder: str | Path) -> StoredWeights:
     path = _locate(path)
     if (path / MANIFEST).is_file():
         verify_quickly(path)
-    return open_universal(path) if is_universal(path) else ZeroCheckpoint(path).weights
+    weights = open_universal(path) if is_universal(path) else ZeroCheckpoint(path).weights
+    if weights.lacks:
+        warnings.warn(weights.lacks, stacklevel=3)
+    return weights
 
 
 def _locate(path: Path) -> Path:
@@ -77,10 +84,10 @@ def _locate(path: Path) -> Path:
     latest = next((path / name for name in ("latest", "latest_universal") if (path / name).is_file()), None)
     if latest is not None and not any(path.glob(f"*/{MANIFEST}")):
         tag = latest.read_text(encoding="utf-8", errors="replace").strip()
-        named = path / tag
-        if tag in ("", ".", "..") or "/" in tag or not named.is_dir():
-            raise UserError(f"{latest} names '{tag}', which is not a folder beside it: give the checkpoint's folder itself.")
-        return named
+        below = os.path.normpath(tag)  # a tag may have slashes
+        if below.split(os.sep)[0] in ("", ".", "..") or "\0" in tag or not (path / below).is_dir():
+            raise UserError(f"{latest} names '{tag}', which is no folder below {path}: give the checkpoint's folder itself.")
+        return path / below
     try:
         return find_checkpoint(path)
     except UserError as error:

@@ -79,12 +79,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--init_from",
         metavar="DIR|NAME",
-        help="start from these weights: a folder that tools/convert_from_hf.py made of any MPNet, or a name of the hub",
+        help="start from these weights: a folder that convert_from_hf made of any MPNet, or a name of the hub",
     )
     add("--attention", default=AUTO, metavar="|".join(BACKENDS), help="what computes attention (auto)")
     add("--compile", action="store_true", help="compile the layers at the start (torch.compile)")
     add("--profile", type=int, metavar="STEP", help="trace this step into OUT/profile")
     add("--dry_run", action="store_true", help="check everything, print the resolved settings and stop")
+    add("--assume", metavar="HOSTSxGPUSxKIND", help="with --dry_run: plan for GPUs that are not here, such as 2x8xH100")
     add("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # launchers add it, in either spelling
 
 

@@ -39,6 +39,10 @@ class Execution:
         """The same with nothing left to choose: what ``auto`` is on the device; ``UserError`` if it cannot compute so."""
         if self.compile:
             check_compiler(device)
+        return self.on_assumed(device)
+
+    def on_assumed(self, device: torch.device) -> "Execution":
+        """The same for a device that is not here, and about which there is nothing to find out."""
         return replace(self, attention=choose_backend(self.attention, device).name)
 
     def check_steps(self, max_steps: int, done: int = 0) -> list[Finding]:

@@ -56,6 +56,8 @@ class DataRecipe:
     """With ``document`` and ``line``: several share a sequence while they fit; false gives each a sequence of its own."""
     isolate_documents: bool = False
     """Keep the documents (and lines) of a sequence from seeing each other; positions restart in each."""
+    license: str | None = None
+    """Licence of the texts, for the model card; by default the datasets' own (``build_dataset --license``)."""
 
 
 @dataclass(frozen=True, config=SECTION)

@@ -22,7 +22,9 @@ import tokenizers
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
+from mpnet_ds import start_up
 from mpnet_ds.checkpoint.store import MANIFEST, find_checkpoint
+from mpnet_ds.command_line import invocation
 from mpnet_ds.errors import UserError
 from mpnet_ds.files import new_folder
 from mpnet_ds.hub.exportable import TrainedModel, check_finite
@@ -75,6 +77,7 @@ def export_huggingface(
                 write_sentence_encoder(part_folder, part.config.hidden_size, model.info.seq_length)
             (part_folder / "README.md").write_text(model_card(model, part, sentence_transformers), encoding="utf-8")
         weights.check()
+        start_up.enter("comparing the export with the training model")
         return compare(checkpoint, folder)
 
 
@@ -88,8 +91,8 @@ def _find(source: str | Path) -> Path:
             raise
     raise UserError(
         f"{path} holds DeepSpeed shards without a {MANIFEST}: another program wrote them, or a save was interrupted. Their "
-        f"model is unknown, so no Hugging Face folder can be made. tools/consolidate.py {path} OUT joins any program's "
-        "shards to safetensors; for an export give a run's folder, or a complete step-… folder."
+        f"model is unknown, so no Hugging Face folder can be made. {invocation('consolidate', path, 'OUT')} joins "
+        "any program's shards to safetensors; for an export give a run's folder, or a complete step-… folder."
     )
 
 

@@ -41,7 +41,7 @@ def top_words(folder: str | Path, sentence: str, count: int = 5) -> list[tuple[s
 def _load(folder: str):
     found = locate_model(folder)
     if not (found / "config.json").is_file():
-        raise UserError(f"{folder} is not a Hugging Face folder: config.json is missing. tools/convert_to_hf.py makes one.")
+        raise UserError(f"{folder} is not a Hugging Face folder: config.json is missing. convert_to_hf makes one.")
     from transformers import AutoModelForMaskedLM, AutoTokenizer
     from transformers.utils import logging
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import MPNetConfig, MPNetForMaskedLM
 from transformers.utils import logging as transformers_logging
 
+from mpnet_ds import start_up
 from mpnet_ds.errors import UserError
 from mpnet_ds.files import new_folder
 from mpnet_ds.hub.fairseq import read_fairseq
@@ -73,6 +74,7 @@ def make_start(
         if new is not None:
             resize_vocabulary(model, new)
         _write(model, partial)
+        start_up.enter("comparing the start with its source")
         return Start(compare(model, partial), tuple(model.notes), model.config)
 
 

@@ -6,6 +6,7 @@ read backwards. The weights must be in safetensors and complete, pre-training he
 tasks are allowed. tools/convert_from_hf.py makes such a folder of any MPNet.
 """
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from mpnet_ds.command_line import invocation
 from mpnet_ds.config.recipe import Recipe
 from mpnet_ds.errors import UserError
 from mpnet_ds.hub.locate import locate_model
@@ -89,7 +91,7 @@ def load_pretrained_weights(module: PretrainingModule, folder: str | Path) -> No
 def _needs_conversion(folder: Path, part: Part, reason: str) -> UserError:
     cure = f"Save it with save_pretrained of {part.model_class.__name__}"
     if part.config.model_type == CONVERTED:
-        cure = f"Make a start of it first: python tools/convert_from_hf.py {folder} OUT"
+        cure = f"Make a start of it first: {invocation('convert_from_hf', folder, 'OUT')}"
     return UserError(f"--init_from {folder}: {reason}. {cure}")
 
 
@@ -98,9 +100,9 @@ def _check_vocabulary(folder: Path, part: Part, tokenizer: PretrainingTokenizer)
     if own is None or own.pieces == tokenizer.pieces:
         return
     found = f"--init_from {folder}: its vocabulary is not the data's ({tokenizer.vocab_size:,} pieces)."
-    rebuild = f"build the data with its tokenizer (tools/build_dataset.py --tokenizer {folder})."
+    rebuild = f"build the data with its tokenizer (build_dataset {shlex.join(('--tokenizer', str(folder)))})."
     if part.config.model_type == CONVERTED:
-        resize = f"python tools/convert_from_hf.py {folder} OUT --resize_vocabulary {tokenizer.origin}"
+        resize = invocation("convert_from_hf", folder, "OUT", "--resize_vocabulary", tokenizer.origin)
         raise UserError(f"{found} Give it the data's: {resize}; or {rebuild}")
     raise UserError(f"{found} So {rebuild}")
 

@@ -13,6 +13,8 @@ from mpnet_ds.command_line import invocation
 from mpnet_ds.errors import UserError
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+CACHED = "models--"
+"""Beginning of the name of a model's folder in the hub's cache: ``models--microsoft--mpnet-base``."""
 TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt"]
 MODEL_FILES = ["*config.json", "*.safetensors", "*.safetensors.index.json"]
 OLD_MODEL_FILES = ["*pytorch_model*.bin", "*pytorch_model.bin.index.json"]
@@ -26,13 +28,28 @@ def locate_model(name: str | Path) -> Path:
     """
     path = Path(name)
     if path.is_dir() and not (path / "config.json").is_file() and _is_run(path):
-        command = f"{invocation('convert_to_hf')} {name} MODEL"
+        command = invocation("convert_to_hf", name, "MODEL")
         raise UserError(f"{name} is a run or checkpoint, not a Hugging Face folder. Export it first: {command}")
     if not is_hub_name(name):
         return path
     folder = _download(str(name), [*MODEL_FILES, *TOKENIZER_FILES], "config.json")
     has_weights = any(folder.rglob("*.safetensors"))
     return folder if has_weights else _download(str(name), [*MODEL_FILES, *OLD_MODEL_FILES, *TOKENIZER_FILES], "config.json")
+
+
+def model_name(name: str | Path) -> str | None:
+    """Return by which name the hub may know a model: its own there, or its folder's; None if that cannot be a name."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    path = Path(name)
+    if path.exists():
+        cached = next((part for part in reversed(path.resolve().parts) if part.startswith(CACHED)), "")
+        name = cached.removeprefix(CACHED).replace("--", "/") or path.resolve().name
+    try:
+        validate_repo_id(str(name))
+    except HFValidationError:
+        return None
+    return str(name)
 
 
 def locate_tokenizer(name: str | Path) -> Path:

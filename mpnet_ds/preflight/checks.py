@@ -13,7 +13,7 @@ from mpnet_ds.config.recipe import Recipe
 from mpnet_ds.files import obstacle_to_writing
 from mpnet_ds.findings import Finding
 from mpnet_ds.hub.init_from import check_start
-from mpnet_ds.machine import Capacity, available_cores, capacity_of, nearest_existing_folder, show_bytes
+from mpnet_ds.machine import Capacity, available_cores, nearest_existing_folder, show_bytes
 from mpnet_ds.models.attention.backend import choose_backend
 from mpnet_ds.models.mpnet.model import find_undivided_heads
 from mpnet_ds.preflight.inspection import Check
@@ -189,7 +189,7 @@ def checkpoints_at_once(recipe: Recipe) -> int:
 
 def check_memory(plan: RunPlan, ranks: Ranks, disks: Disks | None) -> list[Finding]:
     """Whether the estimate fits: states must, and with activations it should."""
-    capacity = capacity_of(ranks.device)
+    capacity = ranks.capacity
 
     def fits(micro_batch_size: int) -> bool:
         sizes = sizes_of(plan, ranks.device, micro_batch_size)
@@ -229,7 +229,7 @@ def find_memory_faults(work: Workload, memory: MemoryEstimate, capacity: Capacit
     if capacity.is_same and work.zero_stage and bucket > total:  # elsewhere the whole bucket counts as gradients
         text = f"zero_optimization.reduce_bucket_size asks for {show_bytes(bucket)}, this machine has {show_bytes(total)}"
         findings.append(Finding(f"{text}: lower it."))
-    if memory.host > capacity.host:
+    if capacity.host is not None and memory.host > capacity.host:
         text = f"What is offloaded takes about {show_bytes(memory.host)} a rank, the host has {show_bytes(capacity.host)}"
         findings.append(Finding(f"{text}: use more machines, or offload less."))
     return findings

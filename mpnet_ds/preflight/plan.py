@@ -62,6 +62,8 @@ class RunPlan:
     init_from: str | None = None
     """Folder of weights to start from."""
     start: StartingPoint | None = None
+    changes: dict[str, list] | None = None
+    """Settings that differ from those of the start that this one continues, see ``run/history.py``: before and now."""
 
     @property
     def is_complete(self) -> bool:

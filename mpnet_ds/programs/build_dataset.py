@@ -1,8 +1,10 @@
 """Build a dataset from text."""
 
 import os
+from pathlib import Path
 
 from mpnet_ds.command_line import Parser, invocation, size
+from mpnet_ds.data.storage.provenance import add_provenance_arguments, provenance_of
 from mpnet_ds.data.text.arguments import add_reading_arguments, read_options
 
 
@@ -29,6 +31,7 @@ def build_parser() -> Parser:
         "--max_unknown", type=float, default=0.2, metavar="F", help="refuse a larger share of unknown tokens (default: 0.2)"
     )
     parser.add_argument("--part", metavar="I/N", help="build part I of N (default: from SLURM arrays, srun or mpirun)")
+    add_provenance_arguments(parser)
     parser.add_argument("--dry_run", action="store_true", help="estimate size and time from a sample, and stop")
     return parser
 
@@ -39,6 +42,7 @@ def main() -> None:
     from mpnet_ds.data.builder.dataset_builder import build_dataset
     from mpnet_ds.data.builder.estimate import estimate
     from mpnet_ds.data.builder.plan import BuildOptions, parse_part, part_of_environment
+    from mpnet_ds.data.storage.manifest import HOLDOUT, DatasetManifest
     from mpnet_ds.data.text.corpus import find_missing
     from mpnet_ds.data.text.source import describe_faults, warn_of_empty
     from mpnet_ds.errors import UserError, collecting
@@ -51,7 +55,8 @@ def main() -> None:
     with collecting(findings):
         part = parse_part(given.part) if given.part else part_of_environment(os.environ)
     with collecting(findings):
-        options = BuildOptions(given.holdout, given.sentences, given.shard_size, given.workers, part, given.max_unknown)
+        sizes = (given.shard_size, given.workers, part, given.max_unknown)
+        options = BuildOptions(given.holdout, given.sentences, *sizes, provenance_of(given))
     findings += find_missing(given.input)
     with collecting(findings):
         tokenizer = given.tokenizer and locate_tokenizer(given.tokenizer)
@@ -67,10 +72,13 @@ def main() -> None:
         print(f"Part {part.number} of {part.of} (from {part.origin}). Merge all parts with {invocation('merge_datasets')}.")
     built = build_dataset(*what)
     print(f"{built.counted} for training ({built.unknown_share})")
+    if options.holdout:
+        held_out = DatasetManifest.load(Path(given.output, part.folder_name if part else "", HOLDOUT))
+        print(f"{held_out.counted} held out for evaluation")
     empty = built.left_out["empty_documents"]
     for remark in filter(None, [*built.remarks, warn_of_empty(empty, built.documents + empty, reading.text_field)]):
         print(f"Warning: {remark}")
     if built.left_out["faulty_documents"]:
         what = "repaired or left out" if reading.on_error == "replace" else "left out"
         print(describe_faults(built.left_out["faulty_documents"], built.left_out["first_fault"], what))
-    print(f"in {given.output}. To inspect it: {invocation('inspect_dataset')} {given.output}")
+    print(f"in {given.output}. To inspect it: {invocation('inspect_dataset', given.output)}")

@@ -44,5 +44,5 @@ def main() -> None:
     print(f"hidden state {start.difference:.1e}. Its recipe needs this section:")
     print(f'  "model": {json.dumps(asdict(ModelSection.of(start.config)))}')
     print("Continue training it:")
-    what = f"--data DATA --recipe RECIPE --init_from {given.output}"
-    print(f"  {invocation('pretrain')} --deepspeed_config zero2 {what}")
+    what = ("--deepspeed_config", "zero2", "--data", "DATA", "--recipe", "RECIPE", "--init_from", given.output)
+    print(f"  {invocation('pretrain', *what)}")

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from mpnet_ds.command_line import Parser, invocation
+from mpnet_ds.command_line import Parser, words_of
 from mpnet_ds.ranks.launchers import PORT
 
 
@@ -93,11 +93,11 @@ def commands_of(step: Step) -> tuple[list[str], list[str]]:
     arguments = list(map(str, step.arguments))
     if step.program != "pretrain":
         return (
-            [*invocation(step.program).split(), *arguments],
+            [*words_of(step.program), *arguments],
             [sys.executable, "-m", "mpnet_ds.programs.cli", step.program.replace("_", "-"), *arguments],
         )
     port = [] if _is_free(PORT) else ["--master_port", str(_free_port())]
-    launcher, *script = invocation(step.program).split()
+    launcher, *script = words_of(step.program)
     module = ["--module", "mpnet_ds.training.pretrain"]
     return (
         [launcher, *port, *script, *arguments],

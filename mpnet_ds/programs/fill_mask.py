@@ -1,5 +1,7 @@
 """Show what a model makes of masked sentences."""
 
+import sys
+
 from mpnet_ds.command_line import Parser, invocation
 
 
@@ -10,7 +12,8 @@ def build_parser() -> Parser:
         f'{invocation("fill_mask")} my-model "return the <mask> of the list."',
     )
     parser.add_argument("model", help="Hugging Face folder of an MPNet model, or a name of the hub")
-    parser.add_argument("sentences", nargs="*", help="each with one <mask> (default: some examples)")
+    what = "each with one <mask> (default: lines of standard input where it is not a terminal, else some examples)"
+    parser.add_argument("sentences", nargs="*", help=what)
     parser.add_argument("--top", type=int, default=5, metavar="N", help="words to show")
     return parser
 
@@ -20,6 +23,7 @@ def main() -> None:
     arguments = build_parser().parse_args()
     from mpnet_ds.hub.fill_mask import EXAMPLES, top_words
 
-    for sentence in arguments.sentences or EXAMPLES:
+    read = [] if arguments.sentences or sys.stdin is None or sys.stdin.isatty() else sys.stdin.read().splitlines()
+    for sentence in arguments.sentences or list(filter(str.strip, read)) or EXAMPLES:
         words = top_words(arguments.model, sentence, arguments.top)
         print(f"{sentence}\n    " + "   ".join(f"{word} {probability:.0%}" for word, probability in words))

@@ -1,6 +1,7 @@
 """Import token files of Megatron-LM or fairseq."""
 
 from mpnet_ds.command_line import Parser, invocation
+from mpnet_ds.data.storage.provenance import add_provenance_arguments, provenance_of
 
 
 def build_parser() -> Parser:
@@ -13,6 +14,7 @@ def build_parser() -> Parser:
     parser.add_argument("--tokenizer", required=True, metavar="DIR|NAME", help="folder of the tokenizer that made the ids")
     parser.add_argument("--output", required=True, metavar="DIR", help="new folder for the dataset")
     parser.add_argument("--end_of_document", type=int, default=2, metavar="ID", help="id that ends a document (default: 2)")
+    add_provenance_arguments(parser)
     return parser
 
 
@@ -23,7 +25,9 @@ def main() -> None:
     from mpnet_ds.hub.locate import locate_tokenizer
 
     tokenizer = locate_tokenizer(arguments.tokenizer)
-    made = import_dataset(arguments.input, tokenizer, arguments.output, arguments.end_of_document)
+    stated = provenance_of(arguments)
+    what = (arguments.input, tokenizer, arguments.output, arguments.end_of_document)
+    made = import_dataset(*what, provenance=stated)
     print(made.counted)
     for remark in made.remarks:
         print(f"Warning: {remark}")

@@ -15,6 +15,7 @@ import torch.distributed
 
 from mpnet_ds.deepspeed_workarounds import build_no_shared_memory_op, set_collective_timeout
 from mpnet_ds.errors import UserError
+from mpnet_ds.machine import Capacity, capacity_of
 from mpnet_ds.quiet import quiet_libraries
 from mpnet_ds.ranks import rendezvous
 from mpnet_ds.ranks.host_memory import keep_freed_memory
@@ -45,6 +46,11 @@ class Ranks:
     def is_main(self) -> bool:
         """Whether this is rank 0, which reports and writes files."""
         return self.rank == 0
+
+    @property
+    def capacity(self) -> Capacity:
+        """Memory of this rank."""
+        return capacity_of(self.device)
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Sum ``values`` over all ranks, in place; every rank must call it."""
@@ -164,7 +170,7 @@ def connecting() -> Iterator[None]:
         interface = os.environ.get("GLOO_SOCKET_IFNAME", "chosen by gloo")
         raise UserError(
             f"{socket.gethostname()} cannot reach the other ranks ({reason}). Its network interface is {interface}: if that "
-            "is the wrong one, set GLOO_SOCKET_IFNAME to the right one; tools/check_cluster.py tests all links."
+            "is the wrong one, set GLOO_SOCKET_IFNAME to the right one; check_cluster tests all links."
         ) from error
 
 

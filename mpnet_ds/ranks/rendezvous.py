@@ -99,7 +99,7 @@ def _wait_for_all(store, placement: Placement, timeout: float) -> dict:
         if passed > timeout:
             text = (
                 f"{present} of {size} ranks are here after {timeout:g} s (--join_timeout); missing: {who}. Rank 0 waits at "
-                f"{_meeting_point(placement)}. Look for errors of the missing ranks above, or run tools/check_cluster.py."
+                f"{_meeting_point(placement)}. Look for errors of the missing ranks above, or run check_cluster."
             )
             return {"missing": text, "present": present}
         if passed > news:
@@ -142,7 +142,7 @@ def _naming_rank_0(placement: Placement) -> Iterator[None]:
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         text = f"rank {placement.rank} on {host} cannot reach rank 0 at {_meeting_point(placement)} ({reason})"
-        cure = "run tools/check_cluster.py to find out why"
+        cure = "run check_cluster to find out why"
         if "EADDRINUSE" in str(error):
             text, cure = (
                 f"port {placement.port} is in use on {host}",

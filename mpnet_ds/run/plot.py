@@ -1,7 +1,7 @@
 """Curves of one or several runs, from their ``metrics.jsonl``, as a PNG.
 
 Above: training loss (a thin line, the mean of each log interval as it was written, not smoothed) and validation loss (dots).
-Below: tokens per second. One colour a run.
+Below: tokens per second. Each run has a colour of its own, named beside the curves.
 """
 
 import os
@@ -13,6 +13,8 @@ from mpnet_ds.metrics_file import FILE_NAME, read_metrics
 
 AXES = {"steps": "step", "samples": "consumed_samples"}
 """Horizontal axis → key of a line that holds its value."""
+
+MOST_NAMES = 30  # below each other
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -62,18 +64,23 @@ def read_curves(file: Path, name: str, x: str = "steps") -> Curves:
 def draw(runs: list[Curves], x: str = "steps"):
     """A matplotlib ``Figure`` of two axes, losses above and throughput below, with lines labelled by run."""
     try:
+        from matplotlib import colormaps
         from matplotlib.figure import Figure
+        from matplotlib.lines import Line2D
         from matplotlib.ticker import EngFormatter
     except ImportError as error:
         raise UserError("plots need matplotlib, which is not installed: pip install matplotlib") from error
-    figure = Figure(figsize=(9, 7), layout="constrained")
+    figure = Figure(figsize=(11, 7), layout="constrained")
     losses, speeds = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
-    for number, run in enumerate(runs):
-        colour = f"C{number % 10}"
-        losses.plot(*zip(*run.loss, strict=True), color=colour, linewidth=1, alpha=0.8, label=f"{run.name}, training")
+    few, many = colormaps["tab10"], colormaps["turbo"]
+    colours = [
+        few(number) if len(runs) <= few.N else many(0.05 + 0.9 * number / (len(runs) - 1)) for number in range(len(runs))
+    ]
+    validation = {"linestyle": "--", "marker": "o", "markersize": 4}
+    for colour, run in zip(colours, runs, strict=True):
+        losses.plot(*zip(*run.loss, strict=True), color=colour, linewidth=1, alpha=0.8)
         if run.eval_loss:
-            points = zip(*run.eval_loss, strict=True)
-            losses.plot(*points, color=colour, linestyle="--", marker="o", markersize=4, label=f"{run.name}, validation")
+            losses.plot(*zip(*run.eval_loss, strict=True), color=colour, **validation)
         speeds.plot(*zip(*run.tokens_per_second, strict=True), color=colour, linewidth=1, label=run.name)
     losses.set_ylabel("loss (nats per predicted token)")
     speeds.set_ylabel("throughput (tokens/s)")
@@ -81,7 +88,10 @@ def draw(runs: list[Curves], x: str = "steps"):
     speeds.set_ylim(bottom=0)
     speeds.yaxis.set_major_formatter(EngFormatter())
     speeds.xaxis.set_major_formatter(EngFormatter())
-    losses.legend(frameon=False)
+    kinds = [Line2D([], [], color="grey", linewidth=1, label="training")]
+    kinds += [Line2D([], [], color="grey", label="validation", **validation)] if any(run.eval_loss for run in runs) else []
+    columns = 1 + len(runs) // MOST_NAMES
+    figure.legend(handles=[*speeds.lines, *kinds], loc="outside right upper", frameon=False, ncols=columns)
     figure.align_ylabels()
     for axes in (losses, speeds):
         axes.grid(alpha=0.3)

@@ -8,23 +8,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mpnet_ds.config.deepspeed_config import EngineConfig
-from mpnet_ds.machine import Capacity, capacity_of, nearest_existing_folder, show_bytes
+from mpnet_ds.machine import Capacity, nearest_existing_folder, show_bytes
 from mpnet_ds.preflight.checks import checkpoints_at_once, memory_of
 from mpnet_ds.preflight.memory_estimate import MemoryEstimate, checkpoint_bytes
 from mpnet_ds.preflight.plan import RunPlan, workload_of
 from mpnet_ds.ranks.disks import Disks
 from mpnet_ds.ranks.process_group import Ranks
+from mpnet_ds.run.history import describe_changes
 
 NO_EVALUATION = "No evaluation: not all of the data has a holdout. Name one with --eval_data, or build with --holdout."
 
 
-def describe_run(plan: RunPlan, disks: Disks) -> list[str]:
-    """Lines for a person: what is trained, on what, in which batches, where."""
-    recipe, engine, start, ranks = plan.recipe, plan.engine, plan.start, disks.ranks
+def describe_training(plan: RunPlan, ranks: Ranks) -> list[str]:
+    """Lines for a person: what is trained, on what, in which batches."""
+    recipe, engine = plan.recipe, plan.engine
     batch, max_steps, pieces = engine.batch, recipe.optimization.max_steps, plan.data.tokenizer.vocab_size
     sizes = f"{batch.micro_batch_size} × {batch.accumulation_steps} accumulated × {ranks.world_size} rank(s)"
     epochs = max_steps * batch.global_batch_size / len(plan.data)
-    lines = [
+    return [
         f"Recipe {recipe.name}, objective {recipe.objective.name}: {plan.sizes.parameters:,} parameters, {pieces:,} pieces",
         f"Data {plan.data.describe()}",
         f"Evaluation on {plan.eval_data.describe()}" if plan.eval_data is not None else NO_EVALUATION,
@@ -33,12 +34,21 @@ def describe_run(plan: RunPlan, disks: Disks) -> list[str]:
         f"{batch.global_batch_size} sequences a step = {sizes}",
         f"{max_steps:,} steps = {_show_count(epochs)} epochs of the data",
     ]
+
+
+def describe_run(plan: RunPlan, disks: Disks) -> list[str]:
+    """The same, and where it begins and goes."""
+    start, ranks = plan.start, disks.ranks
+    lines = describe_training(plan, ranks)
     lines += plan.execution.describe(start.step)
     if len(set(ranks.hosts)) > 1:
         lines.append(describe_hosts(ranks.hosts))
     lines += [f"warning: {path.name} is damaged and set aside: {reason}" for path, reason in start.damaged]
     if start.checkpoint is not None:
         lines.append(f"Resuming from {start.checkpoint} at step {start.step}")
+        lines += describe_changes(plan.changes, start.step)
+    elif plan.init_from:
+        lines.append(f"Weights of {plan.init_from}")
     if start.conversion:
         lines.append(f"The checkpoint is converted: {start.conversion}")
     return [*lines, f"Output {start.output}", *disks.describe()]
@@ -46,9 +56,9 @@ def describe_run(plan: RunPlan, disks: Disks) -> list[str]:
 
 def describe_needs(plan: RunPlan, ranks: Ranks) -> list[str]:
     """What the run takes of memory and disk, as estimated, against what there is."""
-    work, capacity = workload_of(plan, ranks.world_size, ranks.device), capacity_of(ranks.device)
-    disk = describe_disk(plan.start.output, checkpoint_bytes(work), checkpoints_at_once(plan.recipe))
-    return [*describe_memory(memory_of(work, capacity), capacity), disk]
+    work = workload_of(plan, ranks.world_size, ranks.device)
+    disk = describe_disk(plan.start and plan.start.output, checkpoint_bytes(work), checkpoints_at_once(plan.recipe))
+    return [*describe_memory(memory_of(work, ranks.capacity), ranks.capacity), disk]
 
 
 def describe_hosts(hosts: Sequence[str]) -> str:
@@ -71,17 +81,18 @@ def describe_memory(memory: MemoryEstimate, capacity: Capacity) -> list[str]:
     lines = [f"  {name:18}{show_bytes(size):>12}" for name, size in rows]
     lines.append(f"  {'sum':18}{show_bytes(memory.total):>12}, {show_bytes(capacity.device)} {where}")
     if memory.host:
-        text = f"{show_bytes(memory.host):>12}, {show_bytes(capacity.host)} of the host's memory"
-        lines.append(f"  {'offloaded':18}{text}")
+        there = "" if capacity.host is None else f", {show_bytes(capacity.host)} of the host's memory"
+        lines.append(f"  {'offloaded':18}{show_bytes(memory.host):>12}{there}")
     return ["Memory of each rank, as estimated:", *lines]
 
 
-def describe_disk(output: Path, checkpoint: int, at_once: int) -> str:
-    """Space for checkpoints, needed and free."""
+def describe_disk(output: Path | None, checkpoint: int, at_once: int) -> str:
+    """Space for checkpoints, needed and, if it is known where they go, free."""
+    needed = f"Checkpoints of about {show_bytes(checkpoint)}, {at_once} at once = {show_bytes(at_once * checkpoint)}"
+    if output is None:
+        return needed
     parent = nearest_existing_folder(output)
-    free = show_bytes(shutil.disk_usage(parent).free)
-    total = show_bytes(at_once * checkpoint)
-    return f"Checkpoints of about {show_bytes(checkpoint)}, {at_once} at once = {total}; {free} are free in {parent}"
+    return f"{needed}; {show_bytes(shutil.disk_usage(parent).free)} are free in {parent}"
 
 
 def describe_configuration(config: EngineConfig) -> str:

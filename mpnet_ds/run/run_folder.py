@@ -1,6 +1,6 @@
 """The output folder of a run: whose run is in it, and where a run resumes.
 
-    OUT/run.json        all resolved settings and versions, written before the first step
+    OUT/run.json        all resolved settings and versions, of every start; written before its first step
     OUT/metrics.jsonl   see metrics.py
     OUT/tensorboard/    events
     OUT/tokenizer/      a copy of the dataset's tokenizer
@@ -24,11 +24,12 @@ from pathlib import Path
 from mpnet_ds.checkpoint.store import CheckpointStore, find_checkpoint, read_info, read_save, verify
 from mpnet_ds.config.recipe import Recipe
 from mpnet_ds.errors import UserError
-from mpnet_ds.files import LOCK, TEMPORARY, locked, write_atomically
+from mpnet_ds.files import LOCK, TEMPORARY, locked
 from mpnet_ds.preflight.inspection import flatten
 from mpnet_ds.preflight.plan import StartingPoint
 from mpnet_ds.ranks.disks import TOKEN, Disks
-from mpnet_ds.run_record import FILE_NAME, read_record
+from mpnet_ds.run import history
+from mpnet_ds.run_record import FILE_NAME, read_record, starts_of
 from mpnet_ds.zero.torch_file import TensorFile
 
 
@@ -37,7 +38,7 @@ def identity(recipe: Recipe, tokenizer_fingerprint: str, data_checksum: str | li
     return {
         "objective": recipe.objective.section(),
         "model": asdict(recipe.model),
-        "data": asdict(recipe.data),
+        "data": {key: value for key, value in asdict(recipe.data).items() if key != "license"},
         "seed": recipe.run.seed,
         "global_batch_size": recipe.optimization.global_batch_size,
         "dataset": data_checksum,
@@ -106,7 +107,7 @@ def _check_folder(output: Path, resume: str, run_identity: dict) -> bool:
         raise UserError(f"{output} is a file: choose another --output_dir.")
     elif _holds_something(output):
         raise UserError(f"{output} is not empty and holds no run ({FILE_NAME} is missing): choose another --output_dir.")
-    return record is not None and record.get("arguments", {}).get("resume") == resume
+    return record is not None and any(one.get("arguments", {}).get("resume") == resume for one in starts_of(record))
 
 
 def _describe_lack(output: Path, found: tuple[tuple[str, ...], ...], disks: Disks) -> str:
@@ -212,7 +213,7 @@ def held(output: Path) -> Iterator[None]:
 def prepare(start: StartingPoint, record: dict, tokenizer_folder: Path) -> None:
     """Write ``run.json`` and the tokenizer's copy, and move damaged checkpoints out of the way."""
     # First what tells whose folder it is: after a kill at any point from here on, the same command resumes.
-    write_atomically(start.output / FILE_NAME, json.dumps(record, indent=2) + "\n")
+    history.write(start.output, record)
     shutil.copytree(tokenizer_folder, start.output / "tokenizer", dirs_exist_ok=True)
     for checkpoint, _ in start.damaged:
         if checkpoint.exists():  # on another disk it may be missing
@@ -257,6 +258,6 @@ def _conversion(checkpoint: Path, run_identity: dict, now: Setting) -> str:
     if conversion and "muon" in (info.layout.get("optimizer"), now.layout.get("optimizer")):
         raise UserError(
             f"{checkpoint} cannot be converted ({conversion}), as Muon's states are its own: resume as it was saved, or "
-            "export it (tools/convert_to_hf.py) and start a new run from its weights (--init_from)."
+            "export it (convert_to_hf) and start a new run from its weights (--init_from)."
         )
     return conversion

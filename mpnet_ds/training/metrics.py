@@ -4,15 +4,15 @@
 
     {"step": 100, "consumed_samples": 4800, "loss": 6.12, "accuracy": 0.11, "loss/mpnet": 6.12, "accuracy/mpnet": 0.11,
      "learning_rate": 0.002, "grad_norm": 1.3, "tokens_per_second": 21000.0, "predicted_tokens_per_second": 3280.0,
-     "data_wait": 0.0004, "memory": 1503238553, "mfu": 0.31}
+     "data_wait": 0.0004, "memory": 1503238553, "mfu": 0.31, "time": "2026-11-28T15:02:11.123+00:00"}
 
 ``loss`` (nats) is the weighted sum of the terms' means over all their targets since the last line, ``accuracy`` the first
 term's; ``loss/TERM`` and ``accuracy/TERM`` are each term's own; ``data_wait`` is the share of
 time that rank 0 waited for batches; ``memory`` is rank 0's peak since its start, in bytes; ``mfu`` is present if the
 device's peak is known. The first line of a session has ``first_step_seconds`` as well: its first step loads and perhaps
 compiles kernels, so it is in none of the rates, which are null if there was no other. An evaluation line has
-``step``, ``consumed_samples``, ``eval_loss`` and ``eval_accuracy``. Other lines have ``step`` and report an event. A number
-that is NaN or infinite, which JSON cannot express, is null.
+``step``, ``consumed_samples``, ``eval_loss`` and ``eval_accuracy``. Other lines have ``step`` and report an event.
+Every line has ``time``, when it was written, in UTC. A number that is NaN or infinite, which JSON cannot express, is null.
 """
 
 import json
@@ -26,35 +26,15 @@ from pathlib import Path
 
 import torch
 
-from mpnet_ds.errors import UserError
+from mpnet_ds.accelerators import accelerator_of
 from mpnet_ds.files import write_atomically
 from mpnet_ds.machine import GIB
-from mpnet_ds.metrics_file import FILE_NAME, read_metrics
+from mpnet_ds.metrics_file import FILE_NAME, read_metrics, time_stamp
 from mpnet_ds.progress import show_duration
 from mpnet_ds.ranks.process_group import Ranks
+from mpnet_ds.training.monitors import WANDB_RUN, known_wandb_id, open_monitors, wandb_id
 
-PEAK_TFLOPS = {
-    "B200": 2250,
-    "H200 NVL": 835,
-    "GH200|H200": 989,
-    "H100 NVL": 835,
-    "H100 PCIe": 756,
-    "H100": 989,
-    "A100": 312,
-    "A30": 165,
-    "A40": 149.7,
-    "L40S": 362,
-    "L40": 181,
-    "L4": 121,
-    "A10": 125,
-    "A10G": 70,
-    "RTX 4090(?! (Laptop|D))": 165,
-    "V100": 125,
-    "T4": 65,
-    "MI300X": 1307,
-}
-"""Dense 16-bit matrix rate, summed in fp32, by whole words of the device's name (regular expressions), from the vendors'
-datasheets; the first match counts."""
+GAP, LONGEST_LEFT = "  ", len("99h59m left")
 
 
 class MetricsWriter:
@@ -62,18 +42,32 @@ class MetricsWriter:
 
     def __init__(self, output: Path, monitors: dict, is_main: bool, first_step: int):
         self._monitor = None
+        self.withdrawn: list[int] | None = None
+        """First and last step that earlier starts reported and this one repeats, if any."""
         if not is_main:
             return
         self.path = output / FILE_NAME
-        _drop_lines_from(self.path, first_step)
+        earlier = read_metrics(self.path)
+        self._withdraw(earlier, first_step)
         self._is_cut_short = self._has_complained = False
-        self._monitor = _open_monitors(output, monitors)
+        self._monitor = open_monitors(output, monitors, first_step, earlier)
+        at_wandb = wandb_id(self._monitor)
+        if at_wandb not in (None, known_wandb_id(earlier)):
+            self.write({"step": max(first_step - 1, 0), "event": WANDB_RUN, "id": at_wandb})
+
+    def _withdraw(self, earlier: list[dict], first_step: int) -> None:
+        """Drop lines of steps that a resumed run repeats, and a line that was cut short by a kill."""
+        kept = [line for line in earlier if line["step"] < first_step]
+        if len(kept) < len(earlier):
+            self.withdrawn = [first_step, max(line["step"] for line in earlier)]
+        if self.path.exists():
+            write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, line: dict) -> None:
         """Append a line, which has at least ``step``, and pass its finite numbers to the monitors."""
         if self._monitor is None:
             return
-        self._append(json.dumps(_finite_or_null(line), allow_nan=False))
+        self._append(json.dumps(_finite_or_null(line | {"time": time_stamp()}), allow_nan=False))
         numbers = {name: value for name, value in line.items() if _is_finite_number(value)}
         events = [(_monitor_name(n), v, line["step"]) for n, v in numbers.items() if n not in ("step", "consumed_samples")]
         try:
@@ -175,43 +169,44 @@ class Throughput:
         return measured
 
 
-def describe(line: dict, max_steps: int, seconds_left: float) -> str:
+def describe(line: dict, max_steps: int, seconds_left: float, columns: int) -> str:
     """Format a training line of ``metrics.jsonl`` for the terminal, in columns that line up from line to line.
 
-    Perplexity is exp(loss), per predicted token; what a run does not know (``mfu``, ``grad_norm``) is omitted; a dash stands
-    for the losses if all steps since the last line were skipped.
+    What is worth most goes first into the ``columns`` that there are; metrics.jsonl has everything. Perplexity is exp(loss),
+    per predicted token; what a run does not know (``mfu``, ``grad_norm``) is omitted; a dash stands for the losses if all
+    steps since the last line were skipped.
     """
     digits, loss, norm = len(str(max_steps)), line["loss"], line.get("grad_norm")
-    tokens, predicted = _rate(line["tokens_per_second"]), _rate(line["predicted_tokens_per_second"])
-    parts = [
-        f"step {line['step']:>{digits}}/{max_steps}",
-        f"loss {loss:7.4f}".replace("nan", "  –"),
-        f"ppl {_in_columns(math.inf if loss > 700 else math.exp(loss), 6)}".replace("nan", "  –"),  # exp would overflow
-        f"acc {line['accuracy']:5.1%}".replace("nan%", "   –"),
-        f"lr {line['learning_rate']:.2e}",
-        "" if norm is None else f"norm {_in_columns(norm, 5)}",
-        f"{tokens} tok/s ({predicted} pred)",
-        f"MFU {line['mfu']:3.0%}" if "mfu" in line else "",
-        f"wait {line['data_wait']:4.1%}",
-        f"{line['memory'] / GIB:4.1f} GiB",
-        f"{show_duration(seconds_left) if math.isfinite(seconds_left) else '?'} left",
+    left = f"{show_duration(seconds_left) if math.isfinite(seconds_left) else '?'} left"
+    parts = [  # and what each is worth, 0 most
+        (0, f"step {line['step']:>{digits}}/{max_steps}"),
+        (0, f"loss {loss:7.4f}".replace("nan", "  –")),
+        (6, f"ppl {_in_columns(math.inf if loss > 700 else math.exp(loss), 6)}".replace("nan", "  –")),  # exp would overflow
+        (4, f"acc {line['accuracy']:5.1%}".replace("nan%", "   –")),
+        (3, f"lr {line['learning_rate']:.2e}"),
+        (5, "" if norm is None else f"norm {_in_columns(norm, 5)}"),
+        (1, f"{_rate(line['tokens_per_second'])} tok/s"),
+        (9, f"{_rate(line['predicted_tokens_per_second'])} pred"),
+        (7, f"MFU {line['mfu']:3.0%}" if "mfu" in line else ""),
+        (10, f"wait {line['data_wait']:4.1%}"),
+        (8, f"{line['memory'] / GIB:4.1f} GiB"),
+        (2, left),
     ]
-    return "  ".join(filter(None, parts))
+    shown, room = set(), columns
+    for worth, text in sorted(parts):
+        room -= (LONGEST_LEFT if text is left else len(text)) + len(GAP) if text else 0
+        if worth and room + len(GAP) < 0:
+            break
+        shown.add(text)
+    return GAP.join(text for _, text in parts if text and text in shown)
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
     """Peak FLOP/s of the device in 16 bits; None if unknown, or in fp32."""
     if device.type != "cuda" or precision == "fp32":
         return None
-    return peak_flops_of(torch.cuda.get_device_name(device))
-
-
-def peak_flops_of(name: str) -> float | None:
-    """Peak FLOP/s in 16 bits by the device's name; None for a slice of a device (MIG), whose share is unknown."""
-    if re.search(r"\bMIG\b", name):
-        return None
-    found = (tera * 1e12 for pattern, tera in PEAK_TFLOPS.items() if re.search(rf"\b(?:{pattern})\b", name))
-    return next(found, None)
+    found = accelerator_of(torch.cuda.get_device_name(device))
+    return found and found.tflops * 1e12
 
 
 def peak_memory(device: torch.device) -> int:
@@ -253,29 +248,3 @@ def _finite_or_null(value):
 
 def _monitor_name(name: str) -> str:
     return f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else f"train/{name}"
-
-
-def _open_monitors(output: Path, monitors: dict):
-    """Open DeepSpeed's monitors; TensorBoard is on unless the JSON says otherwise, and files go to the run's folder."""
-    from deepspeed.monitor.config import get_monitor_config
-    from deepspeed.monitor.monitor import MonitorMaster
-
-    folder = {"output_path": str(output)}
-    defaults = {
-        "tensorboard": {"enabled": True, "job_name": "tensorboard"} | folder,
-        "csv_monitor": {"job_name": "csv"} | folder,
-        "comet": {"samples_log_interval": 1},  # counts our steps: by default 99 of 100 would be lost
-    }
-    config = get_monitor_config(monitors | {name: d | monitors.get(name, {}) for name, d in defaults.items()})
-    try:
-        return MonitorMaster(config)
-    except Exception as error:  # of whatever kind each client raises, where nobody is logged in for example
-        what = f"a monitor of DeepSpeed's JSON cannot be opened: {str(error).rstrip('. ')}"
-        raise UserError(f"{what}. Correct its section ({', '.join(monitors)}), or leave it out.") from error
-
-
-def _drop_lines_from(path: Path, first_step: int) -> None:
-    """Drop lines of steps that a resumed run repeats, and a line that was cut short by a kill."""
-    if path.exists():
-        kept = [line for line in read_metrics(path) if line["step"] < first_step]
-        write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))

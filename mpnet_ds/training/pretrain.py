@@ -42,24 +42,27 @@ from mpnet_ds.errors import UserError
 from mpnet_ds.files import obstacle_to_writing
 from mpnet_ds.findings import Finding
 from mpnet_ds.hub.init_from import load_pretrained_weights
-from mpnet_ds.hub.locate import is_hub_name
+from mpnet_ds.hub.locate import is_hub_name, model_name
 from mpnet_ds.lasting_output import outlive_readers
 from mpnet_ds.metrics_file import FILE_NAME as METRICS
 from mpnet_ds.metrics_file import read_metrics
-from mpnet_ds.preflight.checks import CHECKS, check_objective
+from mpnet_ds.preflight.assumed_ranks import AssumedRanks, assumed_ranks
+from mpnet_ds.preflight.checks import CHECKS, check_attention, check_objective
 from mpnet_ds.preflight.inspection import DATA, EVAL_DATA, Inspection, flatten, gather_findings, raise_if_fatal
 from mpnet_ds.preflight.plan import Data, RunPlan, datasets_of, sizes_of
 from mpnet_ds.quiet import quiet_libraries
 from mpnet_ds.ranks import process_group
 from mpnet_ds.ranks.disks import Disks
+from mpnet_ds.ranks.launchers import Placement
 from mpnet_ds.ranks.process_group import Ranks
 from mpnet_ds.ranks.threads import choose_threads
 from mpnet_ds.ranks.watchdog import FOLDER as HANG
 from mpnet_ds.ranks.watchdog import Watchdog
-from mpnet_ds.run import demo
-from mpnet_ds.run.report import describe_configuration, describe_needs, describe_run
+from mpnet_ds.run import demo, history
+from mpnet_ds.run.report import describe_configuration, describe_needs, describe_run, describe_training
 from mpnet_ds.run.resume import find_start, find_start_again
 from mpnet_ds.run.run_folder import held, prepare
+from mpnet_ds.training.schedule import learning_rate
 from mpnet_ds.training.trainer import Outcome, Trainer
 
 YEAR = 365 * 24 * 3600.0  # seconds
@@ -82,7 +85,10 @@ def pretrain(arguments: argparse.Namespace, mistakes: Sequence[str] = (), before
     inspection = Inspection(placement.rank)
     inspection.facts |= _versions()
     inspection.take((arguments, mistakes))
-    plan = _read_inputs(arguments, placement.world_size, inspection)
+    assumed = inspection.attempt(lambda: _assumed_ranks(arguments))
+    plan = _read_inputs(arguments, assumed or placement, inspection)
+    if assumed:
+        return _plan_for(plan, assumed, inspection)
     if inspection.is_fatal and placement.world_size == 1:
         raise_if_fatal([inspection])
 
@@ -109,7 +115,29 @@ def pretrain(arguments: argparse.Namespace, mistakes: Sequence[str] = (), before
     return code
 
 
-def _read_inputs(arguments: argparse.Namespace, world_size: int, inspection: Inspection) -> RunPlan:
+def _assumed_ranks(arguments: argparse.Namespace) -> AssumedRanks | None:
+    """The ranks that ``--assume`` names, if it is given."""
+    if arguments.assume is None:
+        return None
+    if not arguments.dry_run:
+        raise UserError("--assume is for planning: add --dry_run.")
+    return assumed_ranks(arguments.assume)
+
+
+def _plan_for(plan: RunPlan, ranks: AssumedRanks, inspection: Inspection) -> int:
+    """Say what a run takes of machines that are not there; return the exit code."""
+    if plan.is_complete and not check_objective(plan, ranks, None):
+        plan = replace(plan, sizes=inspection.attempt(lambda: sizes_of(plan, ranks.device)))
+        inspection.run((check for check in CHECKS if check.function is not check_attention), plan, ranks)
+    warnings = [f"warning: {text}" for text in raise_if_fatal([inspection])]
+    start_up.end()
+    plan = replace(plan, execution=plan.execution.on_assumed(ranks.device))
+    lines = [*describe_training(plan, ranks), *describe_needs(plan, ranks), ranks.describe_time(plan), *warnings]
+    print("\n".join([*lines, describe_configuration(plan.engine), f"This is a plan for {ranks.name}: nothing was trained."]))
+    return 0
+
+
+def _read_inputs(arguments: argparse.Namespace, ranks: Placement | AssumedRanks, inspection: Inspection) -> RunPlan:
     """Make the plan as far as the command line and files can be read; problems go into ``inspection``.
 
     What is valid of a recipe with mistakes is checked as well, and left out of the plan then.
@@ -118,11 +146,13 @@ def _read_inputs(arguments: argparse.Namespace, world_size: int, inspection: Ins
     is_sound = not inspection.is_fatal
     _check_folders(arguments, inspection)
     execution = inspection.attempt(lambda: execution_of(arguments))
-    engine = _engine_config(arguments, recipe, is_sound, world_size, inspection)
+    engine = _engine_config(arguments, recipe, is_sound, ranks, inspection)
     plan = RunPlan(recipe, engine, execution, init_from=arguments.init_from)
     if arguments.eval_data and not arguments.data:
         text = "--eval_data without --data: the demo has evaluation data of its own. Add --data DIR."
         inspection.add([Finding(text)])
+    if arguments.assume and not arguments.data:
+        inspection.add([Finding("--assume without --data: a plan is for a dataset. Add --data DIR.")])
     if arguments.data:
         opened = inspection.attempt(lambda: open_data(arguments.data, arguments.eval_data, recipe))
         data, eval_data = opened or (None, None)
@@ -143,7 +173,7 @@ def _check_folders(arguments: argparse.Namespace, inspection: Inspection) -> Non
 
 
 def _engine_config(
-    arguments, recipe: Recipe, is_sound: bool, world_size: int, inspection: Inspection
+    arguments, recipe: Recipe, is_sound: bool, ranks: Placement | AssumedRanks, inspection: Inspection
 ) -> EngineConfig | None:
     """Resolve DeepSpeed's JSON, as far as it and the recipe are valid; None unless they are (``is_sound``: the recipe)."""
     path = arguments.deepspeed_config
@@ -154,10 +184,11 @@ def _engine_config(
     if sound is None:
         return None
     inspection.attempt(lambda: inspection.add(Finding(text, is_fatal=False) for text in name_deprecated(sound, path)))
-    supported, exact = process_group.supported_precisions(), "optimization.micro_batch_size" in overrides_of(arguments)[0]
+    supported = ranks.precisions if isinstance(ranks, AssumedRanks) else process_group.supported_precisions()
+    exact = "optimization.micro_batch_size" in overrides_of(arguments)[0]
     hidden_size, is_sound = inspection.attempt(lambda: recipe.model.hidden_size), is_sound and not findings
     options = (supported, path, exact, hidden_size, is_sound)
-    config = inspection.attempt(lambda: resolve(sound, recipe.optimization, world_size, *options))
+    config = inspection.attempt(lambda: resolve(sound, recipe.optimization, ranks.world_size, *options))
     if config is not None:
         inspection.attempt(lambda: check_accepted(config, path))
     return config
@@ -232,7 +263,8 @@ def _run(arguments: argparse.Namespace, plan: RunPlan, ranks: Ranks, inspection:
     warnings = _warnings(inspection, plan, ranks)
     if arguments.dry_run:
         start_up.end()
-        lines = [*describe_run(plan, disks), *describe_needs(plan, ranks), *warnings, describe_configuration(plan.engine)]
+        plan, _ = _compare(arguments, plan, ranks)
+        lines = [*_describe(plan, disks), *describe_needs(plan, ranks), *warnings, describe_configuration(plan.engine)]
         end = f"All checks passed. Nothing was trained, and nothing was written to {plan.start.output}."
         ranks.say("\n".join([*lines, end]))
         return 0
@@ -240,7 +272,6 @@ def _run(arguments: argparse.Namespace, plan: RunPlan, ranks: Ranks, inspection:
         return 0
 
     # The output folder is locked: no other run trains in it.
-    record = _record(arguments, plan, ranks)
     with ExitStack() as stack:
         disks.on_each(lambda: stack.enter_context(held(plan.start.output)))
         start = find_start_again(plan, arguments, disks)
@@ -250,9 +281,11 @@ def _run(arguments: argparse.Namespace, plan: RunPlan, ranks: Ranks, inspection:
             warnings = _warnings(again, plan, ranks)
             if _is_trained(plan, ranks):
                 return 0
+        plan, record = _compare(arguments, plan, ranks)
         disks.on_each(lambda: prepare(plan.start, record, plan.data.tokenizer_folder))
-        ranks.say("\n".join([*describe_run(plan, disks), *warnings]))
+        ranks.say("\n".join([*_describe(plan, disks), *warnings]))
         outcome = _train(plan, disks)
+        _note_end(outcome, plan, disks)
     return _conclude(outcome, plan, disks)
 
 
@@ -298,16 +331,66 @@ def _train(plan: RunPlan, disks: Disks) -> Outcome:
         return Trainer(plan, module, disks, watchdog).train()
 
 
-def _record(arguments: argparse.Namespace, plan: RunPlan, ranks: Ranks) -> dict:
-    """Collect everything that is needed to repeat the run: ``run.json``."""
+def _compare(arguments: argparse.Namespace, plan: RunPlan, ranks: Ranks) -> tuple[RunPlan, dict]:
+    """The plan with what changed since the run's earlier starts, and ``run.json`` with this one; alike on all ranks."""
+    start, settings = plan.start, _settings(arguments, plan, ranks)
+
+    def compare() -> tuple[history.Changes, dict]:
+        earlier = history.earlier_starts(start)
+        changes = history.changes_since(earlier, settings, start.step)
+        return changes, history.continued(earlier, settings, start, changes)
+
+    changes, record = ranks.on_main(compare)
+    return replace(plan, changes=changes), record
+
+
+def _describe(plan: RunPlan, disks: Disks) -> list[str]:
+    """Lines at the start: what is trained and what has changed; the learning rate on both sides of a schedule's jump."""
+    return [*describe_run(plan, disks), *_describe_jump(plan)]
+
+
+def _describe_jump(plan: RunPlan) -> list[str]:
+    """The learning rate before and after a resume with another schedule; empty if it is the same one."""
+    names, step = ("learning_rate", "warmup_steps", "max_steps"), plan.start.step
+    now = [getattr(plan.recipe.optimization, name) for name in names]
+    changed = [plan.changes.get(f"optimization.{name}") for name in names]
+    if not any(changed):
+        return []
+    before = [pair[0] if pair else value for pair, value in zip(changed, now, strict=True)]
+    old, new = learning_rate(step, *before), learning_rate(step + 1, *now)
+    return [
+        f"The learning rate was {old:.3g} at step {step} and is {new:.3g} at step {step + 1}, as its schedule has changed"
+    ]
+
+
+def _note_end(outcome: Outcome, plan: RunPlan, disks: Disks) -> None:
+    """Write into ``run.json`` where this start ended; without it the run is as good, so a failure is only said."""
+
+    def note() -> str:
+        try:
+            history.end(plan.start.output, outcome.step)
+            return ""
+        except (OSError, UserError) as error:
+            return disks.at_host(str(error))
+
+    for failure in filter(None, disks.on_each(note)):
+        disks.ranks.complain(f"warning: where this start ended is not in run.json ({failure}).")
+
+
+def _settings(arguments: argparse.Namespace, plan: RunPlan, ranks: Ranks) -> dict:
+    """Collect everything that is needed to repeat this start, for ``run.json``."""
+    used = plan.init_from if plan.start.checkpoint is None else None
     return {
         "command": " ".join(sys.argv),
-        "arguments": {name: value for name, value in vars(arguments).items() if name != "local_rank"},
+        "arguments": {name: value for name, value in vars(arguments).items() if name not in ("local_rank", "init_from")},
+        "init_from": used,
+        "base_model": used and model_name(used),
         "recipe": plan.recipe.as_json(),
         "deepspeed_config": plan.engine.engine,
         "monitors": plan.engine.monitors,
         "batch": asdict(plan.engine.batch),
         "precision": plan.engine.precision,
+        "zero_stage": plan.engine.zero_stage,
         "execution": asdict(plan.execution),
         "parameters": plan.sizes.parameters,
         "world_size": ranks.world_size,
@@ -315,6 +398,7 @@ def _record(arguments: argparse.Namespace, plan: RunPlan, ranks: Ranks) -> dict:
         "device": str(ranks.device),
         "identity": plan.start.identity,
         "versions": _versions(),
+        "datasets": {"training": plan.data.checksum, "evaluation": plan.eval_data and plan.eval_data.checksum},
         "data": _record_of_data(plan.data),
     }
 
@@ -354,7 +438,7 @@ def _conclude(outcome: Outcome, plan: RunPlan, disks: Disks) -> int:
     if not disks.is_one:
         commands = "\n  ".join(disks.gather_commands(output))
         ranks.say(f"Other hosts have their part of each checkpoint on disks of their own. To copy them here:\n  {commands}")
-    ranks.say(f"To use the model: {invocation('convert_to_hf')} {output} OUT")
+    ranks.say(f"To use the model: {invocation('convert_to_hf', output, 'OUT')}")
     return 0
 
 

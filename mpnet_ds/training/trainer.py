@@ -13,6 +13,7 @@ The code here waits for the device only after a session's first step, to log, to
 """
 
 import math
+import shutil
 import sys
 from collections.abc import Callable
 from contextlib import closing
@@ -46,6 +47,9 @@ from mpnet_ds.zero.load_converted import load_weights
 
 INSPECTION = "inspection"
 """Subfolder of the output where a run that gave up leaves its state."""
+
+UNKNOWN_WIDTH = 60
+"""Columns of a step's line where there is no terminal and no ``COLUMNS``."""
 
 _NOT_FINITE = (
     "had no finite loss or gradient",
@@ -110,6 +114,9 @@ class Trainer:
         self.stop_requests = StopRequests(start.output, ranks)
         first = self.step + 1 if start.checkpoint else 0
         self.metrics = MetricsWriter(start.output, config.monitors, ranks.is_main, first_step=first)
+        if start.checkpoint is not None:
+            came_from = {"checkpoint": start.checkpoint.name, "changes": plan.changes or {}}
+            self._event(self.step, "resumed", **came_from, withdrawn=self.metrics.withdrawn)
         self._progress = Progress(
             "Training", recipe.optimization.max_steps, "step", self.step, enabled=ranks.is_main, plain_lines=False
         )
@@ -363,7 +370,8 @@ class Trainer:
         self.metrics.write(line)
         last, rate = self.recipe.optimization.max_steps, self._throughput.steps_per_second
         self._progress.note(f"loss {losses['loss']:.3f}" if math.isfinite(losses["loss"]) else "")
-        self._progress.write(describe(line, last, (last - self.step) / rate if rate else math.inf))
+        seconds_left = (last - self.step) / rate if rate else math.inf
+        self._progress.write(describe(line, last, seconds_left, shutil.get_terminal_size((UNKNOWN_WIDTH, 0)).columns))
 
     @torch.no_grad()
     def _evaluate(self) -> Request:

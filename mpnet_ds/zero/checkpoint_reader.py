@@ -66,7 +66,8 @@ class ZeroCheckpoint:
             self._check_against_module()
         trained = {name: self._stored(name, MASTER) for name in self._locations}
         files = list(dict.fromkeys([*shards.model.files, *shards.optimizers]))
-        self.weights = StoredWeights(trained | self._model.untrained(trained), self._model.tied, files)
+        tensors = trained | self._model.untrained(trained)
+        self.weights = StoredWeights(tensors, self._model.tied, files, self._model.describe_left_out(self.stage))
 
     def named_states(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """Yield (name, states) of every trained parameter once: the fp32 weight as ``MASTER``, and the optimizer's states.

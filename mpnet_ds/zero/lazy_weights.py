@@ -19,6 +19,8 @@ class StoredWeights:
     tied: dict[str, str]
     """Second name → first name of parameters that appear under two names."""
     files: list[TensorFile]
+    lacks: str = ""
+    """What the module had and the files do not, in words; empty if nothing."""
 
     def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, tensor) one after another, floating-point values as fp32, each in memory of its own.

@@ -44,7 +44,8 @@ class ModelStates:
             for name, value in entries.items()
             if isinstance(value, Tensor)
         }
-        self.left_out: set[str] = set()
+        self._left_out: set[str] = set()
+        self._unknown: list[str] = []
         self.tied = self._find_tied()
 
     @cached_property
@@ -68,24 +69,45 @@ class ModelStates:
     def untrained(self, trained: dict) -> dict[str, StoredTensor]:
         """Frozen parameters and buffers, which the optimizer does not hold.
 
+        What was trained before it was frozen is not among them: the optimizer has it in fp32.
         Raises ``UserError`` for names of the module's state of which the files hold no values, or two.
         """
-        frozen = self._join_frozen() if self.is_divided else {}
-        known = {*trained, *frozen, *self.tied, *self.left_out}
+        frozen = self._join_frozen(trained) if self.is_divided else {}
+        known = {*trained, *frozen, *self.tied, *self._left_out}
         others = {name: tensor for name, tensor in self.module.items() if name not in known}
-        if self.is_divided:
-            unknown = [name for name, tensor in others.items() if not tensor.numel and name not in self.buffers]
-            if self.content.get("frozen_param_shapes") is None:  # the save left them out under their first names
-                others, unknown = {name: others[name] for name in others.keys() - unknown}, []
-        else:
-            unknown = self._other_names(trained, others)
-        if unknown:
+        if not self.is_divided:
+            self._refuse_other_names(self._other_names(trained, others))
+            return others
+        empty = [name for name, tensor in others.items() if not tensor.numel and name not in self.buffers]
+        if not self._were_frozen_saved:
+            self._unknown = empty  # left out, too, and perhaps other names of frozen ones
+        elif empty:
             raise UserError(
-                f"{self.path}: the module's state names {', '.join(unknown[:3])}{' …' if unknown[3:] else ''}, and the "
-                "checkpoint does not tell which of the optimizer's weights these are: load it with its own program, and "
-                "save it with a state dict that has the names of named_parameters()."
+                f"{self.path}: no file has values of {_few(empty)}. When DeepSpeed saved, the model had them, but its "
+                "optimizer did not, and they were not frozen; or they have other names here than in named_parameters(). "
+                "Load the checkpoint with its own program, and save it at ZeRO stage 2 or by engine.save_16bit_model."
             )
-        return frozen | others
+        return frozen | {name: tensor for name, tensor in others.items() if name not in empty}
+
+    @property
+    def _were_frozen_saved(self) -> bool:
+        """At ZeRO 2 and 3, whether the save kept frozen weights: then it noted their shapes, even if there were none."""
+        return self.content.get("frozen_param_shapes") is not None
+
+    def describe_left_out(self, stage: int) -> str:
+        """Say what the result lacks, because the save was told to leave out frozen weights; empty if it was not."""
+        if stage < 2 or self._were_frozen_saved:
+            return ""
+        others = f", and so are {_few(self._unknown)}, of which no file has values" if self._unknown else ""
+        return f"{self.path.parent} was saved without frozen weights (exclude_frozen_parameters): they are left out{others}."
+
+    def _refuse_other_names(self, names: list[str]) -> None:
+        if names:
+            raise UserError(
+                f"{self.path}: the module's state names {_few(names)}, and the checkpoint does not tell which of the "
+                "optimizer's weights these are: load it with its own program, and save it with a state dict that has the "
+                "names of named_parameters()."
+            )
 
     def _other_names(self, trained: dict, others: dict[str, StoredTensor]) -> list[str]:
         """Names of weights that the optimizer has under others: in its weights' memory, or in place of missing ones."""
@@ -100,10 +122,12 @@ class ModelStates:
             if tensor.numel and (tensor.record in shared or tensor.shape in missing)
         ]
 
-    def _join_frozen(self) -> dict[str, StoredTensor]:
-        """Concatenate the ranks' partitions, each a tensor by itself; the last ones may hold padding."""
+    def _join_frozen(self, trained: dict) -> dict[str, StoredTensor]:
+        """Concatenate the ranks' partitions of what is not trained, each a tensor; the last ones may hold padding."""
         found = {}
         for name, shape in _checked_shapes(self.path, self._frozen_shapes).items():
+            if name in trained:
+                continue
             wanted, spans = math.prod(shape), []
             for file in self.files:
                 part = file.tensor((file.content.get("frozen_param_fragments") or {}).get(name)).spans[0]
@@ -120,7 +144,7 @@ class ModelStates:
         known = {*self.buffers, *self._frozen_shapes, *(name for group in groups for name in group)}
         places: dict[tuple, list[str]] = {}
         for name, tensor in self.module.items():
-            if (tensor.numel or self.is_divided) and name not in ties and name not in self.left_out:
+            if (tensor.numel or self.is_divided) and name not in ties and name not in self._left_out:
                 places.setdefault(tensor.location, []).append(name)
         for names in places.values():
             firsts = [name for name in names if name in known] or names[:1]
@@ -129,20 +153,19 @@ class ModelStates:
         return ties
 
     def _checked_ties(self, ties: dict) -> dict[str, str]:
-        """Return the noted ties; put those of frozen parameters that the save left out into ``left_out``."""
-        were_frozen_saved = self.content.get("frozen_param_shapes") is not None
+        """Return the noted ties; put those of frozen parameters that the save left out into ``_left_out``."""
         for name, source in ties.items():
             is_lost = _checked_name(self.path, source) not in self.module
             is_wrong = _checked_name(self.path, name) == source or source in ties
-            if is_wrong or (is_lost and name in self.module and were_frozen_saved):
+            if is_wrong or (is_lost and name in self.module and self._were_frozen_saved):
                 raise UserError(f"{self.path} is damaged: it ties '{name}' to '{source}', which is not a parameter.")
             if is_lost:
-                self.left_out.add(name)
+                self._left_out.add(name)
         # DeepSpeed goes by addresses, which empty tensors share.
         return {
             name: source
             for name, source in ties.items()
-            if name not in self.left_out
+            if name not in self._left_out
             if self.is_divided or name not in self.module or self.module[name].shape == self.module[source].shape
         }
 
@@ -175,3 +198,7 @@ def _checked_shapes(path, group) -> dict[str, tuple[int, ...]]:
 def joined(shape: tuple[int, ...], spans: list[Span]) -> StoredTensor:
     """Concatenate spans to a tensor of the given shape."""
     return StoredTensor(tuple(shape), spans[0].fake.dtype if spans else torch.float32, spans)
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3:,} others" if names[3:] else "")

@@ -36,7 +36,9 @@ def open_universal(folder: Path) -> StoredWeights:
         if stored.numel != math.prod(shape):
             raise UserError(f"{files[name].path} holds {stored.numel:,} elements; {name} has the shape {list(shape)}.")
         tensors[name] = StoredTensor(shape, stored.dtype, stored.spans)
-    return StoredWeights(tensors | model.untrained(tensors), model.tied, [*model.files, *files.values()])
+    tensors |= model.untrained(tensors)
+    lacks = model.describe_left_out(3) if model.is_divided else ""
+    return StoredWeights(tensors, model.tied, [*model.files, *files.values()], lacks)
 
 
 def _open_parameter(folder: Path, name: str) -> TensorFile:

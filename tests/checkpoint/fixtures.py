@@ -31,6 +31,7 @@ RARE = {
         *["zero2-cpu_adam", "zero2-offload", "zero1-aligned", "zero2-aligned", "zero3-subgroups-bf16"],
         *["zero1-without_frozen", "zero2-idle", "zero1-scalar", "zero3-sgd", "zero2-momentum", "zero2-adagrad"],
         *["zero3-client", "zero2-bf16_masters", "zero3-fp32-other_run"],
+        *["zero3-frozen_later-fp16", "universal3-frozen_later", "zero2-frozen_later", "zero2-outside"],
     ],
     3: ["zero3-bf16", "universal3-fp32", "zero2-aligned-round_robin", "zero1-bf16-accumulated_in_fp32"],
 }

@@ -45,6 +45,8 @@ class Kind:
         save: more arguments of ``save_checkpoint``.
         earlier: also saves after two steps.
         born_divided: the model is built under ``deepspeed.zero.Init``.
+        frozen_later: one of its layers is frozen before the last step.
+        outside: leaves ``perches.1.shift`` out of the optimizer.
         then: what is made of the checkpoint: ``universal`` or ``fp16``.
     """
 
@@ -61,6 +63,8 @@ class Kind:
     born_divided: bool = False
     seed: int = 0
     earlier: bool = False
+    frozen_later: bool = False
+    outside: bool = False
     then: str = ""
 
 
@@ -128,6 +132,13 @@ KINDS: dict[str, Kind] = (
         "zero1-without_frozen": Kind(1, save={"exclude_frozen_parameters": True}),
         "zero2-without_frozen": Kind(2, save={"exclude_frozen_parameters": True}),
         "zero3-without_frozen": Kind(3, save={"exclude_frozen_parameters": True}),
+        "zero3-frozen_later": Kind(3, "bf16", frozen_later=True),
+        "zero3-frozen_later-fp16": Kind(3, "bf16", frozen_later=True, then="fp16"),
+        "universal3-frozen_later": Kind(3, "bf16", frozen_later=True, save=UNIVERSAL, then="universal"),
+        "zero2-frozen_later": Kind(2, "bf16", frozen_later=True),
+        "zero3-outside": Kind(3, "bf16", outside=True),
+        "zero3-outside-without_frozen": Kind(3, outside=True, save={"exclude_frozen_parameters": True}),
+        "zero2-outside": Kind(2, "bf16", outside=True),
         "zero0-idle": Kind(0, "bf16", idle=True),
         "zero2-idle": Kind(2, idle=True),
         "zero3-idle": Kind(3, idle=True),
@@ -171,7 +182,12 @@ def make(folder: Path, kind: Kind, ranks: process_group.Ranks) -> None:
     """Trains, saves and writes down the truth."""
     engine = build(kind)
     generator = torch.Generator().manual_seed(kind.seed * 100 + ranks.rank)
+    trained = {id(parameter) for parameter in engine.module.parameters() if parameter.requires_grad}
+    if kind.outside:
+        trained.remove(id(engine.module.perches[1].shift))
     for step in range(3):
+        if step == 2 and kind.frozen_later:
+            engine.module.calm.requires_grad_(False)
         if kind.earlier and step == 2:
             engine.save_checkpoint(str(folder), tag="earlier", save_latest=False)
         engine.backward(engine(torch.randint(PIECES, (2, PLACES), generator=generator)))
@@ -180,7 +196,7 @@ def make(folder: Path, kind: Kind, ranks: process_group.Ranks) -> None:
     engine.save_checkpoint(str(folder), tag="last", **save)
     if kind.zero.get("gather_16bit_weights_on_model_save"):
         engine.save_16bit_model(str(folder), "pytorch_model.bin")
-    found = truth(engine, kind)
+    found = truth(engine, kind, trained)
     ranks.barrier()
     if ranks.is_main:
         if kind.then == "universal":
@@ -211,16 +227,18 @@ def build(kind: Kind):
     with deepspeed.zero.Init(enabled=kind.born_divided, config_dict_or_path=config):
         model = Parrot(kind.idle, kind.scalar)
     parameters = list(model.parameters()) if kind.one_group else groups(model)
+    if kind.outside:
+        parameters.pop()
     if kind.client:
         return deepspeed.initialize(model=model, optimizer=kind.client(parameters), config=config)[0]
     config["optimizer"] = kind.optimizer
     return deepspeed.initialize(model=model, model_parameters=parameters, config=config)[0]
 
 
-def truth(engine, kind: Kind) -> dict[str, Tensor]:
+def truth(engine, kind: Kind, trained: set[int]) -> dict[str, Tensor]:
     """Name → tensor on every rank, from the live engine: tied names share memory, floating point in fp32."""
     named = dict(engine.module.named_parameters(remove_duplicate=False))
-    weights = {id(parameter): weight_of(engine, parameter) for parameter in engine.module.parameters()}
+    weights = {id(weight): weight_of(engine, weight, id(weight) in trained) for weight in engine.module.parameters()}
     found = {}
     for name, tensor in engine.module.state_dict(keep_vars=True).items():
         if name in named:
@@ -231,16 +249,17 @@ def truth(engine, kind: Kind) -> dict[str, Tensor]:
     return found
 
 
-def weight_of(engine, parameter) -> Tensor:
+def weight_of(engine, parameter, is_trained: bool) -> Tensor:
     """One parameter whole and in fp32: what the optimizer has of it, else what the module has."""
     from deepspeed.runtime.zero import GatheredParameters
     from deepspeed.utils import safe_get_full_fp32_param
 
     if not hasattr(parameter, "ds_id") and parameter.dtype == torch.float32:
         return parameter.detach().clone()  # DeepSpeed 0.19.8's own function errs with round_robin_gradients
-    if parameter.requires_grad and engine.zero_optimization_stage() > 0:
+    if is_trained and engine.zero_optimization_stage() > 0:
+        parameter.requires_grad_(True)  # of what was frozen later it would give nothing
         return safe_get_full_fp32_param(parameter).detach().float().clone()
-    if parameter.requires_grad and hasattr(engine.optimizer, "fp16_groups"):
+    if is_trained and hasattr(engine.optimizer, "fp16_groups"):
         return master_of(engine.optimizer, parameter)
     if hasattr(parameter, "ds_id"):
         with GatheredParameters([parameter]):

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mpnet_ds.zero.torch_file import load_shard
+from mpnet_ds.zero.torch_file import TensorFile, load_shard
 
 SCALE = {"dynamic_loss_scale": True, "cur_scale": 4096.0, "cur_iter": 3, "last_overflow_iter": -1}
 SCALE |= {"scale_factor": 2.0, "scale_window": 1000}
@@ -28,6 +28,7 @@ def to_fp16(folder: Path, truth: dict[str, Tensor], frozen: set[str]) -> dict[st
         content = load_shard(path)
         if "module" in content:
             _rewrite_model(content, halves)
+            _share_empty(content["module"], TensorFile(path))
         else:
             _set_scaler(content["optimizer_state_dict"])
         content["ds_config"] = content["ds_config"] | {"bf16": {"enabled": False}, "fp16": {"enabled": True}}
@@ -44,6 +45,14 @@ def _rewrite_model(content: dict, halves: dict[str, Tensor]) -> None:
         content["frozen_param_fragments"] = {name: part.half() for name, part in content["frozen_param_fragments"].items()}
     if content["optimizer"]:
         content["optimizer"] |= SCALE
+
+
+def _share_empty(module: dict, file: TensorFile) -> None:
+    """Let names of one empty tensor share it again: ``torch.load`` makes one for each."""
+    firsts: dict[tuple, Tensor] = {}
+    for name, tensor in module.items():
+        if not tensor.numel():
+            module[name] = firsts.setdefault(file.tensor(file.content["module"][name]).location, tensor)
 
 
 def _set_scaler(content: dict) -> None:

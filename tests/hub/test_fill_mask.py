@@ -1,9 +1,12 @@
 """The likeliest words for a mask, from our tool and from transformers' own pipeline."""
 
+import io
+
 import pytest
 
 from mpnet_ds.errors import UserError
 from mpnet_ds.hub.fill_mask import top_words
+from mpnet_ds.programs import fill_mask
 
 SENTENCE = "return the <mask> of the list."
 
@@ -16,6 +19,15 @@ def test_top_words_are_those_of_the_fill_mask_pipeline(exported):
     assert [round(probability, 5) for _, probability in found] == [round(row["score"], 5) for row in expected]
     tokens = pipeline("fill-mask", model=str(exported)).tokenizer.convert_tokens_to_ids([word for word, _ in found])
     assert tokens == [row["token"] for row in expected]
+
+
+def test_sentences_come_from_standard_input_too(exported, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{SENTENCE}\n\n"))
+    monkeypatch.setattr("sys.argv", ["fill_mask", str(exported), "--top", "1"])
+    fill_mask.main()
+    said = capsys.readouterr().out.splitlines()
+    (word, probability) = top_words(exported, SENTENCE, 1)[0]
+    assert said == [SENTENCE, f"    {word} {probability:.0%}"]
 
 
 def test_there_is_one_mask(exported):

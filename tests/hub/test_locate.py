@@ -8,7 +8,7 @@ from huggingface_hub import constants
 
 from mpnet_ds.errors import UserError
 from mpnet_ds.hub.fill_mask import top_words
-from mpnet_ds.hub.locate import locate_model, locate_tokenizer
+from mpnet_ds.hub.locate import locate_model, locate_tokenizer, model_name
 
 COMMIT = "0123456789" * 4
 
@@ -55,6 +55,15 @@ def test_a_name_that_cannot_be_had_is_refused_in_one_line(cache, name, locate):
 def test_a_path_is_never_asked_of_the_hub(cache, tmp_path):
     for path in (tmp_path / "gone", "./gone", "../gone", "a/b/c"):
         assert str(locate_model(path)) == str(path).removeprefix("./")
+
+
+def test_a_model_is_named_as_the_hub_may_know_it(cache, tmp_path, monkeypatch):
+    (tmp_path / "my model").mkdir()
+    (tmp_path / "base-model").mkdir()
+    cached = cache("somebody/words", tmp_path / "base-model")
+    monkeypatch.chdir(tmp_path / "base-model")
+    names = ["microsoft/mpnet-base", tmp_path / "base-model", ".", "../base-model/", cached, tmp_path / "my model"]
+    assert [model_name(name) for name in names] == ["microsoft/mpnet-base", *["base-model"] * 3, "somebody/words", None]
 
 
 def test_a_run_is_answered_with_the_command_that_exports_it(trained):

@@ -25,6 +25,7 @@ def test_front_matter_is_what_the_hub_reads(exported, encoder_folder):
 def test_card_tells_of_the_run_and_its_data(trained, encoder_folder, dataset_folder):
     run, rows = trained(), rows_of(encoder_folder)
     assert rows["steps"] == "8"
+    assert rows["highest learning rate"] == "0.005"
     assert rows["sequences"] == "64 of up to 32 tokens"
     assert rows["tokens"] == "2,048"
     assert rows["training loss"] == f"{run.losses[-1]:.4f} nats per predicted token (step 8)"
@@ -35,6 +36,8 @@ def test_card_tells_of_the_run_and_its_data(trained, encoder_folder, dataset_fol
     manifest, text = json.loads((dataset_folder / "dataset.json").read_text()), (encoder_folder / "README.md").read_text()
     assert f"{manifest['documents']:,} documents, {manifest['tokens']:,} tokens, from `sample.txt`" in text
     assert str(dataset_folder.parent) not in text
+    assert "* License: not stated\n* Languages: not stated\n* Sources: not stated\n" in text
+    assert "started from" not in rows
     assert all(value.strip() for value in rows.values())
 
 
@@ -44,7 +47,7 @@ def test_a_checkpoint_without_its_run_says_what_its_manifest_knows(trained, tmp_
     rows, text = rows_of(tmp_path / "model"), (tmp_path / "model" / "README.md").read_text()
     assert rows["tokens"] == "2,048"
     assert "validation loss" in rows
-    assert not {"training loss", "made with", "peak learning rate"} & rows.keys()
+    assert not {"training loss", "made with", "highest learning rate"} & rows.keys()
     assert "checksum of the dataset" in text
     assert "None" not in text
     assert "documents" not in text
@@ -71,8 +74,9 @@ def test_sources_of_a_mixture_are_named_without_their_folders(trained, tmp_path)
     record = json.loads((run / "run.json").read_text())
     files = [f"/home/someone/corpus/part-{i}.txt" for i in range(20)]
     count = {"documents": 5_000, "sequences": 9_000, "tokens": 70_000}
+    stated = {"licenses": ["CC-BY-SA-4.0"], "languages": ["no", "pt-BR"], "sources": ["owner/texts", "our crawl"]}
     record["data"]["training"] = [
-        {"folder": "a", "share": 0.7, "sources": files, "num_sources": 64} | count,
+        {"folder": "a", "share": 0.7, "sources": files, "num_sources": 64, "provenance": stated} | count,
         {"folder": "b", "share": 0.3, "sources": ["owner/texts"], "num_sources": 1} | count,
     ]
     (run / "run.json").write_text(json.dumps(record))
@@ -82,6 +86,33 @@ def test_sources_of_a_mixture_are_named_without_their_folders(trained, tmp_path)
     assert "`part-9.txt`, 54 more\n" in text
     assert "* 30.00% of the sequences: 5,000 documents, 70,000 tokens, from `owner/texts`\n" in text
     assert "someone" not in text
+    assert (
+        "* License: CC-BY-SA-4.0, unknown\n* Languages: no, pt-BR, unknown\n* Sources: owner/texts, our crawl, unknown\n"
+        in text
+    )
+    card = ModelCard.load(tmp_path / "model" / "README.md").data
+    assert (card.license, card.language, card.datasets) == (None, ["no", "pt-BR"], ["owner/texts"])
+
+
+def test_card_tells_the_history_of_the_run(trained, tmp_path):
+    """Three starts: from the weights of a base, with another learning rate, and one that a later one withdrew."""
+    run = shutil.copytree(trained().folder, tmp_path / "run")
+    record = json.loads((run / "run.json").read_text())
+    (first,) = record["starts"]
+    first |= {"init_from": "/home/someone/base-model", "base_model": "base-model"}
+    rates, begins = [0.003, 0.9, 0.001, 0.001], [0, 6, 4, 5]
+    record["starts"] = [json.loads(json.dumps(first | {"from_step": step})) for step in begins]
+    for start, rate in zip(record["starts"], rates, strict=True):
+        start["recipe"]["optimization"]["learning_rate"] = rate
+    record["starts"][-1]["recipe"]["data"]["license"] = "Our own licence 2.0"
+    (run / "run.json").write_text(json.dumps(record))
+    export_huggingface(run, tmp_path / "model")
+    rows, text = rows_of(tmp_path / "model"), (tmp_path / "model" / "README.md").read_text()
+    assert rows["highest learning rate"] == "0.003 (then 0.001 from step 4 on)"
+    assert rows["started from"].startswith("the weights of `base-model`")
+    assert "someone" not in text
+    card = ModelCard.load(tmp_path / "model" / "README.md").data
+    assert (card.base_model, card.license, card.license_name) == ("base-model", "other", "our-own-licence-2.0")
 
 
 def test_a_model_of_which_little_is_known_has_no_empty_rows(saved, tmp_path):

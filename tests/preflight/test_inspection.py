@@ -316,41 +316,39 @@ ON_HOST = {"device": "cpu"}
 RANKS = SimpleNamespace(world_size=1, device=torch.device("cuda"))
 
 
-def memory_findings(monkeypatch, device: int, host: int, micro_batch_size: int = 32, world_size: int = 1, **zero) -> list:
+def memory_findings(device: int, host: int, micro_batch_size: int = 32, world_size: int = 1, **zero) -> list:
     """Of MPNet-base in bf16 on GPUs of so many bytes."""
-    monkeypatch.setattr(checks, "capacity_of", lambda device_: Capacity(device, host, is_same=False))
     batch = BatchSizes(micro_batch_size, 1, micro_batch_size * world_size)
     content = {"zero_optimization": zero, "optimizer": {"type": "AdamW"}}
     engine = EngineConfig(content, {}, batch, "bf16")
     data = SimpleNamespace(tokenizer=SimpleNamespace(vocab_size=30_527))
-    plan, ranks = RunPlan(BASE, engine, data=data), SimpleNamespace(world_size=world_size, device=RANKS.device)
+    plan, capacity = RunPlan(BASE, engine, data=data), Capacity(device, host, is_same=False)
+    ranks = SimpleNamespace(world_size=world_size, device=RANKS.device, capacity=capacity)
     return check_memory(replace(plan, sizes=sizes_of(plan, ranks.device)), ranks, None)
 
 
-def test_memory_that_suffices_is_not_mentioned(monkeypatch):
-    assert memory_findings(monkeypatch, 24 * GIB, 64 * GIB) == []
+def test_memory_that_suffices_is_not_mentioned():
+    assert memory_findings(24 * GIB, 64 * GIB) == []
 
 
-def test_activations_that_do_not_fit_are_a_warning_with_the_micro_batch_that_would(monkeypatch):
-    (finding,) = memory_findings(monkeypatch, 8 * GIB, 64 * GIB)
+def test_activations_that_do_not_fit_are_a_warning_with_the_micro_batch_that_would():
+    (finding,) = memory_findings(8 * GIB, 64 * GIB)
     assert not finding.is_fatal
     assert "try --micro_batch_size 16 or activation checkpointing" in finding.text
-    assert memory_findings(monkeypatch, 8 * GIB, 64 * GIB, micro_batch_size=16) == []
+    assert memory_findings(8 * GIB, 64 * GIB, micro_batch_size=16) == []
 
 
-def test_states_that_do_not_fit_are_fatal_with_cures_that_fit_the_case(monkeypatch):
-    (finding,) = memory_findings(monkeypatch, GIB, 64 * GIB, 1, world_size=4, stage=1)
+def test_states_that_do_not_fit_are_fatal_with_cures_that_fit_the_case():
+    (finding,) = memory_findings(GIB, 64 * GIB, 1, world_size=4, stage=1)
     assert finding.is_fatal
     assert "a ZeRO stage above 1" in finding.text
     assert "offload_optimizer" in finding.text
-    (alone,) = memory_findings(monkeypatch, GIB, 64 * GIB, 1)
+    (alone,) = memory_findings(GIB, 64 * GIB, 1)
     assert "a ZeRO stage above" not in alone.text
 
 
-def test_a_host_that_is_too_small_for_what_is_offloaded(monkeypatch):
-    (finding,) = memory_findings(
-        monkeypatch, 24 * GIB, GIB, 1, stage=2, reduce_bucket_size=0, offload_optimizer={"device": "cpu"}
-    )
+def test_a_host_that_is_too_small_for_what_is_offloaded():
+    (finding,) = memory_findings(24 * GIB, GIB, 1, stage=2, reduce_bucket_size=0, offload_optimizer={"device": "cpu"})
     assert finding.is_fatal
     assert finding.text.startswith("What is offloaded takes about 1.6")
 

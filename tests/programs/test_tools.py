@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shlex
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from importlib import import_module
 
 import pytest
 
+from mpnet_ds.command_line import invocation
 from mpnet_ds.command_line import run as run_program
 from mpnet_ds.data.builder.import_indexed import import_dataset
 from tests.runs import RECIPE, ROOT, TIMEOUT, command, pretrain
@@ -59,6 +61,18 @@ def test_a_path_that_is_too_long_is_one_line(tool, name, tmp_path):
     assert tool(name, "x" * 300, tmp_path / "out", code=2).endswith(": file name too long.\n")
 
 
+def test_commands_can_be_pasted_wherever_the_user_stands(monkeypatch, tmp_path):
+    assert invocation("inspect_dataset", "da ta", "$x") == "python tools/inspect_dataset.py 'da ta' '$x'"
+    monkeypatch.chdir(tmp_path)
+    assert invocation("inspect_dataset", tmp_path / "a") == f"python {ROOT}/tools/inspect_dataset.py {tmp_path}/a"
+    assert invocation("pretrain", "--data", "d") == f"deepspeed {ROOT}/launch/pretrain.py --data d"
+    monkeypatch.setenv("PATH", "/usr/bin")
+    command = shlex.split(invocation("plot_run", "--help"))
+    assert subprocess.run(command, capture_output=True, env={}, check=True).stdout.startswith(b"usage: plot_run.py")
+    monkeypatch.setattr(sys, "argv", ["mpnet-ds inspect-dataset"])
+    assert invocation("inspect_dataset", "d").endswith("mpnet-ds inspect-dataset d")
+
+
 def test_help_of_a_script_is_printed_and_exits_with_0():
     done = command(sys.executable, "tools/fill_mask.py", "--help")
     assert (done.returncode, done.stderr) == (0, "")
@@ -74,6 +88,7 @@ def test_the_whole_way_from_text_to_words(corpus_files, tmp_path, tool):
     documents = int(built.split()[0].replace(",", ""))
     held_out = json.loads((data / "holdout" / "dataset.json").read_text())["documents"]
     assert documents + held_out == len(corpus_files.documents)
+    assert f"\n{held_out:,} documents, " in built
     assert pretrain(run, "--recipe", RECIPE, "--data", data, ranks=1).code == 0
     assert "model.safetensors" in tool("consolidate", run, weights)
     assert "agrees with the training model" in tool("convert_to_hf", run, model)

@@ -1,12 +1,18 @@
+import errno
+import io
 import json
 import math
+import os
 import sys
 
 import pytest
+from matplotlib.colors import to_hex
 from PIL import Image
 
+from mpnet_ds.command_line import run
 from mpnet_ds.errors import UserError
-from mpnet_ds.run.plot import draw, plot_runs, read_curves
+from mpnet_ds.programs import plot_run
+from mpnet_ds.run.plot import Curves, draw, plot_runs, read_curves
 from tests.runs import ROOT, command
 
 
@@ -18,6 +24,11 @@ def run_folder(folder, *lines):
 
 def training_line(step, loss=3.0):
     return {"step": step, "consumed_samples": 8 * step, "loss": loss, "tokens_per_second": 100.0 * step}
+
+
+def names_in(figure) -> list[str]:
+    (legend,) = figure.legends
+    return [text.get_text() for text in legend.get_texts()]
 
 
 def test_curves_are_those_of_the_run(trained, tmp_path):
@@ -34,7 +45,7 @@ def test_curves_are_those_of_the_run(trained, tmp_path):
     training, held_out = losses.lines
     assert training.get_ydata().tolist() == run.losses
     assert held_out.get_xdata().tolist() == [0, 4, 8]
-    assert [text.get_text() for text in losses.get_legend().get_texts()] == ["run, training", "run, validation"]
+    assert names_in(losses.figure) == ["run", "training", "validation"]
     assert losses.get_ylabel() == "loss (nats per predicted token)"
     assert speeds.get_ylabel() == "throughput (tokens/s)"
     assert speeds.get_xlabel() == "steps"
@@ -64,6 +75,31 @@ def test_several_runs_have_colours_and_names_of_their_own(tmp_path):
     assert [line.get_color() for line in losses.lines] == [line.get_color() for line in speeds.lines]
     assert losses.lines[0].get_xdata().tolist() == [8, 16]
     assert speeds.get_xlabel() == "samples (sequences)"
+
+
+@pytest.mark.parametrize("count", [10, 11, 40])
+def test_many_runs_are_told_apart_beside_the_curves(count):
+    runs = [Curves(f"runs/long-name-{number}", loss=[(1, 3.0)], tokens_per_second=[(1, 1e5)]) for number in range(count)]
+    figure = draw(runs)
+    losses, speeds = figure.axes
+    assert names_in(figure) == [*(run.name for run in runs), "training"]
+    for axes in (losses, speeds):
+        assert len({to_hex(line.get_color()) for line in axes.lines}) == count
+    figure.savefig(io.BytesIO())
+    assert figure.legends[0].get_window_extent().x0 >= max(axes.get_window_extent().x1 for axes in figure.axes)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch, capsys):
+    def refuse(source, target):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(target))
+
+    folder = run_folder(tmp_path / "run", training_line(1))
+    monkeypatch.setattr("sys.argv", ["plot_run", str(folder), "--output", str(tmp_path / "x.png")])
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(SystemExit) as ended:
+        run(plot_run.main)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"error: cannot write to {tmp_path}/x.png: read-only file system.\n"
 
 
 def test_events_gaps_and_a_line_in_the_making_do_not_hurt(tmp_path):

@@ -93,7 +93,7 @@ def test_output_folder_with_something_else(dataset_folder, tmp_path):
 def test_output_folder_that_is_a_file_or_below_one(dataset_folder, tmp_path):
     (tmp_path / "file").write_text("precious")
     arguments = ["--recipe", RECIPE, "--data", dataset_folder]
-    assert_refused(pretrain(tmp_path / "file", *arguments), "is a file", "--output_dir")
+    assert_refused(pretrain(tmp_path / "file", *arguments), "cannot write to", "it is a file", "--output_dir")
     assert_refused(pretrain(tmp_path / "file" / "run", *arguments), "cannot write to", "--output_dir")
 
 

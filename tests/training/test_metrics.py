@@ -1,16 +1,19 @@
 import json
 import math
+import re
 import sys
+from datetime import datetime, timedelta, timezone
 from types import SimpleNamespace
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mpnet_ds.config.recipe import load_recipe
 from mpnet_ds.models.mpnet.sizes import flops_per_sequence
 from mpnet_ds.progress import show_duration
 from mpnet_ds.training import metrics
-from mpnet_ds.training.metrics import MetricsWriter, Throughput, describe, peak_flops, peak_flops_of, peak_memory
+from mpnet_ds.training.metrics import MetricsWriter, Throughput, describe, peak_flops, peak_memory
 from tests.runs import command
 
 LINE = {
@@ -54,11 +57,29 @@ writer.write({"step": 2, "consumed_samples": 16, "event": "skipped", "samples": 
 writer.write({"step": 2, "consumed_samples": 16, "eval_loss": 6.25, "final": True})
 writer.write({"step": 2, "consumed_samples": 16, "loss": 6.0})
 writer.close()
+
+import wandb  # now a run that is resumed after step 1, where it had come to step 3, then after 1 again, then after 2
+monitors = {"csv_monitor": {"enabled": True}, "wandb": {"enabled": True, "project": "p"}}
+for first, last, wandb.refuses in ((0, 3, False), (2, 2, False), (2, 2, True), (3, 3, False)):
+    wandb.run = None
+    writer = MetricsWriter(Path(sys.argv[1]).with_name("resumed"), monitors, is_main=True, first_step=first)
+    print("withdrawn", writer.withdrawn)
+    for step in range(first, last + 1):
+        writer.write({"step": step, "loss": first + step / 10})
+    writer.close()
 process_group.stop()
 """
 WANDB = """
-def init(**given):
-    print("wandb init", given["project"])
+from types import SimpleNamespace
+run, refuses, number = None, False, 0
+def init(project, group, entity, **given):
+    global run, number
+    print("wandb init", project, given)
+    if given and refuses:
+        raise RuntimeError("Rewind is not enabled.")
+    if run is None:
+        number += 0 if given else 1
+        run = SimpleNamespace(id=f"run{number}")
 def log(data, step=None, commit=None):
     print("wandb", data, step)
 """
@@ -78,10 +99,14 @@ def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("written")
     for name, text in (("wandb", WANDB), ("comet_ml", COMET), ("write", WRITE)):
         (folder / f"{name}.py").write_text(text)
-    (folder / "run").mkdir()
+    for name in ("run", "resumed"):
+        (folder / name).mkdir()
     done = command(sys.executable, folder / "write.py", folder / "run")  # a script's folder is where it imports from
     assert done.returncode == 0, done.stderr
-    return SimpleNamespace(folder=folder / "run", out=done.stdout.splitlines())
+    first, _, resumed = done.stdout.partition("withdrawn None\n")
+    return SimpleNamespace(
+        folder=folder / "run", out=first.splitlines(), resumed=folder / "resumed", out_later=resumed, err=done.stderr
+    )
 
 
 def test_lines_are_strict_json_with_null_for_what_is_not_finite(written):
@@ -89,7 +114,11 @@ def test_lines_are_strict_json_with_null_for_what_is_not_finite(written):
         raise ValueError(constant)
 
     lines = (written.folder / "metrics.jsonl").read_text().splitlines()
-    first, event, evaluation, _ = (json.loads(line, parse_constant=refuse) for line in lines)
+    at_wandb, first, event, evaluation, _ = (json.loads(line, parse_constant=refuse) for line in lines)
+    times = [datetime.fromisoformat(line.pop("time")) for line in (at_wandb, first, event, evaluation)]
+    assert times == sorted(times)
+    assert abs(datetime.now(timezone.utc) - times[0]) < timedelta(hours=1)
+    assert at_wandb == {"step": 0, "event": "wandb_run", "id": "run1"}
     assert first == {"step": 1, "consumed_samples": 8, "loss": 6.5, "grad_norm": None}
     assert (event["event"], event["samples"], event["loss"], event["losses"]) == ("skipped", [8, 15], None, [None])
     assert evaluation["eval_loss"] == 6.25
@@ -100,12 +129,35 @@ def test_monitors_get_finite_numbers_and_nothing_else(written, monitor):
     said = [line for line in written.out if line.startswith(f"{monitor} {{")]
     expected = [("train/loss", 6.5, 1), ("eval/loss", 6.25, 2), ("train/loss", 6.0, 2)]
     assert said == [f"{monitor} {{'{name}': {value}}} {step}" for name, value, step in expected]
-    assert "wandb init p" in written.out
+    assert "wandb init p {}" in written.out
 
 
 def test_csv_files_lie_in_the_runs_folder_by_default(written):
     assert (written.folder / "csv" / "train_loss.csv").read_text().split() == ["step,loss", "1,6.5", "2,6.0"]
     assert not (written.folder / "tensorboard").exists()
+
+
+def test_what_a_resume_withdraws_is_withdrawn_by_every_monitor(written):
+    """Steps 2 and 3 of the first start and step 2 of the second were made again: everywhere only the newest is left."""
+    losses = [(0, 0.0), (1, 0.1), (2, 2.2), (3, 3.3)]
+    events = EventAccumulator(str(written.resumed / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [
+        (step, pytest.approx(loss)) for step, loss in losses
+    ]
+    rows = (written.resumed / "csv" / "train_loss.csv").read_text().split()
+    assert rows == ["step,loss", *(f"{step},{loss}" for step, loss in losses)]
+    lines = [json.loads(line) for line in (written.resumed / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["loss"]) for line in lines if "loss" in line] == losses
+    assert re.findall(r"^withdrawn (.*)", written.out_later, re.MULTILINE) == ["[2, 3]", "[2, 2]", "None"]
+
+
+def test_weights_and_biases_goes_back_or_it_is_said_what_stays_there(written):
+    inits = re.findall(r"^wandb init p (\{.+\})$", written.out_later, re.MULTILINE)
+    assert inits == ["{'resume_from': 'run2?_step=1'}"] * 2 + ["{'id': 'run3', 'resume': 'allow'}"]
+    warning = "W&B does not continue its run run2 at step 2 (Rewind is not enabled): this start is a new run there"
+    assert f"warning: {warning}; steps 2 to 2 stay in run2." in written.err
+    ids = [line["id"] for line in map(json.loads, (written.resumed / "metrics.jsonl").open()) if "id" in line]
+    assert ids == ["run2", "run3"]
 
 
 def throughput(recipe=None, tokens_per_sequence=512.0, world_size=1, precision="bf16", device="cpu", clock=None):
@@ -144,7 +196,7 @@ def test_the_first_step_is_reported_apart_and_in_no_rate():
     second = measured.measure(step=5)
     assert second["tokens_per_second"] == 2 * 256 * 512
     assert "first_step_seconds" not in second
-    assert "    ? tok/s" in describe(LINE | first, 10, math.inf)
+    assert "    ? tok/s" in describe(LINE | first, 10, math.inf, 150)
 
 
 def test_padding_is_no_token_but_work(monkeypatch):
@@ -173,7 +225,7 @@ def test_memory_of_a_cpu_is_the_peak_of_what_this_process_used():
 
 
 def test_the_terminals_line_says_everything_in_150_columns():
-    text = describe(LINE, 125_000, 30 * 3600)
+    text = describe(LINE, 125_000, 30 * 3600, 150)
     assert len(text) <= 150
     for expected in (
         "step    100/125000", "loss  2.5000", "ppl  12.18", "acc 45.7%", "lr 4.50e-04", "norm  0.85", "1.52M tok/s",
@@ -196,40 +248,41 @@ def test_columns_stand_below_each_other(changes):
     def columns(text):
         return [text.index(word) for word in ("loss", "ppl", "acc", "lr", "norm", "tok/s", "pred", "MFU", "wait", "GiB")]
 
-    text = describe(LINE | changes, 125_000, 59)
-    assert columns(text) == columns(describe(LINE, 125_000, 59))
+    text = describe(LINE | changes, 125_000, 59, 150)
+    assert columns(text) == columns(describe(LINE, 125_000, 59, 150))
     assert len(text) <= 150
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100])
+@pytest.mark.parametrize("seconds", [1, 30 * 3600, math.inf])
+def test_a_narrow_terminal_shows_what_is_worth_most(columns, seconds):
+    text, wide = describe(LINE, 125_000, seconds, columns), describe(LINE, 125_000, seconds, 150)
+    assert len(text) <= columns
+    assert [part for part in wide.split("  ") if part in text.split("  ")] == text.split("  ")
+    for expected in (
+        "step    100/125000",
+        "loss  2.5000",
+        "1.52M tok/s",
+        "left",
+        *(["lr 4.50e-04"] if columns > 60 else []),
+    ):
+        assert expected in text
+    assert len(describe(LINE, 10**9, seconds, columns)) <= columns
 
 
 @pytest.mark.parametrize(("loss", "shown"), [(0.0, "  1.00"), (12.0, "162755"), (30.0, " 1e+13"), (800.0, "   inf")])
 def test_perplexity_of_any_loss_is_shown(loss, shown):
-    assert f"ppl {shown} " in describe(LINE | {"loss": loss}, 125_000, 1)
+    assert f"ppl {shown} " in describe(LINE | {"loss": loss}, 125_000, 1, 150)
 
 
 def test_what_a_run_does_not_know_is_left_out():
     line = {name: value for name, value in LINE.items() if name not in ("mfu", "grad_norm")}
-    text = describe(line, 125_000, math.inf)
+    text = describe(line, 125_000, math.inf, 150)
     assert "MFU" not in text
     assert "norm" not in text
     assert text.endswith("? left")
-    assert "norm" not in describe(LINE | {"grad_norm": None}, 125_000, 1)
+    assert "norm" not in describe(LINE | {"grad_norm": None}, 125_000, 1, 150)
 
 
 def test_no_peak_is_claimed_for_a_cpu():
     assert peak_flops(torch.device("cpu"), "bf16") is None
-
-
-@pytest.mark.parametrize(
-    ("name", "tera"),
-    [
-        ("NVIDIA H200", 989), ("NVIDIA H200 NVL", 835), ("NVIDIA GH200 480GB", 989), ("NVIDIA B200", 2250),
-        ("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 PCIe", 756), ("NVIDIA H100 NVL", 835),
-        ("NVIDIA A100-SXM4-80GB", 312), ("NVIDIA A100 80GB PCIe", 312), ("NVIDIA A10", 125), ("NVIDIA A10G", 70),
-        ("NVIDIA L4", 121), ("NVIDIA L40", 181), ("NVIDIA L40S", 362), ("Tesla T4", 65), ("Tesla V100-SXM2-32GB", 125),
-        ("NVIDIA T400", None), ("NVIDIA T400 4GB", None), ("NVIDIA T1000", None), ("NVIDIA A1000", None),
-        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None), ("NVIDIA GeForce RTX 4090", 165),
-        ("NVIDIA GeForce RTX 4090 Laptop GPU", None), ("NVIDIA GeForce RTX 4090 D", None), ("Quadro T4000", None),
-    ],
-)  # fmt: skip
-def test_peaks_go_by_whole_words_of_the_devices_name(name, tera):
-    assert peak_flops_of(name) == (None if tera is None else tera * 1e12)

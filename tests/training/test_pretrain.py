@@ -1,6 +1,7 @@
 """Whole runs through the launch script and DeepSpeed."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -143,7 +144,17 @@ def test_init_from_starts_with_the_weights_of_a_hugging_face_folder(trained, dat
 
     source = trained()
     export_huggingface(source.folder, tmp_path / "hf")
-    arguments = ["--recipe", RECIPE, "--data", dataset_folder, "--max_steps", 1, "--init_from", tmp_path / "hf"]
-    run = pretrain(tmp_path / "run", *arguments)
-    assert run.code == 0, run.err
+    unused = shutil.copytree(tmp_path / "hf", tmp_path / "unused")
+    arguments = ["--deepspeed_config", ROOT / "ds_configs" / "zero2.json", "--recipe", RECIPE, "--data", dataset_folder]
+    first = [*arguments, "--max_steps", 1, "--init_from", tmp_path / "hf"]
+    resumed = [*arguments, "--max_steps", 2, "--init_from", unused]
+    runs = {tmp_path / "run": first, unused / ".." / "run": resumed}  # the same folder
+    run, again = pretrain_all(tmp_path, runs, ranks=1).values()
+    assert run.code == again.code == 0, run.err
+    assert f"\nWeights of {tmp_path / 'hf'}\n" in run.out
+    assert "--init_from is not used" in again.out
+    assert "Weights of" not in again.out
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert {start["init_from"] for start in (record, *record["starts"])} == {str(tmp_path / "hf")}
+    assert {start["base_model"] for start in (record, *record["starts"])} == {"hf"}
     assert run.eval_losses[0] == pytest.approx(source.eval_losses[-1], abs=1e-5)

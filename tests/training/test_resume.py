@@ -123,9 +123,26 @@ def test_a_longer_run_with_other_optimizer_settings_uses_them(trained, dataset_f
     recipe = recipe_with(tmp_path, optimization={"max_steps": 10, "weight_decay": 0.5, "betas": [0.5, 0.6]})
     (tmp_path / "plain").mkdir()
     plain = recipe_with(tmp_path / "plain", optimization={"max_steps": 10})
+    lines = (output / "metrics.jsonl").read_text()
+    (output / "metrics.jsonl").write_text(
+        lines + '{"step": 9, "consumed_samples": 72, "loss": 1.0}\n'
+    )  # it was killed later
     changed = pretrain(output, "--recipe", recipe, "--data", dataset_folder)
     other = shutil.copytree(trained().folder, tmp_path / "other")
     same = pretrain(other, "--recipe", plain, "--data", dataset_folder)
     assert changed.code == same.code == 0, changed.err + same.err
     assert changed.losses[8] == same.losses[8]  # step 9 begins with the same weights
     assert abs(changed.losses[9] - same.losses[9]) > 1e-4
+    changes = {"max_steps": [8, 10], "weight_decay": [0.01, 0.5], "betas": [[0.9, 0.98], [0.5, 0.6]]}
+    changes = {f"optimization.{key}": values for key, values in changes.items()}
+    for key, (before, now) in changes.items():
+        assert f"\n{key} {before} → {now} from step 8 on\n" in changed.out
+    rates = [line["learning_rate"] for line in changed.metrics if "loss" in line][7:9]
+    assert "The learning rate was {:.3g} at step 8 and is {:.3g} at step 9".format(*rates) in changed.out
+    assert changed.metrics[: len(lines.splitlines())] == [json.loads(line) for line in lines.splitlines()]
+    (event,) = [line for line in changed.metrics if line.get("event") == "resumed"]
+    assert (event["step"], event["checkpoint"], event["withdrawn"]) == (8, "step-00000008", [9, 9])
+    assert event["changes"] == changes
+    starts = json.loads((output / "run.json").read_text())["starts"]
+    assert [(start["from_step"], start["to_step"], start["changes"]) for start in starts] == [(0, 8, {}), (8, 10, changes)]
+    assert starts[0] == json.loads((trained().folder / "run.json").read_text())["starts"][0]

@@ -18,13 +18,14 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from mpnet_ds.data.builder.plan import BuildOptions, ShardPlan, difference, plan_shards, settings_of
 from mpnet_ds.data.builder.shard_builder import TRAINING, BuiltShard, Job, record_path
 from mpnet_ds.data.builder.workers import build_shards
 from mpnet_ds.data.storage.manifest import FILE_NAME, HOLDOUT, TOKENIZER, DatasetManifest
+from mpnet_ds.data.storage.provenance import Provenance
 from mpnet_ds.data.text.corpus import Corpus, check_unchanged, num_units
 from mpnet_ds.data.text.source import STANDARD_INPUT, ReadOptions, describe_faults, warn_of_empty
 from mpnet_ds.data.text.standard_input import STORED, stored_standard_input
@@ -87,7 +88,7 @@ def build_dataset(
         settings = settings_of(corpus, loaded.fingerprint, options)
         finished = _finished_already(output, folder, settings)
         if finished is not None:
-            return finished
+            return _restated(output, finished, options.provenance)
         _continue_or_start(folder, settings)
         plans = plan_shards(corpus.sources, options.shard_bytes)
         numbers = options.shard_numbers(len(plans))
@@ -97,7 +98,7 @@ def build_dataset(
         _build_missing(job, {number: plans[number] for number in numbers}, show_progress)
         for source in corpus.sources:
             check_unchanged(source)
-        return _finish(folder, output, loaded, settings, numbers, options.max_unknown)
+        return _finish(folder, output, loaded, settings, numbers, options)
 
 
 def _check_outside(output: Path, inputs: list[str]) -> None:
@@ -168,6 +169,17 @@ def _finished_already(output: Path, folder: Path, settings: dict) -> DatasetMani
     return None
 
 
+def _restated(output: Path, manifest: DatasetManifest, given: Provenance) -> DatasetManifest:
+    """The manifest of a finished dataset, rewritten, and its holdout's, where other statements are given for it now."""
+    if manifest.provenance.updated(given) == manifest.provenance:
+        return manifest
+    for folder in (output, output / HOLDOUT):
+        if (folder / FILE_NAME).is_file():
+            before = DatasetManifest.load(folder)
+            replace(before, provenance=before.provenance.updated(given)).save(folder)
+    return DatasetManifest.load(output)
+
+
 def _checked(output: Path, settings: dict) -> DatasetManifest:
     """Return the manifest of a finished dataset; raise ``UserError`` if it is damaged or ``settings`` make another one."""
     manifest = DatasetManifest.load(output)
@@ -231,18 +243,18 @@ def _bytes_of(job: Job, plan: ShardPlan) -> int:
 
 
 def _finish(
-    folder: Path, output: Path, tokenizer: PretrainingTokenizer, settings: dict, numbers: range, max_unknown: float
+    folder: Path, output: Path, tokenizer: PretrainingTokenizer, settings: dict, numbers: range, options: BuildOptions
 ) -> DatasetManifest:
     """Write the manifests, remove what only the build needed, and rename the folder."""
-    holdout, require_documents = settings["options"]["holdout"], "part" not in settings["options"]
+    holdout, require_documents, max_unknown = options.holdout, options.part is None, options.max_unknown
     records = [BuiltShard.load(record_path(folder, number)) for number in numbers]
     if holdout:
-        held_out = _manifest(tokenizer, settings, HOLDOUT, records)
+        held_out = _manifest(tokenizer, settings, HOLDOUT, records, options.provenance)
         if require_documents and not held_out.documents:
             _discard(folder)
             raise UserError(f"--holdout {holdout} left no document for evaluation: use a larger share or more text.")
         _save(held_out, tokenizer, folder / HOLDOUT)
-    manifest = _manifest(tokenizer, settings, TRAINING, records)
+    manifest = _manifest(tokenizer, settings, TRAINING, records, options.provenance)
     if require_documents and not manifest.documents:
         _discard(folder)
         names = ", ".join(source["path"] for source in settings["sources"][:3])
@@ -267,13 +279,16 @@ def _discard(folder: Path) -> None:
         path.unlink()
 
 
-def _manifest(tokenizer: PretrainingTokenizer, settings: dict, side: str, records: list[BuiltShard]) -> DatasetManifest:
+def _manifest(
+    tokenizer: PretrainingTokenizer, settings: dict, side: str, records: list[BuiltShard], provenance: Provenance
+) -> DatasetManifest:
     shards = [record.shards[side] for record in records if side in record.shards]
     return DatasetManifest.of(
         tokenizer,
         shards,
         settings["sources"],
         settings["options"],
+        provenance=provenance,
         left_out={
             "empty_documents": sum(record.empty_documents for record in records),
             "faulty_documents": sum(record.faulty_documents for record in records),

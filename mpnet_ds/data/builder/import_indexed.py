@@ -15,6 +15,7 @@ import numpy as np
 
 from mpnet_ds.data.storage.indexed_file import IndexedFile
 from mpnet_ds.data.storage.manifest import TOKENIZER, DatasetManifest, ShardRecord
+from mpnet_ds.data.storage.provenance import Provenance
 from mpnet_ds.data.storage.token_file import TokenFileWriter, token_dtype
 from mpnet_ds.errors import UserError
 from mpnet_ds.files import new_folder
@@ -31,6 +32,7 @@ def import_dataset(
     end_of_document: int = EOS_ID,
     tokens_per_shard: int = TOKENS_PER_SHARD,
     show_progress: bool = True,
+    provenance: Provenance | None = None,
 ) -> DatasetManifest:
     """Import token files into the new dataset folder ``output`` and return its manifest.
 
@@ -63,7 +65,8 @@ def import_dataset(
             raise UserError(f"no document in {', '.join(inputs)}: there is nothing to import.")
         text_tokenizer.save(folder / TOKENIZER)
         options = {"end_of_document": end_of_document}
-        manifest = DatasetManifest.of(text_tokenizer, shards, [file.source for file in files], options)
+        sources, stated = [file.source for file in files], provenance or Provenance()
+        manifest = DatasetManifest.of(text_tokenizer, shards, sources, options, provenance=stated)
         manifest.save(folder)
     return manifest
 

@@ -4,6 +4,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import closing
 from pathlib import Path
 
 from mpnet_ds.data.text.corpus import Corpus
@@ -14,6 +15,9 @@ from mpnet_ds.files import new_folder
 from mpnet_ds.progress import Progress
 from mpnet_ds.tokenizer import PretrainingTokenizer
 from mpnet_ds.tokenizer_training import train_tokenizer
+
+PASSES = ("Counting characters", "Reading words")
+"""Over the texts."""
 
 
 def train_tokenizer_on(
@@ -33,8 +37,7 @@ def train_tokenizer_on(
         corpus = Corpus(files, options)
         if corpus.passed_over.count:
             print(corpus.passed_over, file=sys.stderr, flush=True)
-        with Progress("Learning the vocabulary", 2 * corpus.num_bytes or None, unit="B") as progress:
-            texts = _Texts(corpus, progress)
+        with closing(_Texts(corpus)) as texts:
             try:
                 tokenizer = _interruptible(lambda: train_tokenizer(texts, vocab_size, **settings, tell=told.append), texts)
             except UserError as error:  # of what is left, perhaps
@@ -68,12 +71,23 @@ def _interruptible(train: Callable[[], PretrainingTokenizer], texts: "_Texts") -
 
 
 class _Texts:
-    """The texts of a corpus, for several passes while ``are_wanted``. ``are_read``: the last pass is complete."""
+    """The texts of a corpus, for two passes while ``are_wanted``, and the progress of what is done with them.
+
+    ``are_read``: the last pass is complete.
+    """
 
     are_wanted, are_read = True, False
 
-    def __init__(self, corpus: Corpus, progress: Progress):
-        self.corpus, self.progress, self.faults = corpus, progress, Faults()
+    def __init__(self, corpus: Corpus):
+        self.corpus, self.faults = corpus, Faults()
+        self._progress = self._progress_of(PASSES[0])
+
+    def _progress_of(self, what: str) -> Progress:
+        return Progress(what, self.corpus.num_bytes or None, unit="B")
+
+    def close(self) -> None:
+        """Show no more progress."""
+        self._progress.close()
 
     def losses(self) -> list[str]:
         """Say what could not be read, if anything."""
@@ -81,11 +95,16 @@ class _Texts:
         return [describe_faults(faults.skipped, faults.first)] if faults.skipped else []
 
     def __iter__(self) -> Iterator[str]:
+        if self.are_read:
+            self._progress.close()
+            self._progress = self._progress_of(PASSES[-1])
         self.faults, self.are_read = Faults(self.corpus.options.on_error), False  # of this pass
         for block in self.corpus.blocks(self.faults):
             for document in block.documents:
                 if not self.are_wanted:
                     raise KeyboardInterrupt
                 yield "\n".join(document)
-            self.progress.update(block.num_bytes)
+            self._progress.update(block.num_bytes)
+        if self._progress.what == PASSES[-1]:
+            self._progress.note("learning pieces")
         self.are_read = True

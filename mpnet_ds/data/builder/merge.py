@@ -21,7 +21,9 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+from mpnet_ds.command_line import invocation
 from mpnet_ds.data.storage.manifest import FILE_NAME, HOLDOUT, MIB, TOKENIZER, DatasetManifest, FileRecord, ShardRecord
+from mpnet_ds.data.storage.provenance import joined
 from mpnet_ds.errors import UserError, collecting, printable
 from mpnet_ds.files import new_folder, sync_files
 from mpnet_ds.progress import Progress
@@ -215,7 +217,7 @@ def _copy_file(source: Path, target: Path, record: FileRecord, progress: Progres
     except OSError as error:
         raise UserError(f"cannot copy {source} to {target}: {error.strerror}.") from error
     if found != record:
-        advice = f"find the place with tools/inspect_dataset.py {source.parent} --verify"
+        advice = f"find the place with {invocation('inspect_dataset', source.parent, '--verify')}"
         raise UserError(f"{source} is damaged: its checksums are not those in {FILE_NAME}; {advice}.")
 
 
@@ -237,7 +239,8 @@ def _manifest_of(datasets: Datasets, shards: list[ShardRecord], how: str) -> Dat
     options = shared | {"merged_by": how, "merged_from": [printable(str(folder)) for folder in datasets]}
     tokenizer = PretrainingTokenizer.load(next(iter(datasets)) / TOKENIZER)
     left_out = _left_out(list(datasets.values()))
-    return DatasetManifest.of(tokenizer, shards, list(sources.values()), options, left_out=left_out)
+    stated = joined(one.provenance for one in datasets.values())
+    return DatasetManifest.of(tokenizer, shards, list(sources.values()), options, left_out=left_out, provenance=stated)
 
 
 def _left_out(manifests: list[DatasetManifest]) -> dict:

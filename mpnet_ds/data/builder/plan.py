@@ -14,9 +14,10 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 
+from mpnet_ds.data.storage.provenance import Provenance
 from mpnet_ds.data.text import standard_input
 from mpnet_ds.data.text.corpus import TABLES, Corpus, num_units
 from mpnet_ds.data.text.source import Source
@@ -83,6 +84,7 @@ class BuildOptions:
     """Build only this part, into its own folder inside the output folder."""
     max_unknown: float = 0.2
     """Share of unknown tokens above which the dataset is refused."""
+    provenance: Provenance = field(default_factory=Provenance)
 
     def __post_init__(self):
         findings = []
@@ -183,6 +185,7 @@ def settings_of(corpus: Corpus, tokenizer_fingerprint: str, options: BuildOption
         "workers",
         "part",
         "max_unknown",
+        "provenance",
         "dataset",
         "keep_white_space",
         *unused,

@@ -12,6 +12,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from mpnet_ds.command_line import invocation
 from mpnet_ds.counter_rng import make_key
 from mpnet_ds.data.samples.block_sequences import BlockSequences
 from mpnet_ds.data.samples.document_sequences import DocumentSequences
@@ -184,7 +185,7 @@ class PretrainingDataset:
                 bad = np.flatnonzero((ids < 0) | (ids >= self.vocabulary.size))
                 if bad.size:
                     found = f"{shard.bin_path}: token {first + bad[0]:,} has id {ids[bad[0]]:,}"
-                    cure = f"find all damage with python tools/inspect_dataset.py {self.folder} --verify"
+                    cure = f"find all damage with {invocation('inspect_dataset', self.folder, '--verify')}"
                     raise UserError(f"{found}, but the vocabulary has {self.vocabulary.size:,}: {cure}, and build it again.")
 
     def _seed_for(self, purpose: int) -> int:

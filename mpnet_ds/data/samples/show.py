@@ -32,6 +32,7 @@ def describe(folder: str | Path) -> str:
             for source in manifest.sources[:SOURCES_TO_LIST]
         ),
     ]
+    lines += manifest.provenance.describe()
     lines[1:1] = [f"Warning: {remark}" for remark in manifest.remarks]
     if len(manifest.sources) > SOURCES_TO_LIST:
         lines.append(f"and {len(manifest.sources) - SOURCES_TO_LIST:,} more sources, listed in {FILE_NAME}")

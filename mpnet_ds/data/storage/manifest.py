@@ -28,6 +28,8 @@ import numpy as np
 import xxhash
 
 import mpnet_ds
+from mpnet_ds.command_line import invocation
+from mpnet_ds.data.storage.provenance import Provenance
 from mpnet_ds.data.storage.token_file import TokenFile, TokenFileWriter, token_dtype
 from mpnet_ds.errors import UserError, printable
 from mpnet_ds.files import write_atomically
@@ -169,6 +171,7 @@ class DatasetManifest:
     unknown_tokens: int = 0
     indivisible_tokens: int = 0
     """Tokens in no word, as ``TokenCounts`` counts them; 0 in datasets of older versions."""
+    provenance: Provenance = field(default_factory=Provenance)
 
     @classmethod
     def of(
@@ -202,10 +205,10 @@ class DatasetManifest:
         """Read the manifest of a folder; raise ``UserError`` if it is missing, damaged or of another version."""
         path = Path(folder) / FILE_NAME
         if not Path(folder).is_dir():
-            raise UserError(f"no dataset folder {folder}. Build one with tools/build_dataset.py.")
+            raise UserError(f"no dataset folder {folder}. Build one with {invocation('build_dataset')}.")
         if not path.is_file():
             raise UserError(
-                f"{folder} is not a finished dataset ({FILE_NAME} is missing). Build it with tools/build_dataset.py."
+                f"{folder} is not a finished dataset ({FILE_NAME} is missing). Build it with {invocation('build_dataset')}."
             )
         try:
             content = path.read_bytes()
@@ -252,10 +255,11 @@ class DatasetManifest:
         return TokenCounts(self.unknown_tokens, self.indivisible_tokens).remarks(self.tokens)
 
     def summary(self) -> dict:
-        """Return the counts, and the paths of the first sources."""
+        """Return the counts, the paths of the first sources, and what was stated of them."""
         names = [str(source.get("path", "")) for source in self.sources]
         counts = {"documents": self.documents, "sequences": self.sequences, "tokens": self.tokens}
-        return counts | {"sources": names[:SOURCES_IN_SUMMARY], "num_sources": len(names)}
+        sources = {"sources": names[:SOURCES_IN_SUMMARY], "num_sources": len(names)}
+        return counts | sources | {"provenance": asdict(self.provenance)}
 
     @property
     def checksum(self) -> str:

@@ -175,7 +175,7 @@ class TokenFile:
         if version != VERSION or code not in TYPE_CODES or not num_entries:
             found = f"{self.index_path}: version {version}, type code {code}, document index of {num_entries}"
             expected = "expected version 1, code 4 or 8, at least 1"
-            cure = "Build the dataset again; import files of other programs with tools/import_dataset.py."
+            cure = "Build the dataset again; import files of other programs with import_dataset."
             raise UserError(f"{found}; {expected}. {cure}")
         return code, num_sequences, num_entries
 

@@ -1,5 +1,7 @@
 """The estimate of --dry_run against the build itself."""
 
+import csv
+import gzip
 import shutil
 from dataclasses import replace
 
@@ -11,6 +13,7 @@ from mpnet_ds.data import BuildOptions, build_dataset
 from mpnet_ds.data.builder import estimate as estimate_module
 from mpnet_ds.data.builder.estimate import estimate
 from mpnet_ds.data.builder.plan import Part
+from mpnet_ds.data.text import files
 from mpnet_ds.data.text.source import ReadOptions
 from mpnet_ds.errors import UserError
 from tests.data.builder.test_wordpiece_memo import real_text
@@ -45,6 +48,47 @@ def test_a_larger_corpus_is_estimated_from_a_part_of_it(tokenizer_folder, tmp_pa
         assert getattr(expected, name) == pytest.approx(getattr(built, name), rel=0.2)
     half = estimate(*what[:3], replace(what[3], part=Part(1, 2)))
     assert half.tokens == pytest.approx(expected.tokens / 2, rel=0.2)
+
+
+def write_sorted_csv(path, long: int, short: int) -> None:
+    """Long texts first, short ones after them."""
+    words = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog"]
+    with open(path, "w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["text"])
+        rows.writerows([" ".join(words * 20)] for _ in range(long))
+        rows.writerows([f"{word}, {word}"] for word in words for _ in range(short // len(words)))
+
+
+@pytest.mark.parametrize("ending", ["csv", "csv.gz"])
+def test_a_file_that_cannot_be_divided_is_sampled_to_its_end(tokenizer_folder, tmp_path, monkeypatch, ending):
+    monkeypatch.setattr(estimate_module, "SAMPLED_BYTES", 1 << 12)
+    monkeypatch.setattr(files, "CHUNK_BYTES", 1 << 14)
+    write_sorted_csv(tmp_path / "a.csv", long=600, short=36_000)
+    if ending == "csv.gz":
+        (tmp_path / "a.csv.gz").write_bytes(gzip.compress((tmp_path / "a.csv").read_bytes(), 1))
+    what = ([str(tmp_path / f"a.{ending}")], tokenizer_folder, tmp_path / "dataset")
+    expected = estimate(*what)
+    assert expected.is_exact == (ending == "csv.gz")  # it is small
+    built = build_dataset(*what, show_progress=False)
+    for name in ("documents", "tokens"):
+        assert getattr(expected, name) == pytest.approx(getattr(built, name), rel=0.1)
+    for name, (low, high) in expected.ranges.items():
+        assert low <= getattr(built, name) <= high
+        assert f" ({low:,} to {high:,})" in str(expected)
+
+
+def test_what_was_not_seen_is_said(tokenizer_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(estimate_module, "READ_BYTES", 1 << 17)
+    monkeypatch.setattr(files, "CHUNK_BYTES", 1 << 14)
+    write_sorted_csv(tmp_path / "a.csv", long=600, short=36_000)
+    expected = estimate([str(tmp_path / "a.csv")], tokenizer_folder, tmp_path / "dataset")
+    assert not expected.ranges
+    size = (tmp_path / "a.csv").stat().st_size
+    seen = (
+        f"Of what can only be read from its beginning, the first {100 * 2**17 / size:.2g} % was seen; the rest may differ)"
+    )
+    assert str(expected).endswith(seen)
 
 
 def test_a_large_document_at_the_end_is_counted(tokenizer_folder, tmp_path):

@@ -153,9 +153,8 @@ def test_the_holdout_is_checked_too(dataset_folder, tmp_path):
     path.write_bytes(b"\xff" + path.read_bytes()[1:])
     assert [problem for problem in problems_of(folder) if problem.startswith(f"{path}: bytes 0 to")]
     (folder / "holdout" / "dataset.json").unlink()
-    assert problems_of(folder) == [
-        f"{folder / 'holdout'} is not a finished dataset (dataset.json is missing). Build it with tools/build_dataset.py."
-    ]
+    found = f"{folder / 'holdout'} is not a finished dataset (dataset.json is missing)."
+    assert problems_of(folder) == [f"{found} Build it with python tools/build_dataset.py."]
 
 
 def test_a_changed_manifest_is_noticed(large, tmp_path):

@@ -1,9 +1,11 @@
 """Random bits for dropout, drawn fast on a CPU.
 
-PyTorch draws them one by one from a Mersenne twister, which took an eighth to a sixth of a training step. Here a seed comes
-from PyTorch's generator, so that ``torch.manual_seed`` and activation checkpointing (which restores the generator's state)
-repeat a draw, and NumPy's SFC64 makes 64 bits at a time of it: 16 for each number. A probability is thereby rounded to a
-multiple of 1/65536: 0.1 is 0.100006. What is kept is scaled by the rounded one, so that the mean stays right.
+PyTorch draws them one by one from a Mersenne twister, which took an eighth to a sixth of a training step. Here NumPy's SFC64
+makes 64 bits at a time: 16 for each number. A probability is thereby rounded to a multiple of 1/65536: 0.1 is 0.100006. What
+is kept is scaled by the rounded one, so that the mean stays right.
+
+Each sequence has a stream of its own, and each matrix begins with a new word of it: what is drawn for a matrix depends on
+the sequence's key and the matrix's number, and not on what else is computed with it.
 """
 
 import numpy as np
@@ -11,6 +13,8 @@ import torch
 from torch import Tensor
 
 LEVELS = 2**16
+WARM_UP = 12
+"""Words that are passed over, as SFC64's author does after seeding it with one number."""
 
 
 def rounded(probability: float) -> float:
@@ -19,22 +23,39 @@ def rounded(probability: float) -> float:
 
 
 class RandomBits:
-    """A stream of draws from a seed.
+    """Draws for the matrices of a batch: those of the first sequence, then those of the second, and so on.
 
     Args:
-        seed: int64 scalar on the CPU, from ``draw_seed``.
+        keys: int64 [B], see dropout_keys.py.
+        matrices: M, of each sequence.
     """
 
-    def __init__(self, seed: Tensor):
-        self._generator = np.random.SFC64(int(seed))
+    def __init__(self, keys: Tensor, matrices: int = 1):
+        self._states = np.repeat(keys.numpy().view(np.uint64)[:, None], 4, axis=1)
+        self._states[:, 3] = 1  # SFC64's counter
+        self._matrices, self._drawn = matrices, 0
+        self._generator = np.random.SFC64(_SEED)
 
-    def keep_(self, mask: Tensor, probability: float) -> Tensor:
-        """Fill ``mask`` (contiguous, any dtype) with 0 at ``probability`` and with 1 elsewhere; return it."""
-        bits = torch.from_numpy(self._generator.random_raw(-(-mask.numel() // 4))).view(torch.int16)
+    def keep_(self, masks: Tensor, probability: float) -> Tensor:
+        """Fill the next of the B × M masks (contiguous, any dtype) with 0 at ``probability``, else with 1; return them."""
         lowest_kept = round(probability * LEVELS) - LEVELS // 2
-        return torch.ge(bits[: mask.numel()].view(mask.shape), lowest_kept, out=mask)
+        flat, first = masks.flatten(1), 0
+        while first < len(flat):
+            count = min(len(flat) - first, self._matrices - self._drawn % self._matrices)
+            torch.ge(self._draw(count, flat.shape[1]), lowest_kept, out=flat[first : first + count])
+            first += count
+        return masks
+
+    def _draw(self, count: int, numbers: int) -> Tensor:
+        """Draw int16 [count, numbers] for the next matrices of a sequence."""
+        sequence, done = divmod(self._drawn, self._matrices)
+        if done == 0:
+            state = {"state": self._states[sequence]}
+            self._generator.state = {"bit_generator": "SFC64", "state": state, "has_uint32": 0, "uinteger": 0}
+            self._generator.random_raw(WARM_UP, output=False)
+        self._drawn += count
+        words = self._generator.random_raw(count * -(-numbers // 4))
+        return torch.from_numpy(words).view(torch.int16).view(count, -1)[:, :numbers]
 
 
-def draw_seed() -> Tensor:
-    """Draw a seed, an int64 scalar >= 0, from PyTorch's CPU generator."""
-    return torch.randint(2**63 - 1, ())
+_SEED = np.random.SeedSequence(0)  # replaced by a sequence's; making one takes longer than a draw

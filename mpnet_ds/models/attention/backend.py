@@ -52,7 +52,7 @@ class Backend(Protocol):
         """
 
     def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, dropout: float, keys: Tensor | None, first_row: int,
+        self, query: Tensor, key: Tensor, value: Tensor, dropout: float, seeds: Tensor | None, first_row: int,
         *prepared: Tensor,
     ) -> Tensor:  # fmt: skip
         """Compute attention [B, H, R, D], differentiable in query, key, value and what was prepared.
@@ -64,7 +64,7 @@ class Backend(Protocol):
             key: [B, H, K, D].
             value: [B, H, K, D].
             dropout: probability that an attention probability is dropped.
-            keys: int64 [B], of dropout's draws (see layers/dropout_keys.py); None without dropout.
+            seeds: int64 [B], of dropout's draws (see layers/dropout_seeds.py); None without dropout.
             first_row: of the layout's rows.
             prepared: by ``prepare``.
         """

@@ -40,17 +40,17 @@ class EagerAttention:
         return (attention_bias(table, layout),)
 
     def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, dropout: float, keys: Tensor | None, first_row: int, bias: Tensor
+        self, query: Tensor, key: Tensor, value: Tensor, dropout: float, seeds: Tensor | None, first_row: int, bias: Tensor
     ) -> Tensor:  # fmt: skip
         """See ``attention.Backend``."""
         scores = torch.matmul(query / math.sqrt(query.shape[-1]), key.transpose(-1, -2)) + bias[:, :, first_row:]
-        return torch.matmul(drop(torch.softmax(scores, dim=-1), keys, dropout), value)
+        return torch.matmul(drop(torch.softmax(scores, dim=-1), seeds, dropout), value)
 
 
 class SdpaAttention(EagerAttention):
     """``torch.nn.functional.scaled_dot_product_attention``; slow on a CPU, where the bias needs a gradient.
 
-    On a GPU its dropout draws from PyTorch's generator, and not by keys.
+    On a GPU its dropout draws from PyTorch's generator, and not by seeds of sequences.
     """
 
     name = "sdpa"
@@ -64,11 +64,11 @@ class SdpaAttention(EagerAttention):
         return (F.pad(bias, (0, -bias.shape[3] % ALIGNMENT))[..., : bias.shape[3]],)
 
     def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, dropout: float, keys: Tensor | None, first_row: int, bias: Tensor
+        self, query: Tensor, key: Tensor, value: Tensor, dropout: float, seeds: Tensor | None, first_row: int, bias: Tensor
     ) -> Tensor:  # fmt: skip
         """See ``attention.Backend``."""
         if dropout and query.device.type == "cpu":  # where PyTorch computes no other way, but with draws of its own
-            return super().attend(query, key, value, dropout, keys, first_row, bias)
+            return super().attend(query, key, value, dropout, seeds, first_row, bias)
         with sdpa_kernel(KERNELS):
             return F.scaled_dot_product_attention(query, key, value, attn_mask=bias[:, :, first_row:], dropout_p=dropout)
 

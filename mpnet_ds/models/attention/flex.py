@@ -45,7 +45,7 @@ class FlexAttention:
         return bias, *indices, layout.row_levels, layout.key_from, layout.key_until
 
     def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, dropout: float, keys: Tensor | None, first_row: int,
+        self, query: Tensor, key: Tensor, value: Tensor, dropout: float, seeds: Tensor | None, first_row: int,
         *prepared: Tensor,
     ) -> Tensor:  # fmt: skip
         """See ``attention.Backend``.

@@ -11,7 +11,7 @@ scores [B, H, R, T + M] once; two small kernels make from it the query's gradien
 Nothing is added atomically: gradients are the same from run to run, bit for bit.
 
 Dropout keeps an element where the product of two odd random numbers modulo 2**32, one of its row and one of its column, is
-large enough. Each sequence has numbers of its own, H*R and K, drawn by Philox from the sequence's key, in forward and again
+large enough. Each sequence has numbers of its own, H*R and K, drawn by Philox from the sequence's seed, in forward and again
 in backward. An element is dropped with probability p, to 2**-31. How good that is: the numbers of two rows (or columns) are
 the same, or in a simple ratio, a few times in 2**31 pairs, and then their masks resemble each other; but the numbers of two
 rows and two columns determine four elements, and that these four are uncorrelated is what the tests find, not a theorem. It
@@ -73,7 +73,7 @@ class TritonAttention:
         )
 
     def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, dropout: float, keys: Tensor | None, first_row: int,
+        self, query: Tensor, key: Tensor, value: Tensor, dropout: float, seeds: Tensor | None, first_row: int,
         *prepared: Tensor,
     ) -> Tensor:  # fmt: skip
         """See ``attention.Backend``; a view of [B, R, H, D] in memory.
@@ -83,7 +83,7 @@ class TritonAttention:
         """
         check_width(query.shape[3])
         query, key, value = (x if x.stride(3) == 1 else x.contiguous() for x in (query, key, value))
-        out, _ = attention(query, key, value, *prepared, keys, round(dropout * 2**32), first_row)
+        out, _ = attention(query, key, value, *prepared, seeds, round(dropout * 2**32), first_row)
         return out.transpose(1, 2)
 
 
@@ -164,7 +164,7 @@ def attention(
     column_until: Tensor,
     predictions: Tensor,
     predicting: Tensor,
-    keys: Tensor | None,
+    seeds: Tensor | None,
     dropped: int,
     first_row: int,
 ) -> tuple[Tensor, Tensor]:
@@ -174,7 +174,7 @@ def attention(
         query, key, value: [B, H, rows, D], of any strides but the last.
         bias, mask_bias, row_indices, row_levels, column_from, column_until, predictions, predicting: from
             ``TritonAttention.prepare``.
-        keys: int64 [B], of dropout's draws; None without dropout.
+        seeds: int64 [B], of dropout's draws; None without dropout.
         dropped: dropout probability * 2**32.
         first_row: of the layout's rows.
     """
@@ -184,7 +184,7 @@ def attention(
     prepared = (bias, mask_bias, row_indices, row_levels, column_from, column_until)
     from mpnet_ds.models.attention import triton_kernels  # imports triton
 
-    triton_kernels.forward(query, key, value, *prepared, keys, out, lse, dropped, first_row)
+    triton_kernels.forward(query, key, value, *prepared, seeds, out, lse, dropped, first_row)
     return out, lse
 
 
@@ -207,7 +207,7 @@ def attention_backward(
     column_until: Tensor,
     predictions: Tensor,
     predicting: Tensor,
-    keys: Tensor | None,
+    seeds: Tensor | None,
     out: Tensor,
     lse: Tensor,
     grad_out: Tensor,
@@ -230,7 +230,7 @@ def attention_backward(
 
     triton_kernels.backward(
         query, key, value, bias, mask_bias, row_indices, row_levels, column_from, column_until, predictions, predicting,
-        keys, out, lse, grad_out, *of_heads(gradients, query, key, value), of_bias, dropped,
+        seeds, out, lse, grad_out, *of_heads(gradients, query, key, value), of_bias, dropped,
         first_row,
     )  # fmt: skip
     return gradients, of_bias

@@ -62,10 +62,10 @@ def dropout_weights(row_factors, column_factors, DROPPED: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["of_rows", "columns"])
-def factors_kernel(keys, row_factors, column_factors, of_rows, columns, BLOCK: tl.constexpr):
-    """Odd int32 from a sequence's key: [B, H * R] for its rows, [B, columns] for its columns."""
+def factors_kernel(seeds, row_factors, column_factors, of_rows, columns, BLOCK: tl.constexpr):
+    """Odd int32 from a sequence's seed: [B, H * R] for its rows, [B, columns] for its columns."""
     b, number = tl.program_id(1).to(tl.int64), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    factors = tl.randint(tl.load(keys + b), number).to(tl.int32, bitcast=True) | 1
+    factors = tl.randint(tl.load(seeds + b), number).to(tl.int32, bitcast=True) | 1
     tl.store(column_factors + b * columns + number, factors, mask=number < columns)
     of_row = number - columns
     tl.store(row_factors + b * of_rows + of_row, factors, mask=(of_row >= 0) & (of_row < of_rows))
@@ -377,24 +377,24 @@ def to_rows(gradient: Tensor) -> dict[str, int]:
     return {"to_batch": gradient.stride(0), "to_row": gradient.stride(2)}
 
 
-def dropout_factors(keys: Tensor | None, heads: int, rows: int, columns: int) -> tuple[Tensor | None, Tensor | None]:
-    """Draw the numbers of rows and columns, odd int32 [B, H, R] and [B, columns]; none without keys."""
-    if keys is None:
+def dropout_factors(seeds: Tensor | None, heads: int, rows: int, columns: int) -> tuple[Tensor | None, Tensor | None]:
+    """Draw the numbers of rows and columns, odd int32 [B, H, R] and [B, columns]; none without seeds."""
+    if seeds is None:
         return None, None
-    of_rows, of_columns = (keys.new_empty(len(keys), *shape, dtype=torch.int32) for shape in ((heads, rows), (columns,)))
-    grid = (triton.cdiv(heads * rows + columns, FACTORS), len(keys))
-    factors_kernel[grid](keys, of_rows, of_columns, heads * rows, columns, BLOCK=FACTORS)
+    of_rows, of_columns = (seeds.new_empty(len(seeds), *shape, dtype=torch.int32) for shape in ((heads, rows), (columns,)))
+    grid = (triton.cdiv(heads * rows + columns, FACTORS), len(seeds))
+    factors_kernel[grid](seeds, of_rows, of_columns, heads * rows, columns, BLOCK=FACTORS)
     return of_rows, of_columns
 
 
-def forward(query, key, value, bias, mask_bias, row_indices, row_levels, column_from, column_until, keys, out, lse,
+def forward(query, key, value, bias, mask_bias, row_indices, row_levels, column_from, column_until, seeds, out, lse,
             dropped: int, first_row: int) -> None:  # fmt: skip
     """Fill ``out`` and ``lse``; arguments as in ``triton.attention``."""
     batch, heads, rows, width = query.shape
     settings = configuration("forward", width, query.dtype, capability_of(query))
     grid = (triton.cdiv(rows, settings["ROW_TILE"]) * batch * heads,)
     with torch.cuda.device_of(query):
-        factors = dropout_factors(keys if dropped else None, heads, rows, column_from.shape[1])
+        factors = dropout_factors(seeds if dropped else None, heads, rows, column_from.shape[1])
         forward_kernel[grid](
             query, key, value, bias, mask_bias, row_indices, row_levels, column_from, column_until, *factors, out, lse,
             **strides("query", query), **strides("key", key), **strides("value", value), heads=heads,
@@ -404,7 +404,7 @@ def forward(query, key, value, bias, mask_bias, row_indices, row_levels, column_
 
 
 def backward(query, key, value, bias, mask_bias, row_indices, row_levels, column_from, column_until, predictions,
-             predicting, keys, out, lse, grad_out, grad_query, grad_key, grad_value, grad_bias,
+             predicting, seeds, out, lse, grad_out, grad_query, grad_key, grad_value, grad_bias,
              dropped: int, first_row: int) -> None:  # fmt: skip
     """Fill the four gradients, except that of an empty ``grad_bias``; heads of a row follow each other in memory."""
     batch, heads, rows, width = query.shape
@@ -416,7 +416,7 @@ def backward(query, key, value, bias, mask_bias, row_indices, row_levels, column
     some = {name: numbers[name] for name in ("rows", "tokens", "keys", "token_units", "mask_units")}
     of_key, of_grad = strides("key", key), strides("grad", grad_out)
     with torch.cuda.device_of(query):
-        factors = dropout_factors(keys if dropped else None, heads, rows, column_from.shape[1])
+        factors = dropout_factors(seeds if dropped else None, heads, rows, column_from.shape[1])
         settings = configuration("delta", *kind)
         grid = (triton.cdiv(rows, settings["ROW_TILE"]) * batch * heads,)
         delta_kernel[grid](out, grad_out, delta, **of_grad, heads=heads, rows=rows, **settings)

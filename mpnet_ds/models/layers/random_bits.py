@@ -5,7 +5,7 @@ makes 64 bits at a time: 16 for each number. A probability is thereby rounded to
 is kept is scaled by the rounded one, so that the mean stays right.
 
 Each sequence has a stream of its own, and each matrix begins with a new word of it: what is drawn for a matrix depends on
-the sequence's key and the matrix's number, and not on what else is computed with it.
+the sequence's seed and the matrix's number, and not on what else is computed with it.
 """
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 LEVELS = 2**16
+_UNUSED = np.random.SeedSequence(0)  # for a generator that is seeded otherwise; to make one takes longer than a draw
 WARM_UP = 12
 """Words that are passed over, as SFC64's author does after seeding it with one number."""
 
@@ -26,15 +27,15 @@ class RandomBits:
     """Draws for the matrices of a batch: those of the first sequence, then those of the second, and so on.
 
     Args:
-        keys: int64 [B], see dropout_keys.py.
+        seeds: int64 [B], see dropout_seeds.py, on the CPU.
         matrices: M, of each sequence.
     """
 
-    def __init__(self, keys: Tensor, matrices: int = 1):
-        self._states = np.repeat(keys.numpy().view(np.uint64)[:, None], 4, axis=1)
+    def __init__(self, seeds: Tensor, matrices: int = 1):
+        self._states = np.repeat(seeds.numpy().view(np.uint64)[:, None], 4, axis=1)
         self._states[:, 3] = 1  # SFC64's counter
         self._matrices, self._drawn = matrices, 0
-        self._generator = np.random.SFC64(_SEED)
+        self._generator = np.random.SFC64(_UNUSED)
 
     def keep_(self, masks: Tensor, probability: float) -> Tensor:
         """Fill the next of the B × M masks (contiguous, any dtype) with 0 at ``probability``, else with 1; return them."""
@@ -56,6 +57,3 @@ class RandomBits:
         self._drawn += count
         words = self._generator.random_raw(count * -(-numbers // 4))
         return torch.from_numpy(words).view(torch.int16).view(count, -1)[:, :numbers]
-
-
-_SEED = np.random.SeedSequence(0)  # replaced by a sequence's; making one takes longer than a draw

@@ -17,7 +17,7 @@ PROGRAMS = 1024
 
 @triton.jit
 def forward_kernel(
-    x, residual, weight, bias, keys, result, total, mean, scale, rows_of_sequence, width, eps,
+    x, residual, weight, bias, seeds, result, total, mean, scale, rows_of_sequence, width, eps,
     KEEP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Result, sum, mean and inverse deviation of one row."""
@@ -26,7 +26,7 @@ def forward_kernel(
     at = row.to(tl.int64) * width + columns
     added = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
     if KEEP < 1:
-        added *= kept(keys + row // rows_of_sequence, row % rows_of_sequence * width + columns, KEEP)
+        added *= kept(seeds + row // rows_of_sequence, row % rows_of_sequence * width + columns, KEEP)
     rounded = (tl.load(residual + at, mask=inside, other=0.0).to(tl.float32) + added).to(total.dtype.element_ty)
     tl.store(total + at, rounded, mask=inside)
     numbers = rounded.to(tl.float32)
@@ -42,7 +42,7 @@ def forward_kernel(
 
 @triton.jit
 def backward_kernel(
-    grad, total, mean, scale, weight, keys, grad_x, grad_residual, grad_weight, grad_bias, grad_bias_of_x, rows,
+    grad, total, mean, scale, weight, seeds, grad_x, grad_residual, grad_weight, grad_bias, grad_bias_of_x, rows,
     rows_of_sequence, width, KEEP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Gradients of x and residual of every ``num_programs``-th row, and their part of the vectors', fp32."""
@@ -65,7 +65,7 @@ def backward_kernel(
         dtotal = (dnormed - constant - normed * along) * row_scale
         tl.store(grad_residual + at, dtotal.to(grad_residual.dtype.element_ty), mask=inside)
         if KEEP < 1:
-            dtotal *= kept(keys + row // rows_of_sequence, row % rows_of_sequence * width + columns, KEEP)
+            dtotal *= kept(seeds + row // rows_of_sequence, row % rows_of_sequence * width + columns, KEEP)
         of_bias_of_x += dtotal
         tl.store(grad_x + at, dtotal.to(grad_x.dtype.element_ty), mask=inside)
     tl.store(grad_weight + program * width + columns, of_weight, mask=inside)
@@ -73,7 +73,7 @@ def backward_kernel(
     tl.store(grad_bias_of_x + program * width + columns, of_bias_of_x, mask=inside)
 
 
-def forward(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, keys: Tensor | None, probability: float, eps: float):
+def forward(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, seeds: Tensor | None, probability: float, eps: float):
     """See ``residual_norm.residual_norm``."""
     width = x.shape[-1]
     rows = x.numel() // width
@@ -81,14 +81,14 @@ def forward(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, keys: Ten
     mean, scale = (x.new_empty(rows, dtype=torch.float32) for _ in range(2))
     with torch.cuda.device_of(x):
         forward_kernel[(rows,)](
-            x, residual, weight, bias, keys, result, total, mean, scale, _rows_of_sequence(rows, keys), width, eps,
+            x, residual, weight, bias, seeds, result, total, mean, scale, _rows_of_sequence(rows, seeds), width, eps,
             KEEP=1 - probability, **_block(width),
         )  # fmt: skip
     return result, total, mean, scale
 
 
 def backward(
-    grad: Tensor, total: Tensor, mean: Tensor, scale: Tensor, weight: Tensor, keys: Tensor | None, probability: float
+    grad: Tensor, total: Tensor, mean: Tensor, scale: Tensor, weight: Tensor, seeds: Tensor | None, probability: float
 ):
     """See ``residual_norm.residual_norm_backward``."""
     width, rows = grad.shape[-1], len(mean)
@@ -97,14 +97,14 @@ def backward(
     of_vectors = grad.new_empty(3, programs, width, dtype=torch.float32)
     with torch.cuda.device_of(grad):
         backward_kernel[(programs,)](
-            grad, total, mean, scale, weight, keys, grad_x, grad_residual, *of_vectors, rows, _rows_of_sequence(rows, keys),
-            width, KEEP=1 - probability, **_block(width),
+            grad, total, mean, scale, weight, seeds, grad_x, grad_residual, *of_vectors, rows,
+            _rows_of_sequence(rows, seeds), width, KEEP=1 - probability, **_block(width),
         )  # fmt: skip
     return grad_x, grad_residual, *(of_vector.sum(0).to(weight.dtype) for of_vector in of_vectors)
 
 
-def _rows_of_sequence(rows: int, keys: Tensor | None) -> int:
-    return rows if keys is None else rows // len(keys)
+def _rows_of_sequence(rows: int, seeds: Tensor | None) -> int:
+    return rows if seeds is None else rows // len(seeds)
 
 
 def _block(width: int) -> dict[str, int]:

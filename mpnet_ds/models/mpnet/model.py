@@ -7,8 +7,8 @@ since nobody reads its content rows.
 Parameters have the names of ``transformers.MPNetForMaskedLM``, so that export and import are copies; ``encode`` computes
 what ``transformers.MPNetModel`` does.
 
-Dropout happens at the embeddings and at three places of each layer, with keys of each place and sequence
-(layers/dropout_keys.py).
+Dropout happens at the embeddings and at three places of each layer, with a seed for each place and sequence
+(layers/dropout_seeds.py).
 
 Shape legend: B sequences, n tokens, p predicted tokens, R rows of the network, K keys, H heads, d width, V vocabulary.
 """
@@ -26,7 +26,7 @@ from mpnet_ds.errors import UserError
 from mpnet_ds.models.attention.backend import Backend, choose_backend
 from mpnet_ds.models.layers.cross_entropy import linear_cross_entropy
 from mpnet_ds.models.layers.dropout import Dropout
-from mpnet_ds.models.layers.dropout_keys import drawn_keys, dropout_keys
+from mpnet_ds.models.layers.dropout_seeds import drawn_seeds, dropout_seeds
 from mpnet_ds.models.layers.gelu import GeluLinear
 from mpnet_ds.models.layers.projections import project
 from mpnet_ds.models.layers.residual_norm import ResidualNorm
@@ -69,10 +69,10 @@ class Embeddings(nn.Module):
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
-    def forward(self, ids: Tensor, positions: Tensor, keys: Tensor | None) -> Tensor:
-        """[B, R, d] from ids [B, R] and positions in the text [B, R], counted from 0; keys of dropout [B]."""
+    def forward(self, ids: Tensor, positions: Tensor, seeds: Tensor | None) -> Tensor:
+        """[B, R, d] from ids [B, R] and positions in the text [B, R], counted from 0; seeds of dropout [B]."""
         embedded = self.word_embeddings(ids) + self.position_embeddings(positions + FIRST_POSITION)
-        return self.dropout(self.LayerNorm(embedded), keys)
+        return self.dropout(self.LayerNorm(embedded), seeds)
 
 
 class SelfAttention(nn.Module):
@@ -84,7 +84,7 @@ class SelfAttention(nn.Module):
         self.q, self.k, self.v, self.o = (nn.Linear(config.hidden_size, config.hidden_size) for _ in range(4))
 
     def forward(
-        self, hidden: Tensor, backend: Backend, num_content: int, first_row: int, keys: Tensor | None, *prepared: Tensor
+        self, hidden: Tensor, backend: Backend, num_content: int, first_row: int, seeds: Tensor | None, *prepared: Tensor
     ) -> Tensor:
         """What ``o`` maps, [B, rows, d]: values seen by the rows of hidden [B, R, d] from ``first_row`` on.
 
@@ -97,7 +97,7 @@ class SelfAttention(nn.Module):
             projected = self.q(hidden[:, first_row:]), self.k(content), self.v(content)
         query, key, value = map(self._split, projected)
         dropout = self.dropout if self.training else 0.0
-        attended = backend.attend(query, key, value, dropout, keys, first_row, *prepared)
+        attended = backend.attend(query, key, value, dropout, seeds, first_row, *prepared)
         return attended.transpose(1, 2).flatten(2)
 
     def _split(self, x: Tensor) -> Tensor:
@@ -113,10 +113,10 @@ class Attention(nn.Module):
         self.LayerNorm = ResidualNorm(config.hidden_size, config.layer_norm_eps, config.hidden_dropout_prob)
 
     def forward(
-        self, hidden: Tensor, backend: Backend, num_content: int, first_row: int, keys: Tensor | None, *prepared: Tensor
+        self, hidden: Tensor, backend: Backend, num_content: int, first_row: int, seeds: Tensor | None, *prepared: Tensor
     ) -> Tensor:
-        """[B, rows, d]; keys of dropout are [2, B], other arguments as in ``SelfAttention.forward``."""
-        of_probabilities, of_attended = (None, None) if keys is None else keys
+        """[B, rows, d]; seeds of dropout are [2, B], other arguments as in ``SelfAttention.forward``."""
+        of_probabilities, of_attended = (None, None) if seeds is None else seeds
         attended = self.attn(hidden, backend, num_content, first_row, of_probabilities, *prepared)
         return self.LayerNorm(self.attn.o, attended, hidden[:, first_row:], of_attended)
 
@@ -141,9 +141,9 @@ class Output(nn.Module):
         self.dense = nn.Linear(config.intermediate_size, config.hidden_size)
         self.LayerNorm = ResidualNorm(config.hidden_size, config.layer_norm_eps, config.hidden_dropout_prob)
 
-    def forward(self, inner: Tensor, residual: Tensor, keys: Tensor | None) -> Tensor:
-        """[B, R, d] from inner [B, R, intermediate_size] and residual [B, R, d]; keys of dropout [B]."""
-        return self.LayerNorm(self.dense, inner, residual, keys)
+    def forward(self, inner: Tensor, residual: Tensor, seeds: Tensor | None) -> Tensor:
+        """[B, R, d] from inner [B, R, intermediate_size] and residual [B, R, d]; seeds of dropout [B]."""
+        return self.LayerNorm(self.dense, inner, residual, seeds)
 
 
 class Layer(nn.Module):
@@ -156,7 +156,7 @@ class Layer(nn.Module):
         self.output = Output(config)
 
     def forward(
-        self, hidden: Tensor, backend: Backend, num_content: int, first_row: int, keys: Tensor | None, *prepared: Tensor
+        self, hidden: Tensor, backend: Backend, num_content: int, first_row: int, seeds: Tensor | None, *prepared: Tensor
     ) -> Tensor:
         """Compute the new values of the rows from ``first_row`` on.
 
@@ -165,10 +165,10 @@ class Layer(nn.Module):
             backend: computes attention.
             num_content: K, rows that are keys and values.
             first_row: 0, or the first query row.
-            keys: of dropout, int64 [PLACES, B]; None where nothing is dropped.
+            seeds: of dropout, int64 [PLACES, B]; None where nothing is dropped.
             prepared: by the back-end, for this batch.
         """
-        of_attention, of_output = (None, None) if keys is None else (keys[:2], keys[2])
+        of_attention, of_output = (None, None) if seeds is None else (seeds[:2], seeds[2])
         rows = self.attention(hidden, backend, num_content, first_row, of_attention, *prepared)
         return self.output(self.intermediate(rows), rows, of_output)
 
@@ -283,8 +283,8 @@ class MPNetForPretraining(PretrainingModule):
         attention_mask = attention_mask.bool()
         indices = predicted_positions.clamp(min=0)
         run_streams = self._two_streams if self.streams.has_query_stream else self._one_stream
-        keys = self._dropout_keys(input_ids, sequence_numbers, step)
-        hidden = run_streams(input_ids, predicted_positions, predicted_inputs, attention_mask, document_ids, keys)
+        seeds = self._dropout_seeds(input_ids, sequence_numbers, step)
+        hidden = run_streams(input_ids, predicted_positions, predicted_inputs, attention_mask, document_ids, seeds)
         labels = torch.where(predicted_positions >= 0, input_ids.gather(1, indices), -1)
         total, num_correct, logits = self.lm_head(hidden, labels, self.keep_logits)
         num_targets = (labels >= 0).sum()
@@ -320,36 +320,36 @@ class MPNetForPretraining(PretrainingModule):
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids, dtype=torch.bool)
         layout = plain_layout(attention_mask.bool(), document_ids)
-        return self._run_layers(input_ids, layout, self._dropout_keys(input_ids))
+        return self._run_layers(input_ids, layout, self._dropout_seeds(input_ids))
 
-    def _dropout_keys(self, ids: Tensor, numbers: Tensor | None = None, step: Tensor | None = None) -> Tensor | None:
-        """Keys of the embeddings and of each layer, int64 [1 + layers, PLACES, B]; None in evaluation."""
+    def _dropout_seeds(self, ids: Tensor, numbers: Tensor | None = None, step: Tensor | None = None) -> Tensor | None:
+        """Seeds of the embeddings and of each layer, int64 [1 + layers, PLACES, B]; None in evaluation."""
         if not self.training:
             return None
         shape = 1 + len(self.layers()), PLACES
         if numbers is None or step is None:
-            return drawn_keys(math.prod(shape), len(ids), ids.device).unflatten(0, shape)
-        return dropout_keys(self.dropout_seed, step, numbers, math.prod(shape)).unflatten(0, shape)
+            return drawn_seeds(math.prod(shape), len(ids), ids.device).unflatten(0, shape)
+        return dropout_seeds(self.dropout_seed, step, numbers, math.prod(shape)).unflatten(0, shape)
 
-    def _two_streams(self, input_ids, predicted_positions, predicted_inputs, attention_mask, document_ids, keys) -> Tensor:
+    def _two_streams(self, input_ids, predicted_positions, predicted_inputs, attention_mask, document_ids, seeds) -> Tensor:
         """Compute the query rows after the last layer, [B, p, d]."""
         has_mask_rows = self.streams.has_mask_rows
         layout = two_stream_layout(predicted_positions, attention_mask, has_mask_rows, document_ids)
         ids = torch.cat([input_ids, *([predicted_inputs] * (2 if has_mask_rows else 1))], dim=1)
-        return self._run_layers(ids, layout, keys, first_row_of_last_layer=layout.key_indices.shape[1])
+        return self._run_layers(ids, layout, seeds, first_row_of_last_layer=layout.key_indices.shape[1])
 
-    def _one_stream(self, input_ids, predicted_positions, predicted_inputs, attention_mask, document_ids, keys) -> Tensor:
+    def _one_stream(self, input_ids, predicted_positions, predicted_inputs, attention_mask, document_ids, seeds) -> Tensor:
         """Compute the rows at the predicted positions after the last layer, [B, p, d]."""
         # Unused entries write into one extra column, which is cut off.
         target = torch.where(predicted_positions >= 0, predicted_positions, input_ids.shape[1])
         corrupted = F.pad(input_ids, (0, 1)).scatter(1, target, predicted_inputs)[:, :-1]
-        hidden = self._run_layers(corrupted, plain_layout(attention_mask, document_ids), keys)
+        hidden = self._run_layers(corrupted, plain_layout(attention_mask, document_ids), seeds)
         return hidden.gather(1, predicted_positions.clamp(min=0)[:, :, None].expand(-1, -1, hidden.shape[2]))
 
-    def _run_layers(self, ids: Tensor, layout: Layout, keys: Tensor | None, first_row_of_last_layer: int = 0) -> Tensor:
+    def _run_layers(self, ids: Tensor, layout: Layout, seeds: Tensor | None, first_row_of_last_layer: int = 0) -> Tensor:
         layers = self.mpnet.encoder.layer
-        of_embeddings, *of_layers = [None] * (1 + len(layers)) if keys is None else keys
-        hidden = self.mpnet.embeddings(ids, layout.row_positions, None if keys is None else of_embeddings[0])
+        of_embeddings, *of_layers = [None] * (1 + len(layers)) if seeds is None else seeds
+        hidden = self.mpnet.embeddings(ids, layout.row_positions, None if seeds is None else of_embeddings[0])
         backend = choose_backend(self.attention, ids.device)
         prepared = backend.prepare(self.mpnet.encoder.relative_attention_bias, layout)
         num_content = layout.key_indices.shape[1]

@@ -13,7 +13,7 @@ BLOCK = 1024
 
 @triton.jit
 def kept(seed, positions, KEEP: tl.constexpr):
-    """fp32: 1 / KEEP where it keeps the number at a position (int32) of the sequence whose seed ``seed`` points to, else 0."""
+    """fp32: 1 / KEEP where it keeps the number at a position (int32) of the sequence whose seed is at ``seed``, else 0."""
     return tl.where(tl.rand(tl.load(seed), positions) < KEEP, 1.0 / KEEP, 0.0)
 
 

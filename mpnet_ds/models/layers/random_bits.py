@@ -10,12 +10,10 @@ the sequence's seed and the matrix's number, and not on what else is computed wi
 
 import numpy as np
 import torch
+from numpy.random.bit_generator import ISeedSequence
 from torch import Tensor
 
 LEVELS = 2**16
-_UNUSED = np.random.SeedSequence(0)  # for a generator that is seeded otherwise; to make one takes longer than a draw
-WARM_UP = 12
-"""Words that are passed over, as SFC64's author does after seeding it with one number."""
 
 
 def rounded(probability: float) -> float:
@@ -32,28 +30,38 @@ class RandomBits:
     """
 
     def __init__(self, seeds: Tensor, matrices: int = 1):
-        self._states = np.repeat(seeds.numpy().view(np.uint64)[:, None], 4, axis=1)
-        self._states[:, 3] = 1  # SFC64's counter
+        self._states = np.repeat(seeds.numpy().view(np.uint64)[:, None], 3, axis=1)
         self._matrices, self._drawn = matrices, 0
-        self._generator = np.random.SFC64(_UNUSED)
 
     def keep_(self, masks: Tensor, probability: float) -> Tensor:
         """Fill the next of the B × M masks (contiguous, any dtype) with 0 at ``probability``, else with 1; return them."""
-        lowest_kept = round(probability * LEVELS) - LEVELS // 2
-        flat, first = masks.flatten(1), 0
-        while first < len(flat):
-            count = min(len(flat) - first, self._matrices - self._drawn % self._matrices)
-            torch.ge(self._draw(count, flat.shape[1]), lowest_kept, out=flat[first : first + count])
-            first += count
+        drawn, last, numbers = [], self._drawn + len(masks), masks[0].numel()
+        while self._drawn < last:
+            drawn.append(self._draw(last - self._drawn, -(-numbers // 4)))
+        words = drawn[0] if len(drawn) == 1 else np.concatenate(drawn)
+        bits = torch.from_numpy(words.view(np.int16)[:, :numbers])
+        torch.ge(bits, round(probability * LEVELS) - LEVELS // 2, out=masks.flatten(1))
         return masks
 
-    def _draw(self, count: int, numbers: int) -> Tensor:
-        """Draw int16 [count, numbers] for the next matrices of a sequence."""
+    def _draw(self, most: int, words: int) -> np.ndarray:
+        """Draw uint64 [count, words] for the next matrices of a sequence, ``most`` or as many as it has."""
         sequence, done = divmod(self._drawn, self._matrices)
         if done == 0:
-            state = {"state": self._states[sequence]}
-            self._generator.state = {"bit_generator": "SFC64", "state": state, "has_uint32": 0, "uinteger": 0}
-            self._generator.random_raw(WARM_UP, output=False)
+            self._generator = np.random.SFC64(_State(self._states[sequence]))
+        count = min(most, self._matrices - done)
         self._drawn += count
-        words = self._generator.random_raw(count * -(-numbers // 4))
-        return torch.from_numpy(words).view(torch.int16).view(count, -1)[:, :numbers]
+        return self._generator.random_raw((count, words))
+
+
+class _State(ISeedSequence):
+    """What SFC64 begins with: three times a seed, as its author does; NumPy then passes over 12 draws, as he does.
+
+    NumPy's own way from a number to these three takes longer than the draws.
+    """
+
+    def __init__(self, words: np.ndarray):
+        self._words = words
+
+    def generate_state(self, n_words: int, dtype: type = np.uint32) -> np.ndarray:
+        """Return the words, uint64 [3]."""
+        return self._words

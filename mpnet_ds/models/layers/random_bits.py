@@ -14,6 +14,8 @@ from numpy.random.bit_generator import ISeedSequence
 from torch import Tensor
 
 LEVELS = 2**16
+WORDS_AT_ONCE = 2**16
+"""Of 8 bytes: what is drawn is used while it is in the cache."""
 
 
 def rounded(probability: float) -> float:
@@ -35,22 +37,24 @@ class RandomBits:
 
     def keep_(self, masks: Tensor, probability: float) -> Tensor:
         """Fill the next of the B × M masks (contiguous, any dtype) with 0 at ``probability``, else with 1; return them."""
-        drawn, last, numbers = [], self._drawn + len(masks), masks[0].numel()
-        while self._drawn < last:
-            drawn.append(self._draw(last - self._drawn, -(-numbers // 4)))
-        words = drawn[0] if len(drawn) == 1 else np.concatenate(drawn)
-        bits = torch.from_numpy(words.view(np.int16)[:, :numbers])
-        torch.ge(bits, round(probability * LEVELS) - LEVELS // 2, out=masks.flatten(1))
+        flat, lowest_kept = masks.flatten(1), round(probability * LEVELS) - LEVELS // 2
+        for part in flat.split(max(1, WORDS_AT_ONCE * 4 // flat.shape[1])):
+            bits = torch.from_numpy(self._draw(*part.shape))
+            torch.ge(bits, lowest_kept, out=part)
         return masks
 
-    def _draw(self, most: int, words: int) -> np.ndarray:
-        """Draw uint64 [count, words] for the next matrices of a sequence, ``most`` or as many as it has."""
-        sequence, done = divmod(self._drawn, self._matrices)
-        if done == 0:
-            self._generator = np.random.SFC64(_State(self._states[sequence]))
-        count = min(most, self._matrices - done)
-        self._drawn += count
-        return self._generator.random_raw((count, words))
+    def _draw(self, matrices: int, numbers: int) -> np.ndarray:
+        """Draw int16 [matrices, numbers] for the next matrices."""
+        drawn, last, words = [], self._drawn + matrices, -(-numbers // 4)
+        while self._drawn < last:
+            sequence, done = divmod(self._drawn, self._matrices)
+            if done == 0:
+                self._generator = np.random.SFC64(_State(self._states[sequence]))
+            count = min(last - self._drawn, self._matrices - done)
+            drawn.append(self._generator.random_raw((count, words)))
+            self._drawn += count
+        together = drawn[0] if len(drawn) == 1 else np.concatenate(drawn)
+        return together.view(np.int16)[:, :numbers]
 
 
 class _State(ISeedSequence):

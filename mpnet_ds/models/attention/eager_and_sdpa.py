@@ -67,10 +67,15 @@ class SdpaAttention(EagerAttention):
         self, query: Tensor, key: Tensor, value: Tensor, dropout: float, seeds: Tensor | None, first_row: int, bias: Tensor
     ) -> Tensor:  # fmt: skip
         """See ``attention.Backend``."""
-        if dropout and query.device.type == "cpu":  # where PyTorch computes no other way, but with draws of its own
+        if dropout and not has_kernel(query):
             return super().attend(query, key, value, dropout, seeds, first_row, bias)
         with sdpa_kernel(KERNELS):
             return F.scaled_dot_product_attention(query, key, value, attn_mask=bias[:, :, first_row:], dropout_p=dropout)
+
+
+def has_kernel(query: Tensor) -> bool:
+    """Whether PyTorch has a kernel; on a CPU, with dropout, it computes as ``EagerAttention``, but with draws of its own."""
+    return query.device.type != "cpu"
 
 
 def attention_bias(table: nn.Embedding, layout: Layout) -> Tensor:

@@ -126,12 +126,12 @@ def forward_kernel(
     mask_bias += (h * batch * layout_rows + layout_row).to(tl.int64) * (mask_units * MASK_UNIT) - token_columns
     column_from += b * table_units * TOKEN_UNIT
     column_until += b * table_units * TOKEN_UNIT
-    column_factors += b * table_units * TOKEN_UNIT
     key += b.to(tl.int64) * key_batch + h * key_head
     value += b.to(tl.int64) * value_batch + h * value_head
     q = head_tile(query + b.to(tl.int64) * query_batch + h * query_head, r, query_row, rows, HEAD_WIDTH, HEAD_TILE)
     if DROPPED > 0:
         row_factor = tl.load(row_factors + bh * rows + safe)
+        column_factors += b * table_units * TOKEN_UNIT
 
     highest = tl.full([ROW_TILE], float("-inf"), tl.float32)
     total = tl.zeros([ROW_TILE], tl.float32)

@@ -255,7 +255,7 @@ def test_the_operator_keeps_what_it_promises_to_torch():
     prepared = [x.detach() for x in choose_backend("triton", CPU).prepare(case.table, case.layout)]
     prepared[0].requires_grad_()
     inputs = [x.clone().requires_grad_() for x in (case.query, case.key, case.value)]
-    library.opcheck(triton.attention, (*inputs, *prepared, torch.tensor([3]), round(0.1 * 2**32), 0))
+    library.opcheck(triton.attention, (*inputs, *prepared, torch.tensor([3]), 0, 0))
 
 
 def test_the_output_is_flattened_without_a_copy():

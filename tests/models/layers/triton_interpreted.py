@@ -12,7 +12,7 @@ from mpnet_ds.models.layers import cross_entropy, cross_entropy_kernel, gelu, ge
 from mpnet_ds.models.layers.dropout import drop_by_kernel, dropout
 from mpnet_ds.models.layers.gelu import GeluLinear
 from mpnet_ds.models.layers.residual_norm import ResidualNorm, residual_norm_backward
-from tests.models.layers.test_dropout import assert_same_in_any_micro_batch, small_model
+from tests.models.layers.test_dropout import losses, small_model
 
 assert os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -118,7 +118,9 @@ def test_dropout_by_a_kernel_leaves_out_the_same_numbers_in_backward(use_kernels
 
 def test_ranks_and_micro_batches_do_not_matter_to_dropout(use_kernels):
     use_kernels()
-    assert_same_in_any_micro_batch(small_model(1, "triton", heads=1), sequences=2)
+    model = small_model(1, "triton", heads=1)
+    with torch.no_grad():
+        torch.testing.assert_close(sum(losses(model, 2, 2)), sum(losses(model, 2, 1)), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 4e-3)])
@@ -145,7 +147,7 @@ def test_the_operators_keep_what_they_promise_to_torch():
     library.opcheck(residual_norm.residual_norm, (*inputs, seeds, 0.5, 1e-5))
     _, total, mean, scale = residual_norm.residual_norm(*inputs, seeds, 0.5, 1e-5)
     library.opcheck(residual_norm_backward, (x, total.detach(), mean, scale, norm.weight.detach(), seeds, 0.5))
-    library.opcheck(drop_by_kernel, (x.detach()[:, None].clone().requires_grad_(), seeds, 0.5))
+    library.opcheck(drop_by_kernel, (random(3, 1, 4).requires_grad_(), seeds, 0.5))
     library.opcheck(cross_entropy.score_logits_on_gpu, (random(3, 40), torch.tensor([1, -1, 2]), True))
     library.opcheck(gelu.gelu, (x.clone().requires_grad_(), norm.bias.detach().clone().requires_grad_()))
     library.opcheck(gelu.gelu_backward, (x, x + 1))

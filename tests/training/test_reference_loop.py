@@ -19,6 +19,7 @@ from mpnet_ds.data import PretrainingDataset
 from mpnet_ds.models import MPNetForPretraining
 from mpnet_ds.models.attention import eager_and_sdpa
 from mpnet_ds.models.layers import dropout
+from mpnet_ds.models.mpnet import model as mpnet
 from tests.runs import RECIPE, Run, pretrain, recipe_with
 
 TOLERANCE = 1e-5
@@ -171,6 +172,7 @@ def test_dropout_falls_where_it_does_in_transformers(monkeypatch):
     """With PyTorch's draws the plain encoder draws the same masks in the same places as ``MPNetModel`` does in training."""
     for module, name in ((dropout, "dropout"), (eager_and_sdpa, "drop")):  # our own draws: models/layers/test_dropout.py
         monkeypatch.setattr(module, name, lambda x, seeds, probability: F.dropout(x, probability))
+    monkeypatch.setattr(mpnet, "drawn_seeds", lambda places, batch, device: torch.zeros(places, batch))
     config = load_recipe(str(RECIPE)).model.config(50)
     config.hidden_dropout_prob, config.attention_probs_dropout_prob = 0.3, 0.2
     ours = MPNetForPretraining(config, attention="eager").train()

@@ -57,7 +57,7 @@ arguments+=(--output_dir "$output" "$@")
 # The signal goes to the ranks. Where only this script gets it (--signal=B:USR1@300, scancel --batch), srun passes it on.
 # SIGTERM, which SLURM sends to all processes when it ends a job itself, must not end this script before the ranks have saved.
 step='' heard='' ended=''
-trap 'heard=1; [ -z "$step" ] || kill -USR1 "$step"' USR1
+trap 'heard=1; [ -z "$step" ] || kill -USR1 "$step"' USR1 HUP
 trap 'heard=1 ended=1' TERM
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
 # The first rank that exits must not take the others with it: they may still be saving, and notice a dead rank themselves.

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from mpnet_ds import start_up
 from mpnet_ds.errors import AgreedError, UserError
 from mpnet_ds.last_word import leave_in_order
+from mpnet_ds.lasting_output import outlive_readers
 
 UNITS = {"": 1, "B": 1}
 UNITS |= {f"{prefix}B": 1000**power for power, prefix in enumerate("KMGT", 1)}
@@ -69,6 +70,7 @@ class Parser(argparse.ArgumentParser):
 
 def run(main: Callable[[], int | None]) -> None:
     """Call ``main`` and exit with its code; for a ``UserError``, print its text and exit with code 2."""
+    outlive_readers()
     sys.stdout.reconfigure(errors="backslashreplace")  # a path or a piece may have characters that the terminal lacks
     try:
         try:
@@ -78,9 +80,6 @@ def run(main: Callable[[], int | None]) -> None:
     except UserError as error:
         _say_error(str(error), is_agreed=isinstance(error, AgreedError))
         code = 2
-    except BrokenPipeError:  # the reader of the output has closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG):
             raise

@@ -74,6 +74,9 @@ done
 
 if [ $code = 138 ]; then
   say "the warning (SIGUSR1) came before training had begun: give the job more --time, or a later warning in --signal." >&2
+elif [ $code -gt 130 ]; then
+  say "SIG$(kill -l $((code - 128)) 2>/dev/null || echo NAL) has ended a rank; another one says which." >&2
+  code=1
 elif [ $code = 75 ] && [ -n "$ended" ]; then
   say "saved. SLURM has ended this job: it queues it again itself if it has preempted it, otherwise submit it again."
 elif [ $code = 75 ] && [ "$array" = chain ] && [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then

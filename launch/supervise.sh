@@ -39,6 +39,7 @@ ask() { # without ranks the command is the only process: python launch/pretrain.
   echo "supervise: asking process ${found:-$command} to save and stop" | paste -sd' ' >&2
   kill -USR1 ${found:-$command} 2>/dev/null
 }
+oom_kills() { awk '$1 == "oom_kill" { print $2 }' /proc/vmstat 2>/dev/null; }
 end() {
   kill -TERM $(processes) 2>/dev/null
   for _ in 1 2 3 4 5; do [ -n "$(processes)" ] && sleep 1; done
@@ -49,6 +50,7 @@ trap 'signalled=1; ask' TERM HUP USR1
 trap : PIPE # who read its messages may be gone
 trap 'signalled=1; interrupts=$((interrupts + 1)); if [ $interrupts = 1 ]; then ask; else end; fi' INT
 
+killed_before=$(oom_kills)
 setsid "$@" &
 command=$! code=127
 while :; do # a signal interrupts wait
@@ -63,4 +65,10 @@ if [ -n "$(ranks)" ]; then # something else has ended the launcher; deepspeed ex
   for _ in $(seq 120); do [ -n "$(ranks)" ] && sleep 1; done
 fi
 end
+if [ $code -gt 130 ] && [ $interrupts -lt 2 ]; then
+  number=$((code > 192 ? 256 - code : code - 128)) memory=''
+  [ "$(oom_kills)" = "$killed_before" ] || memory=': out of memory? The kernel has killed a process for that meanwhile'
+  echo "supervise: SIG$(kill -l $number 2>/dev/null || echo NAL $number) has ended a rank or its launcher$memory" >&2
+  code=1
+fi
 exit $code

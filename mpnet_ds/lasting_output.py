@@ -50,7 +50,7 @@ class LastingStream:
 
 
 def outlive_readers(never_fail: bool = False) -> None:
-    """Replace ``sys.stdout`` and ``sys.stderr`` by such streams, which may ``never_fail``; closed ones (``>&-``) by /dev/null."""
+    """Replace standard output and standard error by such streams, which may ``never_fail``; closed ones by /dev/null."""
     for number, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
         if stream is None:  # another file would get its number, and messages of C libraries with it

@@ -1,10 +1,11 @@
 """Requests to stop a run or to save it, on which all ranks agree before each step.
 
 A run is asked to stop by a signal to any rank (SIGTERM; SIGHUP, when its terminal closes, unless ``nohup`` has it ignored;
-SIGUSR1, which SLURM sends before time is up; SIGINT, Ctrl-C), by the end of the launcher that started the ranks, or by a file
-``STOP`` in its output folder; a file ``SAVE`` asks for a checkpoint. The requests of all ranks are summed in one small all-reduce between CPUs (gloo: nothing waits for the device),
-so that all ranks act before the same step. The same all-reduce counts the predicted tokens of the step. It begins while
-the previous step is still being computed, which hides it: a request that comes later than that waits for one more step.
+SIGUSR1, which SLURM sends before time is up; SIGINT, Ctrl-C), by the end of the launcher that started the ranks, or by a
+file ``STOP`` in its output folder; a file ``SAVE`` asks for a checkpoint. The requests of all ranks are summed in one small
+all-reduce between CPUs (gloo: nothing waits for the device), so that all ranks act before the same step. The same all-reduce
+counts the predicted tokens of the step. It begins while the previous step is still being computed, which hides it: a request
+that comes later than that waits for one more step.
 
 DeepSpeed's launcher is two processes: ``deepspeed`` starts ``launch.py``, which starts the ranks. The former dies of
 any of these signals and tells nobody; the latter passes SIGTERM and SIGINT on as SIGTERM, to one rank after the other.
@@ -93,7 +94,9 @@ class StopRequests:
             self._handlers[number] = signal.signal(number, self._on_signal)
         return self
 
-    def __exit__(self, *exc_info) -> None:
+    def __exit__(self, kind, error: BaseException | None, trace) -> None:
+        if error is not None and self.ranks.siblings.is_ending():
+            return  # signals are ignored now
         # A warning that time is nearly up may still come, and must not end processes that are leaving with their own code.
         if self._handlers[signal.SIGUSR1] == signal.SIG_DFL:
             self._handlers[signal.SIGUSR1] = signal.SIG_IGN
@@ -152,6 +155,7 @@ class StopRequests:
 
     def _quit(self, number: int, frame) -> None:
         self._say("Ctrl-C again: quitting without saving.")
+        self.ranks.siblings.leave()
         os._exit(EXIT_INTERRUPTED)  # an exception might be raised in the middle of a save, and would be told to other ranks
 
     def _announce(self, cause: str) -> None:

@@ -87,8 +87,10 @@ def pretrain(arguments: argparse.Namespace) -> int:
             start_up.enter("building the demo's dataset, if there is none yet")
             plan = _with_demo_data(plan, ranks)
         code = _run(arguments, plan, ranks, inspection)
-    except UserError:
-        process_group.stop()  # not after a fault: the other ranks may wait in a collective, and this one would join them
+    except Exception as error:
+        ranks.siblings.settle()
+        if isinstance(error, UserError):
+            process_group.stop()  # not after a fault: the other ranks may wait in a collective, and this one would join them
         raise
     process_group.leave_together(ranks)  # rank 0 has the last word
     process_group.stop()

@@ -19,7 +19,7 @@ from mpnet_ds.errors import UserError
 from mpnet_ds.quiet import quiet_libraries
 from mpnet_ds.ranks import rendezvous
 from mpnet_ds.ranks.host_memory import keep_freed_memory
-from mpnet_ds.ranks.launchers import JOIN_TIMEOUT, Placement, find_placement
+from mpnet_ds.ranks.launchers import AGENT_STORE, JOIN_TIMEOUT, Placement, find_placement
 from mpnet_ds.ranks.network import find_interface
 from mpnet_ds.ranks.siblings import Siblings
 
@@ -143,6 +143,7 @@ def start(join_timeout: float = JOIN_TIMEOUT) -> Ranks:
         # By default gloo takes the address of the host's name, which often is 127.0.1.1.
         os.environ["GLOO_SOCKET_IFNAME"] = find_interface(placement.address, placement.has_other_hosts).name
     store, hosts = rendezvous.join(placement, join_timeout)
+    os.environ[AGENT_STORE] = "False"  # the store is rank 0's
     accelerator = get_accelerator()
     accelerator.set_device(placement.local_rank)
     with connecting():

@@ -86,6 +86,8 @@ class Siblings:
             atexit.unregister(self.leave)
             self._say_farewell()
             self._thread.join(TIME_TO_SPEAK)
+            self._siblings.clear()
+            self._inbox.close()
 
     @property
     def num_killed(self) -> int:
@@ -112,7 +114,7 @@ class Siblings:
             if self._killed:
                 self._is_ending.set()
                 self._end()
-        for descriptor in (*self._watched, self._inbox.detach()):
+        for descriptor in self._watched:
             os.close(descriptor)
 
     def _look(self, seconds: float | None = None) -> None:

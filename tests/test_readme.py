@@ -24,7 +24,7 @@ PAGES = {
 }
 OTHER_PROGRAMS = {"docker", "kubectl", "pytest", "source", "tensorboard"}
 """Programs that are not this project's: what they take is not looked at."""
-OTHER_FLAGS = {"--num_gpus", "--module", "--hostfile", "--array", "--follow", "--logdir"}
+OTHER_FLAGS = {"--num_gpus", "--module", "--hostfile", "--array", "--follow", "--logdir", "--max_restarts", "--nnodes"}
 """Flags of such programs and of launchers."""
 PAGE = pytest.mark.parametrize("page", sorted(PAGES))
 

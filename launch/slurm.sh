@@ -57,7 +57,7 @@ arguments+=(--output_dir "$output" "$@")
 # The signal goes to the ranks. Where only this script gets it (--signal=B:USR1@300, scancel --batch), srun passes it on.
 # SIGTERM, which SLURM sends to all processes when it ends a job itself, must not end this script before the ranks have saved.
 step='' heard='' ended=''
-trap 'heard=1; [ -z "$step" ] || kill -USR1 "$step"' USR1
+trap 'heard=1; [ -z "$step" ] || kill -USR1 "$step"' USR1 HUP
 trap 'heard=1 ended=1' TERM
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
 # The first rank that exits must not take the others with it: they may still be saving, and notice a dead rank themselves.
@@ -74,6 +74,9 @@ done
 
 if [ $code = 138 ]; then
   say "the warning (SIGUSR1) came before training had begun: give the job more --time, or a later warning in --signal." >&2
+elif [ $code -gt 130 ]; then
+  say "SIG$(kill -l $((code - 128)) 2>/dev/null || echo NAL) has ended a rank; another one says which." >&2
+  code=1
 elif [ $code = 75 ] && [ -n "$ended" ]; then
   say "saved. SLURM has ended this job: it queues it again itself if it has preempted it, otherwise submit it again."
 elif [ $code = 75 ] && [ "$array" = chain ] && [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then

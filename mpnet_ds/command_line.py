@@ -21,6 +21,7 @@ from typing import NoReturn
 from mpnet_ds import start_up
 from mpnet_ds.errors import AgreedError, UserError
 from mpnet_ds.last_word import leave_in_order
+from mpnet_ds.lasting_output import outlive_readers
 
 WRITING_FAILED = (errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 UNITS = {"": 1, "B": 1}
@@ -178,6 +179,7 @@ def _without(words: list[str], action: argparse.Action) -> list[str]:
 def run(main: Callable[[], int | None]) -> None:
     """Call ``main`` and exit with its code; for a ``UserError``, print its text and exit with code 2."""
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    outlive_readers()
     sys.stdout.reconfigure(errors="backslashreplace")  # a path or a piece may have characters that the terminal lacks
     start_up.begin("loading what it needs", start_up.AFTER, sys.stderr)
     try:
@@ -188,9 +190,6 @@ def run(main: Callable[[], int | None]) -> None:
     except UserError as error:
         _say_error(str(error), is_agreed=isinstance(error, AgreedError))
         code = 2
-    except BrokenPipeError:  # the reader of the output has closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
     except OSError as error:
         if error.errno in WRITING_FAILED:
             _say_error(f"cannot write{f' to {error.filename}' if error.filename else ''}: {error.strerror.lower()}.")

@@ -25,6 +25,7 @@ PAGES = {
 OTHER_PROGRAMS = {"docker", "kubectl", "pytest", "source", "tensorboard"}
 """Programs that are not this project's: what they take is not looked at."""
 OTHER_FLAGS = {"--num_gpus", "--include", "--force_multi", "--module", "--hostfile", "--array", "--follow", "--logdir"}
+OTHER_FLAGS |= {"--max_restarts", "--nnodes"}
 """Flags of such programs and of launchers."""
 PAGE = pytest.mark.parametrize("page", sorted(PAGES))
 

@@ -78,7 +78,7 @@ def torchrun() -> list:
 
 @pytest.mark.parametrize(
     ("launcher", "sent", "ranks", "code"),
-    [(deepspeed, signal.SIGTERM, 2, 75), (torchrun, signal.SIGUSR1, 2, 1), (lambda: [sys.executable], signal.SIGINT, 1, 75)],
+    [(deepspeed, signal.SIGHUP, 2, 75), (torchrun, signal.SIGUSR1, 2, 1), (lambda: [sys.executable], signal.SIGINT, 1, 75)],
     ids=["deepspeed", "torchrun", "alone"],
 )
 def test_a_signal_asks_the_ranks_to_save_and_their_code_comes_back(tmp_path, launcher, sent, ranks, code):
@@ -110,6 +110,10 @@ def test_a_second_interrupt_ends_what_does_not_listen(tmp_path):
 def test_without_a_signal_the_command_s_code_comes_back():
     script = ROOT / "launch" / "supervise.sh"
     assert subprocess.run(["bash", script, "sh", "-c", "exit 7"], timeout=30).returncode == 7
+    for how in ("kill -KILL $$", "exit 247"):  # what shells make of a signal, and what deepspeed does
+        killed = subprocess.run(["bash", script, "sh", "-c", how], timeout=30, capture_output=True, text=True)
+        assert killed.returncode == 1
+        assert killed.stderr.endswith("supervise: SIGKILL has ended a rank or its launcher\n")
     missing = subprocess.run(["bash", script, "no-such-program"], timeout=30, capture_output=True)
     assert missing.returncode == 127
     assert subprocess.run(["bash", script], timeout=30, capture_output=True).returncode == 2

@@ -67,7 +67,7 @@ class Heartbeats:
         self.alarm: Alarm | None = None
         """The alarm of all ranks, once this rank knows it."""
         self.has_alarm, self.seen_by_all = threading.Event(), threading.Event()
-        """Set when this rank knows the alarm, and when all do."""
+        """Set when this rank knows the alarm, or never will, and when all do that have not been killed."""
         self.answered, self.store_is_gone = threading.Event(), threading.Event()
         """Set after each exchange with the store, and when it can no longer be reached."""
         self.failure = ""
@@ -122,7 +122,7 @@ class Heartbeats:
             self.alarm = self.alarm or Alarm(**json.loads(store.get("alarm")))
             is_news = not self.has_alarm.is_set()
             self.has_alarm.set()
-            if store.add("seen", int(is_news)) == self._ranks.world_size:
+            if store.add("seen", int(is_news)) >= self._ranks.world_size - self._ranks.siblings.num_killed:
                 self.seen_by_all.set()
         self.answered.set()
 
@@ -154,3 +154,4 @@ class Heartbeats:
         except (RuntimeError, OSError) as error:  # the host of the store is gone
             self.failure = f" ({str(error).strip().splitlines()[0]})" if str(error).strip() else ""
             self.store_is_gone.set()
+            self.has_alarm.set()

@@ -21,6 +21,8 @@ from mpnet_ds.errors import UserError
 
 PORT = 29500
 """Port at which ranks meet by default, the same as torch's and DeepSpeed's."""
+AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
+"""Environment variable of torchrun, which torch reads too: whether its agent's store is at MASTER_PORT."""
 JOIN_TIMEOUT = 300.0
 """Seconds for which ranks wait for each other before a run."""
 
@@ -50,6 +52,8 @@ class Placement:
     """Name or IP address of rank 0's host."""
     port: int = 0
     """Port on which rank 0 listens; 0, for a single rank: any that is free then."""
+    has_agent_store: bool = False
+    """Whether torchrun's agent listens there instead, with a store that outlives the ranks."""
 
     @property
     def has_other_hosts(self) -> bool:
@@ -66,6 +70,7 @@ class Placement:
             "LOCAL_SIZE": str(self.local_world_size),
             "MASTER_ADDR": self.address,
             "MASTER_PORT": str(self.port),
+            AGENT_STORE: str(self.has_agent_store),
         }
 
 
@@ -253,6 +258,7 @@ def _of_torch(environment: Mapping[str, str]) -> Placement:
         local_size,
         environment.get("MASTER_ADDR") or "127.0.0.1",
         _port(environment, PORT),
+        environment.get(AGENT_STORE) == "True",
     )
 
 

@@ -45,6 +45,13 @@ def find_interface(host: str, is_elsewhere: bool = True) -> Interface:
     return _holder(address)
 
 
+def address_here(host: str) -> str:
+    """Return ``host`` if that is this machine, else the address of this machine from which packets to it would come."""
+    address = resolve(host)
+    is_here = ip_address(address.partition("%")[0]).is_loopback or any(one.address == address for one in interfaces())
+    return host if is_here else _source_towards(address, host)
+
+
 def resolve(host: str) -> str:
     """Resolve a name or an address to its first address, IPv6 with its scope; ``UserError`` if it is unknown here."""
     try:

@@ -1,11 +1,12 @@
 """The process group of a run: connecting its ranks and leaving them, under any launcher of launchers.py or none."""
 
+import faulthandler
 import os
 import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -19,8 +20,9 @@ from mpnet_ds.machine import Capacity, capacity_of
 from mpnet_ds.quiet import quiet_libraries
 from mpnet_ds.ranks import rendezvous
 from mpnet_ds.ranks.host_memory import keep_freed_memory
-from mpnet_ds.ranks.launchers import JOIN_TIMEOUT, Placement, find_placement
+from mpnet_ds.ranks.launchers import AGENT_STORE, JOIN_TIMEOUT, Placement, find_placement
 from mpnet_ds.ranks.network import find_interface
+from mpnet_ds.ranks.siblings import Siblings
 
 LEAVE_TIMEOUT = 120.0
 """Seconds for which ranks wait for each other at the end of a run."""
@@ -36,6 +38,7 @@ class Ranks:
     device: torch.device
     hosts: tuple[str, ...]
     """Name of each rank's host."""
+    siblings: Siblings = field(default_factory=Siblings, kw_only=True, compare=False)
 
     @property
     def host(self) -> str:
@@ -146,6 +149,7 @@ def start(join_timeout: float = JOIN_TIMEOUT) -> Ranks:
         # By default gloo takes the address of the host's name, which often is 127.0.1.1.
         os.environ["GLOO_SOCKET_IFNAME"] = find_interface(placement.address, placement.has_other_hosts).name
     store, hosts = rendezvous.join(placement, join_timeout)
+    os.environ[AGENT_STORE] = "False"  # the store is rank 0's
     accelerator = get_accelerator()
     accelerator.set_device(placement.local_rank)
     with connecting():
@@ -154,10 +158,16 @@ def start(join_timeout: float = JOIN_TIMEOUT) -> Ranks:
     device = torch.device(accelerator.device_name(placement.local_rank))
     if device.type == "cpu":
         keep_freed_memory()
-    return Ranks(placement.rank, placement.local_rank, placement.world_size, device, hosts)
+    ranks = Ranks(placement.rank, placement.local_rank, placement.world_size, device, hosts)
+    if ranks.world_size > 1:
+        faulthandler.enable(sys.__stderr__)
+        ranks.siblings.meet(ranks.rank, hosts, ranks.gather)
+        _siblings.append(ranks.siblings)
+    return ranks
 
 
 _stores: list = []  # rank 0's store ends with its object
+_siblings: list[Siblings] = []
 
 
 @contextmanager
@@ -190,6 +200,9 @@ def leave_together(ranks: Ranks) -> None:
 
 def stop() -> None:
     """Disconnect; without it ZeRO 3 on CPU may abort at exit."""
+    for siblings in _siblings:
+        siblings.leave()
+    _siblings.clear()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     _stores.clear()

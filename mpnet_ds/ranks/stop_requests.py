@@ -1,15 +1,17 @@
 """Requests to stop a run or to save it, on which all ranks agree before each step.
 
-A run is asked to stop by a signal to any rank (SIGTERM; SIGUSR1, which SLURM sends before time is up; SIGINT, Ctrl-C), by
-the end of the launcher that started the ranks, or by a file ``STOP`` in its output folder; a file ``SAVE`` asks for a
-checkpoint. The requests of all ranks are summed in one small all-reduce between CPUs (gloo: nothing waits for the device),
-so that all ranks act before the same step. The same all-reduce counts the predicted tokens of the step. It begins while
-the previous step is still being computed, which hides it: a request that comes later than that waits for one more step.
+A run is asked to stop by a signal to any rank (SIGTERM; SIGHUP, when its terminal closes, unless ``nohup`` has it ignored;
+SIGUSR1, which SLURM sends before time is up; SIGINT, Ctrl-C), by the end of the launcher that started the ranks, or by a
+file ``STOP`` in its output folder; a file ``SAVE`` asks for a checkpoint. The requests of all ranks are summed in one small
+all-reduce between CPUs (gloo: nothing waits for the device), so that all ranks act before the same step. The same all-reduce
+counts the predicted tokens of the step. It begins while the previous step is still being computed, which hides it: a request
+that comes later than that waits for one more step.
 
 DeepSpeed's launcher is two processes: ``deepspeed`` starts ``launch.py``, which starts the ranks. The former dies of
 any of these signals and tells nobody; the latter passes SIGTERM and SIGINT on as SIGTERM, to one rank after the other.
 """
 
+import os
 import re
 import signal
 import time
@@ -72,7 +74,8 @@ class Agreement:
 class StopRequests:
     """The requests to one run, by signals between ``__enter__`` and ``__exit__`` and by files; every rank must have one.
 
-    The first signal is a request; a second SIGINT ends the process at once, any other repeated signal does no harm.
+    The first signal is a request; a second SIGINT ends the process at once, any other repeated signal does no harm. A SIGHUP
+    that was ignored before (nohup) remains so.
     """
 
     def __init__(self, output: Path, ranks: Ranks):
@@ -84,11 +87,16 @@ class StopRequests:
         self._looked = time.monotonic()
 
     def __enter__(self) -> "StopRequests":
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        numbers = [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
+        for number in numbers:
             self._handlers[number] = signal.signal(number, self._on_signal)
         return self
 
-    def __exit__(self, *exc_info) -> None:
+    def __exit__(self, kind, error: BaseException | None, trace) -> None:
+        if error is not None and self.ranks.siblings.is_ending():
+            return  # signals are ignored now
         # A warning that time is nearly up may still come, and must not end processes that are leaving with their own code.
         if self._handlers[signal.SIGUSR1] == signal.SIG_DFL:
             self._handlers[signal.SIGUSR1] = signal.SIG_IGN
@@ -138,14 +146,24 @@ class StopRequests:
     def _on_signal(self, number: int, frame) -> None:
         if not self._asked.stops:  # the first is the reason; launchers send SIGTERM after SIGINT
             self._asked = Request.INTERRUPT if number == signal.SIGINT else Request.REQUEUE
-            again = "; a second Ctrl-C ends at once and saves nothing" if number == signal.SIGINT else ""
-            self._announce(f"{signal.Signals(number).name}{again}")
+            if number == signal.SIGINT:
+                self._say("Ctrl-C: the run saves now and stops; a second Ctrl-C quits without saving.")
+            else:
+                self._announce(signal.Signals(number).name)
         if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGINT, self._quit)
+
+    def _quit(self, number: int, frame) -> None:
+        self._say("Ctrl-C again: quitting without saving.")
+        self.ranks.siblings.leave()
+        os._exit(EXIT_INTERRUPTED)  # an exception might be raised in the middle of a save, and would be told to other ranks
 
     def _announce(self, cause: str) -> None:
+        self._say(f"{cause}: the run saves and stops before the next step.")
+
+    def _say(self, text: str) -> None:
         if self.ranks.local_rank == 0:
-            say(f"{cause}: the run saves and stops before the next step.")
+            say(text)
 
 
 def _connect():

@@ -27,14 +27,13 @@ from mpnet_ds.ranks.blame import find_culprits, is_lost_contact, locate
 from mpnet_ds.ranks.heartbeat import CONNECT_TIMEOUT, Heartbeat, Heartbeats
 from mpnet_ds.ranks.launchers import name_ranks
 from mpnet_ds.ranks.process_group import Ranks
+from mpnet_ds.ranks.siblings import EXIT_CODE, RESUME
 
-EXIT_CODE = 1
 FOLDER = "hang"
 """Folder of the output in which the ranks of a run that hangs leave their stacks."""
 STARTING = ("starting", 0, 0)
 """The phase before the first beat, which may take as long as it likes: an engine is built, compiled, and loaded."""
 LEAST_GRACE = 2.0  # seconds
-RESUME = "The same command resumes from the newest checkpoint."
 
 
 class Watchdog:
@@ -66,6 +65,7 @@ class Watchdog:
         if self.timeout or self.lost_timeout:
             if self._has_others:
                 self._heartbeats.start()
+                self.ranks.siblings.tell = self._tell_of_killed
             self._thread.start()
         return self
 
@@ -100,6 +100,13 @@ class Watchdog:
         self._heartbeats.has_alarm.wait(2 * self._interval)
         leave_in_order(self.ranks.is_main, 4 * self._interval, spoken=None, heard=self._heartbeats.seen_by_all.wait)
 
+    def _tell_of_killed(self, cause: str) -> None:
+        """Tell the other hosts, if there are any, that a rank of this one was killed."""
+        if len(set(self.ranks.hosts)) > 1:
+            self._heartbeats.raise_alarm(cause, is_failure=True)
+            self._heartbeats.has_alarm.wait(2 * self._interval)
+            leave_in_order(self.ranks.is_main, 4 * self._interval, spoken=None, heard=self._heartbeats.seen_by_all.wait)
+
     def _watch(self) -> None:
         seen = self._beat
         while not self._stopped.wait(self._interval):
@@ -117,6 +124,8 @@ class Watchdog:
 
     def _find_cause(self) -> str:
         """Return why the run must end, in words; empty if it need not."""
+        if self.ranks.siblings.is_ending(0):  # which says more
+            return ""
         if self._heartbeats.alarm is not None:
             return self._heartbeats.alarm.cause
         if self.timeout and self._age >= self.timeout:
@@ -152,7 +161,7 @@ class Watchdog:
             say(self._verdict(cause, *(others.read() if self._has_others else ([me], ()))))
         else:
             leave_in_order(False, 2 * self._interval)
-        os._exit(EXIT_CODE)
+        self._leave()
 
     def _follow(self, cause: str) -> None:
         """Leave the process because another rank has failed, which says more about it itself."""
@@ -161,6 +170,10 @@ class Watchdog:
         # The rank that failed needs time to say why. If it is rank 0, the store tells when it has left.
         seconds = (2 if self.ranks.is_main else 8) * self._interval
         leave_in_order(False, seconds, spoken=self._heartbeats.store_is_gone.wait)
+        self._leave()
+
+    def _leave(self) -> None:
+        self.ranks.siblings.leave()
         os._exit(EXIT_CODE)
 
     def _write_stacks(self, me: Heartbeat) -> str:

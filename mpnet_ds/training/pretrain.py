@@ -76,7 +76,7 @@ def pretrain(arguments: argparse.Namespace, mistakes: Sequence[str] = (), before
         mistakes: what else was wrong with the command line.
         before: what was used of the cores before the libraries were loaded.
     """
-    outlive_readers()
+    outlive_readers(never_fail=True)
     quiet_libraries()
 
     # What this rank can check alone: the command line, the recipe, DeepSpeed's JSON, the data.
@@ -107,8 +107,10 @@ def pretrain(arguments: argparse.Namespace, mistakes: Sequence[str] = (), before
             plan = _with_demo_data(plan, ranks)
         ranks.say(threads)
         code = _run(arguments, plan, ranks, inspection)
-    except UserError:
-        process_group.stop()  # not after a fault: the other ranks may wait in a collective, and this one would join them
+    except Exception as error:
+        ranks.siblings.settle()
+        if isinstance(error, UserError):
+            process_group.stop()  # not after a fault: the other ranks may wait in a collective, and this one would join them
         raise
     process_group.leave_together(ranks)  # rank 0 has the last word
     process_group.stop()

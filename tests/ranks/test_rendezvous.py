@@ -28,15 +28,27 @@ def port(monkeypatch) -> int:
     return found
 
 
-def meet(port: int, world_size: int, ranks: list[int], timeout: float = 20) -> list:
+def meet(port: int, world_size: int, ranks: list[int], timeout: float = 20, has_agent_store: bool = False) -> list:
     """What ``join`` gives to each of ``ranks``, in their order; those that have come at all."""
-    placements = [Placement("deepspeed", rank, rank, world_size, world_size, "127.0.0.1", port) for rank in ranks]
+    where = (world_size, world_size, "127.0.0.1", port, has_agent_store)
+    placements = [Placement("deepspeed", rank, rank, *where) for rank in ranks]
     return at_once([partial(join, placement, timeout) for placement in placements])
 
 
 def test_all_learn_where_the_others_are(port):
     for _, hosts in meet(port, 3, [0, 1, 2]):
         assert hosts == (socket.gethostname(),) * 3
+
+
+def test_ranks_that_are_started_again_meet_at_the_store_of_torchruns_agents_also_if_they_are_more_or_fewer(port):
+    agents = torch.distributed.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+    failed = meet(port, 3, [0, 1], timeout=0.5, has_agent_store=True)
+    assert [type(error) for error in failed] == [AgreedError] * 2
+    unanswered = meet(port, 2, [1], timeout=0.2, has_agent_store=True)  # of an attempt without rank 0
+    assert "cannot reach rank 0" in str(unanswered[0])
+    for size in (3, 1, 2):
+        stores = [store for store, _ in meet(port, size, list(range(size)), has_agent_store=True)]
+        assert {store.port for store in stores} == {stores[0].port} != {agents.port}
 
 
 def test_ranks_that_do_not_come_are_named_to_all(port):

@@ -31,6 +31,15 @@ def test_what_is_asked_after_an_agreement_began_is_for_the_next(tmp_path):
     assert requests.agree([5]) == Agreement(Request.STOP, [5])
 
 
+def test_a_hangup_that_nohup_has_ignored_remains_so(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequests(tmp_path, SimpleNamespace(world_size=1, is_main=True, local_rank=0)):
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_a_launcher_that_is_gone_before_it_is_asked_for_its_parent_has_gone_and_is_no_error(tmp_path, monkeypatch):
     parent = psutil.Process.parent
 
@@ -48,7 +57,7 @@ def test_a_launcher_that_is_gone_before_it_is_asked_for_its_parent_has_gone_and_
     assert check_launcher(RunPlan(), None, None) == []
 
 
-STOPPED = {"sigusr1@3": 75, "sigint@3": 130, "stop@3": 0}
+STOPPED = {"sigusr1@3": 75, "sighup@3": 75, "sigint@3": 130, "stop@3": 0}
 """Faults of faulty.py by which a run is asked to stop, and the exit codes; two ranks get SIGTERM below."""
 SPARSE = ["--log_interval", 4, "--save_interval", 3]
 
@@ -91,6 +100,11 @@ def test_a_request_to_stop_saves_and_the_same_command_continues(trained, asked, 
     assert again.code == 0, again.err
     assert again.losses == trained().losses
     assert "Training loss " + f"{again.losses[0]:.4f} → {again.losses[-1]:.4f}" in again.out
+
+
+def test_ctrl_c_says_what_it_does_and_what_a_second_one_would(asked):
+    said = "Ctrl-C: the run saves now and stops; a second Ctrl-C quits without saving.\n"
+    assert asked["sigint@3"].run.err.count(said) == 1
 
 
 def test_a_stop_between_two_lines_of_the_log_leaves_no_trace_in_it(asked):

@@ -283,6 +283,7 @@ FAULTS = {
     "save": ask("SAVE"),
     "sigterm": send(signal.SIGTERM),
     "sigusr1": send(signal.SIGUSR1),
+    "sighup": send(signal.SIGHUP),
     "sigint": send(signal.SIGINT),
     "sigkill": send(signal.SIGKILL),
     "sigterm_while_saving": slow_saves_with_signals,

@@ -17,6 +17,7 @@ from tests.training.faulty_runs import events, ranks_of, saved_steps, start_run,
 def test_a_rank_killed_in_the_middle_of_a_save_costs_that_save_only(trained, dataset_folder, tmp_path):
     killed = train(tmp_path / "run", dataset_folder, fault="sigkill_while_saving@5", ranks=2)
     assert killed.code != 0
+    assert re.search(r"^error: rank 1 \(.*\) was killed.* The same command resumes", killed.err, re.MULTILINE)
     assert saved_steps(killed.folder) == [2, 4]
     assert (tmp_path / "run" / "checkpoints" / "step-00000006").exists()
     again = train(tmp_path / "run", dataset_folder, ranks=2)

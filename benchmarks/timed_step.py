@@ -45,13 +45,13 @@ from mpnet_ds.config.deepspeed_config import EngineConfig
 from mpnet_ds.config.recipe import Recipe
 from mpnet_ds.errors import UserError
 from mpnet_ds.models.attention.backend import choose_backend
+from mpnet_ds.preflight.inputs import open_data
 from mpnet_ds.ranks import process_group
 from mpnet_ds.ranks.process_group import Ranks
 from mpnet_ds.training.activation_checkpointing import SECTION, checkpointed_layers
 from mpnet_ds.training.engine import Engine
 from mpnet_ds.training.metrics import peak_flops, peak_memory
 from mpnet_ds.training.prefetch import pack, prefetched, unpack
-from mpnet_ds.training.pretrain import open_data
 from mpnet_ds.training.schedule import learning_rate
 
 WARMUP_STEPS = 2

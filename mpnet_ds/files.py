@@ -46,9 +46,9 @@ def partial_folder(output: Path) -> Iterator[Path]:
 def obstacle_to_writing(folder: Path) -> str | None:
     """Why a folder cannot be made or written to, as the system says; None where it can. Nothing stays of the attempt."""
     missing = []
-    if folder.is_file():
-        return "it is a file"
     try:
+        if folder.is_file():
+            return "it is a file"
         missing = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

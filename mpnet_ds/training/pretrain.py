@@ -15,45 +15,25 @@ if __name__ == "__main__":
 
 import argparse
 import os
-import platform
-import sys
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
-from functools import cache
-from importlib.metadata import version
-from pathlib import Path
 
-import mpnet_ds
 from mpnet_ds.command_line import invocation, run
-from mpnet_ds.config.arguments import build_parser, examine_recipe_of, overrides_of
-from mpnet_ds.config.deepspeed_config import (
-    EngineConfig,
-    check_accepted,
-    examine_file,
-    name_deprecated,
-    resolve,
-)
-from mpnet_ds.config.execution import execution_of
-from mpnet_ds.config.recipe import Recipe
-from mpnet_ds.data.samples.mixture import examine_folders, open_datasets, parse_weighted
+from mpnet_ds.config.arguments import build_parser
 from mpnet_ds.errors import UserError
-from mpnet_ds.files import obstacle_to_writing
-from mpnet_ds.findings import Finding
 from mpnet_ds.hub.init_from import load_pretrained_weights
-from mpnet_ds.hub.locate import is_hub_name, model_name
 from mpnet_ds.lasting_output import outlive_readers
 from mpnet_ds.metrics_file import FILE_NAME as METRICS
 from mpnet_ds.metrics_file import read_metrics
-from mpnet_ds.preflight.assumed_ranks import AssumedRanks, assumed_ranks
+from mpnet_ds.preflight.assumed_ranks import AssumedRanks
 from mpnet_ds.preflight.checks import CHECKS, check_attention, check_objective
+from mpnet_ds.preflight.inputs import assumed_ranks_of, open_data, read_inputs
 from mpnet_ds.preflight.inspection import DATA, EVAL_DATA, Inspection, flatten, gather_findings, raise_if_fatal
-from mpnet_ds.preflight.plan import Data, RunPlan, datasets_of, sizes_of
+from mpnet_ds.preflight.plan import RunPlan, sizes_of
 from mpnet_ds.quiet import quiet_libraries
 from mpnet_ds.ranks import process_group
 from mpnet_ds.ranks.disks import Disks
-from mpnet_ds.ranks.launchers import Placement
 from mpnet_ds.ranks.process_group import Ranks
 from mpnet_ds.ranks.threads import choose_threads
 from mpnet_ds.ranks.watchdog import FOLDER as HANG
@@ -62,11 +42,11 @@ from mpnet_ds.run import demo, history
 from mpnet_ds.run.report import describe_configuration, describe_needs, describe_run, describe_training
 from mpnet_ds.run.resume import find_start, find_start_again
 from mpnet_ds.run.run_folder import held, prepare
+from mpnet_ds.run.settings import settings_of, versions
 from mpnet_ds.training.schedule import learning_rate
 from mpnet_ds.training.trainer import Outcome, Trainer
 
 YEAR = 365 * 24 * 3600.0  # seconds
-PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "numpy")
 
 
 def pretrain(arguments: argparse.Namespace, mistakes: Sequence[str] = (), before: Usage | None = None) -> int:
@@ -83,10 +63,10 @@ def pretrain(arguments: argparse.Namespace, mistakes: Sequence[str] = (), before
     start_up.enter("reading the settings and opening the data")
     placement = process_group.place()
     inspection = Inspection(placement.rank)
-    inspection.facts |= _versions()
+    inspection.facts |= versions()
     inspection.take((arguments, mistakes))
-    assumed = inspection.attempt(lambda: _assumed_ranks(arguments))
-    plan = _read_inputs(arguments, assumed or placement, inspection)
+    assumed = inspection.attempt(lambda: assumed_ranks_of(arguments))
+    plan = read_inputs(arguments, assumed or placement, inspection)
     if assumed:
         return _plan_for(plan, assumed, inspection)
     if inspection.is_fatal and placement.world_size == 1:
@@ -117,15 +97,6 @@ def pretrain(arguments: argparse.Namespace, mistakes: Sequence[str] = (), before
     return code
 
 
-def _assumed_ranks(arguments: argparse.Namespace) -> AssumedRanks | None:
-    """The ranks that ``--assume`` names, if it is given."""
-    if arguments.assume is None:
-        return None
-    if not arguments.dry_run:
-        raise UserError("--assume is for planning: add --dry_run.")
-    return assumed_ranks(arguments.assume)
-
-
 def _plan_for(plan: RunPlan, ranks: AssumedRanks, inspection: Inspection) -> int:
     """Say what a run takes of machines that are not there; return the exit code."""
     if plan.is_complete and not check_objective(plan, ranks, None):
@@ -137,100 +108,6 @@ def _plan_for(plan: RunPlan, ranks: AssumedRanks, inspection: Inspection) -> int
     lines = [*describe_training(plan, ranks), *describe_needs(plan, ranks), ranks.describe_time(plan), *warnings]
     print("\n".join([*lines, describe_configuration(plan.engine), f"This is a plan for {ranks.name}: nothing was trained."]))
     return 0
-
-
-def _read_inputs(arguments: argparse.Namespace, ranks: Placement | AssumedRanks, inspection: Inspection) -> RunPlan:
-    """Make the plan as far as the command line and files can be read; problems go into ``inspection``.
-
-    What is valid of a recipe with mistakes is checked as well, and left out of the plan then.
-    """
-    recipe = inspection.take(examine_recipe_of(arguments, is_complete=not inspection.is_fatal))
-    is_sound = not inspection.is_fatal
-    _check_folders(arguments, inspection)
-    execution = inspection.attempt(lambda: execution_of(arguments))
-    engine = _engine_config(arguments, recipe, is_sound, ranks, inspection)
-    plan = RunPlan(recipe, engine, execution, init_from=arguments.init_from)
-    if arguments.eval_data and not arguments.data:
-        text = "--eval_data without --data: the demo has evaluation data of its own. Add --data DIR."
-        inspection.add([Finding(text)])
-    if arguments.assume and not arguments.data:
-        inspection.add([Finding("--assume without --data: a plan is for a dataset. Add --data DIR.")])
-    if arguments.data:
-        opened = inspection.attempt(lambda: open_data(arguments.data, arguments.eval_data, recipe))
-        data, eval_data = opened or (None, None)
-        plan = replace(plan, data=data, eval_data=eval_data)
-    inspection.run(CHECKS, plan)
-    return plan if is_sound else replace(plan, recipe=None, data=None, eval_data=None)
-
-
-def _check_folders(arguments: argparse.Namespace, inspection: Inspection) -> None:
-    """Look at folders of the command line that are opened only when all else is well."""
-    for flag, named in (("--init_from", arguments.init_from), ("--resume", arguments.resume)):
-        is_path = named is not None and named not in ("auto", "never") and (flag == "--resume" or not is_hub_name(named))
-        if is_path and not Path(named).exists():
-            inspection.add([Finding(f"{flag} {named}: there is no such folder.")])
-    output = arguments.output_dir
-    if output and inspection.rank == 0 and (obstacle := obstacle_to_writing(Path(output))):
-        inspection.add([Finding(f"cannot write to {output}: {obstacle}. Choose another --output_dir.")])
-
-
-def _engine_config(
-    arguments, recipe: Recipe, is_sound: bool, ranks: Placement | AssumedRanks, inspection: Inspection
-) -> EngineConfig | None:
-    """Resolve DeepSpeed's JSON, as far as it and the recipe are valid; None unless they are (``is_sound``: the recipe)."""
-    path = arguments.deepspeed_config
-    if path is None:  # it is missing, which was said
-        return None
-    sound, findings = examine_file(path)
-    inspection.add(map(Finding, findings))
-    if sound is None:
-        return None
-    inspection.attempt(lambda: inspection.add(Finding(text, is_fatal=False) for text in name_deprecated(sound, path)))
-    supported = ranks.precisions if isinstance(ranks, AssumedRanks) else process_group.supported_precisions()
-    exact = "optimization.micro_batch_size" in overrides_of(arguments)[0]
-    hidden_size, is_sound = inspection.attempt(lambda: recipe.model.hidden_size), is_sound and not findings
-    options = (supported, path, exact, hidden_size, is_sound)
-    config = inspection.attempt(lambda: resolve(sound, recipe.optimization, ranks.world_size, *options))
-    if config is not None:
-        inspection.attempt(lambda: check_accepted(config, path))
-    return config
-
-
-def open_data(data: list[str], eval_data: list[str] | None, recipe: Recipe) -> tuple[Data, Data | None]:
-    """Open training and evaluation data, each one or several ``DIR`` or ``DIR:WEIGHT``; all must share a tokenizer.
-
-    Raises ``UserError`` with everything that is wrong with any of the folders.
-    """
-    try:
-        return _open_data(data, eval_data, recipe)
-    except UserError as error:
-        findings = examine_folders(data) + [f"evaluation data: {text}" for text in examine_folders(eval_data or [])]
-        raise UserError(*dict.fromkeys([*findings, *error.findings])) from error
-
-
-def _open_data(data: list[str], eval_data: list[str] | None, recipe: Recipe) -> tuple[Data, Data | None]:
-    options = {
-        "seed": recipe.run.seed,
-        "seq_length": recipe.data.seq_length,
-        "objective": recipe.objective,
-        "sample_mode": recipe.data.sample_mode,
-        "packing": recipe.data.packing,
-        "isolate_documents": recipe.data.isolate_documents,
-    }
-    training = open_datasets([parse_weighted(text) for text in data], **options)
-    eval_parts = [parse_weighted(text) for text in eval_data] if eval_data else training.holdouts
-    if not eval_parts:
-        return training, None
-    options["objective"] = recipe.objective.at(recipe.optimization.max_steps)
-    try:
-        evaluation = open_datasets(eval_parts, **options)
-    except UserError as error:
-        cure = "" if eval_data else " Or give other evaluation data with --eval_data."
-        raise UserError(*(f"evaluation data: {text}{cure}" for text in error.findings)) from error
-    if evaluation.tokenizer.fingerprint != training.tokenizer.fingerprint:
-        found, expected = evaluation.tokenizer_folder.parent, training.tokenizer_folder.parent
-        raise UserError(f"{found} was built with a different tokenizer than {expected}: build both with one --tokenizer.")
-    return training, evaluation
 
 
 def _with_demo_data(plan: RunPlan, ranks: Ranks) -> RunPlan:
@@ -335,7 +212,7 @@ def _train(plan: RunPlan, disks: Disks) -> Outcome:
 
 def _compare(arguments: argparse.Namespace, plan: RunPlan, ranks: Ranks) -> tuple[RunPlan, dict]:
     """The plan with what changed since the run's earlier starts, and ``run.json`` with this one; alike on all ranks."""
-    start, settings = plan.start, _settings(arguments, plan, ranks)
+    start, settings = plan.start, settings_of(arguments, plan, ranks)
 
     def compare() -> tuple[history.Changes, dict]:
         earlier = history.earlier_starts(start)
@@ -377,45 +254,6 @@ def _note_end(outcome: Outcome, plan: RunPlan, disks: Disks) -> None:
 
     for failure in filter(None, disks.on_each(note)):
         disks.ranks.complain(f"warning: where this start ended is not in run.json ({failure}).")
-
-
-def _settings(arguments: argparse.Namespace, plan: RunPlan, ranks: Ranks) -> dict:
-    """Collect everything that is needed to repeat this start, for ``run.json``."""
-    used = plan.init_from if plan.start.checkpoint is None else None
-    return {
-        "command": " ".join(sys.argv),
-        "arguments": {name: value for name, value in vars(arguments).items() if name not in ("local_rank", "init_from")},
-        "init_from": used,
-        "base_model": used and model_name(used),
-        "recipe": plan.recipe.as_json(),
-        "deepspeed_config": plan.engine.engine,
-        "monitors": plan.engine.monitors,
-        "batch": asdict(plan.engine.batch),
-        "precision": plan.engine.precision,
-        "zero_stage": plan.engine.zero_stage,
-        "execution": asdict(plan.execution),
-        "parameters": plan.sizes.parameters,
-        "world_size": ranks.world_size,
-        "hosts": Counter(ranks.hosts),
-        "device": str(ranks.device),
-        "identity": plan.start.identity,
-        "versions": _versions(),
-        "datasets": {"training": plan.data.checksum, "evaluation": plan.eval_data and plan.eval_data.checksum},
-        "data": _record_of_data(plan.data),
-    }
-
-
-def _record_of_data(data: Data) -> dict:
-    """Describe the data for model cards; the datasets themselves may be gone by then."""
-    datasets = zip(datasets_of(data), getattr(data, "shares", [1]), strict=True)
-    training = [{"folder": str(one.folder), "share": float(share)} | one.manifest.summary() for one, share in datasets]
-    return {"training": training, "tokens_per_sequence": data.tokens_per_sequence}
-
-
-@cache
-def _versions() -> dict[str, str]:
-    own = {"mpnet_ds": mpnet_ds.__version__, "python": platform.python_version()}
-    return own | {package: version(package) for package in PACKAGES}
 
 
 def _conclude(outcome: Outcome, plan: RunPlan, disks: Disks) -> int:

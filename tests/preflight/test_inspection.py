@@ -34,6 +34,7 @@ from mpnet_ds.preflight.checks import (
     find_room,
     options_of_launcher,
 )
+from mpnet_ds.preflight.inputs import open_data
 from mpnet_ds.preflight.inspection import (
     Check,
     Inspection,
@@ -47,7 +48,6 @@ from mpnet_ds.preflight.memory_estimate import Workload, estimate
 from mpnet_ds.preflight.plan import RunPlan, sizes_of
 from mpnet_ds.ranks import network, process_group
 from mpnet_ds.ranks.launchers import Placement
-from mpnet_ds.training.pretrain import open_data
 from tests.runs import RECIPE, ROOT, command, free_port, pretrain
 from tests.training.faulty_runs import train
 

@@ -23,7 +23,7 @@ import torch
 from operator_count import OperatorCount, Work
 from report import NO_FIGURE, add_json_argument, print_table, write_results
 from step_configuration import Configuration, positive
-from torch import Tensor, library, nn
+from torch import Tensor, library
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -31,10 +31,10 @@ from mpnet_ds.command_line import Parser, run
 from mpnet_ds.config.recipe import Recipe, load_recipe
 from mpnet_ds.deepspeed_workarounds import tensors_without_numbers
 from mpnet_ds.models import MPNetForPretraining
+from mpnet_ds.models.attention import eager_and_sdpa
 from mpnet_ds.models.attention.backend import choose_backend
 from mpnet_ds.models.counting import default_dtype
 from mpnet_ds.models.layers import cross_entropy, kernels
-from mpnet_ds.models.layers.dropout import Dropout
 from mpnet_ds.quiet import quiet_libraries
 from mpnet_ds.ranks import process_group
 from mpnet_ds.training.engine import Engine
@@ -215,10 +215,10 @@ def _in_part(counter: PartCount, part: str, function):
 
 @contextmanager
 def _as_on_a_gpu() -> Iterator[None]:
-    """Let the layers use what they use on a GPU: their kernels, and PyTorch's dropout."""
+    """Let the layers use what they use on a GPU: their kernels, and PyTorch's."""
     with (
-        mock.patch.object(Dropout, "forward", nn.Dropout.forward),
         mock.patch.object(kernels, "run_on", return_value=True),
+        mock.patch.object(eager_and_sdpa, "has_kernel", return_value=True),
     ):
         yield
 
@@ -255,7 +255,7 @@ sdpa.register_autograd(lambda ctx, grad: sdpa_backward(*ctx.saved_tensors, grad)
 
 
 class OneOperatorEach(TorchFunctionMode):
-    """Replaces ``scaled_dot_product_attention``, ``dropout`` and ``linear``, which a CPU takes apart, by what a GPU has."""
+    """Replaces ``scaled_dot_product_attention`` and ``linear``, which a CPU takes apart, by what a GPU has."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function is F.scaled_dot_product_attention:
@@ -263,8 +263,6 @@ class OneOperatorEach(TorchFunctionMode):
         if function is F.linear and args[0].is_contiguous():
             hidden, weight, bias = args
             return torch.addmm(bias, hidden.flatten(0, -2), weight.t()).unflatten(0, hidden.shape[:-1])
-        if function is F.dropout:
-            return torch.native_dropout(args[0], kwargs["p"], kwargs["training"])[0]
         return function(*args, **(kwargs or {}))
 
 

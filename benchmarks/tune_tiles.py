@@ -156,8 +156,7 @@ def passes_of_a_layer(sequences: int, device: torch.device):
     rows, keys = layout.row_indices.shape[1], layout.key_indices.shape[1]
     packed = torch.randn(sequences, rows, 3, HEADS, WIDTH, device=device, dtype=DTYPE)
     query, key, value = (x[:, :count].transpose(1, 2) for x, count in zip(packed.unbind(2), (rows, keys, keys), strict=True))
-    factors = [triton.odd_numbers(shape, device) for shape in ((sequences, HEADS, rows), (prepared[4].shape[1],))]
-    inputs, dropped = (query, key, value, *prepared, *factors), round(DROPOUT * 2**32)
+    inputs, dropped = (query, key, value, *prepared, torch.arange(sequences, device=device)), round(DROPOUT * 2**32)
     out, lse = triton.attention(*inputs, dropped, 0)
     gradient = torch.randn_like(out).transpose(1, 2)
     return (

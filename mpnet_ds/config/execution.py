@@ -1,7 +1,7 @@
 """How the machine computes a run: choices of the command line that change neither what is trained nor a checkpoint.
 
-They are not part of a run's identity: a run may resume with others. Its losses then agree to rounding; with dropout,
-the masks may differ.
+They are not part of a run's identity: a run may resume with others. Its losses then agree to rounding; on a GPU, back-ends
+of attention drop other probabilities.
 """
 
 import argparse

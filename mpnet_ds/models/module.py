@@ -96,7 +96,15 @@ class Part:
 
 
 class PretrainingModule(nn.Module):
-    """Base class of all modules that the engine trains."""
+    """Base class of all modules that the engine trains.
+
+    Attributes:
+        dropout_seed: the run's seed, which the trainer sets. Dropout by ``layers/dropout.py`` follows from it, the step and
+            a sequence's number, so that ranks and micro-batches do not matter. PyTorch's own draws from its generator, which
+            the trainer seeds for each step and rank.
+    """
+
+    dropout_seed: int = 0
 
     def forward(self, *, carried: tuple[Tensor, ...] | None = None, **batch: Tensor) -> Scores:
         """Compute the scores of a batch from ``Objective.draw``.

@@ -3,7 +3,8 @@
 One step takes the next ``global_batch_size`` samples of the endless order. Accumulation step ``a`` of rank ``r`` takes
 sequences ``(a * ranks + r) * micro`` and following of them, so that the samples of a step, and their order, are the same at
 any number of ranks. Each term of the loss is the mean over all its targets in the global batch, also where sequences have
-unequal numbers of them. All randomness of a step follows from (seed, step, rank).
+unequal numbers of them. Dropout of the toolkit's own layers follows from (seed, step, number of the sequence); PyTorch's own
+randomness from (seed, step, rank).
 
 Before each step the ranks agree on whether to continue (stop_requests.py); the agreement starts as soon as the last forward
 pass of the step before is launched. A step whose loss or gradient is not finite, or in which no token is predicted, changes
@@ -105,6 +106,7 @@ class Trainer:
         self.store = CheckpointStore(start.output, recipe.run.keep)
         if start.conversion:
             load_weights(module, ZeroCheckpoint(start.checkpoint))
+        module.dropout_seed = recipe.run.seed
         start_up.enter("building DeepSpeed's engine")
         self.engine = Engine(module, config, recipe.optimization.weight_decay, disks, plan.execution.compile)
         if start.checkpoint is not None:
@@ -219,7 +221,7 @@ class Trainer:
             batches: this rank's micro-batches, in host memory.
             num_targets: of each term, in the global batch.
         """
-        # The learning rate, and a seed for dropout that depends on nothing but the run, the step and the rank.
+        # The learning rate, and a seed of PyTorch's generator for what draws from it: transformers' models.
         optimization, device, objective = self.recipe.optimization, self.ranks.device, self.objective.at(self.step)
         self.engine.set_learning_rate(
             learning_rate(self.step, optimization.learning_rate, optimization.warmup_steps, optimization.max_steps)

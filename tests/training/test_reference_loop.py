@@ -15,10 +15,11 @@ from transformers import MPNetModel
 
 from mpnet_ds.checkpoint import load_consolidated
 from mpnet_ds.config.recipe import Recipe, load_recipe
-from mpnet_ds.counter_rng import make_key
 from mpnet_ds.data import PretrainingDataset
 from mpnet_ds.models import MPNetForPretraining
-from mpnet_ds.models.layers.dropout import Dropout
+from mpnet_ds.models.attention import eager_and_sdpa
+from mpnet_ds.models.layers import dropout
+from mpnet_ds.models.mpnet import model as mpnet
 from tests.runs import RECIPE, Run, pretrain, recipe_with
 
 TOLERANCE = 1e-5
@@ -26,18 +27,16 @@ TRAINING = ("loss", "accuracy", "learning_rate", "grad_norm")
 HELD_OUT = ("eval_loss", "eval_accuracy")
 
 
-def reference_run(
-    recipe: Recipe, folder: Path, ranks: int = 1, micro: int | None = None, optimizer: Callable | None = None
-) -> list[dict]:
+def reference_run(recipe: Recipe, folder: Path, optimizer: Callable | None = None) -> list[dict]:
     """The lines that ``metrics.jsonl`` should have, for log interval 1.
 
-    ``ranks`` and ``micro``, rows of a micro batch, matter to dropout only: without it the global batch goes through whole.
+    The global batch goes through whole: ranks and micro-batches matter neither to the loss nor to dropout.
     ``optimizer(model, groups)`` makes another optimizer than AdamW.
     """
     plan, data = recipe.optimization, open_rows(recipe, folder)
-    micro = micro or plan.global_batch_size
     torch.manual_seed(recipe.run.seed)
     model = MPNetForPretraining(recipe.model.config(data.tokenizer.vocab_size))
+    model.dropout_seed = recipe.run.seed
     matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in model.parameters() if parameter.ndim == 1]
     groups = [{"params": matrices, "weight_decay": plan.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
@@ -48,14 +47,10 @@ def reference_run(
         rows = data.consecutive((step - 1) * plan.global_batch_size, plan.global_batch_size)
         batch = {name: torch.from_numpy(array) for name, array in rows.items()}
         slots = int((batch["predicted_positions"] >= 0).sum())
-        loss = correct = 0.0
         optimizer.zero_grad()
-        for rank in range(ranks):
-            torch.manual_seed(int(make_key(recipe.run.seed, step, rank)) // 2)
-            for first in range(rank * micro, plan.global_batch_size, ranks * micro):
-                total, hits = score(model, {name: tensor[first : first + micro] for name, tensor in batch.items()})
-                (total / slots).backward()
-                loss, correct = loss + total.item() / slots, correct + hits
+        numbers = {"sequence_numbers": torch.arange(plan.global_batch_size), "step": torch.tensor(step)}
+        total, hits = score(model, batch | numbers)
+        (total / slots).backward()
         norm = torch.cat([p.grad.flatten() for p in model.parameters()]).norm()
         if plan.gradient_clipping and norm > plan.gradient_clipping:
             for parameter in model.parameters():
@@ -66,7 +61,7 @@ def reference_run(
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()
-        line = {"loss": loss, "accuracy": correct / slots, "learning_rate": rate, "grad_norm": float(norm)}
+        line = {"loss": total.item() / slots, "accuracy": hits / slots, "learning_rate": rate, "grad_norm": float(norm)}
         lines.append({"step": step} | line)
         if step % recipe.run.eval_interval == 0 or step == plan.max_steps:
             lines.append(held_out(model, recipe, folder, step))
@@ -160,7 +155,7 @@ def hard_run(dataset_folder, tmp_path_factory) -> tuple[Recipe, Run]:
 
 def test_training_with_every_ingredient_is_that_of_a_plain_loop(hard_run, dataset_folder):
     recipe, run = hard_run
-    reference = reference_run(recipe, dataset_folder, ranks=2, micro=2)
+    reference = reference_run(recipe, dataset_folder)
     norms = [line["grad_norm"] for line in reference if "grad_norm" in line]
     assert min(norms) < 1.5 < max(norms)  # clipping bites in some steps and not in others
     assert_as_in(reference, run, TRAINING + HELD_OUT)
@@ -175,7 +170,9 @@ def test_held_out_loss_is_that_of_the_checkpoint_without_dropout(hard_run, datas
 
 def test_dropout_falls_where_it_does_in_transformers(monkeypatch):
     """With PyTorch's draws the plain encoder draws the same masks in the same places as ``MPNetModel`` does in training."""
-    monkeypatch.setattr(Dropout, "forward", torch.nn.Dropout.forward)  # our own draws: tests/models/layers/test_dropout.py
+    for module, name in ((dropout, "dropout"), (eager_and_sdpa, "drop")):  # our own draws: models/layers/test_dropout.py
+        monkeypatch.setattr(module, name, lambda x, seeds, probability: F.dropout(x, probability))
+    monkeypatch.setattr(mpnet, "drawn_seeds", lambda places, batch, device: torch.zeros(places, batch))
     config = load_recipe(str(RECIPE)).model.config(50)
     config.hidden_dropout_prob, config.attention_probs_dropout_prob = 0.3, 0.2
     ours = MPNetForPretraining(config, attention="eager").train()

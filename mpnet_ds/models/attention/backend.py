@@ -51,7 +51,10 @@ class Backend(Protocol):
             layout: of the batch.
         """
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float, first_row: int, *prepared: Tensor) -> Tensor:
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, dropout: float, seeds: Tensor | None, first_row: int,
+        *prepared: Tensor,
+    ) -> Tensor:  # fmt: skip
         """Compute attention [B, H, R, D], differentiable in query, key, value and what was prepared.
 
         Rows that see no key (padding) are finite but meaningless.
@@ -61,6 +64,7 @@ class Backend(Protocol):
             key: [B, H, K, D].
             value: [B, H, K, D].
             dropout: probability that an attention probability is dropped.
+            seeds: int64 [B], of dropout's draws (see layers/dropout_seeds.py); None without dropout.
             first_row: of the layout's rows.
             prepared: by ``prepare``.
         """

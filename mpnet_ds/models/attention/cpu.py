@@ -17,7 +17,7 @@ from torch import Tensor, library, nn
 
 from mpnet_ds.deepspeed_workarounds import softmax_backward_into
 from mpnet_ds.errors import UserError
-from mpnet_ds.models.layers.random_bits import RandomBits, draw_seed, rounded
+from mpnet_ds.models.layers.random_bits import RandomBits, rounded
 from mpnet_ds.models.mpnet.relative_position import NUM_BUCKETS, pair_buckets
 from mpnet_ds.models.mpnet.visibility import Layout
 
@@ -45,10 +45,12 @@ class CpuAttention:
         buckets.masked_fill_(~layout.visible, NUM_BUCKETS)
         return (bias_of_buckets(table(torch.arange(NUM_BUCKETS)), buckets),)
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float, first_row: int, bias: Tensor) -> Tensor:
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, dropout: float, seeds: Tensor | None, first_row: int, bias: Tensor
+    ) -> Tensor:  # fmt: skip
         """See ``attention.Backend``."""
         is_recorded = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value, bias))
-        return attention(query, key, value, bias[:, :, first_row:], draw_seed(), dropout, is_recorded)[0]
+        return attention(query, key, value, bias[:, :, first_row:], seeds, dropout, is_recorded)[0]
 
 
 def check_cpu(device: torch.device) -> None:
@@ -105,7 +107,7 @@ bias_of_buckets.register_autograd(_bias_backward, setup_context=_keep_buckets)
 
 @library.custom_op("mpnet_ds::attention", mutates_args=())
 def attention(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor, seed: Tensor, dropout: float, is_recorded: bool
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor, seeds: Tensor | None, dropout: float, is_recorded: bool
 ) -> tuple[Tensor, Tensor]:
     """Compute attention [B, H, R, D], and the probabilities [B, H, R, K], negative where dropped.
 
@@ -114,7 +116,7 @@ def attention(
         key: [B, H, K, D].
         value: [B, H, K, D].
         bias: [B, H, R, K].
-        seed: of the draws for dropout.
+        seeds: int64 [B], of dropout's draws; None without dropout.
         dropout: probability that one is dropped.
         is_recorded: whether backward follows; if not, the probabilities are not kept (empty).
     """
@@ -123,7 +125,7 @@ def attention(
     bias = bias.flatten(0, 1)
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
     probabilities = query.new_empty(batch * heads, rows, keys) if is_recorded else query.new_empty(0)
-    bits = RandomBits(seed)
+    bits = RandomBits(seeds, heads) if dropout else None
     for part in _parts(batch * heads, rows * keys):
         scores = probabilities[part] if is_recorded else query.new_empty(len(out[part]), rows, keys)
         torch.baddbmm(bias[part], query[part], key[part].mT, alpha=1 / math.sqrt(width), out=scores)
@@ -137,7 +139,7 @@ def attention(
 
 
 @attention.register_fake
-def _(query, key, value, bias, seed, dropout, is_recorded):
+def _(query, key, value, bias, seeds, dropout, is_recorded):
     (batch, heads, rows, _), keys = query.shape, key.shape[2]
     out = query.new_empty(query.shape)
     return out, query.new_empty((batch * heads, rows, keys) if is_recorded else (0,))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from mpnet_ds.models.layers.dropout import dropout as drop
 from mpnet_ds.models.mpnet.relative_position import pair_buckets
 from mpnet_ds.models.mpnet.visibility import Layout
 
@@ -38,14 +39,19 @@ class EagerAttention:
         """See ``attention.Backend``; the bias [B, H, R, K]."""
         return (attention_bias(table, layout),)
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float, first_row: int, bias: Tensor) -> Tensor:
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, dropout: float, seeds: Tensor | None, first_row: int, bias: Tensor
+    ) -> Tensor:  # fmt: skip
         """See ``attention.Backend``."""
         scores = torch.matmul(query / math.sqrt(query.shape[-1]), key.transpose(-1, -2)) + bias[:, :, first_row:]
-        return torch.matmul(F.dropout(torch.softmax(scores, dim=-1), dropout), value)
+        return torch.matmul(drop(torch.softmax(scores, dim=-1), seeds, dropout), value)
 
 
 class SdpaAttention(EagerAttention):
-    """``torch.nn.functional.scaled_dot_product_attention``; slow on a CPU, where the bias needs a gradient."""
+    """``torch.nn.functional.scaled_dot_product_attention``; slow on a CPU, where the bias needs a gradient.
+
+    On a GPU its dropout draws from PyTorch's generator, and not by seeds of sequences.
+    """
 
     name = "sdpa"
 
@@ -57,10 +63,19 @@ class SdpaAttention(EagerAttention):
         bias = attention_bias(table, layout)
         return (F.pad(bias, (0, -bias.shape[3] % ALIGNMENT))[..., : bias.shape[3]],)
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float, first_row: int, bias: Tensor) -> Tensor:
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, dropout: float, seeds: Tensor | None, first_row: int, bias: Tensor
+    ) -> Tensor:  # fmt: skip
         """See ``attention.Backend``."""
+        if dropout and not has_kernel(query):
+            return super().attend(query, key, value, dropout, seeds, first_row, bias)
         with sdpa_kernel(KERNELS):
             return F.scaled_dot_product_attention(query, key, value, attn_mask=bias[:, :, first_row:], dropout_p=dropout)
+
+
+def has_kernel(query: Tensor) -> bool:
+    """Whether PyTorch has a kernel; on a CPU, with dropout, it computes as ``EagerAttention``, but with draws of its own."""
+    return query.device.type != "cpu"
 
 
 def attention_bias(table: nn.Embedding, layout: Layout) -> Tensor:

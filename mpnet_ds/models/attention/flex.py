@@ -44,7 +44,10 @@ class FlexAttention:
         indices = (layout.row_indices.int(), layout.key_indices.int())
         return bias, *indices, layout.row_levels, layout.key_from, layout.key_until
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float, first_row: int, *prepared: Tensor) -> Tensor:
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, dropout: float, seeds: Tensor | None, first_row: int,
+        *prepared: Tensor,
+    ) -> Tensor:  # fmt: skip
         """See ``attention.Backend``.
 
         Raises:

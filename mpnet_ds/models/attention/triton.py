@@ -11,11 +11,11 @@ scores [B, H, R, T + M] once; two small kernels make from it the query's gradien
 Nothing is added atomically: gradients are the same from run to run, bit for bit.
 
 Dropout keeps an element where the product of two odd random numbers modulo 2**32, one of its row and one of its column, is
-large enough. These B*H*R and K numbers come from torch's generator of the device: they follow ``torch.manual_seed``, and are
-the same where a layer is recomputed. An element is dropped with probability p, to 2**-31. How good that is: the numbers of
-two rows (or columns) are the same, or in a simple ratio, a few times in 2**31 pairs, and then their masks resemble each
-other; but the numbers of two rows and two columns determine four elements, and that these four are uncorrelated is what the
-tests find, not a theorem. It costs one multiplication an element; Philox would cost more than the matrix products.
+large enough. Each sequence has numbers of its own, H*R and K, drawn by Philox from the sequence's seed, in forward and again
+in backward. An element is dropped with probability p, to 2**-31. How good that is: the numbers of two rows (or columns) are
+the same, or in a simple ratio, a few times in 2**31 pairs, and then their masks resemble each other; but the numbers of two
+rows and two columns determine four elements, and that these four are uncorrelated is what the tests find, not a theorem. It
+costs one multiplication an element; Philox for each would cost more than the matrix products.
 
 Rows that see nothing, and those of unused entries, come out as 0 and have no gradients.
 
@@ -72,19 +72,18 @@ class TritonAttention:
             predicting_sequences(predictions),
         )
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float, first_row: int, *prepared: Tensor) -> Tensor:
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, dropout: float, seeds: Tensor | None, first_row: int,
+        *prepared: Tensor,
+    ) -> Tensor:  # fmt: skip
         """See ``attention.Backend``; a view of [B, R, H, D] in memory.
 
         Raises:
             UserError: a head is wider than 128.
         """
         check_width(query.shape[3])
-        batch, heads, rows, _ = query.shape
-        dropped = round(dropout * 2**32)
-        row_factors = odd_numbers((batch, heads, rows) if dropped else (0,), query.device)
-        column_factors = odd_numbers((prepared[4].shape[1],) if dropped else (0,), query.device)
         query, key, value = (x if x.stride(3) == 1 else x.contiguous() for x in (query, key, value))
-        out, _ = attention(query, key, value, *prepared, row_factors, column_factors, dropped, first_row)
+        out, _ = attention(query, key, value, *prepared, seeds, round(dropout * 2**32), first_row)
         return out.transpose(1, 2)
 
 
@@ -108,13 +107,6 @@ def check_width(width: int) -> None:
             f"heads are {width} wide; attention 'triton' computes heads of up to {WIDEST_HEAD}. "
             "Use more heads, or attention 'sdpa'."
         )
-
-
-def odd_numbers(shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """Draw int32 uniform over the odd numbers from the device's generator; nothing for an empty shape."""
-    if 0 in shape:
-        return torch.empty(shape, dtype=torch.int32, device=device)
-    return torch.randint(-(2**31), 2**31, shape, dtype=torch.int32, device=device).bitwise_or_(1)
 
 
 def num_predicted(layout: Layout) -> int:
@@ -172,8 +164,7 @@ def attention(
     column_until: Tensor,
     predictions: Tensor,
     predicting: Tensor,
-    row_factors: Tensor,
-    column_factors: Tensor,
+    seeds: Tensor | None,
     dropped: int,
     first_row: int,
 ) -> tuple[Tensor, Tensor]:
@@ -183,8 +174,7 @@ def attention(
         query, key, value: [B, H, rows, D], of any strides but the last.
         bias, mask_bias, row_indices, row_levels, column_from, column_until, predictions, predicting: from
             ``TritonAttention.prepare``.
-        row_factors: odd int32 [B, H, R], or empty.
-        column_factors: odd int32 [columns], or empty.
+        seeds: int64 [B], of dropout's draws; None without dropout.
         dropped: dropout probability * 2**32.
         first_row: of the layout's rows.
     """
@@ -194,7 +184,7 @@ def attention(
     prepared = (bias, mask_bias, row_indices, row_levels, column_from, column_until)
     from mpnet_ds.models.attention import triton_kernels  # imports triton
 
-    triton_kernels.forward(query, key, value, *prepared, row_factors, column_factors, out, lse, dropped, first_row)
+    triton_kernels.forward(query, key, value, *prepared, seeds, out, lse, dropped, first_row)
     return out, lse
 
 
@@ -217,8 +207,7 @@ def attention_backward(
     column_until: Tensor,
     predictions: Tensor,
     predicting: Tensor,
-    row_factors: Tensor,
-    column_factors: Tensor,
+    seeds: Tensor | None,
     out: Tensor,
     lse: Tensor,
     grad_out: Tensor,
@@ -241,7 +230,7 @@ def attention_backward(
 
     triton_kernels.backward(
         query, key, value, bias, mask_bias, row_indices, row_levels, column_from, column_until, predictions, predicting,
-        row_factors, column_factors, out, lse, grad_out, *of_heads(gradients, query, key, value), of_bias, dropped,
+        seeds, out, lse, grad_out, *of_heads(gradients, query, key, value), of_bias, dropped,
         first_row,
     )  # fmt: skip
     return gradients, of_bias
@@ -291,7 +280,7 @@ def _gradients(ctx, grad_out: Tensor, _: Tensor | None) -> tuple[Tensor | None, 
     bias_learns = ctx.needs_input_grad[3]
     saved = ctx.saved_tensors
     gradients, of_bias = attention_backward(*saved, grad_out, ctx.dropped, ctx.first_row, bias_learns)
-    return *of_heads(gradients, *saved[:3]), of_bias if bias_learns else None, *[None] * 11
+    return *of_heads(gradients, *saved[:3]), of_bias if bias_learns else None, *[None] * 10
 
 
 attention.register_autograd(_gradients, setup_context=_keep_for_backward)

@@ -7,6 +7,7 @@ multiple of ``TOKEN_UNIT`` and M of ``MASK_UNIT``, so that a tile of keys is in 
 bias begins at a multiple of 32 bytes, for loads of 16 bytes a thread. Columns beyond the n tokens and p mask keys are seen
 by no row.
 
+    factors_kernel    a sequence:        the odd random numbers that dropout multiplies
     forward_kernel    a tile of rows:    scores, softmax and products with the values over all columns; O and log2-sum-exp
     delta_kernel      a tile of rows:    delta = sum over D of dO * O
     backward_kernel   a tile of columns: over all rows, probabilities again, dV and dK in registers; stores dS
@@ -44,6 +45,7 @@ from mpnet_ds.models.attention.triton_tiles import configuration
 TOKEN_UNIT = tl.constexpr(64)
 MASK_UNIT = tl.constexpr(16)
 LOG2E = tl.constexpr(1.4426950408889634)
+FACTORS = 1024  # a program of factors_kernel draws so many
 
 # Numbers that may differ from batch to batch: nothing is compiled again for them.
 VARYING = ["batch", "rows", "first_row", "layout_rows", "tokens", "keys", "token_units", "mask_units", "table_units"]
@@ -57,6 +59,16 @@ def dropout_weights(row_factors, column_factors, DROPPED: tl.constexpr):
     leading bits depend on all bits of both: one multiplication an element.
     """
     return tl.where(row_factors * column_factors >= DROPPED - 2**31, 1.0 / (1.0 - DROPPED / 2**32), 0.0)
+
+
+@triton.jit(do_not_specialize=["of_rows", "columns"])
+def factors_kernel(seeds, row_factors, column_factors, of_rows, columns, BLOCK: tl.constexpr):
+    """Odd int32 from a sequence's seed: [B, H * R] for its rows, [B, columns] for its columns."""
+    b, number = tl.program_id(1).to(tl.int64), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    factors = tl.randint(tl.load(seeds + b), number).to(tl.int32, bitcast=True) | 1
+    tl.store(column_factors + b * columns + number, factors, mask=number < columns)
+    of_row = number - columns
+    tl.store(row_factors + b * of_rows + of_row, factors, mask=(of_row >= 0) & (of_row < of_rows))
 
 
 @triton.jit
@@ -119,6 +131,7 @@ def forward_kernel(
     q = head_tile(query + b.to(tl.int64) * query_batch + h * query_head, r, query_row, rows, HEAD_WIDTH, HEAD_TILE)
     if DROPPED > 0:
         row_factor = tl.load(row_factors + bh * rows + safe)
+        column_factors += b * table_units * TOKEN_UNIT
 
     highest = tl.full([ROW_TILE], float("-inf"), tl.float32)
     total = tl.zeros([ROW_TILE], tl.float32)
@@ -204,7 +217,7 @@ def backward_kernel(
     bias += h * tokens * token_columns
     mask_bias += ((h * batch + b) * layout_rows + first_row).to(tl.int64) * (mask_units * MASK_UNIT) - token_columns
     if DROPPED > 0:
-        column_factor = tl.load(column_factors + columns)
+        column_factor = tl.load(column_factors + b * table_units * TOKEN_UNIT + columns)
         row_factors += bh * rows
 
     dk = tl.zeros([KEY_TILE, HEAD_TILE], tl.float32)
@@ -364,16 +377,26 @@ def to_rows(gradient: Tensor) -> dict[str, int]:
     return {"to_batch": gradient.stride(0), "to_row": gradient.stride(2)}
 
 
-def forward(query, key, value, bias, mask_bias, row_indices, row_levels, column_from, column_until, row_factors,
-            column_factors, out, lse, dropped: int, first_row: int) -> None:  # fmt: skip
+def dropout_factors(seeds: Tensor | None, heads: int, rows: int, columns: int) -> tuple[Tensor | None, Tensor | None]:
+    """Draw the numbers of rows and columns, odd int32 [B, H, R] and [B, columns]; none without seeds."""
+    if seeds is None:
+        return None, None
+    of_rows, of_columns = (seeds.new_empty(len(seeds), *shape, dtype=torch.int32) for shape in ((heads, rows), (columns,)))
+    grid = (triton.cdiv(heads * rows + columns, FACTORS), len(seeds))
+    factors_kernel[grid](seeds, of_rows, of_columns, heads * rows, columns, BLOCK=FACTORS)
+    return of_rows, of_columns
+
+
+def forward(query, key, value, bias, mask_bias, row_indices, row_levels, column_from, column_until, seeds, out, lse,
+            dropped: int, first_row: int) -> None:  # fmt: skip
     """Fill ``out`` and ``lse``; arguments as in ``triton.attention``."""
     batch, heads, rows, width = query.shape
     settings = configuration("forward", width, query.dtype, capability_of(query))
     grid = (triton.cdiv(rows, settings["ROW_TILE"]) * batch * heads,)
     with torch.cuda.device_of(query):
+        factors = dropout_factors(seeds if dropped else None, heads, rows, column_from.shape[1])
         forward_kernel[grid](
-            query, key, value, bias, mask_bias, row_indices, row_levels, column_from, column_until, row_factors,
-            column_factors, out, lse,
+            query, key, value, bias, mask_bias, row_indices, row_levels, column_from, column_until, *factors, out, lse,
             **strides("query", query), **strides("key", key), **strides("value", value), heads=heads,
             **varying(query, key, bias, mask_bias, row_indices, column_from, first_row),
             scale=width**-0.5, DROPPED=dropped, **settings,
@@ -381,7 +404,7 @@ def forward(query, key, value, bias, mask_bias, row_indices, row_levels, column_
 
 
 def backward(query, key, value, bias, mask_bias, row_indices, row_levels, column_from, column_until, predictions,
-             predicting, row_factors, column_factors, out, lse, grad_out, grad_query, grad_key, grad_value, grad_bias,
+             predicting, seeds, out, lse, grad_out, grad_query, grad_key, grad_value, grad_bias,
              dropped: int, first_row: int) -> None:  # fmt: skip
     """Fill the four gradients, except that of an empty ``grad_bias``; heads of a row follow each other in memory."""
     batch, heads, rows, width = query.shape
@@ -393,6 +416,7 @@ def backward(query, key, value, bias, mask_bias, row_indices, row_levels, column
     some = {name: numbers[name] for name in ("rows", "tokens", "keys", "token_units", "mask_units")}
     of_key, of_grad = strides("key", key), strides("grad", grad_out)
     with torch.cuda.device_of(query):
+        factors = dropout_factors(seeds if dropped else None, heads, rows, column_from.shape[1])
         settings = configuration("delta", *kind)
         grid = (triton.cdiv(rows, settings["ROW_TILE"]) * batch * heads,)
         delta_kernel[grid](out, grad_out, delta, **of_grad, heads=heads, rows=rows, **settings)
@@ -400,8 +424,8 @@ def backward(query, key, value, bias, mask_bias, row_indices, row_levels, column
         settings = configuration("backward", *kind)
         grid = (triton.cdiv(columns, settings["KEY_TILE"]) * batch * heads,)
         backward_kernel[grid](
-            query, key, value, bias, mask_bias, row_indices, row_levels, column_from, column_until, row_factors,
-            column_factors, lse, delta, grad_out, grad_key, grad_value, grad_scores,
+            query, key, value, bias, mask_bias, row_indices, row_levels, column_from, column_until, *factors, lse,
+            delta, grad_out, grad_key, grad_value, grad_scores,
             **strides("query", query), **of_key, **strides("value", value), **of_grad, **to_rows(grad_key), heads=heads,
             **numbers, scale=width**-0.5, DROPPED=dropped, **settings,
         )  # fmt: skip

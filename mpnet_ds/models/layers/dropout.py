@@ -1,32 +1,50 @@
-"""Dropout that is cheap on a CPU; on other devices PyTorch's own."""
+"""Dropout whose draws follow from seeds of the sequences (dropout_seeds.py): on a CPU cheap ones, on a GPU by a kernel.
+
+The kernel keeps no mask: backward draws again. On a device without Triton it is PyTorch's dropout, which has no seeds.
+"""
+
+import math
 
 import torch
 from torch import Tensor, library, nn
 from torch.nn import functional as F
 
-from mpnet_ds.models.layers.random_bits import RandomBits, draw_seed, rounded
+from mpnet_ds.models.layers import kernels
+from mpnet_ds.models.layers.random_bits import RandomBits, rounded
 
 
 class Dropout(nn.Dropout):
-    """``torch.nn.Dropout``, on a CPU with the draws of random_bits.py."""
+    """``torch.nn.Dropout`` by ``dropout``."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Drop numbers of ``x``; same shape and dtype."""
-        if not self.training or self.p == 0 or x.device.type != "cpu":
-            return F.dropout(x, self.p, self.training)
-        return drop(x, draw_seed(), self.p)[0]
+    def forward(self, x: Tensor, seeds: Tensor | None) -> Tensor:
+        """Drop numbers of ``x`` in training; arguments as in ``dropout``."""
+        return dropout(x, seeds, self.p if self.training else 0.0)
+
+
+def dropout(x: Tensor, seeds: Tensor | None, probability: float) -> Tensor:
+    """Drop numbers of ``x`` [B, …, rows, columns] and scale the others; same shape and dtype.
+
+    Args:
+        seeds: int64 [B], of this place; may be None at probability 0.
+    """
+    if probability == 0:
+        return x
+    if kernels.run_on(x):
+        return drop_by_kernel(x, seeds, probability)
+    return drop(x, seeds, probability)[0] if x.device.type == "cpu" else F.dropout(x, probability)
 
 
 @library.custom_op("mpnet_ds::drop", mutates_args=())
-def drop(x: Tensor, seed: Tensor, probability: float) -> tuple[Tensor, Tensor]:
-    """Drop numbers of ``x`` and scale the others; also return each number's factor, of the same shape and dtype."""
+def drop(x: Tensor, seeds: Tensor, probability: float) -> tuple[Tensor, Tensor]:
+    """Do what ``dropout`` does, on a CPU; also return each number's factor, of the same shape and dtype."""
     factors = torch.empty(x.shape, dtype=x.dtype)
-    RandomBits(seed).keep_(factors, probability).mul_(1 / (1 - rounded(probability)))
+    bits = RandomBits(seeds, math.prod(x.shape[1:-2]))
+    bits.keep_(factors.flatten(0, -3), probability).mul_(1 / (1 - rounded(probability)))
     return x * factors, factors
 
 
 @drop.register_fake
-def _(x, seed, probability):
+def _(x, seeds, probability):
     return x.new_empty(x.shape), x.new_empty(x.shape)
 
 
@@ -41,3 +59,28 @@ def _drop_backward(ctx, gradient: Tensor, _) -> tuple:
 
 
 drop.register_autograd(_drop_backward, setup_context=_keep_factors)
+
+
+@library.custom_op("mpnet_ds::drop_by_kernel", mutates_args=())
+def drop_by_kernel(x: Tensor, seeds: Tensor, probability: float) -> Tensor:
+    """Do what ``dropout`` does, by a kernel."""
+    from mpnet_ds.models.layers import dropout_kernel  # imports triton
+
+    return dropout_kernel.drop(x.contiguous(), seeds, probability)
+
+
+@drop_by_kernel.register_fake
+def _(x, seeds, probability):
+    return x.new_empty(x.shape)
+
+
+def _keep_seeds(ctx, inputs, output) -> None:
+    _, seeds, ctx.probability = inputs
+    ctx.save_for_backward(seeds)
+
+
+def _drop_again(ctx, gradient: Tensor) -> tuple:
+    return drop_by_kernel(gradient, *ctx.saved_tensors, ctx.probability), None, None
+
+
+drop_by_kernel.register_autograd(_drop_again, setup_context=_keep_seeds)

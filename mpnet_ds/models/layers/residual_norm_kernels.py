@@ -9,28 +9,24 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mpnet_ds.models.layers.dropout_kernel import kept
+
 PROGRAMS = 1024
 """Of backward: each sums over its rows."""
 
 
 @triton.jit
-def kept(seed, row, columns, width, KEEP: tl.constexpr):
-    """fp32 [BLOCK]: 1 / KEEP where dropout keeps a number of a row, else 0."""
-    drawn = tl.rand(tl.load(seed), row.to(tl.int64) * width + columns)
-    return tl.where(drawn < KEEP, 1.0 / KEEP, 0.0)
-
-
-@triton.jit
 def forward_kernel(
-    x, residual, weight, bias, seed, result, total, mean, scale, width, eps, KEEP: tl.constexpr, BLOCK: tl.constexpr
-):
+    x, residual, weight, bias, seeds, result, total, mean, scale, rows_of_sequence, width, eps,
+    KEEP: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """Result, sum, mean and inverse deviation of one row."""
     row, columns = tl.program_id(0), tl.arange(0, BLOCK)
     inside = columns < width
     at = row.to(tl.int64) * width + columns
     added = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
     if KEEP < 1:
-        added *= kept(seed, row, columns, width, KEEP)
+        added *= kept(seeds + row // rows_of_sequence, row % rows_of_sequence * width + columns, KEEP)
     rounded = (tl.load(residual + at, mask=inside, other=0.0).to(tl.float32) + added).to(total.dtype.element_ty)
     tl.store(total + at, rounded, mask=inside)
     numbers = rounded.to(tl.float32)
@@ -46,8 +42,8 @@ def forward_kernel(
 
 @triton.jit
 def backward_kernel(
-    grad, total, mean, scale, weight, seed, grad_x, grad_residual, grad_weight, grad_bias, grad_bias_of_x, rows, width,
-    KEEP: tl.constexpr, BLOCK: tl.constexpr,
+    grad, total, mean, scale, weight, seeds, grad_x, grad_residual, grad_weight, grad_bias, grad_bias_of_x, rows,
+    rows_of_sequence, width, KEEP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Gradients of x and residual of every ``num_programs``-th row, and their part of the vectors', fp32."""
     program, columns = tl.program_id(0), tl.arange(0, BLOCK)
@@ -69,7 +65,7 @@ def backward_kernel(
         dtotal = (dnormed - constant - normed * along) * row_scale
         tl.store(grad_residual + at, dtotal.to(grad_residual.dtype.element_ty), mask=inside)
         if KEEP < 1:
-            dtotal *= kept(seed, tl.cast(row, tl.int64), columns, width, KEEP)
+            dtotal *= kept(seeds + row // rows_of_sequence, row % rows_of_sequence * width + columns, KEEP)
         of_bias_of_x += dtotal
         tl.store(grad_x + at, dtotal.to(grad_x.dtype.element_ty), mask=inside)
     tl.store(grad_weight + program * width + columns, of_weight, mask=inside)
@@ -77,7 +73,7 @@ def backward_kernel(
     tl.store(grad_bias_of_x + program * width + columns, of_bias_of_x, mask=inside)
 
 
-def forward(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, seed: Tensor, probability: float, eps: float):
+def forward(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, seeds: Tensor | None, probability: float, eps: float):
     """See ``residual_norm.residual_norm``."""
     width = x.shape[-1]
     rows = x.numel() // width
@@ -85,12 +81,15 @@ def forward(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, seed: Ten
     mean, scale = (x.new_empty(rows, dtype=torch.float32) for _ in range(2))
     with torch.cuda.device_of(x):
         forward_kernel[(rows,)](
-            x, residual, weight, bias, seed, result, total, mean, scale, width, eps, KEEP=1 - probability, **_block(width)
-        )
+            x, residual, weight, bias, seeds, result, total, mean, scale, _rows_of_sequence(rows, seeds), width, eps,
+            KEEP=1 - probability, **_block(width),
+        )  # fmt: skip
     return result, total, mean, scale
 
 
-def backward(grad: Tensor, total: Tensor, mean: Tensor, scale: Tensor, weight: Tensor, seed: Tensor, probability: float):
+def backward(
+    grad: Tensor, total: Tensor, mean: Tensor, scale: Tensor, weight: Tensor, seeds: Tensor | None, probability: float
+):
     """See ``residual_norm.residual_norm_backward``."""
     width, rows = grad.shape[-1], len(mean)
     programs = min(rows, PROGRAMS)
@@ -98,10 +97,14 @@ def backward(grad: Tensor, total: Tensor, mean: Tensor, scale: Tensor, weight: T
     of_vectors = grad.new_empty(3, programs, width, dtype=torch.float32)
     with torch.cuda.device_of(grad):
         backward_kernel[(programs,)](
-            grad, total, mean, scale, weight, seed, grad_x, grad_residual, *of_vectors, rows, width,
-            KEEP=1 - probability, **_block(width),
+            grad, total, mean, scale, weight, seeds, grad_x, grad_residual, *of_vectors, rows,
+            _rows_of_sequence(rows, seeds), width, KEEP=1 - probability, **_block(width),
         )  # fmt: skip
     return grad_x, grad_residual, *(of_vector.sum(0).to(weight.dtype) for of_vector in of_vectors)
+
+
+def _rows_of_sequence(rows: int, seeds: Tensor | None) -> int:
+    return rows if seeds is None else rows // len(seeds)
 
 
 def _block(width: int) -> dict[str, int]:

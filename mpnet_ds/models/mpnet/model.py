@@ -7,9 +7,13 @@ since nobody reads its content rows.
 Parameters have the names of ``transformers.MPNetForMaskedLM``, so that export and import are copies; ``encode`` computes
 what ``transformers.MPNetModel`` does.
 
+Dropout happens at the embeddings and at three places of each layer, with a seed for each place and sequence
+(layers/dropout_seeds.py).
+
 Shape legend: B sequences, n tokens, p predicted tokens, R rows of the network, K keys, H heads, d width, V vocabulary.
 """
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,6 +26,7 @@ from mpnet_ds.errors import UserError
 from mpnet_ds.models.attention.backend import Backend, choose_backend
 from mpnet_ds.models.layers.cross_entropy import linear_cross_entropy
 from mpnet_ds.models.layers.dropout import Dropout
+from mpnet_ds.models.layers.dropout_seeds import drawn_seeds, dropout_seeds
 from mpnet_ds.models.layers.gelu import GeluLinear
 from mpnet_ds.models.layers.projections import project
 from mpnet_ds.models.layers.residual_norm import ResidualNorm
@@ -36,6 +41,8 @@ if TYPE_CHECKING:
     from transformers import MPNetConfig
 
 FIRST_POSITION = PAD_ID + 1  # row of the position table of the first token
+PLACES = 3
+"""Where a layer drops: attention's probabilities, what attention adds, what the inner network adds."""
 
 
 @dataclass
@@ -62,10 +69,10 @@ class Embeddings(nn.Module):
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
-    def forward(self, ids: Tensor, positions: Tensor) -> Tensor:
-        """[B, R, d] from ids [B, R] and positions in the text [B, R], counted from 0."""
+    def forward(self, ids: Tensor, positions: Tensor, seeds: Tensor | None) -> Tensor:
+        """[B, R, d] from ids [B, R] and positions in the text [B, R], counted from 0; seeds of dropout [B]."""
         embedded = self.word_embeddings(ids) + self.position_embeddings(positions + FIRST_POSITION)
-        return self.dropout(self.LayerNorm(embedded))
+        return self.dropout(self.LayerNorm(embedded), seeds)
 
 
 class SelfAttention(nn.Module):
@@ -76,10 +83,12 @@ class SelfAttention(nn.Module):
         self.num_heads, self.dropout = config.num_attention_heads, config.attention_probs_dropout_prob
         self.q, self.k, self.v, self.o = (nn.Linear(config.hidden_size, config.hidden_size) for _ in range(4))
 
-    def forward(self, hidden: Tensor, backend: Backend, num_content: int, first_row: int, *prepared: Tensor) -> Tensor:
+    def forward(
+        self, hidden: Tensor, backend: Backend, num_content: int, first_row: int, seeds: Tensor | None, *prepared: Tensor
+    ) -> Tensor:
         """What ``o`` maps, [B, rows, d]: values seen by the rows of hidden [B, R, d] from ``first_row`` on.
 
-        The first ``num_content`` rows are seen.
+        The first ``num_content`` rows are seen. Keys of dropout are [B], or None where nothing is dropped.
         """
         if first_row == 0:
             projected = project(hidden, num_content, self.q, self.k, self.v)
@@ -88,7 +97,7 @@ class SelfAttention(nn.Module):
             projected = self.q(hidden[:, first_row:]), self.k(content), self.v(content)
         query, key, value = map(self._split, projected)
         dropout = self.dropout if self.training else 0.0
-        attended = backend.attend(query, key, value, dropout, first_row, *prepared)
+        attended = backend.attend(query, key, value, dropout, seeds, first_row, *prepared)
         return attended.transpose(1, 2).flatten(2)
 
     def _split(self, x: Tensor) -> Tensor:
@@ -103,10 +112,13 @@ class Attention(nn.Module):
         self.attn = SelfAttention(config)
         self.LayerNorm = ResidualNorm(config.hidden_size, config.layer_norm_eps, config.hidden_dropout_prob)
 
-    def forward(self, hidden: Tensor, backend: Backend, num_content: int, first_row: int, *prepared: Tensor) -> Tensor:
-        """[B, rows, d]; arguments as in ``SelfAttention.forward``."""
-        attended = self.attn(hidden, backend, num_content, first_row, *prepared)
-        return self.LayerNorm(self.attn.o, attended, hidden[:, first_row:])
+    def forward(
+        self, hidden: Tensor, backend: Backend, num_content: int, first_row: int, seeds: Tensor | None, *prepared: Tensor
+    ) -> Tensor:
+        """[B, rows, d]; seeds of dropout are [2, B], other arguments as in ``SelfAttention.forward``."""
+        of_probabilities, of_attended = (None, None) if seeds is None else seeds
+        attended = self.attn(hidden, backend, num_content, first_row, of_probabilities, *prepared)
+        return self.LayerNorm(self.attn.o, attended, hidden[:, first_row:], of_attended)
 
 
 class Intermediate(nn.Module):
@@ -129,9 +141,9 @@ class Output(nn.Module):
         self.dense = nn.Linear(config.intermediate_size, config.hidden_size)
         self.LayerNorm = ResidualNorm(config.hidden_size, config.layer_norm_eps, config.hidden_dropout_prob)
 
-    def forward(self, inner: Tensor, residual: Tensor) -> Tensor:
-        """[B, R, d] from inner [B, R, intermediate_size] and residual [B, R, d]."""
-        return self.LayerNorm(self.dense, inner, residual)
+    def forward(self, inner: Tensor, residual: Tensor, seeds: Tensor | None) -> Tensor:
+        """[B, R, d] from inner [B, R, intermediate_size] and residual [B, R, d]; seeds of dropout [B]."""
+        return self.LayerNorm(self.dense, inner, residual, seeds)
 
 
 class Layer(nn.Module):
@@ -143,7 +155,9 @@ class Layer(nn.Module):
         self.intermediate = Intermediate(config)
         self.output = Output(config)
 
-    def forward(self, hidden: Tensor, backend: Backend, num_content: int, first_row: int, *prepared: Tensor) -> Tensor:
+    def forward(
+        self, hidden: Tensor, backend: Backend, num_content: int, first_row: int, seeds: Tensor | None, *prepared: Tensor
+    ) -> Tensor:
         """Compute the new values of the rows from ``first_row`` on.
 
         Args:
@@ -151,10 +165,12 @@ class Layer(nn.Module):
             backend: computes attention.
             num_content: K, rows that are keys and values.
             first_row: 0, or the first query row.
+            seeds: of dropout, int64 [PLACES, B]; None where nothing is dropped.
             prepared: by the back-end, for this batch.
         """
-        rows = self.attention(hidden, backend, num_content, first_row, *prepared)
-        return self.output(self.intermediate(rows), rows)
+        of_attention, of_output = (None, None) if seeds is None else (seeds[:2], seeds[2])
+        rows = self.attention(hidden, backend, num_content, first_row, of_attention, *prepared)
+        return self.output(self.intermediate(rows), rows, of_output)
 
 
 class Encoder(nn.Module):
@@ -259,14 +275,16 @@ class MPNetForPretraining(PretrainingModule):
             attention_mask: bool [B, n], False on padding; all True by default.
             document_ids: int64 [B, n], 0, 1, 2 … along each sequence: attention and positions do not leave a document. By
                 default a sequence is one text.
-            sequence_numbers, step, carried: as every module gets them; not used here.
+            sequence_numbers, step: as every module gets them; what dropout drops follows from them.
+            carried: as every module gets it; not used here.
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids, dtype=torch.bool)
         attention_mask = attention_mask.bool()
         indices = predicted_positions.clamp(min=0)
         run_streams = self._two_streams if self.streams.has_query_stream else self._one_stream
-        hidden = run_streams(input_ids, predicted_positions, predicted_inputs, attention_mask, document_ids)
+        seeds = self._dropout_seeds(input_ids, sequence_numbers, step)
+        hidden = run_streams(input_ids, predicted_positions, predicted_inputs, attention_mask, document_ids, seeds)
         labels = torch.where(predicted_positions >= 0, input_ids.gather(1, indices), -1)
         total, num_correct, logits = self.lm_head(hidden, labels, self.keep_logits)
         num_targets = (labels >= 0).sum()
@@ -302,32 +320,42 @@ class MPNetForPretraining(PretrainingModule):
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids, dtype=torch.bool)
         layout = plain_layout(attention_mask.bool(), document_ids)
-        return self._run_layers(self.mpnet.embeddings(input_ids, layout.row_positions), layout)
+        return self._run_layers(input_ids, layout, self._dropout_seeds(input_ids))
 
-    def _two_streams(self, input_ids, predicted_positions, predicted_inputs, attention_mask, document_ids) -> Tensor:
+    def _dropout_seeds(self, ids: Tensor, numbers: Tensor | None = None, step: Tensor | None = None) -> Tensor | None:
+        """Seeds of the embeddings and of each layer, int64 [1 + layers, PLACES, B]; None in evaluation."""
+        if not self.training:
+            return None
+        shape = 1 + len(self.layers()), PLACES
+        if numbers is None or step is None:
+            return drawn_seeds(math.prod(shape), len(ids), ids.device).unflatten(0, shape)
+        return dropout_seeds(self.dropout_seed, step, numbers, math.prod(shape)).unflatten(0, shape)
+
+    def _two_streams(self, input_ids, predicted_positions, predicted_inputs, attention_mask, document_ids, seeds) -> Tensor:
         """Compute the query rows after the last layer, [B, p, d]."""
         has_mask_rows = self.streams.has_mask_rows
         layout = two_stream_layout(predicted_positions, attention_mask, has_mask_rows, document_ids)
         ids = torch.cat([input_ids, *([predicted_inputs] * (2 if has_mask_rows else 1))], dim=1)
-        hidden = self.mpnet.embeddings(ids, layout.row_positions)
-        return self._run_layers(hidden, layout, first_row_of_last_layer=layout.key_indices.shape[1])
+        return self._run_layers(ids, layout, seeds, first_row_of_last_layer=layout.key_indices.shape[1])
 
-    def _one_stream(self, input_ids, predicted_positions, predicted_inputs, attention_mask, document_ids) -> Tensor:
+    def _one_stream(self, input_ids, predicted_positions, predicted_inputs, attention_mask, document_ids, seeds) -> Tensor:
         """Compute the rows at the predicted positions after the last layer, [B, p, d]."""
         # Unused entries write into one extra column, which is cut off.
         target = torch.where(predicted_positions >= 0, predicted_positions, input_ids.shape[1])
         corrupted = F.pad(input_ids, (0, 1)).scatter(1, target, predicted_inputs)[:, :-1]
-        hidden = self.encode(corrupted, attention_mask, document_ids)
+        hidden = self._run_layers(corrupted, plain_layout(attention_mask, document_ids), seeds)
         return hidden.gather(1, predicted_positions.clamp(min=0)[:, :, None].expand(-1, -1, hidden.shape[2]))
 
-    def _run_layers(self, hidden: Tensor, layout: Layout, first_row_of_last_layer: int = 0) -> Tensor:
-        backend = choose_backend(self.attention, hidden.device)
+    def _run_layers(self, ids: Tensor, layout: Layout, seeds: Tensor | None, first_row_of_last_layer: int = 0) -> Tensor:
+        layers = self.mpnet.encoder.layer
+        of_embeddings, *of_layers = [None] * (1 + len(layers)) if seeds is None else seeds
+        hidden = self.mpnet.embeddings(ids, layout.row_positions, None if seeds is None else of_embeddings[0])
+        backend = choose_backend(self.attention, ids.device)
         prepared = backend.prepare(self.mpnet.encoder.relative_attention_bias, layout)
         num_content = layout.key_indices.shape[1]
-        layers = self.mpnet.encoder.layer
-        for number, layer in enumerate(layers, 1):
+        for number, (layer, of_layer) in enumerate(zip(layers, of_layers, strict=True), 1):
             first_row = first_row_of_last_layer if number == len(layers) else 0
-            hidden = layer(hidden, backend, num_content, first_row, *prepared)
+            hidden = layer(hidden, backend, num_content, first_row, of_layer, *prepared)
         return hidden
 
     @torch.no_grad()

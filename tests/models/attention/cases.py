@@ -32,11 +32,12 @@ class Case:
         return replace(self, layout=layout, table=table, meaningful=self.meaningful.cpu(), **tensors)
 
     def run(self, attention: str, dropout: float = 0.0) -> dict[str, Tensor]:
-        """Output and gradients by a back-end; rows that mean nothing are 0 in the output."""
+        """Output and gradients by a back-end, with seeds 0, 1, 2 …; rows that mean nothing are 0 in the output."""
         backend = choose_backend(attention, self.query.device)
         inputs = [x.clone().requires_grad_() for x in (self.query, self.key, self.value)]
         self.table.weight.grad = None
-        out = backend.attend(*inputs, dropout, self.first_row, *backend.prepare(self.table, self.layout))
+        seeds = torch.arange(len(self.query), device=self.query.device)
+        out = backend.attend(*inputs, dropout, seeds, self.first_row, *backend.prepare(self.table, self.layout))
         out.backward(self.grad_out)
         names = ("query", "key", "value", "table")
         gradients = zip(names, (*(x.grad for x in inputs), self.table.weight.grad), strict=True)

@@ -26,7 +26,7 @@ LAYOUTS = {
 @torch.no_grad()
 def output(backend, case):
     prepared = backend.prepare(case.table, case.layout)
-    return backend.attend(case.query, case.key, case.value, 0.0, case.first_row, *prepared)
+    return backend.attend(case.query, case.key, case.value, 0.0, None, case.first_row, *prepared)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

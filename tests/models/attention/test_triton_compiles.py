@@ -11,7 +11,8 @@ import torch
 pytest.importorskip("triton", reason="needs the package triton (Linux)")
 
 from benchmarks.compiled_kernels import KERNELS, TYPES, compile_kernel, compiled, elements_of_tile, examine
-from mpnet_ds.models.layers import cross_entropy_kernel, gelu_kernel, residual_norm_kernels
+from mpnet_ds.models.attention import triton_kernels
+from mpnet_ds.models.layers import cross_entropy_kernel, dropout_kernel, gelu_kernel, residual_norm_kernels
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -60,13 +61,16 @@ def test_other_widths_and_types_keep_all_but_a_few_words_in_registers(kernel, wi
 
 TYPES_OF_LAYERS = {
     **dict.fromkeys(("mean", "scale", "losses", "grad_weight", "grad_bias", "grad_bias_of_x", "sums"), "*fp32"),
-    **{"labels": "*i64", "seed": "*i64", "hits": "*i32"},
-    **{"width": "i32", "stride": "i32", "rows": "i32", "eps": "fp32"},
+    **{"labels": "*i64", "seeds": "*i64", **dict.fromkeys(("hits", "row_factors", "column_factors"), "*i32")},
+    **dict.fromkeys(("width", "stride", "rows", "rows_of_sequence", "numbers", "of_rows", "columns"), "i32"),
+    "eps": "fp32",
 }
 LAYERS = [
     (cross_entropy_kernel.score_kernel, {"IS_RECORDED": True, "BLOCK": 4096}, 8),
     (residual_norm_kernels.forward_kernel, {"KEEP": 0.9, "BLOCK": 1024}, 4),
     (residual_norm_kernels.backward_kernel, {"KEEP": 0.9, "BLOCK": 1024}, 4),
+    (dropout_kernel.drop_kernel, {"KEEP": 0.9, "BLOCK": dropout_kernel.BLOCK}, 4),
+    (triton_kernels.factors_kernel, {"BLOCK": triton_kernels.FACTORS}, 4),
     (gelu_kernel.backward_kernel, {"ROW_TILE": gelu_kernel.ROW_TILE, "BLOCK": gelu_kernel.BLOCK}, 4),
 ]
 

@@ -15,7 +15,7 @@ from torch import library
 from torch.utils.checkpoint import checkpoint
 
 from mpnet_ds.errors import UserError
-from mpnet_ds.models.attention import triton
+from mpnet_ds.models.attention import eager_and_sdpa, triton, triton_kernels
 from mpnet_ds.models.attention.backend import choose_backend
 from mpnet_ds.models.layers import projections
 from tests.models import test_parity
@@ -85,7 +85,7 @@ def test_rows_that_see_nothing_are_zero_and_have_no_gradients():
     case.layout.row_levels[0, 3] = -1
     backend = choose_backend("triton", CPU)
     inputs = [x.clone().requires_grad_() for x in (case.query, case.key, case.value)]
-    out = backend.attend(*inputs, 0.0, 0, *backend.prepare(case.table, case.layout))
+    out = backend.attend(*inputs, 0.0, None, 0, *backend.prepare(case.table, case.layout))
     blind = torch.zeros(2, 32, dtype=torch.bool)
     blind[0, 3], blind[1, [24, 25, 30, 31]] = True, True
     assert (out.transpose(1, 2)[blind] == 0).all()
@@ -113,8 +113,8 @@ def test_gradients_are_the_originals():
         torch.testing.assert_close(gradients[name], test_parity.tensor(name), atol=test_parity.TOLERANCE, rtol=0, msg=name)
 
 
-def dropout_mask(case, dropout: float, seed: int) -> torch.Tensor:
-    """bool [B, H, R, K] that the kernel uses after ``torch.manual_seed(seed)``, shown by values of one key each."""
+def dropout_mask(case, dropout: float, seed: int = 0) -> torch.Tensor:
+    """bool [B, H, R, K] that the kernel uses with ``seed`` and those after it, shown by values of one key each."""
     backend = choose_backend("triton", CPU)
     prepared = backend.prepare(case.table, case.layout)
     num_keys, width = case.key.shape[2:]
@@ -123,8 +123,8 @@ def dropout_mask(case, dropout: float, seed: int) -> torch.Tensor:
         values = torch.zeros_like(case.value)
         for d in range(min(width, num_keys - start)):
             values[:, :, start + d, d] = 1.0
-        torch.manual_seed(seed)
-        weights.append(backend.attend(case.query, case.key, values, dropout, case.first_row, *prepared))
+        seeds = seed + torch.arange(len(case.query))
+        weights.append(backend.attend(case.query, case.key, values, dropout, seeds, case.first_row, *prepared))
     return torch.cat(weights, dim=3)[..., :num_keys].detach() > 0
 
 
@@ -133,7 +133,7 @@ def kernel_dropout(monkeypatch):
     """A function (mask, dropout): lets eager leave out what the mask says."""
 
     def use(mask, dropout):
-        monkeypatch.setattr(torch.nn.functional, "dropout", lambda x, p: x * mask / (1 - dropout) if p else x)
+        monkeypatch.setattr(eager_and_sdpa, "drop", lambda x, seeds, p: x * mask / (1 - dropout))
 
     return use
 
@@ -141,11 +141,10 @@ def kernel_dropout(monkeypatch):
 @pytest.mark.parametrize("last_layer", [pytest.param(False, marks=pytest.mark.long), True])
 def test_dropout_leaves_out_the_same_elements_forward_and_backward(last_layer, kernel_dropout):
     case = make_case("mpnet", tokens=40, predicted=7, unused=1, last_layer=last_layer, heads=2, width=48)
-    mask = dropout_mask(case, 0.25, seed=7)
+    mask = dropout_mask(case, 0.25)
     visible = case.layout.visible[:, None, case.first_row :] & case.meaningful[:, None, :, None]
-    dropped = 1 - mask[visible.expand_as(mask)].double().mean().item()
-    assert abs(dropped - 0.25) < 0.03
-    torch.manual_seed(7)
+    drawn = mask[visible.expand_as(mask)]
+    assert drawn.double().mean().item() == pytest.approx(0.75, abs=4 * (0.75 * 0.25 / len(drawn)) ** 0.5)
     found = case.run("triton", dropout=0.25)
     kernel_dropout(mask, 0.25)
     assert_same(found, case.run("eager", dropout=0.25), 1e-5)
@@ -156,12 +155,47 @@ def test_dropout_follows_the_seed_and_the_products_of_the_numbers_drawn():
     mask = dropout_mask(case, 0.4, seed=1)
     assert torch.equal(mask, dropout_mask(case, 0.4, seed=1))
     assert not torch.equal(mask, dropout_mask(case, 0.4, seed=2))
-    torch.manual_seed(1)
-    of_rows = triton.odd_numbers((2, 2, 45), CPU)
-    of_columns = triton.odd_numbers((64,), CPU)
-    kept = of_rows[..., None] * of_columns[:40] >= round(0.4 * 2**32) - 2**31
+    of_rows, of_columns = triton_kernels.dropout_factors(torch.tensor([1, 2]), 2, 45, 64)
+    kept = of_rows[..., None] * of_columns[:, None, None, :40] >= round(0.4 * 2**32) - 2**31
     visible = (case.layout.visible[:, None]).expand_as(kept)
     assert torch.equal(mask, kept & visible)
+
+
+def kept(seed: int, dropout: float = 0.1, heads: int = 4, rows: int = 640, keys: int = 600) -> torch.Tensor:
+    """bool [heads, rows, keys]: what dropout leaves, by the numbers that the kernel draws."""
+    of_rows, of_columns = triton_kernels.dropout_factors(torch.tensor([seed]), heads, rows, keys)
+    return (of_rows[0, ..., None] * of_columns[0]) >= round(dropout * 2**32) - 2**31
+
+
+def test_numbers_of_dropout_are_odd():
+    assert all((numbers % 2 == 1).all() for numbers in triton_kernels.dropout_factors(torch.arange(3), 2, 500, 64))
+
+
+@pytest.mark.parametrize("dropout", [0.01, 0.1, 0.5, 0.9])
+def test_dropout_leaves_out_the_fraction_it_is_asked_to(dropout):
+    mask = kept(0, dropout)
+    deviation = (dropout * (1 - dropout) / mask.numel()) ** 0.5
+    assert abs((~mask).double().mean().item() - dropout) < 5 * deviation
+    # Of each row and each key on its own, too: sums over independent elements vary as they should.
+    for dimension in (1, 2):
+        sums = (~mask).double().sum(dimension)
+        expected = dropout * (1 - dropout) * mask.shape[dimension]
+        assert sums.var().item() == pytest.approx(expected, rel=0.12)
+
+
+def test_dropout_is_not_correlated_between_rows_keys_heads_or_seeds():
+    first, second = kept(0).double(), kept(1).double()
+    z = (first - 0.9) / 0.3
+    rows = z.flatten(0, 1)  # (heads * rows, keys)
+    # The square of a correlation over N elements is 1 / N on average if they are independent, all pairs of columns included.
+    for matrix in (rows, rows.t()):
+        correlation = matrix @ matrix.t() / matrix.shape[1]
+        other = correlation[~torch.eye(len(correlation), dtype=torch.bool)]
+        assert other.pow(2).mean().item() == pytest.approx(1 / matrix.shape[1], rel=0.03)
+        assert other.abs().max() < 9 / matrix.shape[1] ** 0.5
+    neighbours = {"rows": (z[:, 1:], z[:, :-1]), "keys": (z[..., 1:], z[..., :-1]), "heads": (z[1:], z[:-1])}
+    for a, b in (*neighbours.values(), (z, (second - 0.9) / 0.3)):
+        assert abs((a * b).mean().item()) < 5 / a.numel() ** 0.5
 
 
 @pytest.mark.parametrize("objective", ["mpnet", "mlm"])
@@ -175,7 +209,7 @@ def test_gradients_of_one_product_are_one_tensor(objective):
         rows = hidden.clone().requires_grad_()
         projected = projections.project(rows, case.key.shape[2], *maps)
         inputs = [x.unflatten(2, (2, 16)).transpose(1, 2) for x in projected]
-        out = backend.attend(*inputs, 0.0, 0, *backend.prepare(case.table, case.layout))
+        out = backend.attend(*inputs, 0.0, None, 0, *backend.prepare(case.table, case.layout))
         with OperatorCount() as counter:
             gradients[name] = torch.autograd.grad(out, [rows, *maps[1].parameters()], case.grad_out)
         copies = counter.work.operators["copy_"]
@@ -192,8 +226,7 @@ def test_a_layer_computed_again_draws_the_same():
         query = case.query.clone().requires_grad_()
         prepared = backend.prepare(case.table, case.layout)
         case.table.weight.grad = None
-        torch.manual_seed(3)
-        arguments = (query, case.key, case.value, 0.5, 0, *prepared)
+        arguments = (query, case.key, case.value, 0.5, torch.tensor([3, 4]), 0, *prepared)
         out = checkpoint(backend.attend, *arguments, use_reentrant=False) if again else backend.attend(*arguments)
         out.backward(case.grad_out)
         gradients.append((query.grad, case.table.weight.grad))
@@ -207,7 +240,7 @@ def test_a_compiled_layer_is_one_graph():
     prepared = backend.prepare(case.table, case.layout)
 
     def attend(query):
-        return backend.attend(query, case.key, case.value, 0.0, 0, *prepared).transpose(1, 2).flatten(2)
+        return backend.attend(query, case.key, case.value, 0.0, None, 0, *prepared).transpose(1, 2).flatten(2)
 
     gradients = []
     for function in (attend, torch.compile(attend, fullgraph=True, backend="aot_eager")):
@@ -222,14 +255,13 @@ def test_the_operator_keeps_what_it_promises_to_torch():
     prepared = [x.detach() for x in choose_backend("triton", CPU).prepare(case.table, case.layout)]
     prepared[0].requires_grad_()
     inputs = [x.clone().requires_grad_() for x in (case.query, case.key, case.value)]
-    nothing = torch.empty(0, dtype=torch.int32)
-    library.opcheck(triton.attention, (*inputs, *prepared, nothing, nothing, 0, 0))
+    library.opcheck(triton.attention, (*inputs, *prepared, torch.tensor([3]), 0, 0))
 
 
 def test_the_output_is_flattened_without_a_copy():
     case = make_case("mlm", tokens=9, predicted=0)
     out = choose_backend("triton", CPU).attend(
-        case.query, case.key, case.value, 0.0, 0, *choose_backend("triton", CPU).prepare(case.table, case.layout)
+        case.query, case.key, case.value, 0.0, None, 0, *choose_backend("triton", CPU).prepare(case.table, case.layout)
     )
     assert out.transpose(1, 2).is_contiguous()
 

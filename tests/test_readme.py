@@ -1,5 +1,6 @@
 """What the pages say is so: links and anchors lead somewhere, commands parse, files of the tree are there."""
 
+import ast
 import json
 import re
 import shlex
@@ -196,6 +197,25 @@ def test_the_readme_is_short_and_lists_every_page():
     readme = PAGES["README.md"]
     assert len(readme.splitlines()) <= 150
     assert [page for page in PAGES if page.startswith("docs/") and f"({page})" not in readme] == []
+
+
+def test_every_promise_of_the_readme_has_tests_that_exist():
+    table = PAGES["CONTRIBUTING.md"].partition("| promise | tests |\n")[2].partition("\n\n")[0]
+    missing = []
+    for row in table.splitlines()[1:]:
+        file, named = "", re.findall(r"`([\w/]*(?:\.py)?)::(\w+)`", row)
+        missing += [row] if not named or not named[0][0] else []
+        for path, name in named:
+            file = path or file
+            missing += [f"{file}::{name}"] if name not in names_of_tests(file) else []
+    assert missing == []
+
+
+@cache
+def names_of_tests(file: str) -> set[str]:
+    """Names of the tests of a file below ``tests``."""
+    tree = ast.parse((ROOT / "tests" / file).read_text(encoding="utf-8"))
+    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")}
 
 
 def test_the_tree_of_the_architecture_is_the_package():

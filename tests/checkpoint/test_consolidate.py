@@ -155,6 +155,29 @@ def test_moments_are_not_touched(own, tmp_path):
     assert all(torch.equal(tensor, weights[name]) for name, tensor in load_consolidated(copy).items())
 
 
+def peak_memory() -> int:
+    """Most resident bytes of this process since the kernel was told to begin anew."""
+    return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+
+
+def test_a_few_mib_of_memory_suffice_for_weights_of_64(tmp_path):
+    size = torch.Size([4096, 4096])
+    weight = torch.arange(size.numel(), dtype=torch.float32)
+    common = {"ds_config": {}, "ds_version": "0.19.8"}
+    model = {"module": {"weight": weight.view(size).bfloat16()}, "param_shapes": [{"weight": size}]}
+    model |= {"buffer_names": [], "frozen_param_shapes": {}}
+    torch.save(model | common, tmp_path / "mp_rank_00_model_states.pt")
+    for rank, half in enumerate(weight.split(len(weight) // 2)):
+        states = {"zero_stage": 2, "partition_count": 2, "single_partition_of_fp32_groups": [half.clone()]}
+        torch.save({"optimizer_state_dict": states} | common, tmp_path / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+    before = peak_memory()
+    (path,) = consolidate(tmp_path, tmp_path / "out")
+    assert peak_memory() - before < 24 << 20
+    assert torch.equal(load_file(path)["weight"].flatten(), weight)
+
+
 def test_a_shard_of_another_checkpoint_is_found_by_the_manifest(own, tmp_path):
     """Of the same run, stage and sizes: at ZeRO 3 nothing else would tell."""
     older, newer = (own("zero3", 2) / "checkpoints" / f"step-{step:08d}" for step in (6, 8))

@@ -232,3 +232,13 @@ def test_plugins_of_another_type_are_refused():
 
 def test_recipes_without_changes_are_those_of_their_files():
     assert recipe() == load_recipe("mpnet-tiny")
+
+
+def test_without_a_recipe_data_train_the_published_base_and_nothing_trains_the_demo():
+    assert recipe_of(parse()) == load_recipe("mpnet-tiny")
+    base = recipe_of(parse("--data", "my-data"))
+    assert base == load_recipe("mpnet-base")
+    rows, plan = base.data, base.optimization
+    assert (rows.seq_length, rows.sample_mode) == (512, "stream")
+    assert (plan.max_steps, plan.global_batch_size) == (125_000, 256)
+    assert base.run.keep == 2

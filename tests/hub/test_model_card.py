@@ -9,6 +9,7 @@ from huggingface_hub import ModelCard
 
 from mpnet_ds.hub.export import export_huggingface
 from mpnet_ds.hub.model_card import FOLDER
+from tests.runs import ROOT
 
 
 def rows_of(folder) -> dict[str, str]:
@@ -121,6 +122,16 @@ def test_a_model_of_which_little_is_known_has_no_empty_rows(saved, tmp_path):
     assert all(value.strip() for value in rows.values())
     assert "None" not in text
     assert "Not known" in text
+
+
+def test_code_in_the_readme_runs_as_written(encoder_folder):
+    pytest.importorskip("sentence_transformers")
+    (code,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    found: dict = {}
+    exec(code.replace("my-model", str(encoder_folder)), found)
+    assert all(word["sequence"].endswith("of the list.") for word in found["words"])
+    assert found["classifier"].num_labels == 3
+    assert found["embeddings"].shape == (2, 32)
 
 
 @pytest.mark.process  # not one, but as long as many

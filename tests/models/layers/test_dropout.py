@@ -1,11 +1,14 @@
 """Dropout on CPUs: how much it leaves out, that it is forgotten nowhere, and what it follows from."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 from transformers import MPNetConfig
 
+from mpnet_ds.deepspeed_workarounds import wrap_call
 from mpnet_ds.models import MPNetForPretraining
 from mpnet_ds.models.attention import cpu
 from mpnet_ds.models.layers import random_bits
@@ -96,6 +99,18 @@ def test_ranks_and_micro_batches_do_not_matter(attention):
         found.append((loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))))
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], atol=1e-6, rtol=1e-5)
+
+
+def test_layers_that_are_computed_again_leave_out_the_same():
+    """Otherwise gradients would belong to other draws than the loss, and nobody would notice."""
+    gradients = []
+    for is_checkpointed in (False, True):
+        model = small_model(2)
+        for layer in model.layers() if is_checkpointed else []:
+            wrap_call(layer, partial(checkpoint, use_reentrant=True, preserve_rng_state=False))
+        sum(losses(model, 4, 2)).backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-5)
 
 
 def test_another_step_and_another_seed_leave_out_others():

@@ -4,6 +4,7 @@ Exit codes: 0 done, 2 the user must change something (one or two lines on standa
 """
 
 import argparse
+import atexit
 import difflib
 import errno
 import gc
@@ -202,7 +203,7 @@ def run(main: Callable[[], int | None]) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # already exiting
         print(": ".join(filter(None, ("interrupted", str(interrupt)))), file=sys.stderr)
         code = 130
-    gc.freeze()  # the interpreter would search all that libraries have created for garbage, for a second
+    atexit.register(gc.freeze)  # else the interpreter searches all that libraries have created for garbage, for a second
     sys.exit(code)
 
 

@@ -35,6 +35,12 @@ time.sleep(1000)
 """
 
 
+def heed_signals() -> None:
+    """As a program in a terminal does: a job in the background ignores SIGINT, and nohup has SIGHUP ignored."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Supervised:
     """A command under the script, whose ranks are ready."""
 
@@ -47,7 +53,7 @@ class Supervised:
             list(map(str, command)),
             env=environment,
             stdout=subprocess.DEVNULL,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
+            preexec_fn=heed_signals,
         )
         self.pids = [int(wait_for(folder / f"ready-{rank}")) for rank in range(ranks)]
 

@@ -37,14 +37,15 @@ def check_arrival(launch: Sequence[str], words: Sequence[str], environment: Mapp
 
     Args:
         launch: command line of DeepSpeed's ``launch.py``, this process's parent, in a run on several hosts.
-        words: arguments of this process.
+        words: this process's command line as it was started; a script may have changed ``sys.argv`` since.
     """
     started_in = environment.get("PYTHONPATH", "").partition(":")[0]
     if started_in and not os.path.isdir(started_in) and os.getcwd() == os.path.expanduser("~"):
         text = f"this rank runs in {os.getcwd()}: the folder in which deepspeed was started is not here, or its path has"
         yield Finding(f"{text} a blank or another special character of the shell (PYTHONPATH begins with {started_in}).")
-    came = [word for word in words if not re.match(r"--local[_-]rank=", word)]
-    for sent in _words_given(launch):
+    begin = next((place for place, word in enumerate(words, 1) if re.match(r"--local[_-]rank=", word)), None)
+    came = list(words[begin:])
+    for sent in _words_given(launch) if begin else ():
         if sent != came:
             before, after = next(pair for pair in zip_longest(sent, came, fillvalue="") if pair[0] != pair[1])
             text = f"the shell of this host made {shlex.quote(after)} of the argument {shlex.quote(before)}"

@@ -46,7 +46,7 @@ def check_launcher(plan: RunPlan, ranks: Ranks | None, disks: Disks | None) -> l
 
     hosts = set(launched_hosts())
     if len(hosts) > 1:
-        return list(check_arrival(launch_command(), sys.argv[1:], os.environ))
+        return list(check_arrival(launch_command(), sys.orig_argv, os.environ))
     for process in process_group.ancestors():
         try:
             options = options_of_launcher(process.cmdline())

@@ -82,10 +82,11 @@ def test_the_words_of_the_user_are_found_in_what_pdsh_is_given(launch):
 
 def test_words_that_a_shell_changed_are_named(monkeypatch):
     monkeypatch.setattr(shell_line, "_words_given", lambda launch: [["--data", "a", "$HOME/b"]])
-    (finding,) = shell_line.check_arrival([], ["--local_rank=0", "--data", "a", "/root/b"], {})
+    begin = ["python", "-u", "my.py", "--local_rank=0"]
+    (finding,) = shell_line.check_arrival([], [*begin, "--data", "a", "/root/b"], {})
     assert "made /root/b of the argument '$HOME/b'" in finding.text
-    assert not list(shell_line.check_arrival([], ["--local_rank=0", "--data", "a", "$HOME/b"], {}))
-    (finding,) = shell_line.check_arrival([], ["--data", "a"], {})
+    assert not list(shell_line.check_arrival([], [*begin, "--data", "a", "$HOME/b"], {}))
+    (finding,) = shell_line.check_arrival([], [*begin, "--data", "a"], {})
     assert "made '' of the argument '$HOME/b'" in finding.text
 
 

@@ -81,6 +81,8 @@ def send(*signals: int):
     """Sends this rank a signal at a step, if it is the last rank."""
 
     def fault(update: int) -> None:
+        for number in signals:
+            signal.signal(number, signal.SIG_DFL)  # nohup, or a job in the background, has some ignored
         at_update(update, lambda trainer: [os.kill(os.getpid(), number) for number in signals if is_last_rank()])
 
     return fault

@@ -38,7 +38,7 @@ def test_a_run_without_a_predicted_token_gives_up(nothing, tmp_path):
         assert "nan" not in run.out.lower()
         assert run.losses == run.eval_losses == []
         verify(run.folder / "inspection" / "checkpoints" / f"step-{steps:08}")
-    assert "(    0 pred)" in limit.out
+    assert "loss       –" in limit.out
     assert [e["step"] for e in events(short, "not_evaluated")] == [0, 1]
     assert "no validation loss" in short.err
 

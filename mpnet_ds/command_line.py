@@ -5,7 +5,6 @@ Exit codes: 0 done, 2 the user must change something (one or two lines on standa
 
 import argparse
 import difflib
-import errno
 import os
 import re
 import signal
@@ -14,7 +13,7 @@ import warnings
 from collections.abc import Callable
 
 from mpnet_ds import start_up
-from mpnet_ds.errors import AgreedError, UserError
+from mpnet_ds.errors import AgreedError, UserError, fault_of_disk
 from mpnet_ds.last_word import leave_in_order
 
 UNITS = {"": 1, "B": 1}
@@ -83,15 +82,16 @@ def run(main: Callable[[], int | None]) -> None:
     except BrokenPipeError:  # the reader of the output has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG):
-            raise
-        _say_error(f"{error.filename}: {error.strerror.lower()}.")
-        code = 2
     except KeyboardInterrupt as interrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # already exiting
         print(": ".join(filter(None, ("interrupted", str(interrupt)))), file=sys.stderr)
         code = 130
+    except Exception as error:
+        fault = fault_of_disk(error, "a file")
+        if fault is None:
+            raise
+        _say_error(f"{fault}.")
+        code = 2
     sys.exit(code)
 
 

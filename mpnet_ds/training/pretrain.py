@@ -21,6 +21,7 @@ from functools import cache
 from importlib.metadata import version
 
 import mpnet_ds
+from mpnet_ds.checkpoint.store import CheckpointStore
 from mpnet_ds.command_line import invocation, run
 from mpnet_ds.config.arguments import build_parser, overrides_of, recipe_of
 from mpnet_ds.config.deepspeed_config import (
@@ -209,6 +210,8 @@ def _run(arguments: argparse.Namespace, plan: RunPlan, ranks: Ranks, inspection:
             if _is_trained(plan, ranks):
                 return 0
         plan, record = _compare(arguments, plan, ranks)
+        if plan.start.checkpoint is not None:  # a smaller run.keep makes room for what follows
+            CheckpointStore(plan.start.output, plan.recipe.run.keep).prune(disks, plan.start.checkpoint)
         disks.on_each(lambda: prepare(plan.start, record, plan.data.tokenizer_folder))
         ranks.say("\n".join([*_describe(plan, disks), *warnings]))
         outcome = _train(plan, disks)
@@ -350,7 +353,7 @@ def _conclude(outcome: Outcome, plan: RunPlan, disks: Disks) -> int:
         ranks.complain(f"stopped at step {outcome.step}: {outcome.failure}")
         return 1
     if not outcome.is_saved:
-        ranks.complain(f"step {outcome.step} is not in a checkpoint; the same command resumes from the newest one.")
+        ranks.complain(f"step {outcome.step} is not in a checkpoint, {outcome.lost}")
         return 1
     if outcome.request.stops:
         of = f"{outcome.step} of {plan.recipe.optimization.max_steps}"

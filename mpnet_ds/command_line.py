@@ -90,7 +90,8 @@ def run(main: Callable[[], int | None]) -> None:
         fault = fault_of_disk(error, "a file")
         if fault is None:
             raise
-        _say_error(f"{fault}.")
+        what, _, reason = fault.rpartition(": ")
+        _say_error(f"{what}: {reason.lower()}.")
         code = 2
     sys.exit(code)
 

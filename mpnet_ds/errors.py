@@ -30,7 +30,7 @@ class AgreedError(UserError):
 
 
 def fault_of_disk(error: BaseException, where: object = "") -> str | None:
-    """What a disk did, in words, if an exception is its fault: ``cannot write to FILE: no space left on device``.
+    """What a disk did, in words, if an exception is its fault: ``cannot write to FILE: No space left on device``.
 
     Also where a library has made the system's error into another exception. ``where``: what stands for an unknown file.
     """
@@ -39,7 +39,7 @@ def fault_of_disk(error: BaseException, where: object = "") -> str | None:
     if number not in _REFUSED | _FAULTS:
         return None
     name = getattr(error, "filename", None) or where
-    return f"{'cannot write to ' if number in _REFUSED else ''}{name}: {os.strerror(number).lower()}"
+    return f"{'cannot write to ' if number in _REFUSED else ''}{name}: {os.strerror(number)}"
 
 
 _REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}

@@ -118,7 +118,7 @@ def test_a_fault_of_the_disk_is_one_line_and_leaves_no_half_folder(tmp_path, fau
 
 def test_a_fault_of_the_disk_names_the_file_that_could_not_be_replaced(tmp_path):
     (tmp_path / "run.png").write_text("old")
-    with file_size_limit(100), pytest.raises(OSError, match="run.png") as failed, replacing(tmp_path / "run.png") as new:
+    with file_size_limit(100), pytest.raises(OSError, match=r"run\.png") as failed, replacing(tmp_path / "run.png") as new:
         new.write_bytes(bytes(200))
     assert failed.value.errno == errno.EFBIG
     assert [path.name for path in tmp_path.iterdir()] == ["run.png"]

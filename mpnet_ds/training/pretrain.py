@@ -304,7 +304,7 @@ def _note_end(outcome: Outcome, plan: RunPlan, disks: Disks) -> None:
             return disks.at_host(str(error))
 
     for failure in filter(None, disks.on_each(note)):
-        disks.ranks.complain(f"warning: where this start ended is not in run.json ({failure}).")
+        disks.ranks.complain(f"where this start ended is not in run.json ({failure}).")
 
 
 def _settings(arguments: argparse.Namespace, plan: RunPlan, ranks: Ranks) -> dict:

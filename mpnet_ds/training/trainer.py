@@ -47,7 +47,7 @@ from mpnet_ds.training.schedule import learning_rate
 from mpnet_ds.zero.checkpoint_reader import ZeroCheckpoint
 from mpnet_ds.zero.load_converted import load_weights
 
-PAUSES = (1, 4, 10)
+PAUSES = (1, 2, 5)
 """Seconds before each further attempt to save the last step: a disk may be full, or gone, for a moment."""
 INSPECTION = "inspection"
 """Subfolder of the output where a run that gave up leaves its state."""
@@ -468,7 +468,8 @@ class Trainer:
     def _describe_loss(self) -> str:
         """What ends with this process, and what the same command does then."""
         newest = self._newest_checkpoint()
-        first = int(newest.name.rpartition("-")[2]) + 1 if newest else 1
+        is_own = newest is not None and newest.parent == self.store.root  # another's may have any name
+        first = (int(newest.name.rpartition("-")[2]) if is_own else self.start.step) + 1 if newest else 1
         again = f"resumes from {newest}" if newest else "begins anew"
         return f"steps {first} to {self.step} are lost: once {self.start.output} can be written, the same command {again}."
 

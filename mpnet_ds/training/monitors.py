@@ -82,7 +82,7 @@ def open_monitors(output: Path, monitors: dict, first_step: int, earlier: list[d
         opened = [openers[name](section) for name, section in sections.items() if section.enabled]
     except Exception as error:  # of whatever kind each client raises, where nobody is logged in for example
         is_of_file = isinstance(error, OSError) and error.filename
-        if fault := f"{error.filename}: {error.strerror}" if is_of_file else fault_of_disk(error, output):
+        if fault := f"cannot write to {output}: {error.strerror}" if is_of_file else fault_of_disk(error, output):
             raise UserError(f"{fault}. No monitor can write there.") from error
         what = f"a monitor of DeepSpeed's JSON cannot be opened: {str(error).rstrip('. ')}"
         raise UserError(f"{what}. Correct its section ({', '.join(monitors)}), or leave it out.") from error

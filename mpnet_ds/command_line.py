@@ -6,7 +6,6 @@ Exit codes: 0 done, 2 the user must change something (one or two lines on standa
 import argparse
 import atexit
 import difflib
-import errno
 import gc
 import os
 import re
@@ -20,11 +19,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from mpnet_ds import start_up
-from mpnet_ds.errors import AgreedError, UserError
+from mpnet_ds.errors import AgreedError, UserError, fault_of_disk
 from mpnet_ds.last_word import leave_in_order
 from mpnet_ds.lasting_output import outlive_readers
 
-WRITING_FAILED = (errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 UNITS = {"": 1, "B": 1}
 UNITS |= {f"{prefix}B": 1000**power for power, prefix in enumerate("KMGT", 1)}
 UNITS |= {f"{prefix}IB": 1024**power for power, prefix in enumerate("KMGT", 1)}
@@ -191,18 +189,17 @@ def run(main: Callable[[], int | None]) -> None:
     except UserError as error:
         _say_error(str(error), is_agreed=isinstance(error, AgreedError))
         code = 2
-    except OSError as error:
-        if error.errno in WRITING_FAILED:
-            _say_error(f"cannot write{f' to {error.filename}' if error.filename else ''}: {error.strerror.lower()}.")
-        elif error.errno in (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG):
-            _say_error(f"{error.filename}: {error.strerror.lower()}.")
-        else:
-            raise
-        code = 2
     except KeyboardInterrupt as interrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # already exiting
         print(": ".join(filter(None, ("interrupted", str(interrupt)))), file=sys.stderr)
         code = 130
+    except Exception as error:
+        fault = fault_of_disk(error, "a file")
+        if fault is None:
+            raise
+        what, _, reason = fault.rpartition(": ")
+        _say_error(f"{what}: {reason.lower()}.")
+        code = 2
     atexit.register(gc.freeze)  # else the interpreter searches all that libraries have created for garbage, for a second
     sys.exit(code)
 

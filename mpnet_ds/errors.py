@@ -1,6 +1,8 @@
 """Exceptions for errors that the user must fix."""
 
 import difflib
+import errno
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -47,6 +49,28 @@ def collecting(findings: list[str]) -> Iterator[None]:
 
 class AgreedError(UserError):
     """A ``UserError`` that every rank raises with the same text, so that rank 0 prints it for all."""
+
+
+def fault_of_disk(error: BaseException, where: object = "") -> str | None:
+    """What a disk did, in words, if an exception is its fault: ``cannot write to FILE: No space left on device``.
+
+    Also where a library has made the system's error into another exception. ``where``: what stands for an unknown file.
+    """
+    found = re.search(r"\[Errno (\d+)\]|\(os error (\d+)\)", str(error))  # the latter is Rust's
+    number = int(found[1] or found[2]) if found and not isinstance(error, UserError) else None
+    if number not in _REFUSED | _FAULTS:
+        return None
+    name = getattr(error, "filename", None) or where
+    return f"{'cannot write to ' if number in _REFUSED else ''}{name}: {os.strerror(number)}"
+
+
+_REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
+"""What only writing meets."""
+_FAULTS = {
+    *(errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE, errno.ENFILE, errno.ENOLCK, errno.EBUSY),
+    *(errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.EREMOTEIO, errno.EUCLEAN, errno.EBADMSG),
+}
+"""What reading or writing meets."""
 
 
 def printable(text: str) -> str:

@@ -1,5 +1,6 @@
-"""Files and folders that appear atomically, locks, and checksums."""
+"""Files and folders that appear atomically, files of whole records, locks, and checksums."""
 
+import errno
 import fcntl
 import os
 import platform
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import xxhash
 
-from mpnet_ds.errors import UserError
+from mpnet_ds.errors import UserError, fault_of_disk
 
 BLOCK = 1 << 22
 LOCK = ".mpnet_ds.lock"
@@ -36,11 +37,24 @@ def partial_folder(output: Path) -> Iterator[Path]:
     if os.path.lexists(folder) and not is_ours and (folder.is_symlink() or not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is needed for creating {output.name}, but holds something else: move it away.")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     except OSError as error:
         raise UserError(f"cannot write to {output.parent}: {error.strerror}.") from error
     with locked(folder / LOCK, f"{output} is being created by another process"):
         yield folder
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, as far as they are missing; raises as ``check_links``."""
+    check_links(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def check_links(path: Path) -> None:
+    """Raise ``OSError`` where a path, or one above it, is a link that leads nowhere, as the system would not say."""
+    for link in (*reversed(path.parents), path):
+        if link.is_symlink() and not link.exists():
+            raise FileNotFoundError(errno.ENOENT, f"{link} is a link to {os.readlink(link)}, which is missing", str(link))
 
 
 def obstacle_to_writing(folder: Path) -> str | None:
@@ -50,7 +64,7 @@ def obstacle_to_writing(folder: Path) -> str | None:
         if folder.is_file():
             return "it is a file"
         missing = [path for path in (folder, *folder.parents) if not path.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with tempfile.TemporaryFile(dir=folder):
             return None
     except OSError as error:
@@ -70,7 +84,7 @@ def new_folder(output: str | Path) -> Iterator[Path]:
     Leftovers of a killed process are removed first, except for the finished shards of a build.
 
     Raises:
-        UserError: ``output`` is not empty or cannot be created; an interrupted build is there.
+        UserError: ``output`` is not empty or cannot be created; an interrupted build is there; the disk fails meanwhile.
     """
     output = Path(output).resolve()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -81,11 +95,13 @@ def new_folder(output: str | Path) -> Iterator[Path]:
         empty_folder(partial)
         try:
             yield partial
-        except BaseException:
+            sync_files(partial)
+            rename_into_place(partial, output)
+        except BaseException as error:
             shutil.rmtree(partial, ignore_errors=True)
+            if fault := fault_of_disk(error, output):
+                raise UserError(f"{fault}. {output} was not made.") from error
             raise
-        sync_files(partial)
-        rename_into_place(partial, output)
 
 
 def rename_into_place(partial: Path, output: Path) -> None:
@@ -114,6 +130,8 @@ def locked(path: Path, what: str) -> Iterator[None]:
         file = open(path, "a+")
     except FileNotFoundError:  # its folder has just been renamed
         raise UserError(f"{what}, which has just ended: start again.") from None
+    except OSError as error:
+        raise UserError(f"cannot write to {path}: {error.strerror}.") from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -125,9 +143,9 @@ def locked(path: Path, what: str) -> Iterator[None]:
             print(warning, file=sys.stderr, flush=True)
         if not path.exists() or path.stat().st_ino != os.fstat(file.fileno()).st_ino:
             raise UserError(f"{what}, which has just ended: start again.")
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}\n")
-        file.flush()
+        with suppress(OSError):  # a full disk; it only helps a person
+            file.truncate(0)
+            os.write(file.fileno(), f"process {os.getpid()} on {platform.node()}\n".encode())
         yield
 
 
@@ -151,12 +169,73 @@ def sync_folder(folder: Path) -> None:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file atomically: readers see the old content or all of the new one."""
-    temporary = path.with_name(path.name + TEMPORARY)
-    with open(temporary, "w", encoding="utf-8") as file:
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield the name of a temporary file, which becomes ``path`` when the block succeeds and is removed when it fails."""
+    temporary = path.with_name(path.name + TEMPORARY)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError) and error.filename is None:  # the write of a full disk does not name the file
+            error.filename = str(path)
+        raise
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy a folder atomically, unless it is there."""
+    if target.exists():
+        return
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        shutil.copytree(source, partial)
+        sync_files(partial)
+        os.replace(partial, target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+class RecordFile:
+    """A file to which whole records are appended: of what does not fit nothing stays, and it is written when it fits."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.pending: list[bytes] = []
+        self._end: int | None = None  # of the last whole record, while something else may follow it
+
+    def write(self, record: bytes) -> None:
+        """Add a record, which ``flush`` writes."""
+        self.pending.append(record)
+
+    def flush(self) -> None:
+        """Write what is pending, and keep it for the next time if that raises ``OSError``."""
+        if not self.pending:
+            return
+        if self._end is not None:
+            with suppress(FileNotFoundError):
+                os.truncate(self.path, self._end)
+        try:
+            with open(self.path, "ab", buffering=0) as file:
+                self._end = file.tell()
+                block = memoryview(b"".join(self.pending))
+                while block:
+                    block = block[file.write(block) :]
+        except OSError:
+            if self._end is not None:
+                with suppress(OSError):
+                    os.truncate(self.path, self._end)
+            raise
+        self.pending, self._end = [], None
 
 
 def fast_checksum(path: Path) -> str:

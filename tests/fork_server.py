@@ -39,7 +39,12 @@ ROOT = Path(__file__).parent.parent
 SECONDS_BETWEEN_LOOKS = 5.0
 """How often the server looks whether pytest is still there."""
 MODULES = [
-    *["torch.utils.tensorboard", "torch.utils.cpp_extension", "torch._subclasses.schema_check_mode", "setuptools"],
+    *[
+        "tensorboard.summary.writer.record_writer",
+        "torch.utils.cpp_extension",
+        "torch._subclasses.schema_check_mode",
+        "setuptools",
+    ],
     *["deepspeed.launcher.runner", "deepspeed.ops.op_builder.all_ops", "deepspeed.module_inject.auto_ep_layer"],
     *["deepspeed.runtime.superoffload.superoffload_stage3", "mpnet_ds.training.pretrain", "mpnet_ds.checkpoint.shard_files"],
 ]

@@ -1,5 +1,7 @@
 import contextlib
+import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,7 +10,16 @@ import pytest
 import xxhash
 
 from mpnet_ds.errors import UserError
-from mpnet_ds.files import fast_checksum, new_folder, write_atomically
+from mpnet_ds.files import (
+    RecordFile,
+    fast_checksum,
+    locked,
+    new_folder,
+    obstacle_to_writing,
+    replacing,
+    write_atomically,
+)
+from tests.small_disk import file_size_limit
 
 
 def test_a_new_folder_appears_only_when_its_block_ends_well(tmp_path):
@@ -86,3 +97,57 @@ def test_checksums_cover_the_whole_file(tmp_path, size):
     path = tmp_path / "file"
     path.write_bytes(content)
     assert fast_checksum(path) == xxhash.xxh3_64(content).hexdigest()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EIO, "Input/output error"),
+        OSError(errno.EROFS, "Read-only file system"),
+        Exception("I/O error: No space left on device (os error 28)"),
+        shutil.Error([("a", "b", "[Errno 122] Disk quota exceeded: 'b'")]),
+    ],
+)
+def test_a_fault_of_the_disk_is_one_line_and_leaves_no_half_folder(tmp_path, fault):
+    with pytest.raises(UserError, match=r"out: \w.+\. .*/out was not made\.$") as refused, new_folder(tmp_path / "out"):
+        raise fault
+    assert "\n" not in str(refused.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_fault_of_the_disk_names_the_file_that_could_not_be_replaced(tmp_path):
+    (tmp_path / "run.png").write_text("old")
+    with file_size_limit(100), pytest.raises(OSError, match=r"run\.png") as failed, replacing(tmp_path / "run.png") as new:
+        new.write_bytes(bytes(200))
+    assert failed.value.errno == errno.EFBIG
+    assert [path.name for path in tmp_path.iterdir()] == ["run.png"]
+
+
+def test_a_file_of_records_holds_whole_ones_and_catches_up(tmp_path):
+    file = RecordFile(tmp_path / "records")
+    for number in range(20):
+        file.write(f"record {number}\n".encode())
+        with file_size_limit(95 if number < 15 else 10_000), contextlib.suppress(OSError):
+            file.flush()
+        lines = file.path.read_text().splitlines()
+        assert lines == [f"record {done}" for done in range(len(lines))]
+        assert file.path.stat().st_size <= 95 or number >= 15
+    assert len(lines) == 20
+
+
+def test_links_that_lead_nowhere_are_named(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    expected = f"{tmp_path}/link is a link to {tmp_path}/gone, which is missing"
+    assert obstacle_to_writing(tmp_path / "link") == obstacle_to_writing(tmp_path / "link" / "run") == expected
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_disk_without_locks_or_room_for_their_text_is_used(tmp_path, monkeypatch, capsys, number):
+    def refuse(*what):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with file_size_limit(0), locked(tmp_path / "lock", "it is in use"):
+        pass
+    assert f"cannot be locked ({os.strerror(number)})" in capsys.readouterr().err

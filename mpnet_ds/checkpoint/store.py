@@ -10,10 +10,11 @@
 Where hosts save to local disks, each disk has such a folder with the shards of its ranks (see other_disks.py, and
 ranks/disks.py for who writes what). A checkpoint is complete when all of them are: they are made and removed together.
 
-Saving: each rank writes its shards, syncs them to disk and reads them back; all ranks exchange the outcome; the manifest is
-written; ``latest`` moves; checkpoints that are no longer kept are removed. A folder without a manifest is not a checkpoint:
-a killed save left it, and the next save removes it. Where a rank could not write, the new folder is removed and the others
-stay as they are. Kept are the newest ones (two by default) and the one with the lowest validation loss.
+Saving: checkpoints that are not kept are removed, which may give a full disk room; each rank writes its shards, syncs them
+to disk and reads them back; all ranks exchange the outcome; the manifest is written; ``latest`` moves; what is no longer
+kept now is removed. A folder without a manifest is not a checkpoint: a killed save left it, and the next save removes it.
+Where a rank could not write, the new folder is removed and the others stay as they are. Kept are the newest ones (two by
+default) and the one with the lowest validation loss.
 """
 
 import json
@@ -27,7 +28,7 @@ from pathlib import Path
 import xxhash
 
 from mpnet_ds.checkpoint.other_disks import check_gathered, check_rank, elsewhere_of, files_elsewhere, is_sound
-from mpnet_ds.errors import UserError
+from mpnet_ds.errors import UserError, fault_of_disk
 from mpnet_ds.files import file_record, write_atomically
 from mpnet_ds.zero.torch_archive import contents_checksum
 
@@ -94,8 +95,9 @@ class CheckpointStore:
         ranks if any could not write: then nothing but the unfinished folders has changed, and those are removed.
         """
         folder = self.root / f"step-{info.step:08d}"
-        if all(disks.on_each(lambda: (folder / MANIFEST).is_file())):
+        if all(disks.on_each(lambda: _noting(folder, lambda: (folder / MANIFEST).is_file(), disks))):
             return folder  # the same run at the same step: the same state
+        self.prune(disks)
         disks.on_each(lambda: _remove_checkpoint(folder))
         engine.save_checkpoint(str(self.root), tag=folder.name, save_latest=False)
         try:
@@ -103,7 +105,7 @@ class CheckpointStore:
         except SaveFailed:
             disks.on_each(lambda: _remove_checkpoint(folder))
             raise
-        self._prune(folder, disks)
+        self.prune(disks, folder)
         return folder
 
     def _commit(self, folder: Path, info: CheckpointInfo, shards, tokenizer_folder: Path, disks) -> None:
@@ -132,17 +134,27 @@ class CheckpointStore:
         disks.on_each(lambda: _noting(folder, write_manifest, disks))
         disks.on_each(lambda: _noting(folder, lambda: write_atomically(self.root / LATEST, folder.name), disks))
 
-    def _prune(self, just_saved: Path, disks) -> None:
-        """Remove what is no longer kept, on all disks alike; what cannot be removed stays until the next save."""
-        losses = disks.on_each(lambda: {path.name: _eval_loss(path) for path in self.all()})
-        kept = {just_saved.name, *_to_keep(losses, self.keep)}
+    def newest_everywhere(self, disks) -> Path | None:
+        """The newest checkpoint that all disks have and show; every rank must call it."""
+        names = disks.on_each(lambda: _unless_disk_fails(lambda: {path.name for path in self.all()}) or set())
+        whole = sorted(set.intersection(*names))
+        return self.root / whole[-1] if whole else None
+
+    def prune(self, disks, *just_saved: Path) -> None:
+        """Remove what is not kept, on all disks alike; what cannot be removed, or looked at, stays until the next time."""
+        losses = disks.on_each(
+            lambda: _unless_disk_fails(lambda: {path.name: _eval_loss(path) for path in self.all()}),
+        )
+        if None in losses:
+            return
+        kept = {*(path.name for path in just_saved), *_to_keep(losses, self.keep)}
 
         def remove_others() -> None:
             for path in self.root.glob("step-*"):  # also what a killed save left
                 if path.name not in kept:
                     _remove_checkpoint(path)
 
-        disks.on_each(remove_others)
+        disks.on_each(lambda: _unless_disk_fails(remove_others))
 
     def set_aside(self, checkpoint: Path) -> Path:
         """Rename a damaged checkpoint so that it does not count as one; return the new path."""
@@ -166,8 +178,16 @@ def _noting(folder: Path, function, disks):
     """Return what ``function`` returns; raise ``SaveFailed`` instead of an ``OSError``."""
     try:
         return function()
-    except OSError as error:  # copytree puts the reasons into its text
-        raise SaveFailed(disks.at_host(f"{folder}: {error.strerror or error}")) from error
+    except OSError as error:
+        raise SaveFailed(disks.at_host(fault_of_disk(error, folder) or f"{folder}: {error.strerror or error}")) from error
+
+
+def _unless_disk_fails(function):
+    """Return what ``function`` returns, or None after an ``OSError``."""
+    try:
+        return function()
+    except OSError:
+        return None
 
 
 def _remove_checkpoint(folder: Path) -> None:

@@ -159,8 +159,9 @@ def check_disk(plan: RunPlan, ranks: Ranks, disks: Disks) -> list[Finding]:
     """Whether the disk of the output folder takes its part of the checkpoints, asked by one rank for each disk."""
     if not disks.is_keeper:
         return []
-    if obstacle := obstacle_to_writing(plan.start.output):
-        return [Finding(f"cannot write to {plan.start.output}: {obstacle}. Choose another --output_dir.")]
+    for folder in (plan.start.output, plan.start.output / "checkpoints"):
+        if obstacle := obstacle_to_writing(folder):
+            return [Finding(f"cannot write to {folder}: {obstacle}. Choose another --output_dir.")]
     size = checkpoint_bytes(workload_of(plan, ranks.world_size, ranks.device), len(disks.here_and_elsewhere[0]))
     return find_room(plan.start.output, size, checkpoints_at_once(plan.recipe))
 

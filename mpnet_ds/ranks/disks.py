@@ -19,6 +19,7 @@ from shlex import quote
 from typing import Any
 
 from mpnet_ds.errors import UserError
+from mpnet_ds.files import check_links
 from mpnet_ds.ranks.process_group import Ranks, attempt
 
 TOKEN = ".mpnet_ds.token-"
@@ -132,6 +133,7 @@ def _write(token: Path) -> tuple[str, list[Path]]:
     """Write a token; return the reason if that fails, and the folders that were made for it."""
     made: list[Path] = []
     try:
+        check_links(token.parent)
         for folder in (*reversed(token.parent.parents), token.parent):
             if not folder.is_dir():
                 with suppress(FileExistsError):  # another host was faster

@@ -80,7 +80,7 @@ class StopRequests:
 
     def __init__(self, output: Path, ranks: Ranks):
         self.output, self.ranks = output, ranks
-        self._asked = Request.NOTHING
+        self._asked, self._answered = Request.NOTHING, set()
         self._group = _connect() if ranks.world_size > 1 else None
         self._handlers: dict = {}
         self._launchers = _launchers()
@@ -127,9 +127,12 @@ class StopRequests:
         return finish
 
     def answered(self, request: Request) -> None:
-        """Remove the file of a request that has been carried out."""
+        """Remove the file of a request that has been carried out; where it stays, it is looked at no more."""
         if self.ranks.is_main and request in _FILES:
-            (self.output / _FILES[request]).unlink(missing_ok=True)
+            try:
+                (self.output / _FILES[request]).unlink(missing_ok=True)
+            except OSError:
+                self._answered.add(request)
 
     def _look(self) -> Request:
         """Look for the files, on rank 0, and now and then for the launcher."""
@@ -141,7 +144,8 @@ class StopRequests:
                 self._asked = Request.REQUEUE
         if not self.ranks.is_main:
             return Request.NOTHING
-        return max((request for request, name in _FILES.items() if (self.output / name).exists()), default=Request.NOTHING)
+        files = {request: self.output / name for request, name in _FILES.items() if request not in self._answered}
+        return max((request for request, path in files.items() if os.path.exists(path)), default=Request.NOTHING)
 
     def _on_signal(self, number: int, frame) -> None:
         if not self._asked.stops:  # the first is the reason; launchers send SIGTERM after SIGINT

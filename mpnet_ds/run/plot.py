@@ -4,11 +4,11 @@ Above: training loss (a thin line, the mean of each log interval as it was writt
 Below: tokens per second. Each run has a colour of its own, named beside the curves.
 """
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mpnet_ds.errors import UserError, did_you_mean
+from mpnet_ds.files import replacing
 from mpnet_ds.metrics_file import FILE_NAME, read_metrics
 
 AXES = {"steps": "step", "samples": "consumed_samples"}
@@ -38,9 +38,8 @@ def plot_runs(runs: list[str], output: str, x: str = "steps") -> Path:
     path = Path(output)
     _check_output(path)
     figure = draw([read_curves(file, name, x) for file, name in zip(*_files_and_names(runs), strict=True)], x)
-    unfinished = path.with_name(path.name + ".tmp")
-    figure.savefig(unfinished, format="png", dpi=150)
-    os.replace(unfinished, path)
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, format="png", dpi=150)
     return path
 
 

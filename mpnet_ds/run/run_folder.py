@@ -15,7 +15,6 @@ and the number of ranks: the checkpoint is converted.
 """
 
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -23,8 +22,8 @@ from pathlib import Path
 
 from mpnet_ds.checkpoint.store import CheckpointStore, find_checkpoint, read_info, read_save, verify
 from mpnet_ds.config.recipe import Recipe
-from mpnet_ds.errors import UserError
-from mpnet_ds.files import LOCK, TEMPORARY, locked
+from mpnet_ds.errors import UserError, fault_of_disk
+from mpnet_ds.files import LOCK, TEMPORARY, copy_folder, locked, make_folder
 from mpnet_ds.preflight.inspection import flatten
 from mpnet_ds.preflight.plan import StartingPoint
 from mpnet_ds.ranks.disks import TOKEN, Disks
@@ -203,7 +202,7 @@ def free_output(name: str, run_identity: dict, max_steps: int, may_continue: boo
 def held(output: Path) -> Iterator[None]:
     """Make the folder and lock it for this process; raises ``UserError`` if it cannot, or another run is in it now."""
     try:
-        output.mkdir(parents=True, exist_ok=True)
+        make_folder(output)
     except OSError as error:
         raise UserError(f"cannot write to {output}: {error.strerror}. Choose another --output_dir.") from error
     with locked(output / LOCK, f"{output} is in use by another run"):
@@ -212,12 +211,16 @@ def held(output: Path) -> Iterator[None]:
 
 def prepare(start: StartingPoint, record: dict, tokenizer_folder: Path) -> None:
     """Write ``run.json`` and the tokenizer's copy, and move damaged checkpoints out of the way."""
-    # First what tells whose folder it is: after a kill at any point from here on, the same command resumes.
-    history.write(start.output, record)
-    shutil.copytree(tokenizer_folder, start.output / "tokenizer", dirs_exist_ok=True)
-    for checkpoint, _ in start.damaged:
-        if checkpoint.exists():  # on another disk it may be missing
-            CheckpointStore(start.output).set_aside(checkpoint)
+    try:
+        # First what tells whose folder it is: after a kill at any point from here on, the same command resumes.
+        history.write(start.output, record)
+        copy_folder(tokenizer_folder, start.output / "tokenizer")
+        for checkpoint, _ in start.damaged:
+            if checkpoint.exists():  # on another disk it may be missing
+                CheckpointStore(start.output).set_aside(checkpoint)
+    except OSError as error:
+        what = fault_of_disk(error, start.output) or f"cannot write to {start.output}: {error.strerror or error}"
+        raise UserError(f"{what}. Nothing was trained; choose another --output_dir, or mend this one.") from error
 
 
 def _holds_something(output: Path) -> bool:

@@ -27,12 +27,12 @@ from pathlib import Path
 import torch
 
 from mpnet_ds.accelerators import accelerator_of
-from mpnet_ds.files import write_atomically
+from mpnet_ds.files import RecordFile, write_atomically
 from mpnet_ds.machine import GIB
 from mpnet_ds.metrics_file import FILE_NAME, read_metrics, time_stamp
 from mpnet_ds.progress import show_duration
 from mpnet_ds.ranks.process_group import Ranks
-from mpnet_ds.training.monitors import WANDB_RUN, known_wandb_id, open_monitors, wandb_id
+from mpnet_ds.training.monitors import WANDB_RUN, Monitors, known_wandb_id, open_monitors
 
 GAP, LONGEST_LEFT = "  ", len("99h59m left")
 
@@ -41,7 +41,7 @@ class MetricsWriter:
     """Writer of metrics on rank 0; on other ranks every method does nothing."""
 
     def __init__(self, output: Path, monitors: dict, is_main: bool, first_step: int):
-        self._monitor = None
+        self._monitors: Monitors | None = None
         self.withdrawn: list[int] | None = None
         """First and last step that earlier starts reported and this one repeats, if any."""
         if not is_main:
@@ -49,9 +49,9 @@ class MetricsWriter:
         self.path = output / FILE_NAME
         earlier = read_metrics(self.path)
         self._withdraw(earlier, first_step)
-        self._is_cut_short = self._has_complained = False
-        self._monitor = open_monitors(output, monitors, first_step, earlier)
-        at_wandb = wandb_id(self._monitor)
+        self._lines, self._has_complained = RecordFile(self.path), False
+        self._monitors = open_monitors(output, monitors, first_step, earlier)
+        at_wandb = self._monitors.wandb_id
         if at_wandb not in (None, known_wandb_id(earlier)):
             self.write({"step": max(first_step - 1, 0), "event": WANDB_RUN, "id": at_wandb})
 
@@ -60,45 +60,36 @@ class MetricsWriter:
         kept = [line for line in earlier if line["step"] < first_step]
         if len(kept) < len(earlier):
             self.withdrawn = [first_step, max(line["step"] for line in earlier)]
-        if self.path.exists():
-            write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        if self.path.exists() and self.path.read_text(encoding="utf-8", errors="replace") != text:
+            write_atomically(self.path, text)
 
     def write(self, line: dict) -> None:
         """Append a line, which has at least ``step``, and pass its finite numbers to the monitors."""
-        if self._monitor is None:
+        if self._monitors is None:
             return
-        self._append(json.dumps(_finite_or_null(line | {"time": time_stamp()}), allow_nan=False))
+        self._lines.write(json.dumps(_finite_or_null(line | {"time": time_stamp()}), allow_nan=False).encode() + b"\n")
         numbers = {name: value for name, value in line.items() if _is_finite_number(value)}
         events = [(_monitor_name(n), v, line["step"]) for n, v in numbers.items() if n not in ("step", "consumed_samples")]
-        try:
-            self._monitor.write_events(events)
-        except OSError as error:
-            self._complain(error)
+        failures = [*self._flush(), *self._monitors.write_events(events)]
+        if failures and not self._has_complained:
+            text = f"metrics cannot be written ({failures[0]}); training continues, they are written when that works again."
+            print(f"warning: {text}", file=sys.stderr, flush=True)
+        self._has_complained = bool(failures)
 
-    def _append(self, text: str) -> None:
-        """Append a line of text; if that fails the line is lost, and training continues."""
+    def _flush(self) -> list[OSError]:
         try:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write("\n" * self._is_cut_short + text + "\n")
-            self._is_cut_short = False
+            self._lines.flush()
         except OSError as error:
-            self._is_cut_short = True  # perhaps
-            self._complain(error)
-
-    def _complain(self, error: OSError) -> None:
-        if not self._has_complained:
-            print(f"warning: metrics cannot be written ({error}); training continues.", file=sys.stderr, flush=True)
-        self._has_complained = True
+            return [error]
+        return []
 
     def close(self) -> None:
-        """Flush the monitors."""
-        if self._monitor is not None:
-            tensorboard = self._monitor.tb_monitor
-            if tensorboard is not None and tensorboard.enabled and tensorboard.summary_writer is not None:
-                try:
-                    tensorboard.summary_writer.close()
-                except OSError as error:
-                    self._complain(error)
+        """Write what could not be written so far, or say that it is lost."""
+        if self._monitors is not None:
+            failures = [*self._flush(), *self._monitors.write_events([])]
+            if failures:
+                print(f"warning: the last metrics are lost ({failures[0]}).", file=sys.stderr, flush=True)
 
 
 class Throughput:

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 
+from mpnet_ds.checkpoint.store import CheckpointStore
 from mpnet_ds.command_line import invocation, run
 from mpnet_ds.config.arguments import build_parser
 from mpnet_ds.errors import UserError
@@ -161,6 +162,8 @@ def _run(arguments: argparse.Namespace, plan: RunPlan, ranks: Ranks, inspection:
             if _is_trained(plan, ranks):
                 return 0
         plan, record = _compare(arguments, plan, ranks)
+        if plan.start.checkpoint is not None:  # a smaller run.keep makes room for what follows
+            CheckpointStore(plan.start.output, plan.recipe.run.keep).prune(disks, plan.start.checkpoint)
         disks.on_each(lambda: prepare(plan.start, record, plan.data.tokenizer_folder))
         ranks.say("\n".join([*_describe(plan, disks), *warnings]))
         outcome = _train(plan, disks)
@@ -253,7 +256,7 @@ def _note_end(outcome: Outcome, plan: RunPlan, disks: Disks) -> None:
             return disks.at_host(str(error))
 
     for failure in filter(None, disks.on_each(note)):
-        disks.ranks.complain(f"warning: where this start ended is not in run.json ({failure}).")
+        disks.ranks.complain(f"where this start ended is not in run.json ({failure}).")
 
 
 def _conclude(outcome: Outcome, plan: RunPlan, disks: Disks) -> int:
@@ -263,7 +266,7 @@ def _conclude(outcome: Outcome, plan: RunPlan, disks: Disks) -> int:
         ranks.complain(f"stopped at step {outcome.step}: {outcome.failure}")
         return 1
     if not outcome.is_saved:
-        ranks.complain(f"step {outcome.step} is not in a checkpoint; the same command resumes from the newest one.")
+        ranks.complain(f"step {outcome.step} is not in a checkpoint, {outcome.lost}")
         return 1
     if outcome.request.stops:
         of = f"{outcome.step} of {plan.recipe.optimization.max_steps}"

@@ -14,8 +14,10 @@ The code here waits for the device only after a session's first step, to log, to
 """
 
 import math
+import os
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -27,9 +29,10 @@ import torch
 from torch import Tensor
 
 from mpnet_ds import start_up
-from mpnet_ds.checkpoint.store import CheckpointInfo, CheckpointStore, SaveFailed, read_info
+from mpnet_ds.checkpoint.store import MANIFEST, CheckpointInfo, CheckpointStore, SaveFailed, read_info
 from mpnet_ds.config.deepspeed_config import layout
 from mpnet_ds.counter_rng import make_key
+from mpnet_ds.files import replacing
 from mpnet_ds.models.module import PretrainingModule, Scores
 from mpnet_ds.preflight.plan import RunPlan
 from mpnet_ds.progress import Progress
@@ -46,6 +49,8 @@ from mpnet_ds.training.schedule import learning_rate
 from mpnet_ds.zero.checkpoint_reader import ZeroCheckpoint
 from mpnet_ds.zero.load_converted import load_weights
 
+PAUSES = (1, 2, 5)
+"""Seconds before each further attempt to save the last step: a disk may be full, or gone, for a moment."""
 INSPECTION = "inspection"
 """Subfolder of the output where a run that gave up leaves its state."""
 
@@ -79,6 +84,8 @@ class Outcome:
     """Why it gave up, in words."""
     is_saved: bool = True
     """Whether the last step is in a checkpoint."""
+    lost: str = ""
+    """What no checkpoint holds, in words, if it is not."""
 
 
 class TrainingFailed(Exception):
@@ -113,6 +120,7 @@ class Trainer:
             start_up.enter("loading the checkpoint")
             self.engine.load(start.checkpoint, convert=bool(start.conversion))
         self.step = self._saved_step = start.step
+        self._has_saved, self._failed_saves = False, 0
         self.stop_requests = StopRequests(start.output, ranks)
         first = self.step + 1 if start.checkpoint else 0
         self.metrics = MetricsWriter(start.output, config.monitors, ranks.is_main, first_step=first)
@@ -164,9 +172,9 @@ class Trainer:
             request = self._train_steps()
         except TrainingFailed as failure:
             return Outcome(self.step, failure=str(failure), is_saved=False)
-        is_saved = self._saved_step == self.step or self._save()
+        is_saved = self._saved_step == self.step or self._save_last()
         self.stop_requests.answered(request)
-        return Outcome(self.step, request, is_saved=is_saved)
+        return Outcome(self.step, request, is_saved=is_saved, lost="" if is_saved else self._describe_loss())
 
     def _train_steps(self) -> Request:
         """Train to the last step; return the request that ended it earlier, or ``NOTHING``."""
@@ -185,7 +193,7 @@ class Trainer:
                     return agreement.request
                 if agreement.request == Request.SAVE:
                     if self._saved_step < self.step:
-                        self._save()
+                        self._save_or_stop()
                     self.stop_requests.answered(agreement.request)
 
                 # The step itself.
@@ -211,7 +219,7 @@ class Trainer:
                     if request.stops and not is_last:
                         return request
                 if self.step % run.save_interval == 0 and not is_last:
-                    self._save()
+                    self._save_or_stop()
         return Request.NOTHING
 
     def train_step(self, batches: list[dict[str, Tensor]], num_targets: list[int]) -> None:
@@ -348,11 +356,21 @@ class Trainer:
             checkpoint = CheckpointStore(folder).save(
                 self.engine.deepspeed, self._info(), self._tokenizer_folder, self.disks
             )
-            arrays = {f"{name}_{part}": array.numpy() for part, batch in enumerate(batches) for name, array in batch.items()}
-            np.savez(folder / f"batch-rank-{self.ranks.rank:05d}.npz", **arrays)
-        except (SaveFailed, OSError) as failure:
+        except SaveFailed as failure:
             return f"Its state could not be saved: {failure}."
-        return f"Its state is in {checkpoint}, its last batch in {folder}."
+        reasons = list(filter(None, self.ranks.gather(self._write_batch(folder, batches))))
+        batch = f"its last batch could not be saved ({reasons[0]})" if reasons else f"its last batch in {folder}"
+        return f"Its state is in {checkpoint}, {batch}."
+
+    def _write_batch(self, folder: Path, batches: list[dict[str, Tensor]]) -> str:
+        """Write this rank's part of a batch; return the reason if that fails."""
+        arrays = {f"{name}_{part}": array.numpy() for part, batch in enumerate(batches) for name, array in batch.items()}
+        try:
+            with replacing(folder / f"batch-rank-{self.ranks.rank:05d}.npz") as unfinished, open(unfinished, "wb") as file:
+                np.savez(file, **arrays)
+        except OSError as error:
+            return str(error)
+        return ""
 
     def _log(self) -> None:
         self._collect()  # meanwhile a GPU is busy
@@ -419,20 +437,48 @@ class Trainer:
         shown = f"validation loss {losses['loss']:.4f}  accuracy {losses['accuracy']:.3f}"
         self._progress.write(f"step {self.step}: {shown}")
 
-    def _save(self) -> bool:
-        """Save a checkpoint; return False if that failed. Training then continues, and older checkpoints stay."""
+    def _save_or_stop(self) -> None:
+        """Save a checkpoint; raise ``TrainingFailed`` if two saves of this start have failed and none has succeeded."""
+        if not self._save() and self._failed_saves >= 2 and not self._has_saved:
+            raise TrainingFailed(f"none of the {self._failed_saves} saves has succeeded, {self._describe_loss()}")
+
+    def _save_last(self) -> bool:
+        """Save the last checkpoint, for which there is no next time: try again after each of ``PAUSES``."""
+        return self._save() or any(self._save(pause) for pause in PAUSES)
+
+    def _save(self, pause: float = 0) -> bool:
+        """Save a checkpoint; return False if that failed: older ones stay. ``pause``: seconds since the last attempt."""
+        time.sleep(pause)
         self.watchdog.beat("saving", self.step)
         self._collect()
         try:
             self.store.save(self.engine.deepspeed, self._info(), self._tokenizer_folder, self.disks)
         except SaveFailed as failure:
-            self._event(self.step, "save_failed", reason=str(failure))
-            self._warn(f"step {self.step}: THE CHECKPOINT WAS NOT SAVED ({failure}). Older ones are kept.")
+            if not pause:
+                self._failed_saves += 1
+                self._event(self.step, "save_failed", reason=str(failure))
+                newest = self._newest_checkpoint()
+                older = f"the newest is {newest}" if newest else "there is no older one"
+                self._warn(f"step {self.step}: THE CHECKPOINT WAS NOT SAVED ({failure}); {older}.")
             return False
         finally:
             self._throughput.restart(self.step)
-        self._saved_step = self.step
+        self._saved_step, self._has_saved = self.step, True
         return True
+
+    def _newest_checkpoint(self) -> Path | None:
+        """What the same command would resume from, as far as the disks show it; every rank must call it."""
+        resumed_from = self.start.checkpoint
+        is_there = resumed_from is not None and all(self.disks.on_each(lambda: os.path.isfile(resumed_from / MANIFEST)))
+        return self.store.newest_everywhere(self.disks) or (resumed_from if is_there else None)
+
+    def _describe_loss(self) -> str:
+        """What ends with this process, and what the same command does then."""
+        newest = self._newest_checkpoint()
+        is_own = newest is not None and newest.parent == self.store.root  # another's may have any name
+        first = (int(newest.name.rpartition("-")[2]) if is_own else self.start.step) + 1 if newest else 1
+        again = f"resumes from {newest}" if newest else "begins anew"
+        return f"steps {first} to {self.step} are lost: once {self.start.output} can be written, the same command {again}."
 
     def _info(self) -> CheckpointInfo:
         was_evaluated = self._evaluated is not None and self._evaluated[0] == self.step

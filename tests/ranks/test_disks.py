@@ -211,6 +211,23 @@ def test_all_disks_keep_the_same_checkpoints(places, save):
     assert checkpoints(places[0]) == checkpoints(places[1]) == ["step-00000004", "step-00000006", "step-00000008"]
 
 
+def test_fewer_that_are_kept_make_room_before_a_save_that_may_fail(places, save):
+    """On all disks; the newest and the best stay."""
+    for step in (2, 4, 6, 8):
+        save(step, eval_loss=float(step), keep=9)
+    for outcome in save(10, full_on=1, keep=1):
+        assert isinstance(outcome, SaveFailed)
+    assert checkpoints(places[0]) == checkpoints(places[1]) == ["step-00000002", "step-00000008"]
+
+
+def test_a_disk_that_cannot_be_looked_at_loses_nothing(places, save, monkeypatch):
+    save(2)
+    save(4)
+    monkeypatch.setattr(store, "_eval_loss", failing)
+    on_ranks(lambda ranks: CheckpointStore(places[ranks.rank], keep=1).prune(Disks(ranks, [0, 1, 0])))
+    assert checkpoints(places[0]) == ["step-00000002", "step-00000004"]
+
+
 @pytest.mark.parametrize("full_on", [-1, 0, 1, 2])
 def test_disks_that_turn_out_to_be_one_fail_loudly(places, save, full_on):
     """The file system showed tokens too late: then each disk's keeper finds shards that ranks of the other disk wrote.
@@ -222,10 +239,11 @@ def test_disks_that_turn_out_to_be_one_fail_loudly(places, save, full_on):
     assert all(isinstance(outcome, SaveFailed) and "shows files late" in str(outcome) for outcome in outcomes)
 
 
-def test_a_disk_that_fails_while_it_is_looked_at_fails_this_save_alone(places, save, monkeypatch):
-    def failing(*what) -> None:
-        raise OSError(5, "Input/output error")
+def failing(*what) -> None:
+    raise OSError(5, "Input/output error")
 
+
+def test_a_disk_that_fails_while_it_is_looked_at_fails_this_save_alone(places, save, monkeypatch):
     save(2)
     monkeypatch.setattr(store, "_check_apart", failing)
     assert all(isinstance(outcome, SaveFailed) and "Input/output error" in str(outcome) for outcome in save(4))

@@ -121,10 +121,16 @@ def killed_while_saving(update: int) -> None:
     at_update(update, lambda trainer: armed.append(True) if is_last_rank() else None)
 
 
+def never_room(update: int) -> None:
+    """From a step on no file may grow beyond 20 kB: writing fails as on a full disk."""
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    at_update(update, lambda trainer: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard)))
+
+
 def no_room(update: int) -> None:
-    """From a step on no file may grow beyond 20 kB: writing fails as on a full disk; one step later it works again."""
+    """As ``never_room``, for two steps."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    at_update(update, lambda trainer: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1])))
+    never_room(update)
     at_update(update + 2, lambda trainer: resource.setrlimit(resource.RLIMIT_FSIZE, limits))
 
 
@@ -295,6 +301,7 @@ FAULTS = {
     "nan_from": lambda update: spoil_loss(float("nan"), update, 10**9),
     "spike": lambda update: spoil_loss(10.0, update, update),
     "no_room": no_room,
+    "never_room": never_room,
     "hang": hang,
     "slow": slow,
     "slow_last_words": slow_last_words,

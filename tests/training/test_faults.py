@@ -126,6 +126,17 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_others_and_training_goes
     assert run.losses == trained("zero2", 2).losses
 
 
+def test_a_run_none_of_whose_saves_succeeds_stops_after_the_second_and_says_what_is_lost(dataset_folder, tmp_path):
+    run = train(tmp_path / "run", dataset_folder, fault="never_room@1")
+    assert run.code == 1
+    assert [event["step"] for event in events(run, "save_failed")] == [2, 4]
+    assert [line["step"] for line in run.metrics if "loss" in line] == [1, 2, 3, 4]
+    assert run.err.count("there is no older one") == 2
+    assert "kept" not in run.err
+    lost = "steps 1 to 4 are lost: once {} can be written, the same command begins anew."
+    assert f"none of the 2 saves has succeeded, {lost.format(tmp_path / 'run')}" in run.err
+
+
 def test_a_full_disk_leaves_the_checkpoints_that_are_there(trained, dataset_folder, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()

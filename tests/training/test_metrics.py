@@ -2,11 +2,13 @@ import json
 import math
 import re
 import sys
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from types import SimpleNamespace
 
 import pytest
 import torch
+from deepspeed.monitor import csv_monitor
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mpnet_ds.config.recipe import load_recipe
@@ -14,7 +16,9 @@ from mpnet_ds.models.mpnet.sizes import flops_per_sequence
 from mpnet_ds.progress import show_duration
 from mpnet_ds.training import metrics
 from mpnet_ds.training.metrics import MetricsWriter, Throughput, describe, peak_flops, peak_memory
+from mpnet_ds.training.monitors import Csv
 from tests.runs import command
+from tests.small_disk import file_size_limit
 
 LINE = {
     "step": 100,
@@ -36,6 +40,29 @@ def test_other_ranks_write_nothing(tmp_path):
     writer.write({"step": 1, "loss": 0.5})
     writer.close()
     assert not list(tmp_path.iterdir())
+
+
+def test_files_hold_whole_records_and_catch_up_when_a_disk_was_full(tmp_path, capsys, monkeypatch):
+    writer = MetricsWriter(tmp_path, {}, is_main=True, first_step=0)
+    monkeypatch.setattr(csv_monitor.dist, "get_rank", lambda: 0)
+    monitor = Csv(csv_monitor.csvMonitor(SimpleNamespace(enabled=True, output_path=str(tmp_path), job_name="csv")), None)
+    for step in range(30):
+        with file_size_limit(10_000 if step % 12 < 3 else 15 + 50 * step):
+            writer.write({"step": step, "loss": float(step)})
+            with suppress(OSError):
+                monitor.write_events([("train/loss", float(step), step)])
+        lines = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+        events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+        assert [event.step for event in events.Scalars("train/loss")] == list(range(len(events.Scalars("train/loss"))))
+        rows = (tmp_path / "csv" / "train_loss.csv").read_text().splitlines()[1:]
+        assert rows == [f"{done},{float(done)}" for done in range(len(rows))]
+        assert lines == list(range(len(lines)))
+        assert step % 12 >= 3 or len(lines) == len(rows) == len(events.Scalars("train/loss")) == step + 1
+    writer.close()
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == len(rows) == 30
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 3  # once for each time that the disk was full
+    assert all("File too large" in line and "training continues" in line for line in said)
 
 
 @pytest.mark.parametrize(("seconds", "shown"), [(12.7, "12s"), (200, "3m20s"), (7500, "2h05m")])

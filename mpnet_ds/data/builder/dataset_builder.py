@@ -11,7 +11,6 @@ The same command continues an interrupted build with the missing shards. At the 
 only the build needs are removed, and the folder is renamed to ``OUT`` atomically.
 """
 
-import errno
 import json
 import os
 import shutil
@@ -29,7 +28,7 @@ from mpnet_ds.data.storage.provenance import Provenance
 from mpnet_ds.data.text.corpus import Corpus, check_unchanged, num_units
 from mpnet_ds.data.text.source import STANDARD_INPUT, ReadOptions, describe_faults, warn_of_empty
 from mpnet_ds.data.text.standard_input import STORED, stored_standard_input
-from mpnet_ds.errors import UserError
+from mpnet_ds.errors import UserError, fault_of_disk
 from mpnet_ds.files import (
     BUILD_PLAN,
     LOCK,
@@ -119,15 +118,16 @@ def _build_folder(output: Path) -> Iterator[Path]:
             except BaseException as error:
                 _say_how_to_continue(folder, error)
                 if not _has_finished_shards(folder):
-                    shutil.rmtree(folder)
+                    shutil.rmtree(folder, ignore_errors=True)
                 raise
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    except Exception as error:
+        fault = fault_of_disk(error, output)
+        if fault is None:
             raise
         free = shutil.disk_usage(nearest_existing_folder(output)).free
         raise UserError(
-            f"{error.filename or output}: {error.strerror}, {free:,} bytes are free. Free some space (--dry_run estimates "
-            "how much is needed); the same command continues this build."
+            f"{fault}; {free:,} bytes are free in {output.parent} (--dry_run estimates how much is needed). "
+            "The same command continues this build."
         ) from error
 
 

@@ -25,7 +25,7 @@ from mpnet_ds.command_line import invocation
 from mpnet_ds.data.storage.manifest import FILE_NAME, HOLDOUT, MIB, TOKENIZER, DatasetManifest, FileRecord, ShardRecord
 from mpnet_ds.data.storage.provenance import joined
 from mpnet_ds.errors import UserError, collecting, printable
-from mpnet_ds.files import new_folder, sync_files
+from mpnet_ds.files import copy_folder, new_folder
 from mpnet_ds.progress import Progress
 from mpnet_ds.tokenizer import PretrainingTokenizer
 
@@ -179,7 +179,7 @@ def _check_leftovers(output: Path, datasets: Datasets) -> None:
 
 def _write(datasets: Datasets, folder: Path, output: Path, copy: bool, progress: Progress) -> DatasetManifest:
     """Write merged datasets into ``folder``, which will be renamed to ``output``, their manifest last."""
-    _copy_tokenizer(next(iter(datasets)) / TOKENIZER, folder / TOKENIZER)
+    copy_folder(next(iter(datasets)) / TOKENIZER, folder / TOKENIZER)
     shards: list[ShardRecord] = []
     for source, manifest in datasets.items():
         for shard in manifest.shards:
@@ -195,16 +195,6 @@ def _write(datasets: Datasets, folder: Path, output: Path, copy: bool, progress:
     merged = _manifest_of(datasets, shards, "copy" if copy else "reference")
     merged.save(folder)
     return merged
-
-
-def _copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy a tokenizer atomically."""
-    if not target.exists():
-        partial = target.with_name(target.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(source, partial)
-        sync_files(partial)
-        os.replace(partial, target)
 
 
 def _copy_file(source: Path, target: Path, record: FileRecord, progress: Progress) -> None:

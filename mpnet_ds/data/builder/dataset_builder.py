@@ -126,8 +126,8 @@ def _build_folder(output: Path) -> Iterator[Path]:
             raise
         free = shutil.disk_usage(nearest_existing_folder(output)).free
         raise UserError(
-            f"{fault}; {free:,} bytes are free in {output.parent} (--dry_run estimates how much is needed). "
-            "The same command continues this build."
+            f"{fault}, {free:,} bytes are free. Free some space (--dry_run estimates how much is needed); "
+            "the same command continues this build."
         ) from error
 
 

@@ -6,9 +6,10 @@ Below: tokens per second. Each run has a colour of its own, named beside the cur
 
 import os
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from mpnet_ds.errors import UserError, did_you_mean
+from mpnet_ds.errors import UserError, did_you_mean, each_of
 from mpnet_ds.metrics_file import FILE_NAME, read_metrics
 
 AXES = {"steps": "step", "samples": "consumed_samples"}
@@ -36,7 +37,7 @@ def plot_runs(runs: list[str], output: str, x: str = "steps") -> Path:
     Raises ``UserError`` for a run without metrics, an ``output`` that is something else, or if matplotlib is missing.
     """
     path = Path(output)
-    _check_output(path)
+    each_of(lambda: _check_output(path), lambda: _check_axis(x), *(partial(_file_of, run) for run in runs))
     figure = draw([read_curves(file, name, x) for file, name in zip(*_files_and_names(runs), strict=True)], x)
     unfinished = path.with_name(path.name + ".tmp")
     figure.savefig(unfinished, format="png", dpi=150)
@@ -46,9 +47,7 @@ def plot_runs(runs: list[str], output: str, x: str = "steps") -> Path:
 
 def read_curves(file: Path, name: str, x: str = "steps") -> Curves:
     """Curves of one ``metrics.jsonl``; incomplete lines are left out."""
-    curves, axis = Curves(name), AXES.get(x)
-    if axis is None:
-        raise UserError(f"--x is '{x}'. {did_you_mean(x, AXES)}")
+    curves, axis = Curves(name), AXES[x]
     for line in read_metrics(file):
         if axis not in line or "event" in line:
             continue
@@ -101,13 +100,7 @@ def draw(runs: list[Curves], x: str = "steps"):
 
 def _files_and_names(runs: list[str]) -> tuple[list[Path], list[str]]:
     """Each run's file, and the shortest end of its folder's path that tells it from the others."""
-    files = []
-    for run in map(Path, runs):
-        file = run / FILE_NAME if run.is_dir() else run
-        if not file.is_file():
-            found = f"no {FILE_NAME} in {run}" if run.is_dir() else f"no such run: {run}"
-            raise UserError(f"{found}. A run is the --output_dir of launch/pretrain.py, or its {FILE_NAME}.")
-        files.append(file)
+    files = list(map(_file_of, runs))
     parts = [file.resolve().parent.parts for file in files]
     if len(set(parts)) < len(parts):
         raise UserError("the same run is named twice.")
@@ -116,6 +109,20 @@ def _files_and_names(runs: list[str]) -> tuple[list[Path], list[str]]:
         length = next(n for n in range(1, len(one) + 1) if sum(other[-n:] == one[-n:] for other in parts) == 1)
         names.append("/".join(one[-length:]))
     return files, names
+
+
+def _file_of(name: str) -> Path:
+    run = Path(name)
+    file = run / FILE_NAME if run.is_dir() else run
+    if not file.is_file():
+        found = f"no {FILE_NAME} in {run}" if run.is_dir() else f"no such run: {run}"
+        raise UserError(f"{found}. A run is the --output_dir of launch/pretrain.py, or its {FILE_NAME}.")
+    return file
+
+
+def _check_axis(x: str) -> None:
+    if x not in AXES:
+        raise UserError(f"--x is '{x}'. {did_you_mean(x, AXES)}")
 
 
 def _check_output(path: Path) -> None:

@@ -5,6 +5,7 @@ Below: tokens per second. Each run has a colour of its own, named beside the cur
 """
 
 import os
+import re
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ AXES = {"steps": "step", "samples": "consumed_samples"}
 """Horizontal axis → key of a line that holds its value."""
 
 MOST_NAMES = 30  # below each other
+LONGEST_NAME = 36  # characters, so that room for the curves is left
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -108,7 +110,17 @@ def _files_and_names(runs: list[str]) -> tuple[list[Path], list[str]]:
     for one in parts:
         length = next(n for n in range(1, len(one) + 1) if sum(other[-n:] == one[-n:] for other in parts) == 1)
         names.append("/".join(one[-length:]))
-    return files, names
+    return files, _short(names)
+
+
+def _short(names: list[str]) -> list[str]:
+    """Leave out what the long names have in common at the beginning, then the middle of those that are still long."""
+    long = [name for name in names if len(name) > LONGEST_NAME]
+    alike = next((at for at, column in enumerate(zip(*long, strict=False)) if len(set(column)) > 1), 0)
+    common = len(re.match(r"(.*[\s/_,-])?", long[0][:alike])[0]) if long else 0
+    half = LONGEST_NAME // 2
+    cut = [f"…{name[common:]}" if common and name in long else name for name in names]
+    return [name if len(name) <= LONGEST_NAME else f"{name[:half]}…{name[-half:]}" for name in cut]
 
 
 def _file_of(name: str) -> Path:

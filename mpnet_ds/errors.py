@@ -4,7 +4,7 @@ import difflib
 import errno
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 
@@ -45,6 +45,18 @@ def collecting(findings: list[str]) -> Iterator[None]:
         yield
     except UserError as error:
         findings += error.findings
+
+
+def each_of(*checks: Callable[[], object]) -> list:
+    """Call all checks; return their results, or raise one ``UserError`` with what all of them find."""
+    findings: list[str] = []
+    results = []
+    for check in checks:
+        with collecting(findings):
+            results.append(check())
+    if findings:
+        raise UserError(*findings)
+    return results
 
 
 class AgreedError(UserError):

@@ -77,6 +77,13 @@ def obstacle_to_writing(folder: Path) -> str | None:
                 path.rmdir()
 
 
+def refuse_existing(output: str | Path) -> None:
+    """Raise ``UserError`` where a new folder cannot be, because something is there."""
+    output = Path(output).resolve()
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"{output} exists and is not empty: choose another output or remove it.")
+
+
 @contextmanager
 def new_folder(output: str | Path) -> Iterator[Path]:
     """Create a folder atomically: fill the yielded one, which is renamed to ``output`` when the block succeeds.
@@ -87,8 +94,7 @@ def new_folder(output: str | Path) -> Iterator[Path]:
         UserError: ``output`` is not empty or cannot be created; an interrupted build is there; the disk fails meanwhile.
     """
     output = Path(output).resolve()
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"{output} exists and is not empty: choose another output or remove it.")
+    refuse_existing(output)
     with partial_folder(output) as partial:
         if (partial / BUILD_PLAN).exists():
             raise UserError(f"{partial} holds an interrupted build: continue it, or remove it.")

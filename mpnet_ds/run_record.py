@@ -12,6 +12,8 @@ from mpnet_ds.errors import UserError
 
 FILE_NAME = "run.json"
 STARTS = "starts"
+OBJECTS = ("identity", "recipe", "datasets", "versions", "execution", "monitors", "deepspeed_config", "arguments", "data")
+"""Entries whose values are looked into."""
 
 
 class Stretch(NamedTuple):
@@ -31,11 +33,20 @@ def read_record(output: Path) -> dict | None:
         return None
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(record, dict) or not all(isinstance(start, dict) for start in starts_of(record)):
+        if not isinstance(record, dict) or not all(map(_describes_a_start, [record, *starts_of(record)])):
             raise ValueError("it does not describe a run")
     except (ValueError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}): choose another --output_dir.") from error
     return record
+
+
+def _describes_a_start(entry) -> bool:
+    """Whether what is there of an entry is of the kinds that readers expect."""
+    return (
+        isinstance(entry, dict)
+        and all(isinstance(entry.get(key, {}), dict) for key in OBJECTS)
+        and all(isinstance(entry.get(key) or 0, int) for key in ("from_step", "to_step"))
+    )
 
 
 def starts_of(record: dict) -> list[dict]:

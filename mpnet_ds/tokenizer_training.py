@@ -60,11 +60,7 @@ def train_tokenizer(
             that a few GB of memory are enough.
         tell: called with a sentence for whatever of the text is lost.
     """
-    if not SMALLEST_VOCABULARY <= vocab_size <= LARGEST_VOCABULARY:
-        bounds = f"between {SMALLEST_VOCABULARY} and {LARGEST_VOCABULARY:,}"
-        raise UserError(f"--vocab_size is {vocab_size}; it must be {bounds}, 30527 is usual.")
-    if character_coverage is not None and not 0 < character_coverage <= 1:
-        raise UserError(f"--character_coverage is {character_coverage}; it must be greater than 0 and at most 1.")
+    check_settings(vocab_size, character_coverage)
     if iter(texts) is texts:
         raise TypeError("texts is an iterator; pass a list, or another object that can be iterated twice")
     normalizer = {"lowercase": lower_case, "strip_accents": False if keep_accents else None}
@@ -90,6 +86,18 @@ def train_tokenizer(
         tell(sentence)
     backend = as_transformers([*pieces, MASK], normalizer, model_max_length=512).backend_tokenizer
     return PretrainingTokenizer(_cutting(backend) if cut else backend, "the trained tokenizer")
+
+
+def check_settings(vocab_size: int, character_coverage: float | None = None) -> None:
+    """Raise ``UserError`` with what is wrong with the settings, whatever the texts are."""
+    findings = []
+    if not SMALLEST_VOCABULARY <= vocab_size <= LARGEST_VOCABULARY:
+        bounds = f"between {SMALLEST_VOCABULARY} and {LARGEST_VOCABULARY:,}"
+        findings.append(f"--vocab_size is {vocab_size}; it must be {bounds}, 30527 is usual.")
+    if character_coverage is not None and not 0 < character_coverage <= 1:
+        findings.append(f"--character_coverage is {character_coverage}; it must be greater than 0 and at most 1.")
+    if findings:
+        raise UserError(*findings)
 
 
 def _as_pieces(characters: list[str], counts: CharacterCounts) -> list[str]:

@@ -8,8 +8,8 @@ from pathlib import Path
 from torch import Tensor
 
 from mpnet_ds.checkpoint.store import MANIFEST, find_checkpoint, verify_quickly
-from mpnet_ds.errors import UserError
-from mpnet_ds.files import new_folder
+from mpnet_ds.errors import UserError, each_of
+from mpnet_ds.files import new_folder, refuse_existing
 from mpnet_ds.zero.checkpoint_reader import ZeroCheckpoint
 from mpnet_ds.zero.lazy_weights import StoredWeights
 from mpnet_ds.zero.safetensors_writer import dtype_of, write_weights
@@ -45,7 +45,8 @@ def consolidate(
 
     A tied parameter is written once, under its first name. The folder appears when all is complete. Returns its files.
     """
-    torch_dtype, weights = dtype_of(dtype), open_weights(source)
+    checks = (lambda: dtype_of(dtype), lambda: open_weights(source), lambda: refuse_existing(output))
+    torch_dtype, weights, _ = each_of(*checks)
     with new_folder(output) as folder:
         written = write_weights(
             weights.tensors, folder, torch_dtype, max_shard_size, weights.tied, show_progress=show_progress

@@ -25,8 +25,8 @@ from torch import Tensor
 from mpnet_ds import start_up
 from mpnet_ds.checkpoint.store import MANIFEST, find_checkpoint
 from mpnet_ds.command_line import invocation
-from mpnet_ds.errors import UserError
-from mpnet_ds.files import new_folder
+from mpnet_ds.errors import UserError, each_of
+from mpnet_ds.files import new_folder, refuse_existing
 from mpnet_ds.hub.exportable import TrainedModel, check_finite
 from mpnet_ds.hub.model_card import model_card
 from mpnet_ds.hub.parity import Comparison, compare
@@ -61,8 +61,7 @@ def export_huggingface(
         UserError: not a complete checkpoint of this project, ``output`` exists, a model that this program does not know,
             weights that are missing, superfluous or not finite, or an export that differs from the training model.
     """
-    dtype_of(dtype)
-    checkpoint = _find(source)
+    checkpoint = check_export(source, output, dtype)
     model, options = TrainedModel.of(checkpoint), WeightOptions(dtype, max_shard_size, show_progress)
     parts = model.parts
     if sentence_transformers and list(parts) != [""]:
@@ -79,6 +78,11 @@ def export_huggingface(
         weights.check()
         start_up.enter("comparing the export with the training model")
         return compare(checkpoint, folder)
+
+
+def check_export(source: str | Path, output: str | Path, dtype: str) -> Path:
+    """Return the checkpoint of an export; raise ``UserError`` with what is wrong with its arguments."""
+    return each_of(lambda: _find(source), lambda: dtype_of(dtype), lambda: refuse_existing(output))[0]
 
 
 def _find(source: str | Path) -> Path:

@@ -18,8 +18,8 @@ from transformers import MPNetConfig, MPNetForMaskedLM
 from transformers.utils import logging as transformers_logging
 
 from mpnet_ds import start_up
-from mpnet_ds.errors import UserError
-from mpnet_ds.files import new_folder
+from mpnet_ds.errors import UserError, each_of
+from mpnet_ds.files import new_folder, refuse_existing
 from mpnet_ds.hub.fairseq import read_fairseq
 from mpnet_ds.hub.locate import locate_tokenizer
 from mpnet_ds.hub.pretrained_mpnet import Pretrained, read_pretrained
@@ -65,11 +65,14 @@ def make_start(
     """
     if (folder is None) == (fairseq_file is None):
         raise UserError("give exactly one source: a Hugging Face folder, or a file with --from_fairseq.")
-    given = _named_tokenizer(tokenizer) if tokenizer is not None else None
-    new = _named_tokenizer(resize_to) if resize_to is not None else None
     transformers_logging.disable_progress_bar()
+    given, new, model, _ = each_of(
+        lambda: tokenizer and _named_tokenizer(tokenizer),
+        lambda: resize_to and _named_tokenizer(resize_to),
+        lambda: read_fairseq(fairseq_file) if folder is None else read_pretrained(folder),
+        lambda: refuse_existing(output),
+    )
     with new_folder(output) as partial:
-        model = read_pretrained(folder) if folder is not None else read_fairseq(fairseq_file)
         _give_tokenizer(model, given)
         if new is not None:
             resize_vocabulary(model, new)

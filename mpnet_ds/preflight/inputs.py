@@ -12,7 +12,7 @@ from mpnet_ds.data.samples.mixture import examine_folders, open_datasets, parse_
 from mpnet_ds.errors import UserError
 from mpnet_ds.files import obstacle_to_writing
 from mpnet_ds.findings import Finding
-from mpnet_ds.hub.locate import is_hub_name
+from mpnet_ds.hub.locate import is_hub_name, locate_model
 from mpnet_ds.preflight.assumed_ranks import AssumedRanks, assumed_ranks
 from mpnet_ds.preflight.checks import CHECKS
 from mpnet_ds.preflight.inspection import Inspection
@@ -50,6 +50,8 @@ def read_inputs(arguments: argparse.Namespace, ranks: Placement | AssumedRanks, 
         opened = inspection.attempt(lambda: open_data(arguments.data, arguments.eval_data, recipe))
         data, eval_data = opened or (None, None)
         plan = replace(plan, data=data, eval_data=eval_data)
+        if data is None and arguments.init_from and inspection.rank == 0:  # else it is compared with the data
+            inspection.attempt(lambda: is_hub_name(arguments.init_from) and locate_model(arguments.init_from))
     inspection.run(CHECKS, plan)
     return plan if is_sound else replace(plan, recipe=None, data=None, eval_data=None)
 

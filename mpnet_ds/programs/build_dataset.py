@@ -43,7 +43,7 @@ def main() -> None:
     from mpnet_ds.data.builder.estimate import estimate
     from mpnet_ds.data.builder.plan import BuildOptions, parse_part, part_of_environment
     from mpnet_ds.data.storage.manifest import HOLDOUT, DatasetManifest
-    from mpnet_ds.data.text.corpus import find_missing
+    from mpnet_ds.data.text.corpus import check_inputs
     from mpnet_ds.data.text.source import describe_faults, warn_of_empty
     from mpnet_ds.errors import UserError, collecting
     from mpnet_ds.hub.locate import locate_tokenizer
@@ -57,7 +57,8 @@ def main() -> None:
     with collecting(findings):
         sizes = (given.shard_size, given.workers, part, given.max_unknown)
         options = BuildOptions(given.holdout, given.sentences, *sizes, provenance_of(given))
-    findings += find_missing(given.input)
+    with collecting(findings):
+        check_inputs(given.input)
     with collecting(findings):
         tokenizer = given.tokenizer and locate_tokenizer(given.tokenizer)
         if findings and tokenizer:  # else the build says it

@@ -1,6 +1,7 @@
 """Check the hosts of a hostfile before a run."""
 
 import asyncio
+from functools import partial
 
 from mpnet_ds.command_line import Parser, invocation, size
 from mpnet_ds.ranks.launchers import PORT
@@ -31,10 +32,11 @@ def main() -> None:
     from mpnet_ds.cluster.check import ClusterCheck
     from mpnet_ds.cluster.report import report
     from mpnet_ds.data.samples.mixture import parse_weighted
-    from mpnet_ds.errors import UserError
+    from mpnet_ds.errors import UserError, each_of
 
-    options.data = [parse_weighted(text)[0] for text in options.data]
-    check = ClusterCheck(options)
+    weighted = [partial(parse_weighted, text) for text in options.data]
+    check, *data = each_of(lambda: ClusterCheck(options), *weighted)
+    options.data = [folder for folder, _ in data]
     asyncio.run(check.run())
     print(report(check))
     if fatal := [finding.text for finding in check.findings if finding.is_fatal]:

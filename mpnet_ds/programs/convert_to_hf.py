@@ -27,11 +27,14 @@ def main() -> None:
     """Write the folder and say how it compares with the training model."""
     arguments = build_parser().parse_args()
     from mpnet_ds.config.recipe import import_modules
-    from mpnet_ds.errors import UserError
-    from mpnet_ds.hub.export import export_huggingface
+    from mpnet_ds.errors import UserError, collecting
+    from mpnet_ds.hub.export import check_export, export_huggingface
     from mpnet_ds.hub.push import check_push, push_to_hub
 
-    if findings := import_modules(arguments.plugins, "--plugins"):
+    findings = import_modules(arguments.plugins, "--plugins")
+    with collecting(findings):
+        check_export(arguments.checkpoint, arguments.output, arguments.dtype)
+    if findings:
         raise UserError(*findings)
     if arguments.push_to_hub:
         check_push(arguments.push_to_hub)

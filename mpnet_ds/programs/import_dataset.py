@@ -21,11 +21,17 @@ def build_parser() -> Parser:
 def main() -> None:
     """Import the files and print the size of the dataset."""
     arguments = build_parser().parse_args()
-    from mpnet_ds.data.builder.import_indexed import import_dataset
+    from mpnet_ds.data.builder.import_indexed import find_prefixes, import_dataset
+    from mpnet_ds.errors import each_of
+    from mpnet_ds.files import refuse_existing
     from mpnet_ds.hub.locate import locate_tokenizer
 
-    tokenizer = locate_tokenizer(arguments.tokenizer)
-    stated = provenance_of(arguments)
+    tokenizer, stated, *_ = each_of(
+        lambda: locate_tokenizer(arguments.tokenizer),
+        lambda: provenance_of(arguments),
+        lambda: find_prefixes(arguments.input),
+        lambda: refuse_existing(arguments.output),
+    )
     what = (arguments.input, tokenizer, arguments.output, arguments.end_of_document)
     made = import_dataset(*what, provenance=stated)
     print(made.counted)

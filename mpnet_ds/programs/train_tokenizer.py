@@ -30,9 +30,19 @@ def main() -> None:
     """Train the tokenizer and print its size."""
     given = build_parser().parse_args()
     from mpnet_ds.data.builder.learn_tokenizer import train_tokenizer_on
+    from mpnet_ds.data.text.corpus import check_inputs
+    from mpnet_ds.errors import each_of
+    from mpnet_ds.files import refuse_existing
+    from mpnet_ds.tokenizer_training import check_settings
 
     optional = {name: getattr(given, name) for name in ("character_coverage", "sample", "seed")}
     settings = {name: value for name, value in optional.items() if value is not None}
     settings |= {"lower_case": not given.cased, "keep_accents": given.keep_accents}
-    tokenizer = train_tokenizer_on(given.input, given.vocab_size, given.output, read_options(given), **settings)
+    reading, *_ = each_of(
+        lambda: read_options(given),
+        lambda: check_settings(given.vocab_size, given.character_coverage),
+        lambda: check_inputs(given.input),
+        lambda: refuse_existing(given.output),
+    )
+    tokenizer = train_tokenizer_on(given.input, given.vocab_size, given.output, reading, **settings)
     print(f"{tokenizer.vocab_size:,} pieces in {given.output}, fingerprint {tokenizer.fingerprint[:12]}")

@@ -4,10 +4,12 @@ Above: training loss (a thin line, the mean of each log interval as it was writt
 Below: tokens per second. Each run has a colour of its own, named beside the curves.
 """
 
+import re
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from mpnet_ds.errors import UserError, did_you_mean
+from mpnet_ds.errors import UserError, did_you_mean, each_of
 from mpnet_ds.files import replacing
 from mpnet_ds.metrics_file import FILE_NAME, read_metrics
 
@@ -15,6 +17,7 @@ AXES = {"steps": "step", "samples": "consumed_samples"}
 """Horizontal axis → key of a line that holds its value."""
 
 MOST_NAMES = 30  # below each other
+LONGEST_NAME = 36  # characters, so that room for the curves is left
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -36,7 +39,7 @@ def plot_runs(runs: list[str], output: str, x: str = "steps") -> Path:
     Raises ``UserError`` for a run without metrics, an ``output`` that is something else, or if matplotlib is missing.
     """
     path = Path(output)
-    _check_output(path)
+    each_of(lambda: _check_output(path), lambda: _check_axis(x), *(partial(_file_of, run) for run in runs))
     figure = draw([read_curves(file, name, x) for file, name in zip(*_files_and_names(runs), strict=True)], x)
     with replacing(path) as unfinished:
         figure.savefig(unfinished, format="png", dpi=150)
@@ -45,9 +48,7 @@ def plot_runs(runs: list[str], output: str, x: str = "steps") -> Path:
 
 def read_curves(file: Path, name: str, x: str = "steps") -> Curves:
     """Curves of one ``metrics.jsonl``; incomplete lines are left out."""
-    curves, axis = Curves(name), AXES.get(x)
-    if axis is None:
-        raise UserError(f"--x is '{x}'. {did_you_mean(x, AXES)}")
+    curves, axis = Curves(name), AXES[x]
     for line in read_metrics(file):
         if axis not in line or "event" in line:
             continue
@@ -100,13 +101,7 @@ def draw(runs: list[Curves], x: str = "steps"):
 
 def _files_and_names(runs: list[str]) -> tuple[list[Path], list[str]]:
     """Each run's file, and the shortest end of its folder's path that tells it from the others."""
-    files = []
-    for run in map(Path, runs):
-        file = run / FILE_NAME if run.is_dir() else run
-        if not file.is_file():
-            found = f"no {FILE_NAME} in {run}" if run.is_dir() else f"no such run: {run}"
-            raise UserError(f"{found}. A run is the --output_dir of launch/pretrain.py, or its {FILE_NAME}.")
-        files.append(file)
+    files = list(map(_file_of, runs))
     parts = [file.resolve().parent.parts for file in files]
     if len(set(parts)) < len(parts):
         raise UserError("the same run is named twice.")
@@ -114,7 +109,31 @@ def _files_and_names(runs: list[str]) -> tuple[list[Path], list[str]]:
     for one in parts:
         length = next(n for n in range(1, len(one) + 1) if sum(other[-n:] == one[-n:] for other in parts) == 1)
         names.append("/".join(one[-length:]))
-    return files, names
+    return files, _short(names)
+
+
+def _short(names: list[str]) -> list[str]:
+    """Leave out what the long names have in common at the beginning, then the middle of those that are still long."""
+    long = [name for name in names if len(name) > LONGEST_NAME]
+    alike = next((at for at, column in enumerate(zip(*long, strict=False)) if len(set(column)) > 1), 0)
+    common = len(re.match(r"(.*[\s/_,-])?", long[0][:alike])[0]) if long else 0
+    half = LONGEST_NAME // 2
+    cut = [f"…{name[common:]}" if common and name in long else name for name in names]
+    return [name if len(name) <= LONGEST_NAME else f"{name[:half]}…{name[-half:]}" for name in cut]
+
+
+def _file_of(name: str) -> Path:
+    run = Path(name)
+    file = run / FILE_NAME if run.is_dir() else run
+    if not file.is_file():
+        found = f"no {FILE_NAME} in {run}" if run.is_dir() else f"no such run: {run}"
+        raise UserError(f"{found}. A run is the --output_dir of launch/pretrain.py, or its {FILE_NAME}.")
+    return file
+
+
+def _check_axis(x: str) -> None:
+    if x not in AXES:
+        raise UserError(f"--x is '{x}'. {did_you_mean(x, AXES)}")
 
 
 def _check_output(path: Path) -> None:

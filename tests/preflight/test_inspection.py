@@ -203,7 +203,7 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path):
     (tmp_path / "mine.json").write_text(json.dumps(recipe))
     arguments = ["--recipe", tmp_path / "mine.json", "--data", tmp_path / "nowhere", "data:x", "--micro_batch_size", 3]
     arguments += ["--eval_data", tmp_path / "away", "--set", "run.seed=-1", "run.eval_samples", "--max_steps", "many"]
-    arguments += ["--logging_steps", 3, "--attention", "sdpaa", "--init_from", "./gone", "--resume", "gone"]
+    arguments += ["--logging_steps", 3, "--attention", "sdpaa", "--init_from", "nowhere-base", "--resume", "gone"]
     run = pretrain(tmp_path / "run", *arguments, config=str(config))
     assert run.code == 2
     parts = [
@@ -221,7 +221,7 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path):
         "unknown attention 'sdpaa'",
         "'x' is not a weight",
         "evaluation data: no dataset folder",
-        "--init_from ./gone: there is no such folder",
+        "nowhere-base is not a folder here",
         "--resume gone: there is no such folder",
     ]
     assert f"error: {len(parts)} problems to fix:\n  1. " in run.err

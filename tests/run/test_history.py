@@ -113,7 +113,9 @@ def test_a_checkpoint_of_another_folder_brings_its_own_history_or_none(tmp_path)
     assert read_record(one)["init_from"] is None
 
 
-@pytest.mark.parametrize("content", ["[]", '{"starts": 5}', '{"starts": ["a"]}', "{"])
+@pytest.mark.parametrize(
+    "content", ["[]", '{"starts": 5}', '{"starts": ["a"]}', "{", '{"starts": [{"from_step": "3"}]}', '{"identity": null}']
+)
 def test_a_damaged_record_is_said(tmp_path, content):
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(UserError, match=r"run\.json is damaged"):

@@ -55,9 +55,9 @@ def test_curves_are_those_of_the_run(trained, tmp_path):
 
 
 def test_several_runs_have_colours_and_names_of_their_own(tmp_path):
-    folders = [
-        run_folder(tmp_path / place, training_line(1), training_line(2)) for place in ("a/first", "b/first", "b/second")
-    ]
+    long = "many settings " * 7
+    places = ("a/first", "b/first", "b/second", f"{long}lr=0.1", f"{long}lr=0.2 and {long}")
+    folders = [run_folder(tmp_path / place, training_line(1), training_line(2)) for place in places]
     drawn = []
 
     def draw_and_keep(runs, x):
@@ -66,12 +66,13 @@ def test_several_runs_have_colours_and_names_of_their_own(tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mpnet_ds.run.plot.draw", draw_and_keep)
-        plot_runs(
-            [str(folders[0]), str(folders[1] / "metrics.jsonl"), str(folders[2])], str(tmp_path / "runs.png"), "samples"
-        )
+        runs = [str(folders[0]), str(folders[1] / "metrics.jsonl"), *map(str, folders[2:])]
+        plot_runs(runs, str(tmp_path / "runs.png"), "samples")
     losses, speeds = drawn[0].axes
-    assert [line.get_label() for line in speeds.lines] == ["a/first", "b/first", "second"]
-    assert len({line.get_color() for line in losses.lines}) == 3
+    assert [line.get_label() for line in speeds.lines] == [
+        *("a/first", "b/first", "second", "…lr=0.1", "…lr=0.2 and many s…ngs many settings "),
+    ]
+    assert len({line.get_color() for line in losses.lines}) == 5
     assert [line.get_color() for line in losses.lines] == [line.get_color() for line in speeds.lines]
     assert losses.lines[0].get_xdata().tolist() == [8, 16]
     assert speeds.get_xlabel() == "samples (sequences)"
@@ -99,7 +100,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch, capsys)
     with pytest.raises(SystemExit) as ended:
         run(plot_run.main)
     assert ended.value.code == 2
-    assert capsys.readouterr().err == f"error: cannot write to {tmp_path}/x.png: read-only file system.\n"
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: cannot write to {tmp_path}/x.png: read-only file system."
 
 
 def test_events_gaps_and_a_line_in_the_making_do_not_hurt(tmp_path):

@@ -24,8 +24,8 @@ from pathlib import Path
 from mpnet_ds.command_line import invocation
 from mpnet_ds.data.storage.manifest import FILE_NAME, HOLDOUT, MIB, TOKENIZER, DatasetManifest, FileRecord, ShardRecord
 from mpnet_ds.data.storage.provenance import joined
-from mpnet_ds.errors import UserError, collecting, printable
-from mpnet_ds.files import copy_folder, new_folder
+from mpnet_ds.errors import UserError, collecting, each_of, printable
+from mpnet_ds.files import copy_folder, new_folder, refuse_existing
 from mpnet_ds.progress import Progress
 from mpnet_ds.tokenizer import PretrainingTokenizer
 
@@ -52,18 +52,20 @@ def merge_datasets(
     Raises:
         UserError: different tokenizers, a dataset given twice, a missing part, damage, not enough disk space.
     """
-    datasets = _in_order_of_parts(_load(folders))
+    output = Path(output).resolve()
+    is_new = copy or not any(Path(named).resolve().parent == output for named in folders)
+    datasets, _ = each_of(lambda: _load(folders), lambda: is_new and refuse_existing(output))
+    datasets = _in_order_of_parts(datasets)
     holdouts = _holdouts(datasets, partial_holdout)
     _check_same_tokenizer(datasets | holdouts)
     _refuse_duplicates(datasets)
     for folder, manifest in datasets.items():
         if PretrainingTokenizer.load(folder / TOKENIZER).fingerprint != manifest.tokenizer_fingerprint:
             raise UserError(f"{folder / TOKENIZER} is not the tokenizer that {folder} was built with: put that one back.")
-    output = Path(output).resolve()
     every = (datasets | holdouts).items()
     total = sum(record.bytes for folder, manifest in every for _, _, record in manifest.files(folder)) if copy else 0
     with (
-        _output_folder(output, datasets, copy) as folder,
+        new_folder(output) if is_new else _folder_of_parts(output, datasets) as folder,
         Progress("Copying", total, unit="B", enabled=show_progress and copy) as progress,
     ):
         if total > (free := shutil.disk_usage(folder).free):
@@ -150,10 +152,8 @@ def _holdouts(datasets: Datasets, partial: bool) -> Datasets:
     return _load(found) if found else {}
 
 
-def _output_folder(output: Path, datasets: Datasets, copy: bool) -> AbstractContextManager[Path]:
-    """Open a new folder; or ``output`` itself if it holds the datasets and only needs a manifest."""
-    if copy or not any(folder.parent == output for folder in datasets):
-        return new_folder(output)
+def _folder_of_parts(output: Path, datasets: Datasets) -> AbstractContextManager[Path]:
+    """Open ``output``, which holds the datasets and only needs a manifest."""
     if (output / FILE_NAME).exists():
         raise UserError(f"{output} is already a dataset: remove {output / FILE_NAME} to merge into it again.")
     ours = {TOKENIZER, HOLDOUT, TOKENIZER + ".partial", FILE_NAME + ".tmp"}  # of an interrupted merge

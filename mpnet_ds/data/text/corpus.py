@@ -141,15 +141,16 @@ def sources_of(name: str, options: ReadOptions, passed_over: PassedOver) -> list
         if not files:
             raise UserError(f"{name}: no file matches this pattern.")
     else:
-        raise UserError(*find_missing([name]))
+        check_inputs([name])
     return [_file_source(file, options) for file in files]
 
 
-def find_missing(inputs: Iterable[str]) -> list[str]:
-    """A text for each input that is no file, no folder and no pattern."""
+def check_inputs(inputs: Iterable[str]) -> None:
+    """Raise ``UserError`` with a text for each input that is no file, no folder and no pattern."""
     special = (builtin_sample.NAME, STANDARD_INPUT)
     names = (name for name in inputs if name not in special and not os.path.exists(name) and not glob.has_magic(name))
-    return [f"{name}: no such file or folder." for name in names]
+    if missing := [f"{name}: no such file or folder." for name in names]:
+        raise UserError(*missing)
 
 
 def _file_source(file: Path, options: ReadOptions) -> Source:

@@ -139,6 +139,7 @@ class Siblings:
     def _end(self) -> None:
         """End this process: the run cannot continue. The first rank that is left says why."""
         ignore_signals()
+        is_told = self._rank == min([self._rank, *self._watched.values()]) and end_deepspeed()  # before it looks itself
         time.sleep(TOGETHER)
         self._look(0)
         deadline = time.monotonic() + TIME_TO_SPEAK
@@ -150,7 +151,7 @@ class Siblings:
             speaker = self._rank
         cause = self._describe()
         if speaker == self._rank:
-            time.sleep(DEEPSPEEDS_WORDS if end_deepspeed() else 0)
+            time.sleep(DEEPSPEEDS_WORDS if is_told or end_deepspeed() else 0)
             say(f"error: {cause}. {RESUME}")
         self.tell(cause)
         self._say_farewell()

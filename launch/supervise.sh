@@ -37,7 +37,7 @@ ask() { # without ranks the command is the only process: python launch/pretrain.
   fi
   [ $interrupts = 0 ] || echo "supervise: Ctrl-C: the run saves now and stops; a second Ctrl-C quits without saving" >&2
   echo "supervise: asking process ${found:-$command} to save and stop" | paste -sd' ' >&2
-  kill -USR1 ${found:-$command} 2>/dev/null
+  kill -USR1 ${found:-$command} 2>/dev/null && asked=1
 }
 oom_kills() { awk '$1 == "oom_kill" { print $2 }' /proc/vmstat 2>/dev/null; }
 end() {
@@ -45,7 +45,7 @@ end() {
   for _ in 1 2 3 4 5; do [ -n "$(processes)" ] && sleep 1; done
   kill -KILL $(processes) 2>/dev/null
 }
-interrupts=0 signalled=0
+interrupts=0 signalled=0 asked=0
 trap 'signalled=1; ask' TERM HUP USR1
 trap : PIPE # who read its messages may be gone
 trap 'signalled=1; interrupts=$((interrupts + 1)); if [ $interrupts = 1 ]; then ask; else end; fi' INT
@@ -67,6 +67,10 @@ fi
 end
 if [ $code -gt 130 ] && [ $interrupts -lt 2 ]; then
   number=$((code > 192 ? 256 - code : code - 128)) memory=''
+  if [ $asked = 1 ] && [ "$(kill -l $number)" = USR1 ]; then
+    echo "supervise: the run was stopped before the ranks were connected: there is nothing to save" >&2
+    exit 75
+  fi
   [ "$(oom_kills)" = "$killed_before" ] || memory=': out of memory? The kernel has killed a process for that meanwhile'
   echo "supervise: SIG$(kill -l $number 2>/dev/null || echo NAL $number) has ended a rank or its launcher$memory" >&2
   code=1

@@ -88,6 +88,11 @@ def hand_over() -> None:
         _now.enter("")
 
 
+def is_on() -> bool:
+    """Whether this process is starting, and speaks of it."""
+    return _now is not None
+
+
 def end() -> None:
     """Say no more: the first step is done, or the program ends."""
     global _now

@@ -11,8 +11,9 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
+from math import gcd
 from typing import NamedTuple
 
 import psutil
@@ -98,9 +99,13 @@ _LAUNCHERS = (
 _PLATFORMS = {
     "SageMaker": ("SM_HOSTS", 'distribution={"torch_distributed": {"enabled": True}}'),
     "Azure": ("AZ_BATCH_HOST_LIST", "distribution type PyTorch or MPI"),
-    "PaddlePaddle": ("PADDLE_TRAINER_ENDPOINTS", "torchrun"),
+    "PaddlePaddle": ("PADDLE_TRAINER_ENDPOINTS", ""),
+    "Kubeflow": ("PET_NNODES", ""),
+    "SkyPilot": ("SKYPILOT_NUM_NODES", ""),
+    "dstack": ("DSTACK_NODES_NUM", ""),
+    "TensorFlow's job": ("TF_CONFIG", "a job of PyTorch's kind"),
 }
-"""Platforms that start one process on each host → the variable that lists the hosts, and what starts ranks there."""
+"""Platforms that start one process on each host → the variable that lists or counts them, and what starts ranks."""
 
 
 def find_task(environment: Mapping[str, str]) -> Task | None:
@@ -138,10 +143,14 @@ def _pmi_of_srun(environment: Mapping[str, str]) -> bool:
 
 
 def find_placement(environment: Mapping[str, str]) -> Placement:
-    """Read rank, world size and address; raise ``UserError`` if the launcher's variables do not suffice, or contradict."""
+    """Read rank, world size and address; raise ``UserError`` if the launcher's variables do not suffice, or contradict.
+
+    An empty variable counts as none: templates of job descriptions leave such behind.
+    """
+    environment = {name: value for name, value in environment.items() if value}
     task = find_task(environment)
     if "RANK" in environment and not _is_overruled(environment, task):
-        placement = _of_torch(environment)
+        placement = _of_torch(environment, task)
     elif task is not None:
         placement = _of_task(task, environment)
     else:
@@ -187,17 +196,35 @@ def _refuse_alone(environment: Mapping[str, str]) -> None:
         text = f"SLURM_NTASKS is {environment['SLURM_NTASKS']}, but this process is the only one"
         raise UserError(f"{text}: start it with srun (launch/slurm.sh), deepspeed or torchrun.")
     cure = "start it with deepspeed or torchrun, or unset it to train on this machine alone"
-    for name, least in (("WORLD_SIZE", 2), ("LOCAL_RANK", 1), ("NODE_RANK", 1)):
+    sizes = {one.size: 2 for one in _LAUNCHERS if one.name not in ("srun", "flux")}  # a job's shell has theirs
+    for name, least in ({"WORLD_SIZE": 2, "LOCAL_RANK": 1, "NODE_RANK": 1, "PMIX_RANK": 1} | sizes).items():
         if read_number(environment, name, 0) >= least:
             raise UserError(f"{name} is {environment[name]}, and RANK is not set: {cure}.")
-    listed = {platform: (name, environment.get(name, ""), way) for platform, (name, way) in _PLATFORMS.items()}
+    for platform, (name, number, way) in _listed_hosts(environment).items():
+        if number > 1:
+            text = f"{platform} runs {number} hosts ({name}), and RANK is not set: each would train alone"
+            raise UserError(f"{text}. Start {way and f'ranks with {way}, or '}torchrun on each host; or unset {name}.")
+
+
+def _listed_hosts(environment: Mapping[str, str]) -> dict[str, tuple[str, int, str]]:
+    """Count the hosts that platforms list: platform → the variable, their number, and what starts ranks."""
+    found = {
+        platform: (name, _count_hosts(environment[name]), way)
+        for platform, (name, way) in _PLATFORMS.items()
+        if name in environment
+    }
     if volcano := [name for name in environment if re.fullmatch(r"VC_\w+_HOSTS", name)]:
-        listed["Volcano"] = (volcano[0], ",".join(map(environment.__getitem__, volcano)), "the plugin pytorch")
-    for platform, (name, value, way) in listed.items():
-        hosts = re.findall(r"[\w.:-]+", value)
-        if len(hosts) > 1:
-            text = f"{platform} runs {len(hosts)} hosts ({name}), and RANK is not set: each would train alone"
-            raise UserError(f"{text}. Start ranks with {way}, or torchrun on each host; or unset {name}.")
+        found["Volcano"] = (volcano[0], sum(_count_hosts(environment[name]) for name in volcano), "the plugin pytorch")
+    return found
+
+
+def _count_hosts(value: str) -> int:
+    """Count the hosts of a list; of a number, or a range such as 1:2, the most; of TensorFlow's JSON, those of all kinds."""
+    if number := re.fullmatch(r"(?:\d+:)?(\d+)", value):
+        return int(number[1])
+    with suppress(ValueError, TypeError, KeyError, AttributeError):
+        return sum(map(len, json.loads(value)["cluster"].values()))
+    return len(re.findall(r"[\w.:-]+", value))
 
 
 _PORT_CURE = "give a free port of rank 0's host, from 1024 to 65535"
@@ -218,6 +245,8 @@ def _check(placement: Placement) -> None:
         findings.append(f"RANK is {rank}, but WORLD_SIZE is {size}: ranks count from 0. Set both, or neither.")
     if local_rank >= local_size:
         findings.append(f"the local rank is {local_rank}, but {local_size} ranks are on its host: they count from 0.")
+    if size > 1 and rank < local_rank < local_size:
+        findings.append(f"RANK is {rank}, and the local rank {local_rank}, which cannot exceed it: correct one of them.")
     if local_size > size:
         findings.append(f"{local_size} ranks are said to be on this host, but WORLD_SIZE is {size}: correct one of them.")
     if size > 1:
@@ -237,22 +266,24 @@ def _wrong_meeting_point(address: str, port: int) -> list[str]:
     return findings
 
 
-def _of_torch(environment: Mapping[str, str]) -> Placement:
+def _of_torch(environment: Mapping[str, str], task: Task | None) -> Placement:
     if not environment.get("WORLD_SIZE"):
         cure = "a launcher sets both; unset RANK to train with one rank"
         raise UserError(f"RANK is {environment['RANK']}, and WORLD_SIZE is not set: {cure}.")
-    size = read_number(environment, "WORLD_SIZE")
-    usual = size if "LOCAL_RANK" in environment else 1  # a PyTorchJob's pods have one rank each and no LOCAL_RANK
-    names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")  # torchrun's, DeepSpeed's; the other one may be inherited
+    rank, size = read_number(environment, "RANK"), read_number(environment, "WORLD_SIZE")
+    if task and (rank, size) == (task.rank, task.size) and not any(name in environment for name in _SIZES_ON_HOST):
+        placement = _of_task(task, environment)  # a script has passed on what its launcher set
+        return replace(placement, local_rank=read_number(environment, "LOCAL_RANK", placement.local_rank))
+    usual = _usual_local_size(environment, rank, size)
     of_deepspeed = "CROSS_SIZE" in environment and "TORCHELASTIC_RUN_ID" not in environment
-    own, other = reversed(names) if of_deepspeed else names
+    own, other = reversed(_SIZES_ON_HOST) if of_deepspeed else _SIZES_ON_HOST
     local_size = read_number(environment, own, read_number(environment, other, usual))
     if local_size < size and not environment.get("MASTER_ADDR"):
         text = f"WORLD_SIZE is {size}, {local_size} of them on this host, and MASTER_ADDR is not set"
         raise UserError(f"{text}: set it to the name or address of rank 0's host, on all hosts.")
     return Placement(
         "torchrun" if "TORCHELASTIC_RUN_ID" in environment else "deepspeed",
-        read_number(environment, "RANK"),
+        rank,
         read_number(environment, "LOCAL_RANK", 0),
         size,
         local_size,
@@ -260,6 +291,19 @@ def _of_torch(environment: Mapping[str, str]) -> Placement:
         _port(environment, PORT),
         environment.get(AGENT_STORE) == "True",
     )
+
+
+_SIZES_ON_HOST = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")  # torchrun's, DeepSpeed's; one of them may be inherited
+
+
+def _usual_local_size(environment: Mapping[str, str], rank: int, size: int) -> int:
+    """Guess the number of ranks on this host where nothing says it: all hosts have as many."""
+    if "LOCAL_RANK" not in environment:
+        return 1  # a PyTorchJob's pods have one rank each
+    local_rank = read_number(environment, "LOCAL_RANK")
+    hosts = max((number for _, number, _ in _listed_hosts(environment).values()), default=1)
+    most = size // hosts if hosts and size % hosts == 0 else size
+    return min(size, max(gcd(rank - local_rank, most), local_rank + 1)) if size else 1
 
 
 def _place_on_host(task: Task, environment: Mapping[str, str]) -> tuple[int, int]:

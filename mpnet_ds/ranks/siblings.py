@@ -27,6 +27,8 @@ from mpnet_ds.ranks.launchers import hosts_of_command, name_ranks
 
 EXIT_CODE = 1
 RESUME = "The same command resumes from the newest checkpoint."
+STOPS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1)
+"""Signals by which people and launchers end ranks: who dies of one was told to."""
 UNKNOWN = 0
 """Stands for the number of a signal."""
 TOGETHER, TIME_TO_NOTICE, TIME_TO_SPEAK = 0.03, 0.3, 2.0
@@ -94,6 +96,11 @@ class Siblings:
         """Ranks of this host that were killed."""
         return len(self._killed)
 
+    @property
+    def have_left(self) -> bool:
+        """Whether a rank of this host has ended by itself."""
+        return bool(self._left - {self._rank})
+
     def is_ending(self, seconds: float = TIME_TO_NOTICE) -> bool:
         """Whether a rank of this host was killed, as is noticed in ``seconds``: then the thread ends this process."""
         return bool(self._siblings) and self._is_ending.wait(seconds)
@@ -129,7 +136,8 @@ class Siblings:
             while True:
                 self._left.add(int(self._inbox.recv(16)))
         for (descriptor, rank), status in zip(ended, statuses, strict=True):
-            if rank in self._left or (status is not None and os.WIFEXITED(status)):
+            by_itself = status is not None and (os.WIFEXITED(status) or os.WTERMSIG(status) in STOPS)
+            if rank in self._left or by_itself:
                 self._left.add(rank)
             else:
                 self._killed[rank] = UNKNOWN if status is None else os.WTERMSIG(status)
@@ -139,6 +147,7 @@ class Siblings:
     def _end(self) -> None:
         """End this process: the run cannot continue. The first rank that is left says why."""
         ignore_signals()
+        is_told = self._rank == min([self._rank, *self._watched.values()]) and end_deepspeed()  # before it looks itself
         time.sleep(TOGETHER)
         self._look(0)
         deadline = time.monotonic() + TIME_TO_SPEAK
@@ -150,7 +159,7 @@ class Siblings:
             speaker = self._rank
         cause = self._describe()
         if speaker == self._rank:
-            time.sleep(DEEPSPEEDS_WORDS if end_deepspeed() else 0)
+            time.sleep(DEEPSPEEDS_WORDS if is_told or end_deepspeed() else 0)
             say(f"error: {cause}. {RESUME}")
         self.tell(cause)
         self._say_farewell()
@@ -208,7 +217,7 @@ def count_oom_kills(files: Iterable[str]) -> dict[str, int]:
 
 def ignore_signals() -> None:
     """Ignore the signals by which launchers end ranks; ``signal.signal`` does so in the main thread only."""
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1):
+    for number in STOPS:
         ctypes.pythonapi.PyOS_setsig(number, ctypes.c_void_p(int(signal.SIG_IGN)))
 
 

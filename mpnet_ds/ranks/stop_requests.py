@@ -15,7 +15,8 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -24,8 +25,10 @@ import psutil
 import torch
 import torch.distributed
 
+from mpnet_ds import start_up
 from mpnet_ds.last_word import say
 from mpnet_ds.ranks.process_group import Ranks, ancestors, connecting
+from mpnet_ds.ranks.siblings import EXIT_CODE, STOPS
 
 EXIT_REQUEUE = 75
 """Exit code of a run that was told to stop, has saved, and can be resumed: EX_TEMPFAIL of sysexits.h."""
@@ -71,6 +74,40 @@ class Agreement:
     """Targets of each term of the loss in this step, on all ranks."""
 
 
+class _BeforeTraining:
+    """Handler of signals while nobody can stop between steps: what is asked is for ``StopRequests``.
+
+    A rank that left at once would be missed by others that are further. Where one has left already, the launcher ends all.
+    """
+
+    def __init__(self, ranks: Ranks):
+        self.ranks, self.is_asked = ranks, False
+
+    def __call__(self, number: int, frame) -> None:
+        if self.ranks.siblings.have_left and not self.ranks.siblings.is_ending(0):
+            self.ranks.siblings.leave()
+            os._exit(EXIT_CODE)
+        if start_up.is_on() and not self.is_asked:
+            say(f"{signal.Signals(number).name}: the run stops before its first step.")
+        self.is_asked = True
+
+
+@contextmanager
+def noting_signals(ranks: Ranks) -> Iterator[None]:
+    """Note the signals that come before ``StopRequests`` is entered: no rank is killed by them."""
+    handler = _BeforeTraining(ranks)
+    numbers = [number for number in STOPS if signal.getsignal(number) == signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            if signal.getsignal(number) is handler:
+                # A warning that time is nearly up must not end processes that are leaving with their own code.
+                signal.signal(number, signal.SIG_IGN if number == signal.SIGUSR1 else signal.SIG_DFL)
+
+
 class StopRequests:
     """The requests to one run, by signals between ``__enter__`` and ``__exit__`` and by files; every rank must have one.
 
@@ -87,19 +124,16 @@ class StopRequests:
         self._looked = time.monotonic()
 
     def __enter__(self) -> "StopRequests":
-        numbers = [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]
-        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-            numbers.append(signal.SIGHUP)
-        for number in numbers:
-            self._handlers[number] = signal.signal(number, self._on_signal)
+        for number in STOPS:
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                self._handlers[number] = signal.signal(number, self._on_signal)
+        if any(isinstance(earlier, _BeforeTraining) and earlier.is_asked for earlier in self._handlers.values()):
+            self._asked = max(self._asked, Request.REQUEUE)
         return self
 
     def __exit__(self, kind, error: BaseException | None, trace) -> None:
         if error is not None and self.ranks.siblings.is_ending():
             return  # signals are ignored now
-        # A warning that time is nearly up may still come, and must not end processes that are leaving with their own code.
-        if self._handlers[signal.SIGUSR1] == signal.SIG_DFL:
-            self._handlers[signal.SIGUSR1] = signal.SIG_IGN
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 

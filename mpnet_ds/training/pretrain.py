@@ -36,6 +36,7 @@ from mpnet_ds.quiet import quiet_libraries
 from mpnet_ds.ranks import process_group
 from mpnet_ds.ranks.disks import Disks
 from mpnet_ds.ranks.process_group import Ranks
+from mpnet_ds.ranks.stop_requests import noting_signals
 from mpnet_ds.ranks.threads import choose_threads
 from mpnet_ds.ranks.watchdog import FOLDER as HANG
 from mpnet_ds.ranks.watchdog import Watchdog
@@ -76,6 +77,12 @@ def pretrain(arguments: argparse.Namespace, mistakes: Sequence[str] = (), before
     # The ranks connect; from here on all decisions are made together.
     start_up.enter(f"connecting {placement.world_size} rank(s)")
     ranks = process_group.start(arguments.join_timeout)
+    with noting_signals(ranks):
+        return _start(arguments, plan, ranks, inspection, before)
+
+
+def _start(arguments: argparse.Namespace, plan: RunPlan, ranks: Ranks, inspection: Inspection, before: Usage | None) -> int:
+    """Prepare what needs connected ranks, then run; return the exit code."""
     try:
         threads = choose_threads(ranks, before, os.environ)
         if plan.recipe is not None:

@@ -95,6 +95,17 @@ DAEMONS = {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0
         (DEEPSPEED | {"MASTER_ADDR": "fd00::1%eth0"}, Placement("deepspeed", 3, 1, 4, 2, "fd00::1%eth0", 29501)),
         ({"WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_PORT": "tcp://10.0.0.1:80"}, Placement()),
         ({"SM_HOSTS": '["algo-1"]', "SM_NUM_GPUS": "8"}, Placement()),
+        ({"TF_CONFIG": '{"cluster": {"worker": ["a:2222"]}}', "PET_NNODES": "1", "DSTACK_NODES_NUM": "1"}, Placement()),
+        ({"RANK": "", "WORLD_SIZE": "", "MASTER_ADDR": "", "PMI_RANK": ""}, Placement()),
+        # Scripts pass on what srun, mpirun … told them, without the ranks of a host.
+        (SRUN | ADDRESS | {"RANK": "3", "WORLD_SIZE": "4"}, Placement("srun", 3, 1, 4, 2, "10.0.0.1", 29501)),
+        (SRUN | {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "0"}, Placement("srun", 3, 0, 4, 2, "gpu08", 20043)),
+        (PALS | PYTORCHJOB | {"LOCAL_RANK": "1"}, Placement("mpiexec", 3, 1, 4, 2, "10.0.0.1", 29501)),
+        # Azure's PyTorch does not say how many are on a host either.
+        (PYTORCHJOB | {"LOCAL_RANK": "1", "NODE_RANK": "1"}, Placement("deepspeed", 3, 1, 4, 2, "10.0.0.1", 29501)),
+        (ADDRESS | {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_RANK": "0", "AZ_BATCH_HOST_LIST": "10.0.0.1,10.0.0.2"},
+         Placement("deepspeed", 0, 0, 4, 2, "10.0.0.1", 29501)),
+        (PYTORCHJOB | {"WORLD_SIZE": "5", "LOCAL_RANK": "1"}, Placement("deepspeed", 3, 1, 5, 2, "10.0.0.1", 29501)),
     ],
 )  # fmt: skip
 def test_each_launcher_is_understood(environment, expected):
@@ -144,6 +155,12 @@ def test_a_process_that_is_alone_chooses_no_port_before_it_listens():
         ({"SM_HOSTS": '["algo-1", "algo-2"]', "SM_CURRENT_HOST": "algo-1"}, r"SageMaker runs 2 hosts \(SM_HOSTS\)"),
         ({"VC_WORKER_HOSTS": "job-0.job,job-1.job", "VC_TASK_INDEX": "0"}, "Volcano runs 2 hosts .* the plugin pytorch"),
         ({"AZ_BATCH_HOST_LIST": "10.0.0.4,10.0.0.5"}, "Azure runs 2 hosts"),
+        ({"PET_NNODES": "1:2", "PET_NODE_RANK": "0"}, "Kubeflow runs 2 hosts .* Start torchrun on each host; or unset PET_"),
+        ({"SKYPILOT_NUM_NODES": "2"}, "SkyPilot runs 2 hosts"),
+        ({"TF_CONFIG": '{"cluster": {"chief": ["a:2222"], "worker": ["b:2222"]}}'}, "job runs 2 hosts"),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "OMPI_COMM_WORLD_SIZE is 2, and RANK is not set"),
+        ({"PMIX_RANK": "1"}, "PMIX_RANK is 1, and RANK is not set"),
+        (TORCHRUN | {"RANK": "0"}, "RANK is 0, and the local rank 1, which cannot exceed it"),
         ({"PADDLE_TRAINER_ENDPOINTS": "10.0.0.4:6170,10.0.0.5:6170"}, "PaddlePaddle runs 2 hosts"),
         *((DEEPSPEED | {"MASTER_PORT": port}, f"MASTER_PORT is '?{port}") for port in ("0", "70000", "abc", "-1")),
         (DEEPSPEED | {"MASTER_PORT": "tcp://a:2"}, "MASTER_PORT is 'tcp://a:2', not a number: Kubernetes sets it"),

@@ -1,6 +1,7 @@
 """Ranks of one host of which a signal ends one: small programs, which exchange addresses by files."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ from mpnet_ds.ranks import siblings
 from mpnet_ds.ranks.siblings import UNKNOWN, count_oom_kills, describe, end_deepspeed, oom_counters
 
 PROGRAM = """
-import faulthandler, pickle, sys, time
+import faulthandler, pickle, signal, sys, time
 from pathlib import Path
 from mpnet_ds.ranks.siblings import Siblings
 
@@ -26,6 +27,7 @@ def gather(mine):
     return [pickle.loads((folder / str(other)).read_bytes()) for other in range(size)]
 
 faulthandler.enable()
+signal.signal(signal.SIGTERM, lambda *_: None)  # as in a run
 siblings = Siblings()
 siblings.meet(rank, ["a"] * size, gather)
 print("ready", flush=True)
@@ -64,8 +66,9 @@ def test_a_killed_rank_is_named_once_with_its_signal_and_the_others_end_though_t
     assert said[2] == ""
 
 
-def test_ranks_that_end_by_themselves_are_not_named_whatever_their_code_nor_where_nobody_can_see_their_code(start):
-    ranks = start(3)
+def test_ranks_that_end_by_themselves_or_are_told_to_are_not_named_whatever_their_code_nor_where_nobody_can_see_it(start):
+    ranks = start(4)
+    ranks[3].send_signal(signal.SIGHUP)  # and nobody asks for its code before the end
     for rank, code in ((ranks[2], 0), (ranks[0], 3)):
         rank.stdin.write(f"{code}\n")
         rank.stdin.flush()

@@ -14,7 +14,7 @@ from mpnet_ds.preflight.checks import check_launcher
 from mpnet_ds.preflight.plan import RunPlan
 from mpnet_ds.ranks import stop_requests
 from mpnet_ds.ranks.process_group import ancestors
-from mpnet_ds.ranks.stop_requests import Agreement, Request, StopRequests
+from mpnet_ds.ranks.stop_requests import Agreement, Request, StopRequests, noting_signals
 from mpnet_ds.run.run_folder import held
 from tests.runs import RECIPE, ROOT, Run, pretrain_all
 from tests.training.faulty_runs import saved_steps, start_run, train, wait_for_update
@@ -38,6 +38,24 @@ def test_a_hangup_that_nohup_has_ignored_remains_so(tmp_path):
             assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_before_training_kills_no_rank_and_is_a_request_to_the_run(tmp_path, capfd, monkeypatch, number):
+    signal.signal(number, signal.SIG_DFL)
+    siblings = SimpleNamespace(have_left=False, is_ending=lambda seconds=0: False)
+    ranks = SimpleNamespace(world_size=1, is_main=True, local_rank=0, siblings=siblings)
+    monkeypatch.setattr(stop_requests.start_up, "is_on", lambda: True)
+    with noting_signals(ranks):
+        signal.raise_signal(number)
+        with StopRequests(tmp_path, ranks) as requests:
+            assert requests.agree().request == Request.REQUEUE
+        assert capfd.readouterr().err == f"{number.name}: the run stops before its first step.\n"
+        monkeypatch.setattr(stop_requests.os, "_exit", lambda code: siblings.left.append(code))
+        siblings.have_left, siblings.left, siblings.leave = True, [], lambda: siblings.left.append("farewell")
+        signal.raise_signal(number)
+        assert siblings.left == ["farewell", 1]  # the launcher ends all
+    assert signal.getsignal(number) == (signal.SIG_IGN if number == signal.SIGUSR1 else signal.SIG_DFL)
 
 
 def test_a_launcher_that_is_gone_before_it_is_asked_for_its_parent_has_gone_and_is_no_error(tmp_path, monkeypatch):

@@ -146,6 +146,8 @@ _BUILT = {
     "deepspeed.runtime.zero.config.ZeroStageEnum": int,
 }
 """What is built as it is; tensors without their values."""
+ZERO_STAGES = ("disabled", "optimizer_states", "gradients", "weights")
+"""Members of DeepSpeed's ``ZeroStageEnum``, in order of the stage."""
 
 
 def read_pickle(data: bytes, records: Mapping[str, StorageRecord]) -> Any:
@@ -182,7 +184,9 @@ class _Unpickler(pickle._Unpickler):  # the one in C lets a pickle claim any amo
         return self._stand_ins[full_name]
 
     def _attribute(self, owner: type[StandIn], name: str) -> Any:
-        """In the place of ``getattr``, by which a class within another is named."""
+        """In the place of ``getattr``, by which a class within another is named, and in early 3.11 an enum's member."""
+        if owner is int and name in ZERO_STAGES:
+            return ZERO_STAGES.index(name)
         return self.find_class(owner.module, f"{owner.name}.{name}")
 
     def persistent_load(self, pid: tuple) -> tuple[torch.dtype, int, StorageRecord]:

@@ -66,14 +66,22 @@ def _refusal(path: Path, name: str) -> UserError:
     return UserError(f"{path} {what}: refused, nothing of it was run.")
 
 
-def _deepspeed_types() -> list[type]:
-    """All that DeepSpeed's files hold beyond tensors, containers, numbers and text."""
+def _deepspeed_types() -> list:
+    """All that DeepSpeed's files hold beyond tensors, containers, numbers and text.
+
+    Early releases of Python 3.11 write an enum's member as a call of ``getattr``; in its place is one for this enum alone.
+    """
     quiet_libraries()
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
 
-    return [ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address]
+    def member(enum: type, name: str) -> ZeroStageEnum:
+        if enum is not ZeroStageEnum:
+            raise UserError(f"a shard asks for {name} of {enum}, which no checkpoint of DeepSpeed holds.")
+        return ZeroStageEnum[name]
+
+    return [ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address, (member, "builtins.getattr")]
 
 
 class TensorFile:

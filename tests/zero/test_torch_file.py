@@ -1,14 +1,16 @@
 import struct
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
+from deepspeed.runtime.zero.config import ZeroStageEnum
 from torch.serialization import set_crc32_options
 
 from mpnet_ds.errors import UserError
 from mpnet_ds.zero import torch_file
 from mpnet_ds.zero.torch_archive import contents_checksum
-from mpnet_ds.zero.torch_file import TensorFile
+from mpnet_ds.zero.torch_file import TensorFile, load_shard
 
 TYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
 
@@ -108,3 +110,23 @@ def test_a_tensor_that_a_few_bytes_stand_for_is_refused(tmp_path):
     file = TensorFile(tmp_path / "x.pt")
     with pytest.raises(UserError, match=r"x\.pt is damaged: a tensor of shape"):
         file.tensor(file.content)
+
+
+class Written:
+    """Is pickled as a call."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+def test_stages_as_early_releases_of_python_3_11_write_them_are_read_and_nothing_else_of_that_kind(tmp_path):
+    torch.save({"zero_stage": Written(getattr, ZeroStageEnum, "gradients")}, tmp_path / "a.pt")
+    assert TensorFile(tmp_path / "a.pt").content == {"zero_stage": 2}
+    assert load_shard(tmp_path / "a.pt") == {"zero_stage": ZeroStageEnum.gradients}
+    for owner, name in ((ZeroStageEnum, "__class__"), (ZeroStageEnum, "from_bytes"), (str, "format"), (Path, "home")):
+        torch.save(Written(getattr, owner, name), tmp_path / "b.pt")
+        with pytest.raises(UserError, match=r"b\.pt"):
+            load_shard(tmp_path / "b.pt")

@@ -115,7 +115,8 @@ def test_training_is_that_of_a_plain_loop(trained, dataset_folder):
 
     reference = reference_run(recipe, dataset_folder, optimizer=optimizer)
     assert_as_in(reference, run, TRAINING, tolerance=1e-3)
-    assert abs(run.eval_losses[-1] - trained("zero2").eval_losses[-1]) > 0.02
+    apart = [abs(a - b) for a, b in zip(run.losses, trained("zero2").losses, strict=True)]
+    assert max(apart) > 0.01
     assert "optimizer Muon" in run.out
 
 

@@ -9,20 +9,28 @@ import os
 import sys
 from typing import TextIO
 
+from mpnet_ds import start_up
+
 READER_IS_GONE = (errno.EPIPE, errno.EIO)
 """Errors of a pipe, and of a terminal, that nobody reads any more."""
 
 
 class LastingStream:
-    """A text stream that discards output once its reader is gone; otherwise it behaves like ``stream``."""
+    """A text stream that discards output once its reader is gone; otherwise it behaves like ``stream``.
 
-    def __init__(self, stream: TextIO):
-        self._stream = stream
+    Args:
+        speaks: whether the program's own output goes there, beside which nobody needs to be told that it has started.
+    """
+
+    def __init__(self, stream: TextIO, speaks: bool = False):
+        self._stream, self._speaks = stream, speaks
         self.never_fails = False
         """Whether text is discarded, too, that cannot be written for another reason: the disk of a log may be full."""
 
     def write(self, text: str) -> int:
         """Write ``text``, or discard it if the reader is gone."""
+        if self._speaks:
+            start_up.hand_over()
         try:
             return self._stream.write(text)
         except OSError as error:
@@ -58,6 +66,6 @@ def outlive_readers(never_fail: bool = False) -> None:
                 pass
             stream = os.fdopen(nowhere, "w")
         if not isinstance(stream, LastingStream):
-            stream = LastingStream(stream)
+            stream = LastingStream(stream, speaks=number == 1)
             setattr(sys, name, stream)
         stream.never_fails |= never_fail

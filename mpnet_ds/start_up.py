@@ -27,14 +27,14 @@ class _StartUp:
 
     def __init__(self, after: float, file: TextIO | None):
         self.after, self._file, self._is_silent = after, file, after > 0
-        self._begin, self._what, self._since = time.monotonic(), "", time.monotonic()
+        self._begin, self.what, self._since = time.monotonic(), "", time.monotonic()
         self._changed, self._is_over = threading.Condition(), False
         self._thread = threading.Thread(target=self._repeat, name="start-up", daemon=True)
 
     def enter(self, what: str) -> None:
         """Begin ``what``; nothing is said while it is empty."""
         with self._changed:
-            self._what, self._since = what, time.monotonic()
+            self.what, self._since = what, time.monotonic()
             if what and not self._is_silent:
                 self._say(what)
             self._changed.notify()
@@ -53,12 +53,12 @@ class _StartUp:
         with self._changed:
             self._changed.wait_for(lambda: self._is_over, self.after)
             self._is_silent = False
-            if self.after and self._what and not self._is_over:
-                self._say(self._what)
+            if self.after and self.what and not self._is_over:
+                self._say(self.what)
             while not self._is_over:
                 is_news = self._changed.wait(PATIENCE if time.monotonic() - self._since < LONG else RARELY)
-                if not is_news and self._what and not self._is_over:
-                    self._say(f"still {self._what}, for {time.monotonic() - self._since:.0f} s")
+                if not is_news and self.what and not self._is_over:
+                    self._say(f"still {self.what}, for {time.monotonic() - self._since:.0f} s")
 
 
 def begin(what: str, after: float = 0.0, file: TextIO | None = None) -> None:
@@ -83,8 +83,11 @@ def enter(what: str) -> None:
 
 
 def hand_over() -> None:
-    """Leave the word to a progress bar, until something else is entered; a run keeps it until its first step."""
-    if _now is not None and _now.after:
+    """Leave the word to a progress bar or the program's own output, until something else is entered.
+
+    A run keeps it until its first step.
+    """
+    if _now is not None and _now.after and _now.what:
         _now.enter("")
 
 

@@ -1,6 +1,7 @@
 """What a run says until its first step, and what it does not load for it."""
 
 import gc
+import io
 import queue
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import sys
 import pytest
 
 from mpnet_ds import start_up
+from mpnet_ds.lasting_output import LastingStream
 from mpnet_ds.programs import pretrain
 from mpnet_ds.progress import Progress
 from tests.runs import ROOT, environment
@@ -71,6 +73,11 @@ def test_other_programs_speak_only_if_they_take_long_and_not_beside_a_progress_b
     start_up.enter("comparing")
     while not (line := said.get(timeout=10)).endswith("s] comparing"):
         assert "still loading" in line
+    LastingStream(io.StringIO(), speaks=True).write("the result")
+    while not said.empty():
+        assert "comparing" in said.get()
+    with pytest.raises(queue.Empty):
+        said.get(timeout=0.1)
 
 
 @pytest.mark.parametrize("variable", start_up.RANKS)

@@ -36,8 +36,11 @@ time.sleep(1000)
 
 
 def heed_signals() -> None:
-    """As a program in a terminal does: a job in the background ignores SIGINT, and nohup has SIGHUP ignored."""
-    for number in (signal.SIGINT, signal.SIGHUP):
+    """As a program in a terminal does: a job in the background ignores SIGINT, and nohup has SIGHUP ignored.
+
+    A run in this process, of another test, leaves SIGUSR1 ignored.
+    """
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_DFL)
 
 

@@ -22,6 +22,15 @@ from tests.training.faulty_runs import saved_steps, start_run, train, wait_for_u
 SECONDS_TO_SAVE = 30
 
 
+@pytest.fixture(autouse=True)
+def answers_to_signals():
+    """Those of this process, as they were before: programs that other tests start inherit what is ignored."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)}
+    yield
+    for number, answer in before.items():
+        signal.signal(number, answer)
+
+
 def test_what_is_asked_after_an_agreement_began_is_for_the_next(tmp_path):
     ranks = SimpleNamespace(world_size=1, is_main=True, local_rank=0)
     requests = StopRequests(tmp_path, ranks)

@@ -40,7 +40,7 @@ UNKNOWN = Unknown()
 
 @contextmanager
 def collecting(findings: list[str]) -> Iterator[None]:
-    """End the block at a ``UserError``, and add its texts to ``findings``: what follows the block goes on."""
+    """End the block at a ``UserError``, and add its texts to ``findings``: what follows the block continues."""
     try:
         yield
     except UserError as error:

@@ -45,6 +45,7 @@ def test_a_terminal_that_is_closed_is_written_to_in_vain():
     os.close(master)
     for _ in range(2):
         print("x", file=stream, flush=True)
+    assert os.path.samestat(os.fstat(stream.fileno()), os.stat(os.devnull))  # other code's output is discarded, too
     stream.close()
 
 

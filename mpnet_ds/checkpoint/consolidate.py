@@ -87,7 +87,8 @@ def _locate(path: Path) -> Path:
         tag = latest.read_text(encoding="utf-8", errors="replace").strip()
         below = os.path.normpath(tag)  # a tag may have slashes
         if below.split(os.sep)[0] in ("", ".", "..") or "\0" in tag or not (path / below).is_dir():
-            raise UserError(f"{latest} names '{tag}', which is no folder below {path}: give the checkpoint's folder itself.")
+            found = f"{latest} names '{tag}', which is not a folder below {path}"
+            raise UserError(f"{found}: give the checkpoint's folder itself.")
         return path / below
     try:
         return find_checkpoint(path)

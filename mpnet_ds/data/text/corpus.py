@@ -146,7 +146,7 @@ def sources_of(name: str, options: ReadOptions, passed_over: PassedOver) -> list
 
 
 def check_inputs(inputs: Iterable[str]) -> None:
-    """Raise ``UserError`` with a text for each input that is no file, no folder and no pattern."""
+    """Raise ``UserError`` with a text for each input that is not a file, a folder or a pattern."""
     special = (builtin_sample.NAME, STANDARD_INPUT)
     names = (name for name in inputs if name not in special and not os.path.exists(name) and not glob.has_magic(name))
     if missing := [f"{name}: no such file or folder." for name in names]:

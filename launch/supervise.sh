@@ -19,9 +19,12 @@ processes() { # process ids of the command, one per line; with an argument, of t
   mapfile -t files < <(grep -lsz "^PYTHON_MPNET_DS_SUPERVISOR=$PYTHON_MPNET_DS_SUPERVISOR\$" /proc/[0-9]*/environ)
   [ ${#files[@]} -gt 0 ] && grep -lsz "^${1-PYTHON_MPNET_DS_SUPERVISOR}=" "${files[@]}" | cut -d/ -f3
 }
-ranks() { # processes with a RANK, without those that a rank has started itself
+rank_of() { grep -sz '^RANK=\|^LOCAL_RANK=' "/proc/$1/environ" | sort -z | tr '\0' ' '; }
+inherited=$(rank_of $$) # a pod of Kubernetes has a RANK, which its launchers have then as well
+ranks() { # processes with a RANK of their own, without those that a rank has started itself
   local pid parent all
   all=$(processes RANK)
+  [ -z "$inherited" ] || all=$(for pid in $all; do [ "$(rank_of "$pid")" = "$inherited" ] || echo "$pid"; done)
   for pid in $all; do
     parent=$(awk '$1 == "PPid:" { print $2 }' "/proc/$pid/status" 2>/dev/null)
     grep -qx "$parent" <<<"$all" || echo "$pid"

@@ -29,6 +29,20 @@ settings.load_profile("repeatable")
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "[UNK]"]
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
+
+@pytest.fixture(autouse=True)
+def leave_the_process_as_it_was():
+    """Variables and answers to signals, which later tests hand on to their processes: a run in this process sets RANK."""
+    variables, handlers = dict(os.environ), [(number, signal.getsignal(number)) for number in SIGNALS]
+    yield
+    os.environ.clear()
+    os.environ.update(variables)
+    for number, handler in handlers:
+        signal.signal(number, handler)
+
+
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory):
     """``made_once(name, make)``: a folder that ``make(folder)`` creates, once for all processes of a test session.

@@ -36,22 +36,19 @@ time.sleep(1000)
 
 
 def heed_signals() -> None:
-    """As a program in a terminal does: a job in the background ignores SIGINT, and nohup has SIGHUP ignored.
-
-    A run in this process, of another test, leaves SIGUSR1 ignored.
-    """
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+    """As a program in a terminal does: a job in the background ignores SIGINT, and nohup has SIGHUP ignored."""
+    for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
 
 
 class Supervised:
     """A command under the script, whose ranks are ready."""
 
-    def __init__(self, folder: Path, launcher: list, *arguments: str, ranks: int = 2):
+    def __init__(self, folder: Path, launcher: list, *arguments: str, ranks: int = 2, **variables: str):
         self.folder, script = folder, folder / "rank.py"
         script.write_text(RANK)
         command = ["bash", ROOT / "launch" / "supervise.sh", *launcher, script, *arguments]
-        environment = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "DS_ACCELERATOR": "cpu"}
+        environment = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "DS_ACCELERATOR": "cpu"} | variables
         self.process = subprocess.Popen(
             list(map(str, command)),
             env=environment,
@@ -95,6 +92,15 @@ def test_a_signal_asks_the_ranks_to_save_and_their_code_comes_back(tmp_path, lau
     run.process.send_signal(sent)
     assert run.process.wait(60) == code  # torchrun makes 1 of any code
     assert run.workers() == ["None"] * ranks
+    assert not run.someone_is_left()
+
+
+@pytest.mark.parametrize("inherited", [{"RANK": "0"}, {"RANK": "0", "LOCAL_RANK": "0"}], ids=["RANK", "LOCAL_RANK too"])
+def test_the_ranks_are_found_where_the_shell_has_a_rank_itself(tmp_path, inherited):
+    """As in the pods of Kubernetes' training operator."""
+    run = Supervised(tmp_path, deepspeed(), **inherited)
+    run.process.send_signal(signal.SIGTERM)
+    assert run.process.wait(60) == 75
     assert not run.someone_is_left()
 
 

@@ -20,6 +20,8 @@ from mpnet_ds.ranks.process_group import Ranks
 
 CONNECT_TIMEOUT = 60.0
 """Seconds for the first connection to the store."""
+LEAST_READINGS = 3
+"""Readings of all heartbeats after which the speaker can tell who is silent."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ class Heartbeats:
         """Set when this rank knows the alarm, or never will, and when all do that have not been killed."""
         self.answered, self.store_is_gone = threading.Event(), threading.Event()
         """Set after each exchange with the store, and when it can no longer be reached."""
+        self.can_tell = threading.Event()
+        """Set on the speaker when it has read all heartbeats often enough to tell who is silent."""
         self.failure = ""
         """Why the store can no longer be reached, in words."""
         self._raised: Alarm | None = None
@@ -102,7 +106,8 @@ class Heartbeats:
 
     def read(self) -> tuple[list[Heartbeat], set[int]]:
         """Return, on the speaker, the last heartbeats by rank, and the ranks that have been silent since the alarm."""
-        present, since = set(range(self._ranks.world_size)) - self._left, max(2, self._readings - 1) * self._interval
+        present = set(range(self._ranks.world_size)) - self._left
+        since = (max(LEAST_READINGS, self._readings) - 1) * self._interval
         silent = {rank for rank in present if rank not in self._heard or self._heard[rank][1] >= since}
         return [self._heard[rank][0] for rank in sorted(present & self._heard.keys())], silent
 
@@ -140,6 +145,8 @@ class Heartbeats:
             is_news = before is None or before.number != heartbeat.number
             # Counted, not measured: the clock runs on while a job is suspended.
             self._heard[rank] = heartbeat, 0.0 if is_news else seconds + self._interval
+        if self._readings >= LEAST_READINGS:
+            self.can_tell.set()
 
     def _run(self) -> None:
         try:

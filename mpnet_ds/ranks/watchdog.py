@@ -139,7 +139,7 @@ class Watchdog:
 
     def _end(self, cause: str) -> None:
         """Leave the process, unless the run ends by itself meanwhile."""
-        last_resort = threading.Timer(2 * self._grace + 5, os._exit, [EXIT_CODE])  # files or stderr may hang as well
+        last_resort = threading.Timer(3 * self._grace + 5, os._exit, [EXIT_CODE])  # files or stderr may hang as well
         last_resort.daemon = True
         last_resort.start()
         others, me = self._heartbeats, self._heartbeat()
@@ -157,8 +157,11 @@ class Watchdog:
         is_store_lost = self._has_others and not (others.alarm is not None and others.answered.is_set())
         if is_store_lost and (self.ranks.local_rank == 0 or self.ranks.rank == 1):
             say(self._verdict(cause, [me], {0}))
-        elif not self._has_others or (others.is_speaker and not is_store_lost):
-            say(self._verdict(cause, *(others.read() if self._has_others else ([me], ()))))
+        elif not self._has_others:
+            say(self._verdict(cause, [me], ()))
+        elif others.is_speaker and not is_store_lost:
+            others.can_tell.wait(2 * self._grace)
+            say(self._verdict(cause, *others.read()))
         else:
             leave_in_order(False, 2 * self._interval)
         self._leave()

@@ -96,6 +96,8 @@ class Scenario:
     """Whether the back-end raises an error where a peer is gone."""
     late: float = 0
     """Seconds for which the last rank's heartbeat is late once after the fault."""
+    slow: float = 0
+    """Seconds for which all heartbeats are late after the fault."""
 
 
 def hanging(fault: str, victim: int, **settings) -> Scenario:
@@ -117,7 +119,7 @@ SILENT = [
     hanging("die", 1),
 ]
 LOST = [losing("stop", 0), losing("die", 0), losing("stop", 1), losing("die", 2)]
-NOTICED = [losing("die", victim, notices=True) for victim in (0, 1)]
+NOTICED = [*(losing("die", victim, notices=True) for victim in (0, 1)), losing("die", 1, notices=True, slow=1.7)]
 FAILED = [losing("fail", victim) for victim in (0, 1)]
 LATE_TO_THE_ALARM = hanging("sleep_for_ever", 0, phase="drawing data", late=TIMEOUT + 1.1)
 LATE_TO_THE_FAILURE = losing("fail", 0, late=2.2)
@@ -127,11 +129,11 @@ SINGLE = [LATE_TO_THE_ALARM, LATE_TO_THE_FAILURE, UNDISTURBED, SUSPENDED]
 SCENARIOS = [*HANGS, *SILENT, *LOST, *NOTICED, *FAILED, *SINGLE]
 
 
-def be_late(begun: Path, seconds: float) -> None:
+def be_late(begun: Path, seconds: float, every_time: bool = False) -> None:
     exchange, was_late = Heartbeats.exchange, threading.Event()
 
     def exchange_late(heartbeats: Heartbeats, store, number: int) -> None:
-        if begun.exists() and not was_late.is_set():
+        if begun.exists() and (every_time or not was_late.is_set()):
             was_late.set()
             time.sleep(seconds)
         exchange(heartbeats, store, number)
@@ -146,7 +148,9 @@ def train(rank: int, port: int, folder: Path, scenario: Scenario, everyone) -> N
     size = scenario.size
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     distributed.init_process_group("gloo")
-    if rank == size - 1:
+    if scenario.slow:
+        be_late(folder / "begun", scenario.slow, every_time=True)
+    elif rank == size - 1:
         be_late(folder / "begun", scenario.late)
     everyone.wait(60)  # until all ranks have started, which keeps the machine busy
     timeouts = scenario.hang_timeout, scenario.lost_timeout
@@ -242,7 +246,7 @@ def outcome_of(tmp_path_factory):
 
 
 def name(scenario: Scenario) -> str:
-    return "-".join([scenario.fault, *map(str, scenario.victims)])
+    return "-".join([scenario.fault, *map(str, scenario.victims), *(["slow"] if scenario.slow else [])])
 
 
 def codes_without(scenario: Scenario) -> list[int | None]:
@@ -296,7 +300,7 @@ def test_a_rank_of_which_nothing_is_heard_is_lost_however_long_the_others_might_
 def test_where_a_collective_notices_that_a_rank_is_gone_the_others_say_who_it_was(outcome_of, scenario):
     outcome, (victim,) = outcome_of(scenario), scenario.victims
     assert outcome.codes == codes_without(scenario), outcome.err
-    assert outcome.seconds < LOST_TIMEOUT + PATIENCE
+    assert outcome.seconds < LOST_TIMEOUT + PATIENCE + 4 * scenario.slow
     assert "lost contact" in outcome.err
     assert f"rank {victim} (node-{victim}) is lost" in outcome.err
     assert re.search("Connection (closed|reset) by peer", outcome.stacks((victim + 1) % 3))

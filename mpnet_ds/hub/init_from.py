@@ -23,6 +23,7 @@ from mpnet_ds.hub.locate import locate_model
 from mpnet_ds.hub.part_weights import Contents, contents_of, find_sources, first_names
 from mpnet_ds.hub.read_folder import CONFIG, SAFE_FORMS, FolderWeights, model_folder, read_tokenizer
 from mpnet_ds.models.module import Part, PretrainingModule
+from mpnet_ds.objectives.model_section import USUAL
 from mpnet_ds.tokenizer import PretrainingTokenizer
 from mpnet_ds.validation import read_json_object
 
@@ -45,6 +46,9 @@ def check_start(folder: str | Path, recipe: Recipe, tokenizer: PretrainingTokeni
     folder, or with what differs.
     """
     folder = locate_model(folder)
+    if recipe.model.start != USUAL:
+        cure = f"--set model.start={USUAL}"
+        raise UserError(f"model.start is '{recipe.model.start}', but the weights of --init_from {folder} count: {cure}")
     with torch.device("meta"):
         module = recipe.objective.build(recipe.model, tokenizer, recipe.data.seq_length)
     for name, part in module.parts().items():

@@ -1,11 +1,12 @@
 """The recipe's section ``model``: which family, and its sizes. The vocabulary's size comes from the data."""
 
 from dataclasses import asdict, fields
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from mpnet_ds.errors import UserError
 from mpnet_ds.validation import SECTION
 
 if TYPE_CHECKING:
@@ -17,9 +18,15 @@ Positive = Annotated[int, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 
 
+USUAL, NEAR = "usual", "near"
+DEFAULT_STRENGTH = 2.0
+START = ("start", "start_strength")
+"""Keys that no configuration of transformers has."""
+
+
 @dataclass(frozen=True, config=SECTION)
 class ModelSection:
-    """Sizes of the encoder."""
+    """Sizes of the encoder, and its initial values."""
 
     num_hidden_layers: Positive = 12
     """Layers."""
@@ -39,17 +46,33 @@ class ModelSection:
     """Rows of the position table: the longest sequence plus 2."""
     layer_norm_eps: Annotated[float, Field(gt=0)] = 1e-5
     """Epsilon of LayerNorm, by default that of the published models; --init_from needs the folder's own."""
+    start: Literal["usual", "near"] = USUAL
+    """Initial values. ``usual``: every matrix is drawn from N(0, initializer_range), as in the original. ``near``: attention
+    begins with what is near, and small models learn sooner; the model is the same otherwise."""
+    start_strength: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """How near, with ``start`` ``near``, by default 2: a head begins with weights proportional to (1 + distance)^-strength, on
+    one side."""
+
+    def __post_init__(self):
+        if self.start == NEAR and self.start_strength is None:
+            object.__setattr__(self, "start_strength", DEFAULT_STRENGTH)
+        if self.start == USUAL and self.start_strength is not None:
+            raise UserError("model.start_strength is for model.start 'near': set that too, or leave it out.")
 
     @classmethod
     def of(cls, config: "MPNetConfig") -> "ModelSection":
         """Describe an existing model as a section."""
-        return cls(**{field.name: getattr(config, field.name) for field in fields(cls)})
+        return cls(**{field.name: getattr(config, field.name) for field in fields(cls) if field.name not in START})
 
     def sizes(self, vocab_size: int) -> "NetworkSizes":
         """Everything that the network is built from."""
         from mpnet_ds.models.mpnet.sizes import NetworkSizes
 
-        return NetworkSizes(vocab_size, **asdict(self))
+        return NetworkSizes(vocab_size, **{key: value for key, value in asdict(self).items() if key not in START})
+
+    def identity(self) -> dict:
+        """Of the section, what makes another run of it; a usual start is left out, as older versions had no other."""
+        return {key: value for key, value in asdict(self).items() if self.start != USUAL or key not in START}
 
     def config(self, vocab_size: int) -> "MPNetConfig":
         """Convert the section to transformers' configuration."""

@@ -9,6 +9,7 @@ from pydantic.dataclasses import dataclass
 from mpnet_ds.findings import Finding
 from mpnet_ds.objectives.base import Objective, Sequences, Term, Vocabulary
 from mpnet_ds.objectives.masking import MaskingConfig, drop_predictions_without_context, mask_sequences
+from mpnet_ds.objectives.model_section import NEAR
 from mpnet_ds.validation import SECTION
 
 if TYPE_CHECKING:
@@ -57,6 +58,13 @@ class MPNet(Objective):
             **documents,
         }
 
+    def metrics(self, counts: dict[str, np.ndarray]) -> dict[str, float]:
+        """Loss (nats) and accuracy of the targets that are read as ``<mask>``, if others are not: those can be copied."""
+        total, hits, number = counts["masked"]
+        if self.masking.mask_probability == 1 or not number:
+            return {}
+        return {"masked_loss": float(total / number), "masked_accuracy": float(hits / number)}
+
     def findings(self, model: "ModelSection", tokenizer: "PretrainingTokenizer", data) -> list[Finding]:
         """Report what cannot be built."""
         from mpnet_ds.models.mpnet.model import find_undivided_heads
@@ -89,5 +97,7 @@ class MPNet(Objective):
         from mpnet_ds.models.mpnet.model import MPNetForPretraining
 
         module = MPNetForPretraining(model.sizes(tokenizer.vocab_size), self.name, attention)
-        module.keep_logits = False
+        module.keep_logits, module.mask_id = False, tokenizer.mask_id
+        if model.start == NEAR:
+            module.begin_near(model.start_strength)
         return module

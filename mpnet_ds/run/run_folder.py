@@ -36,7 +36,7 @@ def identity(recipe: Recipe, tokenizer_fingerprint: str, data_checksum: str | li
     """What must agree for a run to be resumed. ``data_checksum`` is a dataset's or a mixture's."""
     return {
         "objective": recipe.objective.section(),
-        "model": asdict(recipe.model),
+        "model": recipe.model.identity(),
         "data": {key: value for key, value in asdict(recipe.data).items() if key != "license"},
         "seed": recipe.run.seed,
         "global_batch_size": recipe.optimization.global_batch_size,

@@ -23,8 +23,8 @@ MULTIPLE_ON_GPUS = 64
 """Tensor cores want aligned rows of logits: the vocabulary is padded to a multiple of this."""
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum the cross-entropies of ``hidden @ weight.T + bias``, and count the rows that are highest at their label.
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum the cross-entropies of ``hidden @ weight.T + bias``, and find the rows that are highest at their label.
 
     Args:
         hidden: [M, d].
@@ -32,19 +32,20 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, labels: T
         bias: [V].
         labels: int64 [M], -1 for rows that do not count.
     Returns:
-        The sum (nats, fp32 scalar, differentiable in hidden, weight and bias) and the count (int64 scalar).
+        The sum (nats, fp32 scalar, differentiable in hidden, weight and bias), each row's summand (fp32 [M], not
+        differentiable) and whether it is highest at its label (bool [M]).
     """
     is_recorded = torch.is_grad_enabled() and any(x.requires_grad for x in (hidden, weight, bias))
     multiple = MULTIPLE_ON_GPUS if hidden.is_cuda else 1
     at_once = LOGITS_AT_ONCE_IN_A_KERNEL if kernels.run_on(hidden) else LOGITS_AT_ONCE
-    total, correct, *_ = score(hidden, weight, bias, labels, at_once, multiple, is_recorded)
-    return total, correct
+    total, losses, hits, *_ = score(hidden, weight, bias, labels, at_once, multiple, is_recorded)
+    return total, losses, hits
 
 
 @library.custom_op("mpnet_ds::score", mutates_args=())
 def score(
     hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, logits_at_once: int, multiple: int, is_recorded: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Compute ``linear_cross_entropy``, and its gradients of hidden, weight and bias (empty unless ``is_recorded``).
 
     Args:
@@ -57,20 +58,19 @@ def score(
         weight = F.pad(weight, (0, 0, 0, padding))
         bias = F.pad(bias, (0, padding), value=torch.finfo(bias.dtype).min)
     total = hidden.new_zeros((), dtype=torch.float32)
-    correct = torch.zeros_like(total, dtype=torch.int64)
+    losses, hits = hidden.new_empty(len(hidden), dtype=torch.float32), labels.new_empty(len(hidden), dtype=torch.bool)
     of_hidden, of_weight, of_bias = (torch.zeros_like(x) if is_recorded else x.new_empty(0) for x in (hidden, weight, bias))
     for part in _chunks(len(hidden), max(1, logits_at_once // len(weight))):
         rows, label = hidden[part], labels[part]
         logits = torch.addmm(bias, rows, weight.t())
-        losses, hits = score_logits(logits, label, is_recorded)
-        total += losses.sum()
-        correct += hits.sum()
+        losses[part], hits[part] = score_logits(logits, label, is_recorded)
+        total += losses[part].sum()
         if is_recorded:
             gradient = logits
             torch.mm(gradient, weight, out=of_hidden[part])
             of_weight.addmm_(gradient.t(), rows)
             of_bias += gradient.sum(dim=0)
-    return total, correct, of_hidden, of_weight[:size], of_bias[:size]
+    return total, losses, hits, of_hidden, of_weight[:size], of_bias[:size]
 
 
 def score_logits(logits: Tensor, labels: Tensor, is_recorded: bool) -> tuple[Tensor, Tensor]:
@@ -110,15 +110,15 @@ def _(logits, labels, is_recorded):
 
 @score.register_fake
 def _(hidden, weight, bias, labels, logits_at_once, multiple, is_recorded):
-    total = hidden.new_empty((), dtype=torch.float32)
+    total, losses = (hidden.new_empty(shape, dtype=torch.float32) for shape in ((), len(hidden)))
     gradients = [torch.empty_like(x) if is_recorded else x.new_empty(0) for x in (hidden, weight, bias)]
-    return total, labels.new_empty(()), *gradients
+    return total, losses, labels.new_empty(len(hidden), dtype=torch.bool), *gradients
 
 
 def _keep_gradients(ctx, inputs, output) -> None:
-    _, correct, *gradients = output
+    _, losses, hits, *gradients = output
     ctx.save_for_backward(*gradients)
-    ctx.mark_non_differentiable(correct, *gradients)
+    ctx.mark_non_differentiable(losses, hits, *gradients)
     ctx.set_materialize_grads(False)  # else zeros would be made for those
 
 

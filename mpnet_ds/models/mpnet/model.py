@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from mpnet_ds.attention_backends import check_backend
 from mpnet_ds.errors import UserError
 from mpnet_ds.models.attention.backend import Backend, choose_backend
+from mpnet_ds.models.initial_values import near_bias
 from mpnet_ds.models.layers.cross_entropy import linear_cross_entropy
 from mpnet_ds.models.layers.dropout import Dropout
 from mpnet_ds.models.layers.dropout_seeds import drawn_seeds, dropout_seeds
@@ -31,7 +32,7 @@ from mpnet_ds.models.layers.gelu import GeluLinear
 from mpnet_ds.models.layers.projections import project
 from mpnet_ds.models.layers.residual_norm import ResidualNorm
 from mpnet_ds.models.module import Part, PretrainingModule, Scores
-from mpnet_ds.models.mpnet.relative_position import NUM_BUCKETS
+from mpnet_ds.models.mpnet.relative_position import NUM_BUCKETS, middle_of_buckets
 from mpnet_ds.models.mpnet.sizes import NetworkSizes
 from mpnet_ds.models.mpnet.streams import streams_of
 from mpnet_ds.models.mpnet.visibility import Layout, plain_layout, two_stream_layout
@@ -194,11 +195,12 @@ class MPNet(nn.Module):
 class Decoder(nn.Linear):
     """The token table as a map to the vocabulary."""
 
-    def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor, Tensor]:
         """Logits [..., V] from hidden [..., d]; with labels int64 [...], ``linear_cross_entropy`` instead of them."""
         if labels is None:
             return super().forward(hidden)
-        return linear_cross_entropy(hidden.flatten(0, -2), self.weight, self.bias, labels.flatten())
+        total, losses, hits = linear_cross_entropy(hidden.flatten(0, -2), self.weight, self.bias, labels.flatten())
+        return total, losses.view_as(labels), hits.view_as(labels)
 
 
 class LMHead(nn.Module):
@@ -214,10 +216,10 @@ class LMHead(nn.Module):
 
     def forward(
         self, hidden: Tensor, labels: Tensor | None = None, keep_logits: bool = True
-    ) -> Tensor | tuple[Tensor, Tensor, Tensor | None]:
+    ) -> Tensor | tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Logits [..., V] of hidden [..., d].
 
-        With labels int64 [...]: ``linear_cross_entropy``'s sum and count, and the logits (None if they are not wanted).
+        With labels int64 [...]: ``linear_cross_entropy``'s sum, losses and hits [...], and the logits (None if not wanted).
         """
         hidden = self.layer_norm(self.dense(hidden))
         if labels is None:
@@ -239,6 +241,8 @@ class MPNetForPretraining(PretrainingModule):
 
     keep_logits = True
     """Whether outputs hold logits; without them the loss needs no memory for them (see cross_entropy.py)."""
+    mask_id: int | None = None
+    """Id of ``<mask>``; with it outputs count the targets that are read as ``<mask>`` apart."""
 
     def __init__(self, config: "MPNetConfig | NetworkSizes", objective: str = "mpnet", attention: str = "auto"):
         super().__init__()
@@ -286,16 +290,24 @@ class MPNetForPretraining(PretrainingModule):
         seeds = self._dropout_seeds(input_ids, sequence_numbers, step)
         hidden = run_streams(input_ids, predicted_positions, predicted_inputs, attention_mask, document_ids, seeds)
         labels = torch.where(predicted_positions >= 0, input_ids.gather(1, indices), -1)
-        total, num_correct, logits = self.lm_head(hidden, labels, self.keep_logits)
-        num_targets = (labels >= 0).sum()
+        total, losses, hits, logits = self.lm_head(hidden, labels, self.keep_logits)
+        num_correct, num_targets = hits.sum(), (labels >= 0).sum()
         return PretrainingOutput(
             sums=total[None],
             correct=num_correct[None],
+            counts=self._count_masked(labels, predicted_inputs, losses, hits),
             loss=total / num_targets.clamp(min=1),
             logits=logits,
             num_targets=num_targets,
             num_correct=num_correct,
         )
+
+    def _count_masked(self, labels: Tensor, inputs: Tensor, losses: Tensor, hits: Tensor) -> dict[str, Tensor] | None:
+        """Sum of losses, hits and number of the targets that are read as ``<mask>``: fp32 [3]; None without a mask_id."""
+        if self.mask_id is None:
+            return None
+        is_masked = (labels >= 0) & (inputs == self.mask_id)
+        return {"masked": torch.stack([(losses * is_masked).sum(), (hits & is_masked).sum(), is_masked.sum()])}
 
     def parts(self) -> dict[str, Part]:
         """The only part: ``MPNetForMaskedLM``, whose names the parameters have."""
@@ -357,6 +369,12 @@ class MPNetForPretraining(PretrainingModule):
             first_row = first_row_of_last_layer if number == len(layers) else 0
             hidden = layer(hidden, backend, num_content, first_row, of_layer, *prepared)
         return hidden
+
+    @torch.no_grad()
+    def begin_near(self, strength: float) -> None:
+        """Let each head begin with what is near (see initial_values.py): only the table of relative positions changes."""
+        table = self.mpnet.encoder.relative_attention_bias.weight
+        table += near_bias(*middle_of_buckets(), table.shape[1], strength).to(table)
 
     @torch.no_grad()
     def _initialise(self, module: nn.Module) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 NUM_BUCKETS = 32
+MAX_DISTANCE = 128
 FIRST_DISTANCE_OF_BUCKET = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 23, 32, 46, 64, 91)  # of buckets 1 … 15
 
 
@@ -28,6 +29,16 @@ def bucket(relative_position: Tensor) -> Tensor:
 def bucket_table(max_distance: int, device: torch.device) -> Tensor:
     """Tabulate the bucket of relative position ``r`` at index ``r + max_distance``: int64 [2 * max_distance + 1]."""
     return bucket(torch.arange(-max_distance, max_distance + 1, device=device))
+
+
+def middle_of_buckets() -> tuple[Tensor, Tensor]:
+    """Compute the middle of the distances of each bucket, fp32 [32], and whether it is to the right, bool [32].
+
+    For the last bucket of a side, which has no end, it is that of 91 … 128.
+    """
+    first = torch.tensor([0, *FIRST_DISTANCE_OF_BUCKET, MAX_DISTANCE + 1], dtype=torch.float32)
+    middle = (first[:-1] + first[1:] - 1) / 2
+    return middle.repeat(2), torch.arange(NUM_BUCKETS) >= NUM_BUCKETS // 2
 
 
 def pair_buckets(row_indices: Tensor, key_indices: Tensor, num_tokens: int) -> Tensor:

@@ -19,10 +19,10 @@ def test_loss_and_gradients_are_those_of_pytorch(dtype, tolerance):
     labels = torch.randint(-1, 5000, (300,))
     here = [x.float().requires_grad_() for x in tensors]
     there = [x.cuda().requires_grad_() for x in tensors]
-    expected, hits = cross_entropy.linear_cross_entropy(*here, labels)
-    found, found_hits = cross_entropy.linear_cross_entropy(*there, labels.cuda())
+    expected, _, hits = cross_entropy.linear_cross_entropy(*here, labels)
+    found, _, found_hits = cross_entropy.linear_cross_entropy(*there, labels.cuda())
     assert found.item() == pytest.approx(expected.item(), rel=tolerance)
-    assert abs(found_hits.item() - hits.item()) <= 3
+    assert (found_hits.cpu() != hits).sum() <= 3
     for one, other in zip(torch.autograd.grad(found, there), torch.autograd.grad(expected, here), strict=True):
         assert (one.float().cpu() - other).norm() <= tolerance * other.norm()
 

@@ -50,8 +50,8 @@ class ModelSection:
     """Initial values. ``usual``: every matrix is drawn from N(0, initializer_range), as in the original. ``near``: attention
     begins with what is near, and small models learn sooner; the model is the same otherwise."""
     start_strength: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """How near, with ``start`` ``near``, by default 2: a head begins with weights proportional to (1 + distance)^-strength, on
-    one side."""
+    """How near, if ``start`` is ``near``, by default 2: a head begins with weights proportional to
+    (1 + distance)^-strength, on one side."""
 
     def __post_init__(self):
         if self.start == NEAR and self.start_strength is None:

@@ -1,0 +1,137 @@
+"""Compares initial values (``model.start``) by training small models, each a run of launch/pretrain.py.
+
+    python benchmarks/quality/starts.py DATA RUNS --groups strengths objectives     train what is not trained yet
+    python benchmarks/quality/starts.py DATA RUNS --collect RESULTS.jsonl           add finished runs to a file
+    python benchmarks/quality/starts.py --table RESULTS.jsonl                       print the file as tables
+
+DATA is made as corpus.py says. A run that was interrupted resumes.
+Each takes one core: start several with different groups. All train in fp32 without dropout.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+EVALUATIONS = 40  # of a run, at most
+SAMPLES = 192  # sequences of 128 tokens in an evaluation
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run."""
+
+    start: str = "usual"
+    """``usual``, or ``near`` with the strength and variations of start_variants.py: ``near 2 both half``."""
+    objective: str = "mpnet"
+    layers: int = 4
+    width: int = 128
+    heads: int = 4
+    seq_length: int = 128
+    sequences: int = 8
+    """Of a step."""
+    steps: int = 1_000
+    optimizer: str = "AdamW"
+    rate: float = 1e-3
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """Name of the run's folder."""
+        size = f"{self.layers}x{self.width}h{self.heads}_{self.sequences}x{self.seq_length}_{self.steps}"
+        return f"{self.objective}_{size}_{self.optimizer}-{self.rate:g}_{self.start.replace(' ', '-')}_{self.seed}"
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the run."""
+        return self.steps * self.sequences * self.seq_length
+
+    def command(self, data: Path, output: Path) -> list[str]:
+        """The command of the run."""
+        start, *strength = self.start.split()[:2]
+        interval = max(50, self.steps // EVALUATIONS)
+        values = {
+            "run.plugins": "benchmarks.quality.start_variants",
+            "model.start": start,
+            **({"model.start_strength": strength[0]} if strength else {}),
+            "model.num_hidden_layers": self.layers,
+            "model.hidden_size": self.width,
+            "model.num_attention_heads": self.heads,
+            "model.intermediate_size": 4 * self.width,
+            "model.hidden_dropout_prob": 0,
+            "model.attention_probs_dropout_prob": 0,
+            "model.max_position_embeddings": self.seq_length + 2,
+            "data.seq_length": self.seq_length,
+            "optimization.learning_rate": self.rate,
+            "optimization.warmup_steps": 100,
+            "optimization.max_steps": self.steps,
+            "optimization.global_batch_size": self.sequences,
+            "optimization.micro_batch_size": self.sequences,
+            "optimization.precision": "fp32",
+            "run.log_interval": interval,
+            "run.eval_interval": interval,
+            "run.eval_samples": SAMPLES * 128 // self.seq_length,
+            "run.save_interval": 1_000,
+            "run.seed": self.seed,
+        }
+        config = ROOT / "ds_configs" / ("muon.json" if self.optimizer == "Muon" else "zero0.json")
+        program = [sys.executable, ROOT / "launch" / "pretrain.py", "--deepspeed_config", config, "--recipe", "mpnet-base"]
+        options = ["--objective", self.objective, "--data", data, "--output_dir", output]
+        return list(map(str, [*program, *options, "--set", *(f"{key}={value}" for key, value in values.items())]))
+
+
+VARIANTS = [f"near {strength}{variant}" for variant in ("", " both", " half", " both half") for strength in (1, 2, 4)]
+SMALL = {"layers": 2, "width": 96, "seq_length": 64, "sequences": 24}
+MUON = {"optimizer": "Muon"}
+GROUPS = {
+    "strengths": [Cell(start) for start in ("usual", *VARIANTS)],
+    "objectives": [
+        Cell(start, objective)
+        for objective in ("plm", "mlm")
+        for start in ("usual", "near 1", "near 2", "near 4", "near 2 both", "near 2 half")
+    ],
+    "lengths": [Cell(start, seq_length=512, sequences=2) for start in ("usual", "near 1", "near 2", "near 4")],
+    "sizes": [
+        *(Cell(start, **SMALL, steps=2_600) for start in ("usual", "near 1", "near 2", "near 4")),
+        *(Cell(start, width=256, sequences=32, steps=1_700) for start in ("usual", "near 2")),
+        *(Cell(start, heads=heads) for heads in (1, 2, 8) for start in ("usual", "near 2")),
+    ],
+    "seeds": [
+        Cell(start, objective, sequences=32, seed=seed)
+        for seed in range(3)
+        for objective in ("mpnet", "mlm", "plm")
+        for start in ("usual", "near 2")
+    ],
+    "long": [Cell(start, sequences=32, steps=5_000) for start in ("near 2", "usual")],
+    "muon": [Cell(start, sequences=32, steps=5_000, **MUON) for start in ("near 2", "usual")],
+}
+
+
+def train(cells: list[Cell], data: Path, runs: Path) -> None:
+    """Train what is not trained yet, one after another."""
+    for number, cell in enumerate(cells, 1):
+        print(f"{number}/{len(cells)} {cell.name}", flush=True)
+        variables = os.environ | {
+            "START_VARIANT": " ".join(cell.start.split()[2:]), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
+        }  # fmt: skip
+        output = runs / cell.name
+        output.mkdir(parents=True, exist_ok=True)
+        with open(output / "log", "a") as log:
+            subprocess.run(cell.command(data, output / "run"), env=variables, stdout=log, stderr=log, check=True)
+
+
+def main() -> None:
+    """Train, collect, or print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("--groups", nargs="+", choices=list(GROUPS), default=list(GROUPS))
+    arguments = parser.parse_args()
+    train([cell for group in arguments.groups for cell in GROUPS[group]], arguments.data, arguments.runs)
+
+
+if __name__ == "__main__":
+    main()

@@ -58,6 +58,15 @@ class MPNet(Objective):
             **documents,
         }
 
+    def target_ids(self, batch: dict[str, np.ndarray]) -> np.ndarray:
+        """Return the predicted tokens, int64 [targets]."""
+        sequences, entries = np.nonzero(batch["predicted_positions"] >= 0)
+        return batch["input_ids"][sequences, batch["predicted_positions"][sequences, entries]]
+
+    def may_be_target(self, vocabulary: Vocabulary) -> np.ndarray:
+        """Tell which tokens are predicted, bool [V]."""
+        return ~vocabulary.is_special | self.masking.predict_special_tokens
+
     def metrics(self, counts: dict[str, np.ndarray]) -> dict[str, float]:
         """Loss (nats) and accuracy of the targets that are read as ``<mask>``, if others are not: those can be copied."""
         total, hits, number = counts["masked"]

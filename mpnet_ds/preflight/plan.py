@@ -7,6 +7,7 @@ connected ranks, last, under the output folder's lock, where the run begins. Fie
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from mpnet_ds.config.execution import Execution
 from mpnet_ds.config.recipe import Recipe
 from mpnet_ds.data.samples.dataset import PretrainingDataset
 from mpnet_ds.data.samples.mixture import MixtureDataset
+from mpnet_ds.data.samples.unigram import Unigram
 from mpnet_ds.models.module import ComputeSetting, ModulePlan
 from mpnet_ds.preflight.memory_estimate import Workload
 
@@ -69,6 +71,11 @@ class RunPlan:
     def is_complete(self) -> bool:
         """Whether all is known that the ranks need to decide together where the run begins."""
         return None not in (self.recipe, self.engine, self.data)
+
+    @cached_property
+    def unigram(self) -> Unigram | None:
+        """Loss of word frequencies alone; None where it is unknown."""
+        return Unigram.of(self.data, self.recipe.objective)
 
     @property
     def datasets(self) -> list[PretrainingDataset]:

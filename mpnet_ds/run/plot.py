@@ -1,7 +1,8 @@
 """Curves of one or several runs, from their ``metrics.jsonl``, as a PNG.
 
-Above: training loss (a thin line, the mean of each log interval as it was written, not smoothed) and validation loss (dots).
-Below: tokens per second. Each run has a colour of its own, named beside the curves.
+Above: training loss (a thin line, the mean of each log interval as it was written, not smoothed) and validation loss (dots);
+across, what word frequencies alone give. Below: tokens per second. Each run has a colour of its own, named beside the
+curves.
 """
 
 import re
@@ -16,6 +17,8 @@ from mpnet_ds.metrics_file import FILE_NAME, read_metrics
 AXES = {"steps": "step", "samples": "consumed_samples"}
 """Horizontal axis → key of a line that holds its value."""
 
+WORDS = {"linestyle": (0, (8, 4)), "linewidth": 1}
+"""Of the line of word frequencies."""
 MOST_NAMES = 30  # below each other
 LONGEST_NAME = 36  # characters, so that room for the curves is left
 
@@ -31,6 +34,8 @@ class Curves:
     """Loss in nats."""
     eval_loss: list[tuple[float, float]] = field(default_factory=list)
     tokens_per_second: list[tuple[float, float]] = field(default_factory=list)
+    unigram_loss: float | None = None
+    """Loss of word frequencies alone, on the evaluation data if there are any."""
 
 
 def plot_runs(runs: list[str], output: str, x: str = "steps") -> Path:
@@ -56,6 +61,7 @@ def read_curves(file: Path, name: str, x: str = "steps") -> Curves:
             if key in line:
                 value = line[key]
                 getattr(curves, key).append((line[axis], float("nan") if value is None else value))
+        curves.unigram_loss = line.get("eval_unigram_loss", curves.unigram_loss or line.get("unigram_loss"))
     if not curves.loss:
         raise UserError(f"{file} has no training loss yet: wait for the run's first --log_interval steps.")
     return curves
@@ -82,6 +88,9 @@ def draw(runs: list[Curves], x: str = "steps"):
         if run.eval_loss:
             losses.plot(*zip(*run.eval_loss, strict=True), color=colour, **validation)
         speeds.plot(*zip(*run.tokens_per_second, strict=True), color=colour, linewidth=1, label=run.name)
+    levels = {run.unigram_loss: colour for colour, run in zip(colours, runs, strict=True) if run.unigram_loss}
+    for level, colour in levels.items():
+        losses.axhline(level, color="grey" if len(levels) == 1 else colour, **WORDS)
     losses.set_ylabel("loss (nats per predicted token)")
     speeds.set_ylabel("throughput (tokens/s)")
     speeds.set_xlabel({"steps": "steps", "samples": "samples (sequences)"}[x])
@@ -90,6 +99,7 @@ def draw(runs: list[Curves], x: str = "steps"):
     speeds.xaxis.set_major_formatter(EngFormatter())
     kinds = [Line2D([], [], color="grey", linewidth=1, label="training")]
     kinds += [Line2D([], [], color="grey", label="validation", **validation)] if any(run.eval_loss for run in runs) else []
+    kinds += [Line2D([], [], color="grey", label="word frequencies only", **WORDS)] if levels else []
     columns = 1 + len(runs) // MOST_NAMES
     figure.legend(handles=[*speeds.lines, *kinds], loc="outside right upper", frameon=False, ncols=columns)
     figure.align_ylabels()

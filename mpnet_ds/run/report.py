@@ -7,11 +7,12 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from mpnet_ds.command_line import invocation
 from mpnet_ds.config.deepspeed_config import EngineConfig
 from mpnet_ds.machine import Capacity, nearest_existing_folder, show_bytes
 from mpnet_ds.preflight.checks import checkpoints_at_once, memory_of
 from mpnet_ds.preflight.memory_estimate import MemoryEstimate, checkpoint_bytes
-from mpnet_ds.preflight.plan import RunPlan, workload_of
+from mpnet_ds.preflight.plan import RunPlan, datasets_of, workload_of
 from mpnet_ds.ranks.disks import Disks
 from mpnet_ds.ranks.process_group import Ranks
 from mpnet_ds.run.history import describe_changes
@@ -29,11 +30,24 @@ def describe_training(plan: RunPlan, ranks: Ranks) -> list[str]:
         f"Recipe {recipe.name}, objective {recipe.objective.name}: {plan.sizes.parameters:,} parameters, {pieces:,} pieces",
         f"Data {plan.data.describe()}",
         f"Evaluation on {plan.eval_data.describe()}" if plan.eval_data is not None else NO_EVALUATION,
+        *describe_level(plan),
         f"ZeRO {engine.zero_stage} in {engine.precision} on {ranks.device.type}, optimizer "
         f"{engine.engine['optimizer']['type']}, attention by {plan.execution.attention}",
         f"{batch.global_batch_size} sequences a step = {sizes}",
         f"{max_steps:,} steps = {_show_count(epochs)} epochs of the data",
     ]
+
+
+def describe_level(plan: RunPlan) -> list[str]:
+    """The loss of word frequencies alone, or the datasets that lack what it is computed from."""
+    if plan.unigram is not None:
+        return [f"Word frequencies alone give a loss of {plan.unigram.expected:.3f} nats"]
+    return [
+        f"The loss of word frequencies alone is unknown: {data.folder} has no counts. "
+        f"To add them: {invocation('inspect_dataset', data.folder, '--count')}"
+        for data in datasets_of(plan.data)
+        if data.piece_shares() is None
+    ][:1]
 
 
 def describe_run(plan: RunPlan, disks: Disks) -> list[str]:

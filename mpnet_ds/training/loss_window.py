@@ -138,7 +138,8 @@ class LossWindow:
 
     def _take(self, step: int, totals: Tensor, num_targets: list[int]) -> list[Spike]:
         values = totals.tolist()
-        self._totals = [before + value for before, value in zip(self._totals or [0.0] * len(values), values, strict=True)]
+        before = self._totals + [0.0] * (len(values) - len(self._totals))  # older versions' windows have no counts
+        self._totals = [before + value for before, value in zip(before, values, strict=True)]
         self._targets = [before + count for before, count in zip(self._targets, num_targets, strict=True)]
         self._last_step = step
         loss = self._loss(values, num_targets, self.objective.at(step).terms)

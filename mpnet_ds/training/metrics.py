@@ -3,16 +3,19 @@
 ``metrics.jsonl`` has one object a line. A training line:
 
     {"step": 100, "consumed_samples": 4800, "loss": 6.12, "accuracy": 0.11, "loss/mpnet": 6.12, "accuracy/mpnet": 0.11,
-     "learning_rate": 0.002, "grad_norm": 1.3, "tokens_per_second": 21000.0, "predicted_tokens_per_second": 3280.0,
-     "data_wait": 0.0004, "memory": 1503238553, "mfu": 0.31, "time": "2026-11-28T15:02:11.123+00:00"}
+     "masked_loss": 6.2, "masked_accuracy": 0.1, "learning_rate": 0.002, "grad_norm": 1.3, "tokens_per_second": 21000.0,
+     "predicted_tokens_per_second": 3280.0, "data_wait": 0.0004, "memory": 1503238553, "mfu": 0.31, "unigram_loss": 6.83,
+     "time": "2026-11-28T15:02:11.123+00:00"}
 
 ``loss`` (nats) is the weighted sum of the terms' means over all their targets since the last line, ``accuracy`` the first
-term's; ``loss/TERM`` and ``accuracy/TERM`` are each term's own; ``data_wait`` is the share of
-time that rank 0 waited for batches; ``memory`` is rank 0's peak since its start, in bytes; ``mfu`` is present if the
-device's peak is known. The first line of a session has ``first_step_seconds`` as well: its first step loads and perhaps
-compiles kernels, so it is in none of the rates, which are null if there was no other. An evaluation line has
-``step``, ``consumed_samples``, ``eval_loss`` and ``eval_accuracy``. Other lines have ``step`` and report an event.
-Every line has ``time``, when it was written, in UTC. A number that is NaN or infinite, which JSON cannot express, is null.
+term's; ``loss/TERM`` and ``accuracy/TERM`` are each term's own; ``masked_loss`` and ``masked_accuracy`` are those of the
+targets that are read as ``<mask>``. ``data_wait`` is the share of time that rank 0 waited for batches; ``memory`` is rank
+0's peak since its start, in bytes; ``mfu`` is present if the device's peak is known; ``unigram_loss`` is what word
+frequencies alone give (data/samples/unigram.py). The first line of a session has ``first_step_seconds`` as well: its first
+step loads and perhaps compiles kernels, so it is in none of the rates, which are null if there was no other. An evaluation
+line has ``step``, ``consumed_samples`` and the losses of the evaluation data: ``eval_loss``, ``eval_accuracy`` … Other lines
+have ``step`` and report an event. Every line has ``time``, when it was written, in UTC. A number that is NaN or infinite,
+which JSON cannot express, is null.
 """
 
 import json

@@ -14,10 +14,8 @@ The code here waits for the device only after a session's first step, to log, to
 """
 
 import math
-import os
 import shutil
 import sys
-import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -29,7 +27,7 @@ import torch
 from torch import Tensor
 
 from mpnet_ds import start_up
-from mpnet_ds.checkpoint.store import MANIFEST, CheckpointInfo, CheckpointStore, SaveFailed, read_info
+from mpnet_ds.checkpoint.store import CheckpointInfo, CheckpointStore, SaveFailed, read_info
 from mpnet_ds.config.deepspeed_config import layout
 from mpnet_ds.counter_rng import make_key
 from mpnet_ds.files import replacing
@@ -43,14 +41,14 @@ from mpnet_ds.training.engine import Engine
 from mpnet_ds.training.garbage import collected_by_hand
 from mpnet_ds.training.loss_window import LossWindow, Spike, totals_of
 from mpnet_ds.training.metrics import MetricsWriter, Throughput, describe
+from mpnet_ds.training.plateau import Plateau, due_step
 from mpnet_ds.training.prefetch import pack, prefetched, unpack
 from mpnet_ds.training.profile import Profiler
+from mpnet_ds.training.saving import Saving
 from mpnet_ds.training.schedule import learning_rate
 from mpnet_ds.zero.checkpoint_reader import ZeroCheckpoint
 from mpnet_ds.zero.load_converted import load_weights
 
-PAUSES = (1, 2, 5)
-"""Seconds before each further attempt to save the last step: a disk may be full, or gone, for a moment."""
 INSPECTION = "inspection"
 """Subfolder of the output where a run that gave up leaves its state."""
 
@@ -71,6 +69,11 @@ SKIPPED = {
     ),
 }
 """Why a step is skipped; what is said of many such steps; what to do."""
+EVENTS = {"left": "left_word_frequencies", "stuck": "still_at_word_frequencies"}
+CURES = (
+    "Known causes: the usual initial values (--set model.start=near), a learning rate that is too low or too high, repeated "
+    'lines in the text, too few tokens. docs/training.md, "Does it learn?", tells them apart.'
+)
 
 
 @dataclass
@@ -119,8 +122,8 @@ class Trainer:
         if start.checkpoint is not None:
             start_up.enter("loading the checkpoint")
             self.engine.load(start.checkpoint, convert=bool(start.conversion))
-        self.step = self._saved_step = start.step
-        self._has_saved, self._failed_saves = False, 0
+        self.step = start.step
+        self.saving = Saving(self.store, start, disks, self._attempt_to_save, self._report_failed_save)
         self.stop_requests = StopRequests(start.output, ranks)
         first = self.step + 1 if start.checkpoint else 0
         self.metrics = MetricsWriter(start.output, config.monitors, ranks.is_main, first_step=first)
@@ -133,12 +136,13 @@ class Trainer:
         self.profiler = Profiler(start.output, plan.execution.profile, ranks.rank, ranks.device, self._progress.write)
         self.engine.span = self.profiler.span
         self._window = LossWindow(self.objective, recipe.run.spike_factor)
+        steps, batch, tokens = recipe.optimization, config.batch.global_batch_size, plan.data.tokens_per_sequence
+        self._plateau = Plateau(plan.unigram, due_step(steps.max_steps, steps.warmup_steps, batch * tokens))
         self._evaluated: tuple[int, float] | None = None  # step and loss
         self._skipped = self._skipped_in_a_row = 0
         self._loss_scale = self.engine.loss_scale
         if start.checkpoint is not None:
             self._remember(read_info(start.checkpoint))
-        batch, tokens = config.batch.global_batch_size, plan.data.tokens_per_sequence
         self._throughput = Throughput(plan.sizes.flops_per_sequence, batch, tokens, ranks, config.precision)
 
     def _remember(self, info: CheckpointInfo) -> None:
@@ -146,6 +150,7 @@ class Trainer:
         if info.losses:
             self._window.restore(info.losses["window"])
             self._skipped = info.losses["skipped_steps"]
+            self._plateau.restore(info.losses.get("plateau", self._plateau.state()))  # older versions had none
         if info.eval_loss is not None:
             self._evaluated = (info.step, info.eval_loss)
 
@@ -172,9 +177,9 @@ class Trainer:
             request = self._train_steps()
         except TrainingFailed as failure:
             return Outcome(self.step, failure=str(failure), is_saved=False)
-        is_saved = self._saved_step == self.step or self._save_last()
+        is_saved = self.saving.saved_step == self.step or self.saving.save_last(self.step)
         self.stop_requests.answered(request)
-        return Outcome(self.step, request, is_saved=is_saved, lost="" if is_saved else self._describe_loss())
+        return Outcome(self.step, request, is_saved=is_saved, lost="" if is_saved else self.saving.describe_loss(self.step))
 
     def _train_steps(self) -> Request:
         """Train to the last step; return the request that ended it earlier, or ``NOTHING``."""
@@ -192,8 +197,8 @@ class Trainer:
                 if agreement.request.stops:
                     return agreement.request
                 if agreement.request == Request.SAVE:
-                    if self._saved_step < self.step:
-                        self._save_or_stop()
+                    if self.saving.saved_step < self.step:
+                        self._save()
                     self.stop_requests.answered(agreement.request)
 
                 # The step itself.
@@ -219,7 +224,7 @@ class Trainer:
                     if request.stops and not is_last:
                         return request
                 if self.step % run.save_interval == 0 and not is_last:
-                    self._save_or_stop()
+                    self._save()
         return Request.NOTHING
 
     def train_step(self, batches: list[dict[str, Tensor]], num_targets: list[int]) -> None:
@@ -387,7 +392,11 @@ class Trainer:
         }
         if self._skipped:
             line["skipped_steps"] = self._skipped
+        if self.plan.unigram is not None:
+            line["unigram_loss"] = self.plan.unigram.expected
         self.metrics.write(line)
+        if self.plan.eval_data is None:
+            self._judge(losses, self.plan.unigram and self.plan.unigram.expected)
         last, rate = self.recipe.optimization.max_steps, self._throughput.steps_per_second
         self._progress.note(f"loss {losses['loss']:.3f}" if math.isfinite(losses["loss"]) else "")
         seconds_left = (last - self.step) / rate if rate else math.inf
@@ -408,10 +417,13 @@ class Trainer:
         count = min(self.recipe.run.eval_samples, len(data))
         engine = self.engine.deepspeed
         engine.eval()
+        of_words = np.zeros(2)  # sum of the losses of word frequencies alone, and their number
         for first in range(0, count, micro * world):
             numbers = first + self.ranks.rank * micro + np.arange(micro)
             # Every rank runs the same number of batches: sequences beyond the last have no targets.
             batch = objective.without_targets(data.batch(numbers % len(data)), numbers >= count)
+            if self.plan.unigram is not None:
+                of_words += self.plan.unigram.sum_of(objective.target_ids(batch))
             self.watchdog.beat("evaluating", self.step)
             agreement = self.stop_requests.agree(objective.num_targets(batch))
             request = agreement.request
@@ -420,65 +432,62 @@ class Trainer:
             out: Scores = self.engine.forward(unpack(self._pack(batch, numbers, self.step), self.ranks.device))
             window.add(self.step, self.ranks.sum(totals_of(out)), agreement.num_targets, out.counts)
         else:
-            self._report_evaluation(window.close()[0])
+            total, number = self.ranks.sum(torch.tensor(of_words, device=self.ranks.device)).tolist()
+            self._report_evaluation(window.close()[0], total / number if number else None)
         engine.train()
         self._collect()
         self._throughput.restart(self.step)
         return request
 
-    def _report_evaluation(self, losses: dict[str, float]) -> None:
+    def _report_evaluation(self, losses: dict[str, float], level: float | None) -> None:
+        """Write and print an evaluation; ``level``: the loss of word frequencies alone on the same targets, if known."""
         if not any(name.startswith("loss/") for name in losses):
             self._event(self.step, "not_evaluated", reason=SKIPPED["targets"][0])
             self._warn(f"step {self.step}: no validation loss, because {SKIPPED['targets'][0]} in the evaluation data.")
             return
         self._evaluated = (self.step, losses["loss"])
         counters = {"step": self.step, "consumed_samples": self.consumed_samples}
-        self.metrics.write(counters | {f"eval_{name}": value for name, value in losses.items()})
+        levels = {} if level is None else {"unigram_loss": level}
+        self.metrics.write(counters | {f"eval_{name}": value for name, value in (losses | levels).items()})
         shown = f"validation loss {losses['loss']:.4f}  accuracy {losses['accuracy']:.3f}"
+        if "masked_loss" in losses:
+            shown += f"  on <mask> {losses['masked_loss']:.4f}"
         self._progress.write(f"step {self.step}: {shown}")
+        self._judge(losses, level)
 
-    def _save_or_stop(self) -> None:
-        """Save a checkpoint; raise ``TrainingFailed`` if two saves of this start have failed and none has succeeded."""
-        if not self._save() and self._failed_saves >= 2 and not self._has_saved:
-            raise TrainingFailed(f"none of the {self._failed_saves} saves has succeeded, {self._describe_loss()}")
+    def _judge(self, losses: dict[str, float], level: float | None) -> None:
+        """Say when the run leaves the loss of word frequencies alone, ``level``, and once if it should have."""
+        if level is None:
+            return
+        loss = losses.get("masked_loss", losses["loss"])
+        found = self._plateau.judge(self.step, loss, level)
+        if found:
+            self._event(self.step, EVENTS[found], loss=loss, unigram_loss=level)
+        if found == "left":
+            self._progress.write(f"step {self.step}: the loss is below that of word frequencies alone, {level:.4f}")
+        if found == "stuck":
+            self._warn(
+                f"step {self.step}: the loss, {loss:.4f}, is still that of word frequencies alone, {level:.4f}. {CURES}"
+            )
 
-    def _save_last(self) -> bool:
-        """Save the last checkpoint, for which there is no next time: try again after each of ``PAUSES``."""
-        return self._save() or any(self._save(pause) for pause in PAUSES)
+    def _save(self) -> None:
+        """Save a checkpoint; raise ``TrainingFailed`` if saves fail again and again."""
+        if not self.saving.save(self.step) and self.saving.is_hopeless:
+            lost = self.saving.describe_loss(self.step)
+            raise TrainingFailed(f"none of the {self.saving.num_failures} saves has succeeded, {lost}")
 
-    def _save(self, pause: float = 0) -> bool:
-        """Save a checkpoint; return False if that failed: older ones stay. ``pause``: seconds since the last attempt."""
-        time.sleep(pause)
+    def _attempt_to_save(self) -> None:
         self.watchdog.beat("saving", self.step)
         self._collect()
         try:
             self.store.save(self.engine.deepspeed, self._info(), self._tokenizer_folder, self.disks)
-        except SaveFailed as failure:
-            if not pause:
-                self._failed_saves += 1
-                self._event(self.step, "save_failed", reason=str(failure))
-                newest = self._newest_checkpoint()
-                older = f"the newest is {newest}" if newest else "there is no older one"
-                self._warn(f"step {self.step}: THE CHECKPOINT WAS NOT SAVED ({failure}); {older}.")
-            return False
         finally:
             self._throughput.restart(self.step)
-        self._saved_step, self._has_saved = self.step, True
-        return True
 
-    def _newest_checkpoint(self) -> Path | None:
-        """What the same command would resume from, as far as the disks show it; every rank must call it."""
-        resumed_from = self.start.checkpoint
-        is_there = resumed_from is not None and all(self.disks.on_each(lambda: os.path.isfile(resumed_from / MANIFEST)))
-        return self.store.newest_everywhere(self.disks) or (resumed_from if is_there else None)
-
-    def _describe_loss(self) -> str:
-        """What ends with this process, and what the same command does then."""
-        newest = self._newest_checkpoint()
-        is_own = newest is not None and newest.parent == self.store.root  # another's may have any name
-        first = (int(newest.name.rpartition("-")[2]) if is_own else self.start.step) + 1 if newest else 1
-        again = f"resumes from {newest}" if newest else "begins anew"
-        return f"steps {first} to {self.step} are lost: once {self.start.output} can be written, the same command {again}."
+    def _report_failed_save(self, step: int, reason: str, newest: Path | None) -> None:
+        self._event(step, "save_failed", reason=reason)
+        older = f"the newest is {newest}" if newest else "there is no older one"
+        self._warn(f"step {step}: THE CHECKPOINT WAS NOT SAVED ({reason}); {older}.")
 
     def _info(self) -> CheckpointInfo:
         was_evaluated = self._evaluated is not None and self._evaluated[0] == self.step
@@ -495,7 +504,11 @@ class Trainer:
             identity=self.start.identity,
             eval_loss=self._evaluated[1] if was_evaluated and math.isfinite(self._evaluated[1]) else None,
             layout=layout(self.config.engine),
-            losses={"window": self._window.state(), "skipped_steps": self._skipped},
+            losses={
+                "window": self._window.state(),
+                "skipped_steps": self._skipped,
+                "plateau": self._plateau.state(),
+            },
         )
 
     @property

@@ -123,7 +123,7 @@ def killed_while_saving(update: int) -> None:
 
 def never_room(update: int) -> None:
     """From a step on no file may grow beyond 20 kB: writing fails as on a full disk. Pauses are short."""
-    from mpnet_ds.training import trainer as module
+    from mpnet_ds.training import saving as module
 
     module.PAUSES = (0.001,) * len(module.PAUSES)
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]

@@ -11,6 +11,9 @@ def build_parser() -> Parser:
     )
     parser.add_argument("folder", metavar="DIR", help="dataset folder")
     parser.add_argument("--verify", action="store_true", help="read every byte: checksums, structure, ids, document ends")
+    parser.add_argument(
+        "--count", action="store_true", help="add the counts of pieces that a dataset of an older build lacks"
+    )
     parser.add_argument("--show", type=int, metavar="I", help="show sample I with its predicted tokens")
     parser.add_argument("--seq_length", type=int, default=128, metavar="N", help="tokens in a sample (default: 128)")
     return parser
@@ -20,9 +23,12 @@ def main() -> int:
     """Print what was asked for and return the exit code."""
     arguments = build_parser().parse_args()
     from mpnet_ds.data.samples.show import describe, show
+    from mpnet_ds.data.storage.add_counts import add_piece_counts
     from mpnet_ds.data.storage.lengths import length_histogram
     from mpnet_ds.data.storage.verify import verify
 
+    if arguments.count:
+        print("\n".join([*add_piece_counts(arguments.folder), ""]))
     print(describe(arguments.folder))
     if arguments.verify:
         found = verify(arguments.folder)

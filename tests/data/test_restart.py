@@ -167,6 +167,32 @@ def interrupted(corpus_files, tokenizer_folder, tmp_path):
     return Interrupted(tmp_path, corpus_files.txt, tokenizer_folder)
 
 
+def test_a_continued_build_has_the_manifest_of_an_undisturbed_one(interrupted, tmp_path):
+    interrupted.build(output=tmp_path / "undisturbed")
+    interrupted.build()
+    for name in ("dataset.json", "holdout/dataset.json"):
+        assert (interrupted.output / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
+
+
+def test_a_shard_of_which_the_counts_are_damaged_is_built_again(interrupted, tmp_path):
+    path = interrupted.partial / "shard-00001.json"
+    record = json.loads(path.read_text())
+    record["piece_counts"]["training"] = record["piece_counts"]["training"][:-8]
+    path.write_text(json.dumps(record))
+    before = (interrupted.partial / "shard-00001.bin").stat().st_mtime_ns
+    built = interrupted.build()
+    assert (interrupted.output / "shard-00001.bin").stat().st_mtime_ns > before
+    assert built.decoded_piece_counts().sum() == built.tokens
+
+
+def test_a_build_that_an_older_version_began_ends_without_counts_of_pieces(interrupted):
+    path = interrupted.partial / "shard-00001.json"
+    record = json.loads(path.read_text())
+    del record["piece_counts"]
+    path.write_text(json.dumps(record))
+    assert interrupted.build().decoded_piece_counts() is None
+
+
 def test_continuing_builds_only_what_is_missing(interrupted, capsys):
     before = {path.name: path.stat().st_mtime_ns for path in interrupted.partial.glob("shard-*.bin")}
     interrupted.build()

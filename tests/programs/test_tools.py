@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from importlib import import_module
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from mpnet_ds.command_line import invocation
 from mpnet_ds.command_line import run as run_program
 from mpnet_ds.data.builder.import_indexed import import_dataset
+from mpnet_ds.data.storage.manifest import DatasetManifest
 from tests.runs import RECIPE, ROOT, TIMEOUT, command, pretrain
 
 SCRIPTS = sorted([*(ROOT / "tools").glob("*.py"), ROOT / "launch" / "pretrain.py"])
@@ -218,6 +220,16 @@ def test_inspection_shows_lengths_and_a_sample_in_plain_text_in_a_pipe(dataset_f
     for expected in ("bytes are sound", "tokens in a document:", "median", "<mask>]", "predicted: "):
         assert expected in said
     assert "\x1b" not in said
+
+
+def test_an_old_dataset_is_counted_and_then_described(dataset_folder, tmp_path, tool):
+    folder = shutil.copytree(dataset_folder, tmp_path / "old")
+    replace(DatasetManifest.load(folder), piece_counts="").save(folder)
+    assert "loss of word frequencies" not in tool("inspect_dataset", folder)
+    first, second, _, *rest = tool("inspect_dataset", folder, "--count").splitlines()
+    assert first.startswith(f"{folder}: counted the pieces of ")
+    assert second == f"{folder / 'holdout'} has its counts already"
+    assert "loss of word frequencies only: about " in "\n".join(rest)
 
 
 def test_a_terminal_of_ascii_gets_ascii(tokenizer_folder, write_foreign, tmp_path, monkeypatch):

@@ -24,6 +24,7 @@ from mpnet_ds.data.builder.plan import BuildOptions, ShardPlan, difference, plan
 from mpnet_ds.data.builder.shard_builder import TRAINING, BuiltShard, Job, record_path
 from mpnet_ds.data.builder.workers import build_shards
 from mpnet_ds.data.storage.manifest import FILE_NAME, HOLDOUT, TOKENIZER, DatasetManifest
+from mpnet_ds.data.storage.piece_counts import add_up
 from mpnet_ds.data.storage.provenance import Provenance
 from mpnet_ds.data.text.corpus import Corpus, check_unchanged, num_units
 from mpnet_ds.data.text.source import STANDARD_INPUT, ReadOptions, describe_faults, warn_of_empty
@@ -282,13 +283,16 @@ def _discard(folder: Path) -> None:
 def _manifest(
     tokenizer: PretrainingTokenizer, settings: dict, side: str, records: list[BuiltShard], provenance: Provenance
 ) -> DatasetManifest:
-    shards = [record.shards[side] for record in records if side in record.shards]
+    having = [record for record in records if side in record.shards]
+    shards = [record.shards[side] for record in having]
+    counts = add_up((record.piece_counts.get(side, "") for record in having), tokenizer.vocab_size)
     return DatasetManifest.of(
         tokenizer,
         shards,
         settings["sources"],
         settings["options"],
         provenance=provenance,
+        piece_counts=counts,
         left_out={
             "empty_documents": sum(record.empty_documents for record in records),
             "faulty_documents": sum(record.faulty_documents for record in records),

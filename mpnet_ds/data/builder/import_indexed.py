@@ -15,8 +15,9 @@ import numpy as np
 
 from mpnet_ds.data.storage.indexed_file import IndexedFile
 from mpnet_ds.data.storage.manifest import TOKENIZER, DatasetManifest, ShardRecord
+from mpnet_ds.data.storage.piece_counts import count_pieces, encode
 from mpnet_ds.data.storage.provenance import Provenance
-from mpnet_ds.data.storage.token_file import TokenFileWriter, token_dtype
+from mpnet_ds.data.storage.token_file import TokenFile, TokenFileWriter, token_dtype
 from mpnet_ds.errors import UserError
 from mpnet_ds.files import new_folder
 from mpnet_ds.progress import Progress
@@ -66,7 +67,8 @@ def import_dataset(
         text_tokenizer.save(folder / TOKENIZER)
         options = {"end_of_document": end_of_document}
         sources, stated = [file.source for file in files], provenance or Provenance()
-        manifest = DatasetManifest.of(text_tokenizer, shards, sources, options, provenance=stated)
+        counts = encode(writer.piece_counts)
+        manifest = DatasetManifest.of(text_tokenizer, shards, sources, options, provenance=stated, piece_counts=counts)
         manifest.save(folder)
     return manifest
 
@@ -172,6 +174,7 @@ class _ShardWriter:
     def __init__(self, folder: Path, tokenizer: PretrainingTokenizer, tokens_per_shard: int):
         self.folder, self.tokenizer, self.tokens_per_shard = folder, tokenizer, tokens_per_shard
         self.dtype = token_dtype(tokenizer.vocab_size)
+        self.piece_counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)  # of closed shards
         self._shards: list[ShardRecord] = []
         self._writer: TokenFileWriter | None = None
 
@@ -194,4 +197,5 @@ class _ShardWriter:
     def _close_shard(self) -> None:
         self._writer.close()
         self._shards.append(ShardRecord.of(self._writer, self.tokenizer))
+        self.piece_counts += count_pieces(TokenFile(self._writer.prefix), self.tokenizer.vocab_size)
         self._writer = None

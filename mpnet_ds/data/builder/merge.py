@@ -16,6 +16,7 @@ machine. They may be merged into the folder that holds them.
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -23,6 +24,7 @@ from pathlib import Path
 
 from mpnet_ds.command_line import invocation
 from mpnet_ds.data.storage.manifest import FILE_NAME, HOLDOUT, MIB, TOKENIZER, DatasetManifest, FileRecord, ShardRecord
+from mpnet_ds.data.storage.piece_counts import add_up
 from mpnet_ds.data.storage.provenance import joined
 from mpnet_ds.errors import UserError, collecting, each_of, printable
 from mpnet_ds.files import copy_folder, new_folder, refuse_existing
@@ -74,7 +76,12 @@ def merge_datasets(
         if holdouts:
             (folder / HOLDOUT).mkdir(exist_ok=True)
             _write(holdouts, folder / HOLDOUT, output / HOLDOUT, copy, progress)
-        return _write(datasets, folder, output, copy, progress)
+        merged = _write(datasets, folder, output, copy, progress)
+    without = [str(folder) for folder, manifest in every if not manifest.piece_counts]
+    if without and show_progress:
+        cure = f"add them with {invocation('inspect_dataset', output, '--count')}"
+        print(f"{without[0]} was built without counts of its pieces, so {output} has none: {cure}.", file=sys.stderr)
+    return merged
 
 
 def _load(folders: list[str | Path]) -> Datasets:
@@ -230,7 +237,9 @@ def _manifest_of(datasets: Datasets, shards: list[ShardRecord], how: str) -> Dat
     tokenizer = PretrainingTokenizer.load(next(iter(datasets)) / TOKENIZER)
     left_out = _left_out(list(datasets.values()))
     stated = joined(one.provenance for one in datasets.values())
-    return DatasetManifest.of(tokenizer, shards, list(sources.values()), options, left_out=left_out, provenance=stated)
+    counts = add_up((one.piece_counts for one in datasets.values()), tokenizer.vocab_size)
+    other = {"left_out": left_out, "provenance": stated, "piece_counts": counts}
+    return DatasetManifest.of(tokenizer, shards, list(sources.values()), options, **other)
 
 
 def _left_out(manifests: list[DatasetManifest]) -> dict:

@@ -16,7 +16,8 @@ import numpy as np
 from mpnet_ds.data.builder.plan import BuildOptions, ShardPlan
 from mpnet_ds.data.builder.wordpiece_memo import TextEncoder
 from mpnet_ds.data.storage.manifest import HOLDOUT, ShardRecord, from_json
-from mpnet_ds.data.storage.token_file import TokenFileWriter
+from mpnet_ds.data.storage.piece_counts import count_pieces, decode, encode
+from mpnet_ds.data.storage.token_file import TokenFile, TokenFileWriter
 from mpnet_ds.data.text.corpus import read
 from mpnet_ds.data.text.source import Block, Faults, ReadOptions, Source
 from mpnet_ds.files import sync_folder, write_atomically
@@ -50,6 +51,8 @@ class BuiltShard:
     empty_documents: int = 0
     faulty_documents: int = 0
     first_fault: str = ""
+    piece_counts: dict[str, str] = field(default_factory=dict)
+    """By side, as ``piece_counts.py`` encodes them."""
 
     def save(self, path: Path) -> None:
         """Write the record atomically."""
@@ -58,7 +61,10 @@ class BuiltShard:
     @classmethod
     def load(cls, path: Path) -> "BuiltShard":
         """Read a record; OSError if it is missing, ValueError if it is damaged."""
-        return from_json(cls, path.read_bytes())
+        record = from_json(cls, path.read_bytes())
+        for text in record.piece_counts.values():
+            decode(text)
+        return record
 
 
 def shard_name(number: int) -> str:
@@ -97,14 +103,16 @@ class ShardBuilder:
             for block in self.blocks(plan, faults):
                 empty += self._write(block.documents, writers)
                 advance(block.num_bytes)
-            shards = {}
+            shards, counts = {}, {}
+            tokenizer = self.encoder.tokenizer
             for side, writer in writers.items():
                 if writer.num_documents:
                     writer.close()
-                    shards[side] = ShardRecord.of(writer, self.encoder.tokenizer)
+                    shards[side] = ShardRecord.of(writer, tokenizer)
+                    counts[side] = encode(count_pieces(TokenFile(writer.prefix), tokenizer.vocab_size))
             for side in shards:
                 sync_folder(self.job.side(side))
-        record = BuiltShard(shards, empty, faults.skipped, faults.first)
+        record = BuiltShard(shards, empty, faults.skipped, faults.first, counts)
         record.save(record_path(Path(self.job.folder), number))
 
     def _writer(self, side: str, number: int) -> TokenFileWriter:

@@ -157,6 +157,14 @@ class PretrainingDataset:
         """Tokens of a sequence that are not padding, on average over an epoch."""
         return self.reader.tokens_per_sequence
 
+    def piece_shares(self) -> np.ndarray | None:
+        """How much of all tokens each piece makes up, ``</s>`` included: float64 [V], with the sum 1.
+
+        None for a dataset of an older version, which has no counts: ``inspect_dataset --count`` adds them.
+        """
+        counts = self.manifest.decoded_piece_counts()
+        return None if counts is None else counts / counts.sum()
+
     def _sequence_numbers(self, indices: np.ndarray, epochs: np.ndarray) -> np.ndarray:
         """Look up the sequences at ``indices`` of the shuffled order.
 

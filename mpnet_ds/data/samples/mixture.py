@@ -125,6 +125,18 @@ class MixtureDataset:
         """Tokens of a sequence that are not padding, on average over all datasets by their shares."""
         return float(sum(share * data.tokens_per_sequence for share, data in zip(self.shares, self.datasets, strict=True)))
 
+    def piece_shares(self) -> np.ndarray | None:
+        """How much of the tokens each piece is expected to make up: float64 [V], with the sum 1.
+
+        It is the mean over the datasets, each weighted by its tokens, which are its share of the samples times the tokens of
+        a sequence. None if one of them has no counts.
+        """
+        parts = [data.piece_shares() for data in self.datasets]
+        if any(part is None for part in parts):
+            return None
+        tokens = [float(share) * data.tokens_per_sequence for share, data in zip(self.shares, self.datasets, strict=True)]
+        return np.average(parts, axis=0, weights=tokens)
+
     @property
     def holdouts(self) -> list[tuple[Path, Fraction | None]]:
         """Holdout folders with the shares of their datasets; empty unless all have one."""

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from mpnet_ds.command_line import invocation
 from mpnet_ds.data.samples.dataset import PretrainingDataset
 from mpnet_ds.data.storage.lengths import can_print
 from mpnet_ds.data.storage.manifest import FILE_NAME, HOLDOUT, DatasetManifest
+from mpnet_ds.data.storage.piece_counts import entropy
 from mpnet_ds.data.text.source import describe_faults
 from mpnet_ds.errors import UserError, one_line
 from mpnet_ds.tokenizer import PretrainingTokenizer
@@ -27,6 +29,7 @@ def describe(folder: str | Path) -> str:
         f"{folder}: {manifest.counted} ({manifest.unknown_share})",
         f"{len(manifest.shards)} shard(s), {size:,} bytes, ids as {manifest.dtype}",
         f"vocabulary of {manifest.vocab_size:,} pieces, tokenizer {manifest.tokenizer_fingerprint[:12]}",
+        _frequency_loss(folder, manifest),
         *(
             f"from {one_line(source['path'])}, {source['num_bytes']:,} bytes"
             for source in manifest.sources[:SOURCES_TO_LIST]
@@ -42,6 +45,15 @@ def describe(folder: str | Path) -> str:
     if (Path(folder) / HOLDOUT / FILE_NAME).is_file():
         lines.append(f"{HOLDOUT}: {DatasetManifest.load(Path(folder) / HOLDOUT).counted}")
     return "\n".join([*lines, f"made by mpnet_ds {manifest.tool_version}: {manifest.command}"])
+
+
+def _frequency_loss(folder: str | Path, manifest: DatasetManifest) -> str:
+    """Say what the loss of a model would be that knows only how often each piece occurs."""
+    counts = manifest.decoded_piece_counts()
+    if counts is None:
+        return f"no counts of pieces: add them with {invocation('inspect_dataset', folder, '--count')}"
+    loss = entropy(counts, manifest.special_ids.values())
+    return f"loss of word frequencies only: about {loss:.2f} nats (special tokens left out)"
 
 
 def _left_out(left_out: dict) -> list[str]:

@@ -29,6 +29,7 @@ import xxhash
 
 import mpnet_ds
 from mpnet_ds.command_line import invocation
+from mpnet_ds.data.storage.piece_counts import decode
 from mpnet_ds.data.storage.provenance import Provenance
 from mpnet_ds.data.storage.token_file import TokenFile, TokenFileWriter, token_dtype
 from mpnet_ds.errors import UserError, printable
@@ -172,6 +173,8 @@ class DatasetManifest:
     indivisible_tokens: int = 0
     """Tokens in no word, as ``TokenCounts`` counts them; 0 in datasets of older versions."""
     provenance: Provenance = field(default_factory=Provenance)
+    piece_counts: str = ""
+    """How often each id occurs in all shards, as ``piece_counts.py`` encodes it; empty in datasets of older versions."""
 
     @classmethod
     def of(
@@ -214,7 +217,9 @@ class DatasetManifest:
             content = path.read_bytes()
             version = json.loads(content)["version"]
             if version == FORMAT_VERSION:
-                return from_json(cls, content)
+                manifest = from_json(cls, content)
+                manifest.decoded_piece_counts()
+                return manifest
         except (ValueError, LookupError, TypeError) as error:
             raise UserError(f"{path} is damaged ({error}): build the dataset again.") from error
         raise UserError(f"{path} has format version {version}, this program reads {FORMAT_VERSION}: build it again.")
@@ -243,6 +248,15 @@ class DatasetManifest:
     def counted(self) -> str:
         """Documents, sequences and tokens, for people."""
         return f"{self.documents:,} documents, {self.sequences:,} sequences, {self.tokens:,} tokens"
+
+    def decoded_piece_counts(self) -> np.ndarray | None:
+        """How often each id occurs in all shards, int64 [V]; None in datasets of older versions, ValueError if damaged."""
+        if not self.piece_counts:
+            return None
+        counts = decode(self.piece_counts)
+        if len(counts) != self.vocab_size or (counts < 0).any():
+            raise ValueError(f"piece_counts: not {self.vocab_size:,} counts of at least 0")
+        return counts
 
     @property
     def unknown_share(self) -> str:

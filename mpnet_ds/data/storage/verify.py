@@ -71,6 +71,9 @@ def _manifest_problems(folder: Path, manifest: DatasetManifest) -> list[str]:
         total, of_shards = getattr(manifest, name), sum(getattr(shard, name) for shard in manifest.shards)
         if total != of_shards:
             problems.append(f"{folder / FILE_NAME}: {total:,} {name}, but its shards have {of_shards:,}")
+    counts = manifest.decoded_piece_counts()
+    if counts is not None and counts.sum() != manifest.tokens:
+        problems.append(f"{folder / FILE_NAME}: {manifest.tokens:,} tokens, but piece_counts add up to {counts.sum():,}")
     try:
         found = PretrainingTokenizer.load(folder / TOKENIZER).fingerprint
     except UserError as error:

@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -113,14 +114,21 @@ def test_sequences_may_be_lines_or_documents_over_the_same_ids(build, corpus_fil
     assert len(read_shard(lines / "shard-00000").sequences) > len(whole.sequences)
 
 
-def test_the_manifest_counts_what_the_shards_hold(dataset_folder, read_shard):
-    for folder in (dataset_folder, dataset_folder / "holdout"):
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_manifest_counts_what_the_shards_hold(build, corpus_files, read_shard, workers):
+    built = build(corpus_files.txt, workers=workers, holdout=0.1, shard_bytes=20_000)
+    for folder in (built, built / "holdout"):
         content = json.loads((folder / "dataset.json").read_text())
         shards = [read_shard(folder / entry["name"]) for entry in content["shards"]]
         assert content["documents"] == sum(len(shard.documents) for shard in shards)
         assert content["sequences"] == sum(len(shard.sequences) for shard in shards)
         assert content["tokens"] == sum(len(shard.tokens) for shard in shards)
         assert content["documents"] == sum(shard.tokens.count(2) for shard in shards)
+        ids = [id_ for shard in shards for id_ in shard.tokens]
+        found = DatasetManifest.load(folder).decoded_piece_counts()
+        np.testing.assert_array_equal(found, np.bincount(ids, minlength=999))
+        assert "piece_counts" not in json.dumps(content["shards"])  # only their sum
+        assert len(shards) > 2
 
 
 def test_the_manifest_holds_the_checksums_that_other_programs_compute(dataset_folder):

@@ -107,6 +107,9 @@ def test_an_import_is_an_ordinary_dataset(import_into, write_foreign, tokenizer,
     assert verify(folder, show_progress=False).problems == []
     manifest = DatasetManifest.load(folder)
     assert (manifest.documents, manifest.sequences, manifest.tokens) == (50, 150, 50 * 61)
+    expected = np.bincount(np.ravel(documents), minlength=999)
+    expected[2] = 50
+    np.testing.assert_array_equal(manifest.decoded_piece_counts(), expected)
     assert len(manifest.shards) > 2
     assert manifest.tokenizer_fingerprint == tokenizer.fingerprint
     (source,) = manifest.sources

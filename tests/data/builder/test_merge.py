@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from mpnet_ds.command_line import invocation
 from mpnet_ds.data import BuildOptions, PretrainingDataset, build_dataset
 from mpnet_ds.data.builder import merge as merge_module
 from mpnet_ds.data.builder.merge import merge_datasets
@@ -91,6 +92,8 @@ def test_a_merged_dataset_has_the_documents_of_all_in_order(halves, tmp_path, do
         assert manifest.documents == len(expected)
         assert manifest.sequences == sum(map(len, expected))
         assert manifest.tokens == sum(len(ids) for document in expected for ids in document)
+        ids = [id_ for document in expected for ids in document for id_ in ids]
+        np.testing.assert_array_equal(manifest.decoded_piece_counts(), np.bincount(ids, minlength=999))
         assert [source["path"] for source in manifest.sources] == [str(folder.with_suffix(".txt")) for folder in halves]
     assert verify(merged, show_progress=False).problems == []
     assert f"merged by {'copy' if copy else 'reference'} from {halves[0]}, {halves[1]}" in describe(merged)
@@ -105,6 +108,18 @@ def test_a_merged_dataset_trains_like_one_that_was_built_whole(build, tmp_path, 
     for name, array in expected.batch(np.arange(len(expected))).items():
         np.testing.assert_array_equal(data.batch(np.arange(len(expected)))[name], array)
     assert data.holdout_folder is not None
+
+
+@pytest.mark.parametrize("side", ["", "holdout"])
+def test_without_the_counts_of_one_there_are_none_which_is_said_with_the_cure(halves, tmp_path, capsys, side):
+    old = shutil.copytree(halves[1], tmp_path / "old")
+    change(old / side, piece_counts="")
+    merge_datasets([halves[0], old], tmp_path / "merged")
+    said = f"{old / side} was built without counts of its pieces, so {tmp_path / 'merged'} has none: add them with "
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "counts" in line)
+    assert line == f"{said}{invocation('inspect_dataset', tmp_path / 'merged', '--count')}."
+    for each in ("", "holdout"):
+        assert bool(DatasetManifest.load(tmp_path / "merged" / each).piece_counts) == (each != side)
 
 
 def test_by_reference_holds_no_token_and_moves_with_its_neighbours(halves, tmp_path):
@@ -155,7 +170,7 @@ def test_a_moved_dataset_is_missed_by_name_with_the_cure(halves, tmp_path):
     ("entries", "message"),
     [
         ({"tokenizer_fingerprint": "0" * 64}, r"first has tokenizer_fingerprint \w+, .*second has 0000"),
-        ({"vocab_size": 7}, "first has vocab_size 999, .*second has 7"),
+        ({"vocab_size": 7, "piece_counts": ""}, "first has vocab_size 999, .*second has 7"),
         ({"dtype": "int32"}, "first has dtype uint16, .*second has int32"),
     ],
 )
@@ -210,6 +225,7 @@ def test_merged_parts_are_the_dataset_of_one_machine(parts, whole, tmp_path, cop
             expected.tokens,
         )
         assert found.sources == expected.sources
+        assert found.piece_counts == expected.piece_counts != ""
         assert "part" not in found.options
     data, expected = PretrainingDataset(merged, 64), PretrainingDataset(whole, 64)
     indices = np.arange(len(expected))

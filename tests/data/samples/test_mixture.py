@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from mpnet_ds.data import BuildOptions, PretrainingDataset, build_dataset
 from mpnet_ds.data.samples.mixture import LONGEST_PATTERN, MixtureDataset, open_datasets, parse_weighted, slots_for, spread
+from mpnet_ds.data.storage.manifest import DatasetManifest
 from mpnet_ds.errors import UserError
 
 LENGTH = 64
@@ -149,6 +151,27 @@ def test_one_dataset_is_itself(folders):
     assert isinstance(data, PretrainingDataset)
     alone = PretrainingDataset(folders[0], LENGTH).batch(np.arange(9))
     assert all(np.array_equal(array, alone[name]) for name, array in data.batch(np.arange(9)).items())
+
+
+@pytest.mark.parametrize("sample_mode", ["stream", "document"])
+def test_piece_shares_are_those_of_the_samples(folders, sample_mode):
+    for data in (
+        mixture(folders, "0.5", "0.3", "0.2", sample_mode=sample_mode),
+        mixture(folders[1:2], sample_mode=sample_mode),
+    ):
+        ids = data.consecutive(0, 20_000)["input_ids"]
+        found = np.bincount(ids[ids > 4], minlength=data.tokenizer.vocab_size)
+        expected = data.piece_shares()
+        assert expected.sum() == pytest.approx(1)
+        expected[:5] = 0  # </s>, and what the samples add
+        np.testing.assert_allclose(found / found.sum(), expected / expected.sum(), atol=2e-4)
+
+
+def test_piece_shares_are_unknown_if_one_dataset_has_no_counts(folders, tmp_path):
+    old = shutil.copytree(folders[2], tmp_path / "old")
+    replace(DatasetManifest.load(old), piece_counts="").save(old)
+    assert PretrainingDataset(old, LENGTH).piece_shares() is None
+    assert mixture([folders[0], old]).piece_shares() is None
 
 
 def test_holdouts_are_mixed_when_all_have_one(folders, tmp_path):

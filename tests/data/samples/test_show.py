@@ -1,10 +1,13 @@
 import io
+import math
 import re
 import sys
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 
+from mpnet_ds.command_line import invocation
 from mpnet_ds.data import PretrainingDataset
 from mpnet_ds.data.samples.show import COLOURS, describe, show
 from mpnet_ds.data.storage.manifest import DatasetManifest
@@ -21,6 +24,15 @@ def test_the_summary_tells_what_the_manifests_hold(dataset_folder, corpus_files)
         assert f": {manifest.documents:,} documents, {manifest.sequences:,} sequences, {manifest.tokens:,} tokens" in text
     assert corpus_files.txt in text
     assert "uint16" in text
+
+
+def test_the_loss_of_word_frequencies_is_in_the_summary(dataset_folder, read_shard, tmp_path):
+    tokens = Counter(id_ for id_ in read_shard(dataset_folder / "shard-00000").tokens if id_ not in (0, 1, 2, 998))
+    shares = [count / tokens.total() for count in tokens.values()]
+    loss = -sum(share * math.log(share) for share in shares)
+    assert f"loss of word frequencies only: about {loss:.2f} nats (special tokens left out)" in describe(dataset_folder)
+    replace(DatasetManifest.load(dataset_folder), piece_counts="").save(tmp_path)
+    assert f"no counts of pieces: add them with {invocation('inspect_dataset', tmp_path, '--count')}" in describe(tmp_path)
 
 
 def test_of_many_sources_some_are_listed(tmp_path, dataset_folder):

@@ -2,10 +2,12 @@ import hashlib
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import xxhash
 
 from mpnet_ds.data.storage.manifest import MIB, DatasetManifest, FileRecord, ShardRecord
+from mpnet_ds.data.storage.piece_counts import encode
 from mpnet_ds.errors import UserError
 
 ENTRIES = {
@@ -97,6 +99,22 @@ def test_a_value_of_another_type_is_named_by_its_key(tmp_path, manifest, change,
     (tmp_path / "dataset.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=rf"dataset\.json is damaged \({key}: .*: build the dataset again"):
         DatasetManifest.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["no base64!", "AAAA", encode(np.ones(99)), encode(np.full(100, -1)), encode(np.ones(100))[:-8]]
+)
+def test_damaged_counts_of_pieces_are_named(tmp_path, manifest, text):
+    replace(manifest, piece_counts=text).save(tmp_path)
+    with pytest.raises(UserError, match=r"dataset\.json is damaged \(piece_counts: .*: build the dataset again"):
+        DatasetManifest.load(tmp_path)
+
+
+def test_a_manifest_of_an_older_version_has_no_counts_of_pieces(tmp_path, manifest):
+    content = json.loads((tmp_path / "dataset.json").read_text())
+    del content["piece_counts"]
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    assert DatasetManifest.load(tmp_path).decoded_piece_counts() is None
 
 
 def test_sizes_are_compared_with_the_files(tmp_path, manifest):

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpnet_ds.data.storage.manifest import MIB, DatasetManifest, FileRecord, ShardRecord
+from mpnet_ds.data.storage.piece_counts import encode
 from mpnet_ds.data.storage.token_file import TokenFileWriter
 from mpnet_ds.data.storage.verify import verify
 from mpnet_ds.errors import UserError
@@ -167,6 +168,12 @@ def test_a_changed_manifest_is_noticed(large, tmp_path):
     assert f"dataset.json: 7 tokens, but its shards have {manifest.tokens:,}" in found
     assert "shard-00002.bin: xxh3_64 or sha256 differs from dataset.json" in found
     assert "shard-00002.idx: sequences: 10, dataset.json says 3" in found
+
+
+def test_counts_of_pieces_that_are_not_those_of_the_tokens_are_noticed(make_dataset, tmp_path):
+    folder = make_dataset(tmp_path / "dataset", DOCUMENTS)
+    replace(DatasetManifest.load(folder), piece_counts=encode(np.eye(999, dtype=int)[7])).save(folder)
+    assert problems_of(folder) == [f"{folder}/dataset.json: 11 tokens, but piece_counts add up to 1"]
 
 
 def test_another_tokenizer_is_noticed(large, tmp_path, save_word_tokenizer):

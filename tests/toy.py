@@ -3,8 +3,6 @@
 Some tokens are replaced by random ones; a BERT with two labels tells which. B sequences of n tokens.
 """
 
-from dataclasses import asdict
-
 import numpy as np
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
@@ -56,4 +54,4 @@ class Spot(Objective):
         return {"input_ids": ids, "attention_mask": sequences.real, "is_replaced": answers}
 
     def build(self, model, tokenizer, seq_length, attention="auto", parts=None) -> ToyModule:
-        return ToyModule(BertConfig(vocab_size=tokenizer.vocab_size, pad_token_id=1, num_labels=2, **asdict(model)))
+        return ToyModule(BertConfig(vocab_size=tokenizer.vocab_size, pad_token_id=1, num_labels=2, **model.configuration()))

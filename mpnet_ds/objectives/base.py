@@ -165,13 +165,13 @@ class Objective:
         """The complete section ``objective`` of the recipe, as JSON."""
         return {"name": self.name, **asdict(self)}
 
-    def target_ids(self, batch: dict[str, np.ndarray]) -> np.ndarray | None:
-        """Return the tokens to be predicted by the first term, int64 [targets]; None if its targets are not tokens."""
+    def may_be_target(self, vocabulary: Vocabulary) -> np.ndarray | None:
+        """Tell which tokens the first term may have as targets, bool [V]; None if its targets are not tokens."""
         return None
 
-    def may_be_target(self, vocabulary: Vocabulary) -> np.ndarray:
-        """Tell which tokens ``target_ids`` may contain, bool [V]."""
-        return ~vocabulary.is_special
+    def target_ids(self, batch: dict[str, np.ndarray]) -> np.ndarray:
+        """Return the first term's targets, int64 [targets], if they are tokens."""
+        raise NotImplementedError
 
     def num_targets(self, batch: dict[str, np.ndarray]) -> list[int]:
         """Count the targets of each term in a batch."""

@@ -68,11 +68,15 @@ class ModelSection:
         """Everything that the network is built from."""
         from mpnet_ds.models.mpnet.sizes import NetworkSizes
 
-        return NetworkSizes(vocab_size, **{key: value for key, value in asdict(self).items() if key not in START})
+        return NetworkSizes(vocab_size, **self.configuration())
+
+    def configuration(self) -> dict:
+        """The keys that transformers' configurations have, too."""
+        return {key: value for key, value in asdict(self).items() if key not in START}
 
     def identity(self) -> dict:
         """Of the section, what makes another run of it; a usual start is left out, as older versions had no other."""
-        return {key: value for key, value in asdict(self).items() if self.start != USUAL or key not in START}
+        return self.configuration() if self.start == USUAL else asdict(self)
 
     def config(self, vocab_size: int) -> "MPNetConfig":
         """Convert the section to transformers' configuration."""

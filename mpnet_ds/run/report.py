@@ -10,6 +10,7 @@ from pathlib import Path
 from mpnet_ds.command_line import invocation
 from mpnet_ds.config.deepspeed_config import EngineConfig
 from mpnet_ds.machine import Capacity, nearest_existing_folder, show_bytes
+from mpnet_ds.objectives.base import Vocabulary
 from mpnet_ds.preflight.checks import checkpoints_at_once, memory_of
 from mpnet_ds.preflight.memory_estimate import MemoryEstimate, checkpoint_bytes
 from mpnet_ds.preflight.plan import RunPlan, datasets_of, workload_of
@@ -42,6 +43,8 @@ def describe_level(plan: RunPlan) -> list[str]:
     """The loss of word frequencies alone, or the datasets that lack what it is computed from."""
     if plan.unigram is not None:
         return [f"Word frequencies alone give a loss of {plan.unigram.expected:.3f} nats"]
+    if plan.recipe.objective.may_be_target(Vocabulary.of(plan.data.tokenizer)) is None:
+        return []
     return [
         f"The loss of word frequencies alone is unknown: {data.folder} has no counts. "
         f"To add them: {invocation('inspect_dataset', data.folder, '--count')}"

@@ -1,7 +1,5 @@
 """The toy twice: a module with two parts, of which one has a sum, other names and a file beside it."""
 
-from dataclasses import asdict
-
 import torch
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
@@ -63,4 +61,4 @@ class SpotTwice(Spot):
     name = "spot-twice"
 
     def build(self, model, tokenizer, seq_length, attention="auto", parts=None) -> TwoParts:
-        return TwoParts(BertConfig(vocab_size=tokenizer.vocab_size, pad_token_id=1, num_labels=2, **asdict(model)))
+        return TwoParts(BertConfig(vocab_size=tokenizer.vocab_size, pad_token_id=1, num_labels=2, **model.configuration()))

@@ -1,19 +1,23 @@
 """Compares initial values (``model.start``) by training small models, each a run of launch/pretrain.py.
 
-    python benchmarks/quality/starts.py DATA RUNS --groups strengths objectives     train what is not trained yet
-    python benchmarks/quality/starts.py DATA RUNS --collect RESULTS.jsonl           add finished runs to a file
-    python benchmarks/quality/starts.py --table RESULTS.jsonl                       print the file as tables
+    python benchmarks/quality/starts.py RESULTS.jsonl --train DATA RUNS [--groups strengths long]     train what is missing
+    python benchmarks/quality/starts.py RESULTS.jsonl [--groups strengths long]                       print it as a table
 
-DATA is made as corpus.py says. A run that was interrupted resumes.
+DATA is made as corpus.py says. A run that was interrupted resumes; one that is in RESULTS.jsonl is not repeated.
 Each takes one core: start several with different groups. All train in fp32 without dropout.
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from mpnet_ds.metrics_file import FILE_NAME as METRICS
+from mpnet_ds.metrics_file import read_metrics
+from mpnet_ds.training.plateau import CLEARLY
 
 ROOT = Path(__file__).parent.parent.parent
 EVALUATIONS = 40  # of a run, at most
@@ -110,27 +114,65 @@ GROUPS = {
 }
 
 
-def train(cells: list[Cell], data: Path, runs: Path) -> None:
-    """Train what is not trained yet, one after another."""
-    for number, cell in enumerate(cells, 1):
-        print(f"{number}/{len(cells)} {cell.name}", flush=True)
-        variables = os.environ | {
-            "START_VARIANT": " ".join(cell.start.split()[2:]), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
-        }  # fmt: skip
-        output = runs / cell.name
-        output.mkdir(parents=True, exist_ok=True)
-        with open(output / "log", "a") as log:
-            subprocess.run(cell.command(data, output / "run"), env=variables, stdout=log, stderr=log, check=True)
+def train(cell: Cell, data: Path, runs: Path) -> dict:
+    """Train a cell, or the rest of it, and summarise it."""
+    print(cell.name, flush=True)
+    variant = {"START_VARIANT": " ".join(cell.start.split()[2:])}
+    variables = os.environ | variant | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    output = runs / cell.name
+    output.mkdir(parents=True, exist_ok=True)
+    with open(output / "log", "a") as log:
+        subprocess.run(cell.command(data, output / "run"), env=variables, stdout=log, stderr=log, check=True)
+    return summary_of(cell, read_metrics(output / "run" / METRICS))
+
+
+def summary_of(cell: Cell, metrics: list[dict]) -> dict:
+    """Summarise a run: the level of word frequencies, when it was left, and losses on held-out ``<mask>``."""
+    lines = [line for line in metrics if "eval_loss" in line]
+    # With plm every target is read as <mask>.
+    losses = [line.get("eval_masked_loss", line["eval_loss"]) for line in lines]
+    hits = [line.get("eval_masked_accuracy", line["eval_accuracy"]) for line in lines]
+    tokens = [line["consumed_samples"] * cell.seq_length for line in lines]
+    level = lines[-1]["eval_unigram_loss"]
+    left = next((at for at, loss in zip(tokens, losses, strict=True) if loss < level - CLEARLY), None)
+    curve = [[at, round(loss, 4), round(hit, 4)] for at, loss, hit in zip(tokens, losses, hits, strict=True)]
+    return {"cell": asdict(cell), "unigram_loss": round(level, 4), "left": left, "curve": curve}
+
+
+def table_of(results: list[dict]) -> str:
+    """Print results as a table of Markdown: losses and accuracies at quarters of the run, on held-out ``<mask>``."""
+    head = (
+        "| objective | size | sequences | optimizer | seed | start | left at M tokens | ¼ | ½ | end, M tokens | accuracy |"
+    )
+    rows = [head, "|---" * head.count(" | ") + "|---|"]
+    for result in results:
+        cell, curve = Cell(**result["cell"]), result["curve"]
+        left = "–" if result["left"] is None else f"{result['left'] / 1e6:.2f}"
+        quarter, half = (f"{curve[len(curve) * part // 4][1]:.2f}" for part in (1, 2))
+        end = f"{curve[-1][1]:.3f} at {curve[-1][0] / 1e6:.2f}"
+        size, batch = f"{cell.layers} × {cell.width}, {cell.heads} heads", f"{cell.sequences} × {cell.seq_length}"
+        columns = (cell.objective, size, batch, cell.optimizer, cell.seed, cell.start, left, quarter, half, end)
+        rows.append(f"| {' | '.join(map(str, columns))} | {curve[-1][2]:.1%} |")
+    return "\n".join(rows)
 
 
 def main() -> None:
     """Train, collect, or print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", type=Path)
-    parser.add_argument("runs", type=Path)
+    parser.add_argument("results", type=Path, help="file of the results, one JSON object a line")
+    parser.add_argument("--train", nargs=2, type=Path, metavar=("DATA", "RUNS"), help="train, and add what is finished")
     parser.add_argument("--groups", nargs="+", choices=list(GROUPS), default=list(GROUPS))
     arguments = parser.parse_args()
-    train([cell for group in arguments.groups for cell in GROUPS[group]], arguments.data, arguments.runs)
+    path = arguments.results
+    results = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    known = [Cell(**result["cell"]) for result in results]
+    cells = [cell for group in arguments.groups for cell in GROUPS[group]]
+    if arguments.train:
+        for cell in (cell for cell in cells if cell not in known):
+            results.append(train(cell, *arguments.train))
+            with open(path, "a") as file:
+                file.write(json.dumps(results[-1]) + "\n")
+    print(table_of([result for cell in cells for result in results if Cell(**result["cell"]) == cell]))
 
 
 if __name__ == "__main__":

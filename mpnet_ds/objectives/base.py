@@ -169,9 +169,9 @@ class Objective:
         """Return the tokens to be predicted by the first term, int64 [targets]; None if its targets are not tokens."""
         return None
 
-    def may_be_target(self, vocabulary: Vocabulary) -> np.ndarray:
-        """Tell which tokens ``target_ids`` may contain, bool [V]."""
-        return ~vocabulary.is_special
+    def may_be_target(self, vocabulary: Vocabulary) -> np.ndarray | None:
+        """Tell which tokens ``target_ids`` may contain, bool [V]; None if that is None."""
+        return None
 
     def num_targets(self, batch: dict[str, np.ndarray]) -> list[int]:
         """Count the targets of each term in a batch."""

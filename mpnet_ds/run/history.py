@@ -109,8 +109,12 @@ def _changes(before: dict, now: dict) -> Changes:
 
 
 def _comparable(settings: dict) -> dict:
-    """What may differ between two starts, by key: that of the recipe, or of run.json."""
-    facts = flatten("", settings.get("recipe", {})) | {key: settings[key] for key in COMPARED if key in settings}
+    """What may differ between two starts, by key: that of the recipe, or of run.json.
+
+    The model may not, so a key of it that an older version did not have is no change.
+    """
+    recipe = {key: value for key, value in settings.get("recipe", {}).items() if key != "model"}
+    facts = flatten("", recipe) | {key: settings[key] for key in COMPARED if key in settings}
     for key in COMPARED_INSIDE:
         facts |= flatten(key, settings.get(key, {}))
     return facts

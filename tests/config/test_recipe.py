@@ -58,6 +58,13 @@ def test_every_shipped_recipe_loads_and_describes_itself(path):
         ({"optimization": {"precision": "fp16"}}, r"ds_configs/fp16\.json"),
         ({"optimization": {"precision": "bf61"}}, r"unknown optimization\.precision \"bf61\". Did you mean 'bf16'"),
         ({"name": 3}, "name is 3; it must be text"),
+        ({"model": {"start": "nera"}}, r"unknown model\.start \"nera\"\. Did you mean 'near'"),
+        ({"model": {"start": "near", "start_strength": -1}}, r"model\.start_strength is -1; it must be greater than 0\."),
+        ({"model": {"start": "near", "start_strength": 0}}, r"model\.start_strength is 0; it must be greater than 0\."),
+        ({"model": {"start": "near", "start_strength": float("nan")}}, r"start_strength is NaN; it must be a finite number"),
+        ({"model": {"start": "near", "start_strength": float("inf")}}, r"start_strength is Infinity; it must be a finite"),
+        ({"model": {"start": "near", "start_strength": "much"}}, r"model\.start_strength is \"much\"; it must be a number"),
+        ({"model": {"start_strength": 2}}, r"start_strength is for model\.start 'near': set that too, or leave it out"),
     ],
 )  # fmt: skip
 def test_mistakes_are_named_with_their_place(content, message):

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -73,3 +74,11 @@ def test_init_from_does_not_take_an_untied_head(tmp_path, tokenizer, recipe):
     change_weights(folder, lm_head__decoder__weight=torch.ones(999, 32))
     with pytest.raises(UserError, match=r"decoder\.weight is not mpnet"):
         check_start(folder, recipe, tokenizer)
+
+
+def test_init_from_and_initial_values_exclude_each_other(tmp_path, tokenizer, recipe):
+    folder = saved(random_model(), tmp_path / "model", tokenizer)
+    near = replace(recipe, model=replace(recipe.model, start="near"))
+    cure = re.escape(f"model.start is 'near', but the weights of --init_from {folder} count: --set model.start=usual")
+    with pytest.raises(UserError, match=f"^{cure}$"):
+        check_start(folder, near, tokenizer)

@@ -99,6 +99,14 @@ def test_a_run_of_an_older_version_and_one_from_another_folder_continue_their_hi
     assert "starts" not in json.loads((old / "run.json").read_text())
 
 
+def test_a_key_of_the_model_that_an_older_version_did_not_have_is_no_change(tmp_path):
+    older, now = changed(), changed()
+    older["recipe"]["model"] = {"hidden_size": 32}
+    now["recipe"]["model"] = {"hidden_size": 32, "start": "usual", "start_strength": None}
+    start(tmp_path / "run", 0, older)
+    assert start(tmp_path / "run", 10, now) == {}
+
+
 def test_a_checkpoint_of_another_folder_brings_its_own_history_or_none(tmp_path):
     """Also into a folder whose own steps it replaces."""
     one, other, bare = (tmp_path / name for name in ("one", "other", "bare"))

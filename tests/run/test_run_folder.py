@@ -26,3 +26,20 @@ def test_a_run_is_continued_with_its_own_options_only(tmp_path):
         start_of(tmp_path, replace(recipe, data=DataRecipe(sample_mode="line")))
     with pytest.raises(UserError, match=r"model\.layer_norm_eps was 1e-05, is now 1e-12"):
         start_of(tmp_path, replace(recipe, model=ModelSection(layer_norm_eps=1e-12)))
+
+
+def test_a_run_of_a_version_without_initial_values_is_continued_by_usual_ones_only(tmp_path):
+    recipe = Recipe("mine")
+    older = identity(recipe, "tokenizer", "dataset")
+    assert not older["model"].keys() & {"start", "start_strength"}
+    (tmp_path / "run.json").write_text(json.dumps({"identity": older}))
+    assert start_of(tmp_path, replace(recipe, model=ModelSection(start="usual"))).checkpoint is None
+    near = replace(recipe, model=ModelSection(start="near"))
+    with pytest.raises(UserError, match=r'holds another run \(model\.start was null, is now "near"'):
+        start_of(tmp_path, near)
+    (tmp_path / "run.json").write_text(json.dumps({"identity": identity(near, "tokenizer", "dataset")}))
+    assert start_of(tmp_path, near).checkpoint is None
+    with pytest.raises(UserError, match=r"model\.start_strength was 2\.0, is now 3\.0"):
+        start_of(tmp_path, replace(recipe, model=ModelSection(start="near", start_strength=3.0)))
+    with pytest.raises(UserError, match=r"model\.start"):
+        start_of(tmp_path, recipe)

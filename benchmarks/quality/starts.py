@@ -100,11 +100,11 @@ GROUPS = {
     "lengths": [Cell(start, seq_length=512, sequences=2) for start in ("usual", "near 1", "near 2", "near 4")],
     "sizes": [
         *(Cell(start, **SMALL, steps=2_600) for start in ("usual", "near 1", "near 2", "near 4")),
-        *(Cell(start, width=256, sequences=32, steps=1_700) for start in ("usual", "near 2")),
-        *(Cell(start, heads=heads) for heads in (1, 2, 8) for start in ("usual", "near 2")),
+        *(Cell(start, heads=heads) for heads in (1, 8) for start in ("usual", "near 2")),
+        *(Cell(start, width=256, sequences=32, steps=850) for start in ("near 2", "usual")),
     ],
     "seeds": [
-        Cell(start, objective, sequences=32, seed=seed)
+        Cell(start, objective, steps=2_000, seed=seed)
         for seed in range(3)
         for objective in ("mpnet", "mlm", "plm")
         for start in ("usual", "near 2")

@@ -37,7 +37,7 @@ class Cell:
     seq_length: int = 128
     sequences: int = 8
     """Of a step."""
-    steps: int = 1_000
+    steps: int = 600
     optimizer: str = "AdamW"
     rate: float = 1e-3
     seed: int = 0
@@ -99,12 +99,12 @@ GROUPS = {
     ],
     "lengths": [Cell(start, seq_length=512, sequences=2) for start in ("usual", "near 1", "near 2", "near 4")],
     "sizes": [
-        *(Cell(start, **SMALL, steps=2_600) for start in ("usual", "near 1", "near 2", "near 4")),
+        *(Cell(start, **SMALL) for start in ("usual", "near 1", "near 2", "near 4")),
         *(Cell(start, heads=heads) for heads in (1, 8) for start in ("usual", "near 2")),
         *(Cell(start, width=256, sequences=32, steps=850) for start in ("near 2", "usual")),
     ],
     "seeds": [
-        Cell(start, objective, steps=2_000, seed=seed)
+        Cell(start, objective, steps=1_000, seed=seed)
         for seed in range(3)
         for objective in ("mpnet", "mlm", "plm")
         for start in ("usual", "near 2")

@@ -156,6 +156,21 @@ class PretrainingTokenizer:
         return [token for token in tokens if token is not None]
 
     @property
+    def begin_id(self) -> int:
+        """Id of the token that begins a sequence."""
+        return BOS_ID
+
+    @property
+    def end_id(self) -> int:
+        """Id of the token that ends a document."""
+        return EOS_ID
+
+    @property
+    def pad_id(self) -> int:
+        """Id of padding."""
+        return PAD_ID
+
+    @property
     def mask_id(self) -> int:
         """Id of ``<mask>``, usually the last of the vocabulary."""
         return self.backend.token_to_id(MASK)

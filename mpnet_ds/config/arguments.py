@@ -9,6 +9,7 @@ from mpnet_ds.config.overrides import FLAGS, Override, read_overrides
 from mpnet_ds.config.recipe import DEFAULT_RECIPE, DEMO_RECIPE, Recipe, examine_recipe
 from mpnet_ds.errors import UserError
 from mpnet_ds.objectives import OBJECTIVES
+from mpnet_ds.objectives.model_section import MPNetSection
 from mpnet_ds.ranks.launchers import JOIN_TIMEOUT
 from mpnet_ds.validation import keys_of
 
@@ -123,5 +124,7 @@ def explain_flag(flag: str, *words: str) -> str | None:
     if name in OF_LAUNCHERS:
         return "It is for the launcher: write it before the script."
     of_objectives = (key for objective in OBJECTIVES.values() for key in keys_of(objective, "objective"))
-    keys = [key for key in (*keys_of(Recipe), *of_objectives) if key.rpartition(".")[2] == name]
+    keys = [
+        key for key in (*keys_of(Recipe), *keys_of(MPNetSection, "model"), *of_objectives) if key.rpartition(".")[2] == name
+    ]
     return f"Write --set {keys[0]}=VALUE." if keys else our_name(name)

@@ -19,6 +19,7 @@ from mpnet_ds.config.foreign_names import OTHERWISE, PROGRAM_FLAGS, RECIPE_KEYS,
 from mpnet_ds.config.overrides import FLAGS
 from mpnet_ds.config.recipe import Recipe
 from mpnet_ds.objectives import OBJECTIVES, Objective
+from mpnet_ds.objectives.model_section import MPNetSection
 
 WORDS = {int: "integer", float: "number", str: "text", bool: "true or false"}
 BLANK_LINE = "\n\n"
@@ -30,7 +31,7 @@ TEMPLATE = Path(__file__).with_name("configuration_template.md")
 def document() -> str:
     """The page, in Markdown."""
     recipe = Recipe.__pydantic_fields__
-    sections = {name: recipe[name].annotation for name in ("model", "data", "optimization", "run")}
+    sections = {name: recipe[name].annotation for name in ("data", "optimization", "run")} | {"model": MPNetSection}
     served = ((place or "top level", ", ".join(f"`{key}`" for key in keys)) for place, keys in SERVED.items() if keys)
     foreign = ((f"`{name}`", our_name(name)) for name in (*RECIPE_KEYS, *PROGRAM_FLAGS, *OTHERWISE))
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(

@@ -24,7 +24,7 @@ from mpnet_ds.data.samples.dataset import MIN_SEQ_LENGTH, SampleMode
 from mpnet_ds.errors import UNKNOWN, UserError, did_you_mean
 from mpnet_ds.objectives import OBJECTIVES, Objective, examine_objective
 from mpnet_ds.objectives.masking import MAX_SEQ_LENGTH
-from mpnet_ds.objectives.model_section import ModelSection
+from mpnet_ds.objectives.model_section import ModelSection, MPNetSection, examine_model
 from mpnet_ds.objectives.mpnet import MPNet
 from mpnet_ds.validation import SECTION, Origin, examine, examine_json_object, keys_of
 
@@ -134,8 +134,8 @@ class Recipe:
     """What the recipe is for, in a sentence."""
     objective: InstanceOf[Objective] = field(default_factory=MPNet)
     """What is corrupted and predicted: a name, or an object with ``name`` and the objective's own keys."""
-    model: ModelSection = field(default_factory=ModelSection)
-    """Sizes of the model."""
+    model: InstanceOf[ModelSection] = field(default_factory=MPNetSection)
+    """Family and sizes of the model."""
     data: DataRecipe = field(default_factory=DataRecipe)
     """How sequences are made of a dataset."""
     optimization: OptimizationRecipe = field(default_factory=OptimizationRecipe)
@@ -144,12 +144,12 @@ class Recipe:
     """When a run logs, evaluates and saves."""
 
     def __post_init__(self):
-        length, positions = self.data.seq_length, self.model.max_position_embeddings
-        if length + 2 > positions:
+        length, longest = self.data.seq_length, self.model.longest_sequence
+        if longest is not None and length > longest:
             cure = f"raise model.max_position_embeddings to {length + 2}"
-            if positions >= MIN_SEQ_LENGTH + 2:
-                cure += f", or lower data.seq_length to {positions - 2}"
-            raise UserError(f"data.seq_length is {length}, but model.max_position_embeddings is {positions}: {cure}.")
+            if longest >= MIN_SEQ_LENGTH:
+                cure += f", or lower data.seq_length to {longest}"
+            raise UserError(f"data.seq_length is {length}, but model.max_position_embeddings is {longest + 2}: {cure}.")
 
     def as_json(self) -> dict:
         """The recipe with nothing left out, as its file would say it."""
@@ -203,7 +203,7 @@ def recipe_from_dict(content: dict, path: str) -> Recipe:
 
 def _examine_content(content: dict, path: str, sources: Mapping[str, str], is_complete: bool) -> tuple[Recipe, list[str]]:
     """The valid part of a recipe, and what is wrong; ``sources``: of values that are not the file's, by key."""
-    origin = Origin(path, sources, (*keys_of(Recipe), "objective.name"), our_name)
+    origin = Origin(path, sources, (*keys_of(Recipe), *keys_of(MPNetSection, "model"), "objective.name"), our_name)
     findings, objective = import_plugins(content, origin), UNKNOWN
     section = content.get("objective", "mpnet")
     name = section.get("name") if isinstance(section, dict) else section
@@ -211,9 +211,14 @@ def _examine_content(content: dict, path: str, sources: Mapping[str, str], is_co
     if ("objective" in content or is_complete) and not of_plugin:
         objective, more = examine_objective(section, origin)
         findings += more
-    keys = () if objective is UNKNOWN else tuple(keys_of(type(objective), "objective"))
-    others = {key: value for key, value in content.items() if key != "objective"}
-    recipe, more = examine(Recipe, others, replace(origin, keys=keys), "", is_complete, {"objective": objective})
+    keys, model = () if objective is UNKNOWN else tuple(keys_of(type(objective), "objective")), UNKNOWN
+    if "model" in content or is_complete:
+        model, more = examine_model(content.get("model", {}), replace(origin, keys=origin.keys + keys), is_complete)
+        findings += more
+    keys += () if model is UNKNOWN else tuple(keys_of(type(model), "model"))
+    made = {"objective": objective, "model": model}
+    others = {key: value for key, value in content.items() if key not in made}
+    recipe, more = examine(Recipe, others, replace(origin, keys=keys), "", is_complete, made)
     return recipe, findings + more
 
 

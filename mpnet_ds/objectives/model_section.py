@@ -1,33 +1,65 @@
-"""The recipe's section ``model``: which family, and its sizes. The vocabulary's size comes from the data."""
+"""The recipe's section ``model``: which family, its sizes and its initial values. The vocabulary's size comes from the data.
 
-from dataclasses import asdict, fields
-from typing import TYPE_CHECKING, Annotated, Literal
+Without ``model_type`` it describes the two-stream MPNet. For any other family of transformers the section has the keys of
+that family's configuration, with its defaults.
+"""
+
+import json
+from dataclasses import asdict, fields, make_dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from mpnet_ds.errors import UserError
-from mpnet_ds.validation import SECTION
+from mpnet_ds.errors import UNKNOWN, UserError, did_you_mean
+from mpnet_ds.validation import SECTION, Origin, examine
 
 if TYPE_CHECKING:
-    from transformers import MPNetConfig
+    from transformers import MPNetConfig, PreTrainedConfig
 
+    from mpnet_ds.models.families import Family
     from mpnet_ds.models.mpnet.sizes import NetworkSizes
+    from mpnet_ds.tokenizer import PretrainingTokenizer
 
 Positive = Annotated[int, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
-
-
+MPNET, TWO_STREAM, TRANSFORMERS = "mpnet", "two_stream", "transformers"
 USUAL, NEAR = "usual", "near"
 DEFAULT_STRENGTH = 2.0
-START = ("start", "start_strength")
+OWN_KEYS = ("model_type", "implementation", "start", "start_strength")
 """Keys that no configuration of transformers has."""
 
 
-@dataclass(frozen=True, config=SECTION)
 class ModelSection:
-    """Sizes of the encoder, and its initial values."""
+    """Base class of the sections; subclasses are frozen dataclasses with ``OWN_KEYS`` and the family's keys."""
 
+    def configuration(self) -> dict[str, Any]:
+        """Return the keys that transformers' configuration has too."""
+        return {key: value for key, value in asdict(self).items() if key not in OWN_KEYS}
+
+    def identity(self) -> dict[str, Any]:
+        """Return what makes another run of it; without what older versions did not have, where it has its default."""
+        return {key: value for key, value in asdict(self).items() if key not in OWN_KEYS or value != _DEFAULTS[key]}
+
+    longest_sequence: int | None = None
+    """Tokens of the longest sequence that the model has positions for, if that is known before the tokenizer is."""
+
+    def is_of(self, model_type: str, implementation: str) -> bool:
+        """Whether it describes this family in this implementation."""
+        return (self.model_type, self.implementation) == (model_type, implementation)
+
+
+@dataclass(frozen=True, config=SECTION)
+class MPNetSection(ModelSection):
+    """Sizes of the encoder, and its initial values. With another ``model_type``, the keys of that family's configuration in
+    transformers stand in the place of those here."""
+
+    model_type: Literal["mpnet"] = MPNET
+    """Family of transformers: mpnet, bert, roberta … ([models](models.md))."""
+    implementation: Literal["two_stream"] = TWO_STREAM
+    """Whose code computes the model: ``two_stream``, this project's MPNet, or ``transformers``, all other families and MPNet
+    with objective mlm."""
     num_hidden_layers: Positive = 12
     """Layers."""
     hidden_size: Positive = 768
@@ -60,9 +92,14 @@ class ModelSection:
             raise UserError("model.start_strength is for model.start 'near': set that too, or leave it out.")
 
     @classmethod
-    def of(cls, config: "MPNetConfig") -> "ModelSection":
+    def of(cls, config: "MPNetConfig") -> "MPNetSection":
         """Describe an existing model as a section."""
-        return cls(**{field.name: getattr(config, field.name) for field in fields(cls) if field.name not in START})
+        return cls(**{field.name: getattr(config, field.name) for field in fields(cls) if field.name not in OWN_KEYS})
+
+    @property
+    def longest_sequence(self) -> int:
+        """Tokens of the longest sequence that the model has positions for: two rows of the table are for padding."""
+        return self.max_position_embeddings - 2
 
     def sizes(self, vocab_size: int) -> "NetworkSizes":
         """Everything that the network is built from."""
@@ -70,14 +107,61 @@ class ModelSection:
 
         return NetworkSizes(vocab_size, **self.configuration())
 
-    def configuration(self) -> dict:
-        """The keys that transformers' configurations have, too."""
-        return {key: value for key, value in asdict(self).items() if key not in START}
-
-    def identity(self) -> dict:
-        """Of the section, what makes another run of it; a usual start is left out, as older versions had no other."""
-        return self.configuration() if self.start == USUAL else asdict(self)
-
     def config(self, vocab_size: int) -> "MPNetConfig":
         """Convert the section to transformers' configuration."""
         return self.sizes(vocab_size).config()
+
+
+_DEFAULTS = {field.name: field.default for field in fields(MPNetSection)}
+
+
+class FamilySection(ModelSection):
+    """Base class of the sections of transformers' families; ``section_class`` makes them."""
+
+    @property
+    def family(self) -> "Family":
+        """What is known of the family."""
+        from mpnet_ds.models.families import family_of
+
+        return family_of(self.model_type)
+
+    def config(self, tokenizer: "PretrainingTokenizer", seq_length: int) -> "PreTrainedConfig":
+        """Convert the section to transformers' configuration; ``UserError`` for what the family refuses."""
+        from mpnet_ds.models.families import build_config
+
+        return build_config(self.family, self.configuration(), tokenizer, seq_length)
+
+
+@lru_cache
+def section_class(model_type: str) -> type[FamilySection]:
+    """Make the section of a family: its configuration's keys, with the types and defaults that they have there."""
+    from mpnet_ds.models.families import configuration_fields, family_of
+
+    own = [
+        ("model_type", Literal[model_type], model_type),
+        ("implementation", Literal[TRANSFORMERS], TRANSFORMERS),
+        ("start", Literal[USUAL], USUAL),
+        ("start_strength", None, None),
+    ]
+    keys = [*own, *configuration_fields(family_of(model_type))]
+    plain = make_dataclass("FamilySection", keys, bases=(FamilySection,), frozen=True)
+    return dataclass(plain, frozen=True, config=SECTION)
+
+
+def examine_model(section: Any, origin: Origin, is_complete: bool) -> tuple[ModelSection, list[str]]:
+    """The valid part of a recipe's section ``model``, and what is wrong with the rest; see ``validation.examine``."""
+    if not isinstance(section, dict):
+        return UNKNOWN, [f"{origin.of('model')}: model is {json.dumps(section)}; it must be an object."]
+    model_type = section.get("model_type", MPNET)
+    implementation = section.get("implementation", TWO_STREAM if model_type == MPNET else TRANSFORMERS)
+    if (model_type, implementation) == (MPNET, TWO_STREAM):
+        return examine(MPNetSection, section, origin, "model", is_complete)
+    from mpnet_ds.models.families import FAMILIES  # imports torch
+
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        found = f"unknown model.model_type '{model_type}'. {did_you_mean(str(model_type), FAMILIES)}"
+        return UNKNOWN, [f"{origin.of('model.model_type')}: {found}"]
+    if implementation == TWO_STREAM:
+        found = f"model.implementation '{TWO_STREAM}' is MPNet's; {model_type} has '{TRANSFORMERS}' only."
+        return UNKNOWN, [f"{origin.of('model.implementation')}: {found}"]
+    return examine(section_class(model_type), section, origin, "model", is_complete)

@@ -1,7 +1,6 @@
 """Make a start for --init_from of a Hugging Face folder or a fairseq file."""
 
 import json
-from dataclasses import asdict
 
 from mpnet_ds.command_line import Parser, invocation
 
@@ -35,14 +34,14 @@ def main() -> None:
     if (given.hf_dir is None) == (given.from_fairseq is None):
         parser.exit_for(["give one source and OUT: HF_DIR OUT, or --from_fairseq FILE OUT"])
     from mpnet_ds.hub.import_model import make_start
-    from mpnet_ds.objectives.model_section import ModelSection
+    from mpnet_ds.objectives.model_section import MPNetSection
 
     start = make_start(given.output, given.hf_dir, given.from_fairseq, given.tokenizer, given.resize_vocabulary)
     for note in start.notes:
         print(f"note: {note}")
     print(f"{given.output} loads with transformers, and what was kept is as it was, bit for bit; largest difference of a")
     print(f"hidden state {start.difference:.1e}. Its recipe needs this section:")
-    print(f'  "model": {json.dumps(asdict(ModelSection.of(start.config)))}')
+    print(f'  "model": {json.dumps(MPNetSection.of(start.config).configuration())}')
     print("Continue training it:")
     what = ("--deepspeed_config", "zero2", "--data", "DATA", "--recipe", "RECIPE", "--init_from", given.output)
     print(f"  {invocation('pretrain', *what)}")

@@ -2,6 +2,7 @@
 
 from mpnet_ds.config.document import document, shipped_objectives
 from mpnet_ds.config.recipe import Recipe
+from mpnet_ds.objectives.model_section import MPNetSection
 from mpnet_ds.validation import keys_of
 from tests.runs import ROOT
 
@@ -13,8 +14,9 @@ def test_the_page_is_not_stale():
 
 def test_every_key_of_a_recipe_has_a_row_with_its_text():
     page = document().splitlines()
-    keys = [*keys_of(Recipe), *(key for kind in shipped_objectives().values() for key in keys_of(kind, "objective"))]
-    sections = {key.rpartition(".")[0] for key in keys} | {"objective"}
+    keys = [*keys_of(Recipe), *keys_of(MPNetSection, "model")]
+    keys += [key for kind in shipped_objectives().values() for key in keys_of(kind, "objective")]
+    sections = {key.rpartition(".")[0] for key in keys} | {"objective", "model"}
     for key in set(keys) - sections:
         (row,) = [line for line in page if line.startswith(f"| `{key}` ")]
         assert len(row.split(" | ")[-1]) > 8, row

@@ -11,7 +11,7 @@ from transformers import MPNetModel
 
 from mpnet_ds.models import MPNetForPretraining
 from mpnet_ds.objectives import objective_of
-from mpnet_ds.objectives.model_section import ModelSection
+from mpnet_ds.objectives.model_section import MPNetSection
 
 TOKENIZER = SimpleNamespace(vocab_size=50, mask_id=49)
 TABLE = "mpnet.encoder.relative_attention_bias.weight"
@@ -19,19 +19,19 @@ DISTANCES = [*((d, d) for d in range(8)), (8, 11), (12, 15), (16, 22), (23, 31),
 """First and last of the buckets of one side, as relative_position.py tabulates them."""
 
 
-def section(heads: int = 4, **start) -> ModelSection:
-    return ModelSection(
+def section(heads: int = 4, **start) -> MPNetSection:
+    return MPNetSection(
         num_hidden_layers=2, hidden_size=8 * heads, num_attention_heads=heads, intermediate_size=32,
         hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, max_position_embeddings=34, **start,
     )  # fmt: skip
 
 
-def build(model: ModelSection, objective: str = "mpnet") -> MPNetForPretraining:
+def build(model: MPNetSection, objective: str = "mpnet") -> MPNetForPretraining:
     torch.manual_seed(0)
     return objective_of(objective).build(model, TOKENIZER, 32)
 
 
-def usual(model: ModelSection) -> dict[str, torch.Tensor]:
+def usual(model: MPNetSection) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     return MPNetForPretraining(model.sizes(TOKENIZER.vocab_size)).state_dict()
 

@@ -7,6 +7,7 @@ from pydantic.dataclasses import is_pydantic_dataclass
 
 from mpnet_ds.errors import UNKNOWN, UserError, did_you_mean
 from mpnet_ds.objectives.base import Objective
+from mpnet_ds.objectives.clm import CLM
 from mpnet_ds.objectives.mlm import MLM
 from mpnet_ds.objectives.mpnet import MPNet
 from mpnet_ds.objectives.plm import PLM
@@ -24,7 +25,7 @@ def register(objective: type[Objective]) -> type[Objective]:
     return objective
 
 
-for _objective in (MPNet, PLM, MLM):
+for _objective in (MPNet, PLM, MLM, CLM):
     register(_objective)
 
 

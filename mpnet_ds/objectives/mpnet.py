@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 from mpnet_ds.findings import Finding
 from mpnet_ds.objectives.base import Objective, Sequences, Term, Vocabulary
 from mpnet_ds.objectives.masking import MaskingConfig, drop_predictions_without_context, mask_sequences
-from mpnet_ds.objectives.model_section import NEAR
+from mpnet_ds.objectives.model_section import NEAR, MPNetSection
 from mpnet_ds.validation import SECTION
 
 if TYPE_CHECKING:
@@ -76,6 +76,9 @@ class MPNet(Objective):
 
     def findings(self, model: "ModelSection", tokenizer: "PretrainingTokenizer", data) -> list[Finding]:
         """Report what cannot be built."""
+        if not isinstance(model, MPNetSection):
+            cure = "leave out model.model_type and model.implementation, or take objective mlm"
+            return [Finding(f"objective {self.name} is for the two-stream MPNet: {cure}.")]
         from mpnet_ds.models.mpnet.model import find_undivided_heads
 
         return [Finding(text) for text in find_undivided_heads(model)]

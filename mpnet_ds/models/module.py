@@ -105,6 +105,8 @@ class PretrainingModule(nn.Module):
     """
 
     dropout_seed: int = 0
+    checkpoints_with_torch = False
+    """Whether activations are recomputed by torch's function instead of DeepSpeed's, see activation_checkpointing.py."""
 
     def forward(self, *, carried: tuple[Tensor, ...] | None = None, **batch: Tensor) -> Scores:
         """Compute the scores of a batch from ``Objective.draw``.

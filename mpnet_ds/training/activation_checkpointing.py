@@ -8,11 +8,15 @@ The section only configures DeepSpeed's functions; which layers go through them 
 
 DeepSpeed itself uses ``number_checkpoints`` to size the buffers of ``contiguous_memory_optimization``, with the same
 meaning as here: that many inputs are kept.
+
+Layers of transformers' models go through torch's own function: DeepSpeed's breaks several families, whose layers return
+tuples or share tensors. ``partition_activations`` and ``cpu_checkpointing`` are DeepSpeed's, and refused for them.
 """
 
 from collections.abc import Callable
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor
 
 from mpnet_ds.deepspeed_workarounds import keep_through_checkpointing, wrap_call
@@ -52,6 +56,10 @@ def checkpoint_layers(module: PretrainingModule, engine: dict) -> None:
     in_host_memory = get_accelerator().device_name() == "cpu"
     layers = module.layers()
     chosen = checkpointed_layers(len(layers), engine[SECTION].get("number_checkpoints"))
+    if module.checkpoints_with_torch:
+        for number in chosen:
+            wrap_call(layers[number], _recomputing_with_torch)
+        return
     # Their number in the file may be above that of the layers, and would size DeepSpeed's buffers.
     deepspeed.checkpointing.configure(
         mpu_=None,
@@ -61,6 +69,13 @@ def checkpoint_layers(module: PretrainingModule, engine: dict) -> None:
     )
     for number in chosen:
         wrap_call(layers[number], _recomputing)
+
+
+def _recomputing_with_torch(call: Callable, *arguments, **options):
+    """Return what a layer's ``call`` does, without keeping its activations; arguments and results may be anything."""
+    if not torch.is_grad_enabled():
+        return call(*arguments, **options)
+    return torch.utils.checkpoint.checkpoint(call, *arguments, use_reentrant=False, **options)
 
 
 def _recomputing(call: Callable, hidden: Tensor, *arguments, **options):

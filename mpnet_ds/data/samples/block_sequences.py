@@ -55,6 +55,8 @@ class BlockSequences:
     def __init__(self, shards: list[TokenFile], seq_length: int, seed: int):
         self.stream, self.seq_length, self.seed = TokenStream(shards), seq_length, seed
         self.tokens_per_sequence = float(seq_length)
+        self.added_ids = {BOS_ID: len(self.stream) / (seq_length - 1)}
+        """How often an epoch has each id that is not in the shards."""
         self._start_of = lru_cache(maxsize=16)(self._draw_start)
 
     def __len__(self) -> int:

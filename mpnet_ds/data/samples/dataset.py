@@ -158,12 +158,22 @@ class PretrainingDataset:
         return self.reader.tokens_per_sequence
 
     def piece_shares(self) -> np.ndarray | None:
-        """How much of all tokens each piece makes up, ``</s>`` included: float64 [V], with the sum 1.
+        """How much of an epoch's tokens each piece makes up, ``<s>`` and ``</s>`` included: float64 [V], with the sum 1.
 
         None for a dataset of an older version, which has no counts: ``inspect_dataset --count`` adds them.
         """
         counts = self.manifest.decoded_piece_counts()
-        return None if counts is None else counts / counts.sum()
+        if counts is None:
+            return None
+        counts = counts.astype(np.float64)
+        for piece, number in self.reader.added_ids.items():
+            counts[piece] += number
+        return counts / counts.sum()
+
+    @property
+    def tokens_per_epoch(self) -> float:
+        """Tokens of an epoch that are not padding, ``<s>`` included; with ``stream`` those of the last block too."""
+        return self.manifest.tokens + sum(self.reader.added_ids.values())
 
     def _sequence_numbers(self, indices: np.ndarray, epochs: np.ndarray) -> np.ndarray:
         """Look up the sequences at ``indices`` of the shuffled order.

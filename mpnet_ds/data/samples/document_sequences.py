@@ -37,18 +37,21 @@ class DocumentSequences:
     def __init__(self, shards: list[TokenFile], seq_length: int, sample_mode: str, packing: bool):
         self.seq_length, self.packing = seq_length, packing
         self.shards = [_Items(shard, sample_mode) for shard in shards]
-        firsts, sequences_of_blocks, self._block_ends_of_shards, num_tokens = [], [], [], 0
+        firsts, sequences_of_blocks, self._block_ends_of_shards, num_ids, num_units = [], [], [], 0, 0
         for items in self.shards:
             for begin in range(0, len(items), ITEMS_PER_BLOCK * BLOCKS_AT_ONCE):
                 lengths = items.lengths(begin, min(begin + ITEMS_PER_BLOCK * BLOCKS_AT_ONCE, len(items)))
                 opened = sequences_opened(_in_blocks(lengths), seq_length, packing)
                 firsts.append(np.repeat(np.tile(np.arange(opened.shape[1], dtype=np.uint16), len(opened)), opened.ravel()))
                 sequences_of_blocks.append(opened.sum(axis=1))
-                num_tokens += int(lengths.sum() + -(-lengths // (seq_length - 1)).sum())
+                num_ids += int(lengths.sum())
+                num_units += int(-(-lengths // (seq_length - 1)).sum())
             self._block_ends_of_shards.append(sum(map(len, sequences_of_blocks)))
         self._first_items = np.concatenate(firsts) if firsts else np.empty(0, dtype=np.uint16)
         self._sequence_ends_of_blocks = np.cumsum(np.concatenate(sequences_of_blocks)).tolist() if firsts else []
-        self.tokens_per_sequence = num_tokens / max(len(self), 1)
+        self.tokens_per_sequence = (num_ids + num_units) / max(len(self), 1)
+        self.added_ids = {BOS_ID: num_units, EOS_ID: num_ids - sum(len(shard.tokens) for shard in shards)}
+        """How often an epoch has each id that is not in the shards."""
 
     def __len__(self) -> int:
         return len(self._first_items)

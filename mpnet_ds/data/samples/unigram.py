@@ -5,8 +5,8 @@ context. So the level tells whether a run has begun to learn (docs/training.md, 
 
     loss of target v  =  −ln((count(v) + 1) / sum over tokens w that may be targets of (count(w) + 1))
 
-Counts are those of the training data, from the manifests; one is added to each, so that held-out documents may have tokens
-that the training data do not have.
+Counts are those of an epoch of the training data; one is added to each, so that held-out documents may have tokens that the
+training data do not have.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,6 @@ import numpy as np
 from mpnet_ds.data.samples.dataset import PretrainingDataset
 from mpnet_ds.data.samples.mixture import MixtureDataset
 from mpnet_ds.objectives.base import Objective, Vocabulary
-from mpnet_ds.tokenizer import BOS_ID
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,9 +34,7 @@ class Unigram:
         may_be_target = objective.may_be_target(vocabulary)
         if shares is None or may_be_target is None:
             return None
-        tokens = sum(part.manifest.tokens for part in getattr(data, "datasets", [data]))
-        counts = shares * tokens
-        counts[BOS_ID] += tokens / data.tokens_per_sequence  # the stored documents are without it
+        counts = shares * sum(part.tokens_per_epoch for part in getattr(data, "datasets", [data]))
         counts[~may_be_target] = 0
         smoothed = np.where(may_be_target, counts + 1, 0.0)
         with np.errstate(divide="ignore"):

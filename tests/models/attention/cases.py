@@ -3,11 +3,17 @@
 import copy
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mpnet_ds.models.attention.backend import choose_backend
+from mpnet_ds.models.initial_values import near_bias
+from mpnet_ds.models.mpnet.relative_position import middle_of_buckets
 from mpnet_ds.models.mpnet.visibility import Layout, plain_layout, two_stream_layout
+
+FIRST_DISTANCES = [*range(9), 12, 16, 23, 32, 46, 64, 91]
+"""Of the buckets of one side, as relative_position.py tabulates them."""
 
 
 @dataclass
@@ -30,6 +36,21 @@ class Case:
         tensors = {name: getattr(self, name).float().cpu() for name in ("query", "key", "value", "grad_out")}
         layout = replace(self.layout, **{name: x.cpu() for name, x in vars(self.layout).items() if isinstance(x, Tensor)})
         return replace(self, layout=layout, table=table, meaningful=self.meaningful.cpu(), **tensors)
+
+    def in_fp64(self) -> dict[str, Tensor]:
+        """Output and gradients as the definition has them, for the numbers as they were rounded."""
+        inputs = [x.double().cpu().requires_grad_() for x in (self.query, self.key, self.value, self.table.weight.detach())]
+        query, key, value, table = inputs
+        row_indices, key_indices = self.layout.row_indices[:, self.first_row :].cpu(), self.layout.key_indices.cpu()
+        relative = (key_indices[:, None, :] - row_indices[:, :, None]).numpy()
+        buckets = np.searchsorted(FIRST_DISTANCES, np.abs(relative), side="right") - 1 + 16 * (relative > 0)
+        meaningful = self.meaningful.cpu()
+        seen = self.layout.visible[:, self.first_row :].cpu() | ~meaningful[:, :, None]  # a row of nothing would be NaN
+        scores = query @ key.mT / query.shape[-1] ** 0.5 + table[torch.from_numpy(buckets)].permute(0, 3, 1, 2)
+        out = torch.softmax(scores.masked_fill(~seen[:, None], -torch.inf), dim=-1) @ value
+        out.backward(self.grad_out.double().cpu())
+        gradients = zip(("query", "key", "value", "table"), (x.grad for x in inputs), strict=True)
+        return {"out": out.detach() * meaningful[:, None, :, None], **dict(gradients)}
 
     def run(self, attention: str, dropout: float = 0.0) -> dict[str, Tensor]:
         """Output and gradients by a back-end, with seeds 0, 1, 2 …; rows that mean nothing are 0 in the output."""
@@ -55,6 +76,7 @@ def make_case(
     unused: int = 0,
     documents: bool = False,
     last_layer: bool = False,
+    near: float = 0.0,
     seed: int = 0,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -66,6 +88,7 @@ def make_case(
         unused: predictions of the last sequence that are unused.
         documents: whether each sequence is three documents that do not see each other.
         last_layer: query rows alone.
+        near: strength of a table that begins with what is near; down to -14 at 2 and to -27 at 4.
     """
     generator = torch.Generator().manual_seed(seed)
     mask = torch.ones(batch, tokens, dtype=torch.bool)
@@ -92,6 +115,7 @@ def make_case(
     )
     table = nn.Embedding(32, heads)
     table.weight.data.normal_(generator=generator)
+    table.weight.data += near_bias(*middle_of_buckets(), heads, near)
     grad_out = grad_out * meaningful[:, None, :, None]
     return Case(layout, table.to(device, dtype), query, key, value, grad_out, first_row, meaningful)
 

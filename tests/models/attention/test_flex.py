@@ -19,6 +19,7 @@ LAYOUTS = {
     "mpnet, documents": {"objective": "mpnet", "padding": 9, "unused": 1, "documents": True, "width": 24},
     "plm, last layer, documents": {"objective": "plm", "documents": True, "last_layer": True},
     "mlm": {"objective": "mlm", "padding": 5},
+    "mpnet, near": {"objective": "mpnet", "padding": 5, "tokens": 140, "near": 4.0},
     "mlm, a sequence of padding": {"objective": "mlm", "tokens": 33, "padding": 33, "predicted": 0},
 }
 

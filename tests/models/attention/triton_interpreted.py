@@ -37,6 +37,7 @@ LAYOUTS = {
     "plm": {"objective": "plm", "padding": 5, "unused": 3, "heads": 1},
     "plm, last layer, documents": {"objective": "plm", "documents": True, "last_layer": True},
     "mlm": {"objective": "mlm", "padding": 5, "heads": 1},
+    "plm, near": {"objective": "plm", "batch": 1, "tokens": 100, "predicted": 5, "padding": 3, "near": 4.0},
     "mlm, documents, a row of padding": {"objective": "mlm", "tokens": 33, "padding": 33, "predicted": 0, "documents": True},
 }
 

@@ -58,7 +58,7 @@ class CLM(Objective):
         """Report what cannot be built."""
         if not isinstance(model, FamilySection):
             return [Finding("objective clm needs a causal family, and the two-stream MPNet is none: set model.model_type.")]
-        return list(map(Finding, find_family_faults(model, tokenizer, data, self.name, model.family.causal)))
+        return list(map(Finding, find_family_faults(model, tokenizer, data, is_causal=True)))
 
     def build(
         self,
@@ -71,4 +71,4 @@ class CLM(Objective):
         """Build the model of the section's family."""
         from mpnet_ds.models.transformers_model import CausalLanguageModel
 
-        return CausalLanguageModel(model.family, model.config(tokenizer, seq_length))
+        return CausalLanguageModel(model.family, model.config(tokenizer, seq_length, is_causal=True))

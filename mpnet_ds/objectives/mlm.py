@@ -30,7 +30,7 @@ class MLM(MPNet):
         """Report what cannot be built."""
         if not isinstance(model, FamilySection):
             return super().findings(model, tokenizer, data)
-        faults = find_family_faults(model, tokenizer, data, self.name, model.family.masked)
+        faults = find_family_faults(model, tokenizer, data, is_causal=False)
         if tokenizer.mask_id is None:
             faults.append(f"objective mlm needs a tokenizer with a mask token, which {tokenizer.origin} has not.")
         return list(map(Finding, faults))
@@ -60,4 +60,4 @@ class MLM(MPNet):
             return super().build(model, tokenizer, seq_length, attention, parts)
         from mpnet_ds.models.transformers_model import MaskedLanguageModel
 
-        return MaskedLanguageModel(model.family, model.config(tokenizer, seq_length), tokenizer.mask_id)
+        return MaskedLanguageModel(model.family, model.config(tokenizer, seq_length, is_causal=False), tokenizer.mask_id)

@@ -4,9 +4,10 @@ Without ``model_type`` it describes the two-stream MPNet. For any other family o
 that family's configuration, with its defaults.
 """
 
+import copy
 import json
-from dataclasses import asdict, fields, make_dataclass
-from functools import lru_cache
+from dataclasses import asdict, field, fields, make_dataclass
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -125,26 +126,39 @@ class FamilySection(ModelSection):
 
         return family_of(self.model_type)
 
-    def config(self, tokenizer: "PretrainingTokenizer", seq_length: int) -> "PreTrainedConfig":
+    @property
+    def hidden_size(self) -> int:
+        """Width of the hidden states, whatever the family calls it; families that call it so have a field instead."""
+        from mpnet_ds.models.families import default_config
+
+        return getattr(self, default_config(self.family).attribute_map["hidden_size"])
+
+    def config(self, tokenizer: "PretrainingTokenizer", seq_length: int, is_causal: bool) -> "PreTrainedConfig":
         """Convert the section to transformers' configuration; ``UserError`` for what the family refuses."""
         from mpnet_ds.models.families import build_config
 
-        return build_config(self.family, self.configuration(), tokenizer, seq_length)
+        return build_config(self.family, self.configuration(), tokenizer, seq_length, is_causal)
 
 
 @lru_cache
 def section_class(model_type: str) -> type[FamilySection]:
     """Make the section of a family: its configuration's keys, with the types and defaults that they have there."""
-    from mpnet_ds.models.families import configuration_fields, family_of
+    from mpnet_ds.models.families import configuration_keys, default_config, family_of
 
-    own = [
+    own: list[tuple] = [
         ("model_type", Literal[model_type], model_type),
         ("implementation", Literal[TRANSFORMERS], TRANSFORMERS),
         ("start", Literal[USUAL], USUAL),
         ("start_strength", None, None),
     ]
-    keys = [*own, *configuration_fields(family_of(model_type))]
-    plain = make_dataclass("FamilySection", keys, bases=(FamilySection,), frozen=True)
+    family = family_of(model_type)
+    defaults = default_config(family)
+    types = {one.name: one.type for one in fields(type(defaults))}
+    for key in configuration_keys(family):
+        value = getattr(defaults, key, None)
+        default = field(default_factory=partial(copy.copy, value)) if isinstance(value, list | dict) else value
+        own.append((key, types.get(key, Any), default))
+    plain = make_dataclass("FamilySection", own, bases=(FamilySection,), frozen=True)
     return dataclass(plain, frozen=True, config=SECTION)
 
 

@@ -18,13 +18,13 @@ def find_family_faults(model: "FamilySection", tokenizer: "PretrainingTokenizer"
     """
     family = model.family
     if tokenizer.layout.name not in family.layouts:
-        return [
-            f"{tokenizer.origin} has the special tokens of {tokenizer.layout.name}, {family.model_type} needs those of "
-            f"{' or '.join(family.layouts)}: train a tokenizer with --layout {family.layouts[0]}, and build the data with it."
-        ]
+        needed = f"{family.model_type} needs those of {' or '.join(family.layouts)}"
+        cure = f"train a tokenizer with --layout {family.layouts[0]}, and build the data with it"
+        return [f"{tokenizer.origin} has the special tokens of {tokenizer.layout.name}, {needed}: {cure}."]
     faults: list[str] = []
     with collecting(faults):
         model.config(tokenizer, data.seq_length, is_causal)
-    if data.isolates_documents and family.not_isolated:
+    isolates = any(part.isolate_documents for part in getattr(data, "datasets", [data]))
+    if isolates and family.not_isolated:
         faults.append(f"data.isolate_documents is not possible with {family.model_type}: {family.not_isolated}.")
     return faults

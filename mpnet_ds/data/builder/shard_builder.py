@@ -105,8 +105,9 @@ class ShardBuilder:
             for side, writer in writers.items():
                 if writer.num_documents:
                     writer.close()
-                    shards[side] = ShardRecord.of(writer, tokenizer)
-                    counts[side] = encode(count_pieces(TokenFile(writer.prefix), tokenizer.vocab_size), FAST)
+                    shard = TokenFile(writer.prefix)
+                    shards[side] = ShardRecord.of(shard, tokenizer)
+                    counts[side] = encode(count_pieces(shard, tokenizer.vocab_size), FAST)
             for side in shards:
                 sync_folder(self.job.side(side))
         record = BuiltShard(shards, empty, faults.skipped, faults.first, counts)

@@ -28,7 +28,7 @@ from mpnet_ds.models.module import Part, PretrainingModule, Scores
 from mpnet_ds.models.targets import corrupt, count_masked, labels_at, rows_at
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedConfig
 
 ATTENTIONS = ("auto", "eager", "sdpa")
 
@@ -48,7 +48,7 @@ class TransformersModule(PretrainingModule):
         super().__init__()
         model_class = getattr(transformers, family.class_name(self.is_causal))
         config = copy.deepcopy(config)
-        config._attn_implementation = attention_of(family, model_class, attention)
+        config._attn_implementation = attention_of(family, attention)
         self.family, self.model = family, model_class(config)
         self.model.get_submodule(family.output).__class__ = Decoder  # a linear map as before, that can be given labels
 
@@ -150,15 +150,14 @@ class CausalLanguageModel(TransformersModule):
         return Scores(sums=total[None], correct=hits.sum()[None])
 
 
-def attention_of(family: Family, model_class: type["PreTrainedModel"], attention: str) -> str:
-    """Name the implementation of attention for a back-end's name."""
-    if attention not in ATTENTIONS:
-        raise UserError(f"run.attention '{attention}' is MPNet's own; {family.model_type} has {', '.join(ATTENTIONS)}.")
-    if attention == "sdpa" and not model_class._supports_sdpa:
-        raise UserError(
-            f"{family.model_type} of transformers has no attention 'sdpa': set run.attention to 'eager' or 'auto'."
-        )
-    return "sdpa" if attention != "eager" and model_class._supports_sdpa else "eager"
+def attention_of(family: Family, name: str) -> str:
+    """Return the family's implementation of attention of that name, ``sdpa`` or ``eager``; ``UserError`` if it has none."""
+    has_sdpa = getattr(transformers, family.masked or family.causal)._supports_sdpa
+    if name not in ATTENTIONS:
+        raise UserError(f"--attention {name} is MPNet's own; {family.model_type} has {', '.join(ATTENTIONS)}.")
+    if name == "sdpa" and not has_sdpa:
+        raise UserError(f"{family.model_type} of transformers has no attention sdpa: --attention eager or auto.")
+    return "sdpa" if name != "eager" and has_sdpa else "eager"
 
 
 def modules_at(root: nn.Module, path: str) -> list[nn.Module]:

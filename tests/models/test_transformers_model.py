@@ -310,5 +310,5 @@ def test_families_and_classes_that_do_not_exist_are_refused():
 def test_attention_is_sdpa_where_the_family_has_it():
     assert module_of("bert", False).model.config._attn_implementation == "sdpa"
     assert module_of("bert", False, attention="eager").model.config._attn_implementation == "eager"
-    with pytest.raises(UserError, match="attention 'triton' is MPNet's own; bert has auto, eager, sdpa"):
+    with pytest.raises(UserError, match="--attention triton is MPNet's own; bert has auto, eager, sdpa"):
         module_of("bert", False, attention="triton")

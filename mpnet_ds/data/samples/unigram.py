@@ -16,7 +16,6 @@ import numpy as np
 from mpnet_ds.data.samples.dataset import PretrainingDataset
 from mpnet_ds.data.samples.mixture import MixtureDataset
 from mpnet_ds.objectives.base import Objective, Vocabulary
-from mpnet_ds.tokenizer import BOS_ID
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +36,8 @@ class Unigram:
             return None
         tokens = sum(part.manifest.tokens for part in getattr(data, "datasets", [data]))
         counts = shares * tokens
-        counts[BOS_ID] += tokens / data.tokens_per_sequence  # the stored documents are without it
+        if data.tokenizer.begin_id is not None:
+            counts[data.tokenizer.begin_id] += tokens / data.tokens_per_sequence  # the stored documents are without it
         counts[~may_be_target] = 0
         smoothed = np.where(may_be_target, counts + 1, 0.0)
         with np.errstate(divide="ignore"):

@@ -66,7 +66,8 @@ class BlockSequences:
     def read(self, numbers: np.ndarray, epochs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Read sequences by number: ids int64 [B, n], and which of them are not padding, bool [B, n] (all)."""
         ids = np.empty((len(numbers), self.seq_length), dtype=np.int64)
-        ids[:, : self.frame.num_begin] = self.frame.begin
+        if self.frame.begin is not None:
+            ids[:, 0] = self.frame.begin
         for sequence, start in zip(ids, self._starts(numbers, epochs), strict=True):
             sequence[self.frame.num_begin :] = self.stream.slice(start, self.body)
         return ids, np.ones(ids.shape, dtype=bool)

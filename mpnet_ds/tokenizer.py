@@ -282,7 +282,7 @@ class PretrainingTokenizer:
         (folder / JSON_FILE).write_text(self.backend.to_str(pretty=True), encoding="utf-8")
 
     def _as_family_class(self, model_max_length: int):
-        """Make the family's tokenizer class of transformers; None if that would cut text in another way."""
+        """Make a tokenizer of the family's class of transformers; None if that would cut text in another way."""
         name = self.layout.classes.get(self.kind.lower())
         if name is None or self.layout != LAYOUTS[self.layout.name]:
             return None
@@ -292,7 +292,8 @@ class PretrainingTokenizer:
         except Exception:  # of several kinds: parts of tokenizer.json that the class does not expect
             return None
         made = json.loads(named.backend_tokenizer.to_str())
-        return named if all(made[part] == content[part] for part in CUTTING_PARTS) else None
+        is_same = all(_settings(made[part]) == _settings(content[part]) for part in CUTTING_PARTS)
+        return named if is_same and len(named) == self.vocab_size else None
 
     def _as_any_class(self, model_max_length: int):
         """Make a tokenizer of transformers that only wraps the backend."""
@@ -315,6 +316,11 @@ class PretrainingTokenizer:
             model_max_length=model_max_length,
             model_input_names=["input_ids", "attention_mask"],  # MPNet has no token types, which version 4 would add
         )
+
+
+def _settings(part: dict | None) -> dict:
+    """Leave out what is not set: "" and null mean the same."""
+    return {key: value for key, value in (part or {}).items() if value not in ("", None)}
 
 
 def _unknown_of(model: dict) -> str | None:
@@ -368,7 +374,7 @@ def _read_vocabulary(file: Path) -> tokenizers.Tokenizer:
         twice = next(piece for piece in pieces if pieces.count(piece) > 1)
         raise UserError(f"{file} is not a vocabulary of one piece per line: '{twice}' is in it twice.")
     normalizer = {"lowercase": lower_case, "strip_accents": accents, "handle_chinese_chars": chinese}
-    layout = BERT if BERT.begin in pieces else MPNET
+    layout = BERT if BERT.begin in pieces and MPNET.begin not in pieces else MPNET
     return as_transformers(layout, wordpiece(pieces, normalizer), model_max_length=512).backend_tokenizer
 
 

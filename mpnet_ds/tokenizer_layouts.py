@@ -72,9 +72,10 @@ class Layout:
         return {*filter(None, roles), *self.first, *self.last}
 
     def has_its_ids(self, id_of: Callable[[str], int | None], vocab_size: int) -> bool:
-        """Whether a vocabulary has the ids of a new one of this layout."""
-        tokens = dict(enumerate(self.first)) or {vocab_size - 1: self.end}
-        return all(id_of(token) == number for number, token in tokens.items())
+        """Whether the tokens that begin, end and fill sequences have the ids of a new vocabulary of this layout."""
+        ids = dict(zip(self.first, range(len(self.first)), strict=True))
+        tokens = filter(None, (self.begin, self.end, self.pad))
+        return all(id_of(token) == ids.get(token, vocab_size - 1) for token in tokens)
 
 
 def _of_s(name: str, algorithm: str, tokenizer_class: str, **other) -> Layout:
@@ -134,7 +135,7 @@ def recognise(
     Returns:
         The layout, with the tokens of ``roles`` where those have other names.
     """
-    layout = _find(algorithm, vocab_size, id_of, tokenizer_class.removesuffix("Fast"))
+    layout = _find(algorithm, vocab_size, id_of, roles, tokenizer_class.removesuffix("Fast"))
     given = {
         name: next((roles[role] for role in of_transformers if id_of(roles.get(role, "")) is not None), None)
         for name, of_transformers in ROLES.items()
@@ -142,15 +143,21 @@ def recognise(
     return replace(layout, **{name: token for name, token in given.items() if token is not None})
 
 
-def _find(algorithm: str, vocab_size: int, id_of: Callable[[str], int | None], tokenizer_class: str) -> Layout:
+def _find(
+    algorithm: str,
+    vocab_size: int,
+    id_of: Callable[[str], int | None],
+    roles: Mapping[str, str],
+    tokenizer_class: str,
+) -> Layout:
     of_algorithm = [layout for layout in LAYOUTS.values() if algorithm in layout.classes]
     by_ids = [layout for layout in of_algorithm if layout.has_its_ids(id_of, vocab_size)]
     by_class = [layout for layout in LAYOUTS.values() if tokenizer_class in (*layout.classes.values(), *layout.also)]
     if by_ids or by_class:
         return (by_ids or by_class)[0]
-    if id_of("[CLS]") is not None:
+    has_begin = id_of(MPNET.begin) is not None
+    if not has_begin and id_of(roles.get("cls", BERT.begin)) is not None:
         return BERT
     if algorithm == WORDPIECE:
         return MPNET
-    has_begin = id_of("<s>") is not None
     return {BPE: (GPT2, ROBERTA), UNIGRAM: (T5, XLM_ROBERTA)}.get(algorithm, (MPNET, MPNET))[has_begin]

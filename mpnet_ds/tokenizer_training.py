@@ -17,7 +17,7 @@ from mpnet_ds.counter_rng import draw, make_key, unit_interval
 from mpnet_ds.errors import UserError, did_you_mean
 from mpnet_ds.machine import percent
 from mpnet_ds.subword_training import learn_bpe, learn_unigram
-from mpnet_ds.tokenizer import CUTTING_PRE_TOKENIZER, PretrainingTokenizer, as_transformers, wordpiece
+from mpnet_ds.tokenizer import CUTTING_PRE_TOKENIZER, WORD_STARTS, PretrainingTokenizer, as_transformers, wordpiece
 from mpnet_ds.tokenizer_layouts import ALGORITHMS, BPE, LAYOUTS, MPNET, UNIGRAM, WORDPIECE, Layout
 from mpnet_ds.word_boundaries import CONTINUATION
 
@@ -132,7 +132,7 @@ def check_settings(
 def _as_pieces(characters: list[str], counts: CharacterCounts, algorithm: str) -> list[str]:
     """Pieces of single characters: each at the start of a word and, in WordPiece, inside one if it occurs there."""
     if algorithm == UNIGRAM:
-        return characters
+        return [*characters, WORD_STARTS["Metaspace"]]
     return characters + [CONTINUATION + char for char in characters if char in counts.inside_words]
 
 

@@ -144,7 +144,7 @@ class PretrainingDataset:
             keys=make_key(self._masking_seed, epochs, indices),
             ids=ids,
             real=real,
-            documents=document_ids(ids, self.tokenizer.frame) if self.isolate_documents else None,
+            documents=document_ids(ids, self.tokenizer.frame, real) if self.isolate_documents else None,
             dataset=np.full(len(ids), self.number),
         )
 
@@ -242,10 +242,13 @@ def _open(folder: Path, manifest: DatasetManifest, shard: ShardRecord) -> TokenF
     return file
 
 
-def document_ids(input_ids: np.ndarray, frame: Frame = MPNETS_FRAME) -> np.ndarray:
-    """Number the documents in each sequence 0, 1, 2 …, int64 [B, n]; a document ends with ``</s>`` or before ``<s>``."""
+def document_ids(input_ids: np.ndarray, frame: Frame = MPNETS_FRAME, real: np.ndarray | bool = True) -> np.ndarray:
+    """Number the documents in each sequence 0, 1, 2 …, int64 [B, n]; a document ends with ``</s>`` or before ``<s>``.
+
+    ``real``: bool [B, n], False on padding, which is one document more where it follows an end.
+    """
     ids = np.zeros(input_ids.shape, dtype=np.int64)
-    ids[:, 1:] = input_ids[:, :-1] == frame.end
+    ids[:, 1:] = ((input_ids == frame.end) & real)[:, :-1]
     if frame.begin is not None:
         ids[:, 1:] |= input_ids[:, 1:] == frame.begin
     return np.cumsum(ids, axis=1, out=ids)

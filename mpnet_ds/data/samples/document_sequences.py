@@ -80,7 +80,8 @@ class DocumentSequences:
         batch = np.full((len(found), self.seq_length), self.frame.pad, dtype=np.int64)
         flat = batch.reshape(-1)
         flat[np.repeat(text - (ends - sizes), sizes) + np.arange(ids.size)] = ids
-        flat[begin[text > begin]] = self.frame.begin
+        if self.frame.begin is not None:
+            flat[begin] = self.frame.begin
         flat[(text + sizes)[adds_end]] = self.frame.end
         used = np.bincount(sequence, weights=lengths, minlength=len(found))
         return batch, np.arange(self.seq_length) < used[:, None]

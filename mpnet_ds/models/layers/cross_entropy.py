@@ -23,18 +23,21 @@ MULTIPLE_ON_GPUS = 64
 """Tensor cores want aligned rows of logits: the vocabulary is padded to a multiple of this."""
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Sum the cross-entropies of ``hidden @ weight.T + bias``, and find the rows that are highest at their label.
 
     Args:
         hidden: [M, d].
         weight: [V, d].
-        bias: [V].
+        bias: [V], or None.
         labels: int64 [M], -1 for rows that do not count.
     Returns:
         The sum (nats, fp32 scalar, differentiable in hidden, weight and bias), each row's summand (fp32 [M], not
         differentiable) and whether it is highest at its label (bool [M]).
     """
+    bias = weight.new_zeros(len(weight)) if bias is None else bias
     is_recorded = torch.is_grad_enabled() and any(x.requires_grad for x in (hidden, weight, bias))
     multiple = MULTIPLE_ON_GPUS if hidden.is_cuda else 1
     at_once = LOGITS_AT_ONCE_IN_A_KERNEL if kernels.run_on(hidden) else LOGITS_AT_ONCE

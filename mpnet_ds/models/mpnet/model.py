@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mpnet_ds.attention_backends import check_backend
 from mpnet_ds.errors import UserError
@@ -36,6 +35,7 @@ from mpnet_ds.models.mpnet.relative_position import NUM_BUCKETS, middle_of_bucke
 from mpnet_ds.models.mpnet.sizes import NetworkSizes
 from mpnet_ds.models.mpnet.streams import streams_of
 from mpnet_ds.models.mpnet.visibility import Layout, plain_layout, two_stream_layout
+from mpnet_ds.models.targets import corrupt, count_masked, labels_at, rows_at
 from mpnet_ds.tokenizer import PAD_ID
 
 if TYPE_CHECKING:
@@ -285,29 +285,21 @@ class MPNetForPretraining(PretrainingModule):
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids, dtype=torch.bool)
         attention_mask = attention_mask.bool()
-        indices = predicted_positions.clamp(min=0)
         run_streams = self._two_streams if self.streams.has_query_stream else self._one_stream
         seeds = self._dropout_seeds(input_ids, sequence_numbers, step)
         hidden = run_streams(input_ids, predicted_positions, predicted_inputs, attention_mask, document_ids, seeds)
-        labels = torch.where(predicted_positions >= 0, input_ids.gather(1, indices), -1)
+        labels = labels_at(input_ids, predicted_positions)
         total, losses, hits, logits = self.lm_head(hidden, labels, self.keep_logits)
         num_correct, num_targets = hits.sum(), (labels >= 0).sum()
         return PretrainingOutput(
             sums=total[None],
             correct=num_correct[None],
-            counts=self._count_masked(labels, predicted_inputs, losses, hits),
+            counts=count_masked(labels, predicted_inputs, losses, hits, self.mask_id),
             loss=total / num_targets.clamp(min=1),
             logits=logits,
             num_targets=num_targets,
             num_correct=num_correct,
         )
-
-    def _count_masked(self, labels: Tensor, inputs: Tensor, losses: Tensor, hits: Tensor) -> dict[str, Tensor] | None:
-        """Sum of losses, hits and number of the targets that are read as ``<mask>``: fp32 [3]; None without a mask_id."""
-        if self.mask_id is None:
-            return None
-        is_masked = (labels >= 0) & (inputs == self.mask_id)
-        return {"masked": torch.stack([(losses * is_masked).sum(), (hits & is_masked).sum(), is_masked.sum()])}
 
     def parts(self) -> dict[str, Part]:
         """The only part: ``MPNetForMaskedLM``, whose names the parameters have."""
@@ -352,11 +344,9 @@ class MPNetForPretraining(PretrainingModule):
 
     def _one_stream(self, input_ids, predicted_positions, predicted_inputs, attention_mask, document_ids, seeds) -> Tensor:
         """Compute the rows at the predicted positions after the last layer, [B, p, d]."""
-        # Unused entries write into one extra column, which is cut off.
-        target = torch.where(predicted_positions >= 0, predicted_positions, input_ids.shape[1])
-        corrupted = F.pad(input_ids, (0, 1)).scatter(1, target, predicted_inputs)[:, :-1]
+        corrupted = corrupt(input_ids, predicted_positions, predicted_inputs)
         hidden = self._run_layers(corrupted, plain_layout(attention_mask, document_ids), seeds)
-        return hidden.gather(1, predicted_positions.clamp(min=0)[:, :, None].expand(-1, -1, hidden.shape[2]))
+        return rows_at(hidden, predicted_positions)
 
     def _run_layers(self, ids: Tensor, layout: Layout, seeds: Tensor | None, first_row_of_last_layer: int = 0) -> Tensor:
         layers = self.mpnet.encoder.layer

@@ -28,7 +28,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from mpnet_ds.models.documents import positions_in_documents
 
 NEVER = 2**31 - 1
 """``key_from`` of a key that nobody sees: no level is as high."""
@@ -129,11 +130,7 @@ def _indices(attention_mask: Tensor) -> Tensor:
 
 def _positions(attention_mask: Tensor, document_ids: Tensor | None) -> Tensor:
     """int64 [B, n]: 0, 1, 2 … in each sequence, or in each document of a sequence."""
-    index = _indices(attention_mask)
-    if document_ids is None:
-        return index
-    begins = F.pad(document_ids[:, 1:] != document_ids[:, :-1], (1, 0), value=True)
-    return index - torch.where(begins, index, 0).cummax(dim=1).values
+    return _indices(attention_mask) if document_ids is None else positions_in_documents(document_ids)
 
 
 def _first_levels(attention_mask: Tensor, document_ids: Tensor | None, num_predicted: int) -> Tensor:

@@ -1,0 +1,263 @@
+"""Families of transformers that can be pre-trained, one entry each: classes, where their parts are, what they cannot do.
+
+The table is data: names and texts. ``transformers_model.py`` computes by it, ``build_config`` turns a recipe's keys into
+the configuration of transformers. Neither torch nor transformers is imported before a configuration is asked for.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from mpnet_ds.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from mpnet_ds.tokenizer import PretrainingTokenizer
+
+
+class OnlyValue(NamedTuple):
+    """The one value of a key that can be trained."""
+
+    value: object
+    why: str
+    """What is wrong with the others, as the end of a sentence."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """One model type of transformers.
+
+    Paths are dotted: ``head``, ``output`` and ``output_bias`` start at the model with its head, ``layers`` at the model
+    without.
+    """
+
+    model_type: str
+    """As transformers' configuration calls it."""
+    masked: str = ""
+    """Class under masked language modelling; empty if there is none."""
+    causal: str = ""
+    """Class under causal language modelling; empty if there is none."""
+    layouts: tuple[str, ...] = ()
+    """Layouts of special tokens that the family's released tokenizers have, the usual first."""
+    layers: tuple[str, ...] = ("encoder.layer",)
+    """Lists of blocks, in order; ``*`` in a path stands for every number."""
+    body: str = "plain"
+    """Function of transformers_model.py that computes the hidden states."""
+    head: tuple[str, ...] = ()
+    """What hidden states pass before the map to the vocabulary, in order: modules, or ``gelu``."""
+    output: str = ""
+    """Module whose ``weight`` [V, d] maps to the vocabulary."""
+    output_bias: str = ""
+    """Parameter with that map's bias [V]; empty if it has none."""
+    fixed: Mapping[str, object] = field(default_factory=dict)
+    """What pre-training sets in the configuration."""
+    fixed_if_causal: Mapping[str, object] = field(default_factory=dict)
+    """The same under causal language modelling alone."""
+    only: Mapping[str, OnlyValue] = field(default_factory=dict)
+    """Keys of which one value can be trained."""
+    undeclared: tuple[str, ...] = ()
+    """Keys that the model reads though the configuration's class does not declare them."""
+    heads_divide_width: bool = True
+    """Whether num_attention_heads must divide hidden_size."""
+    positions: str = "max_position_embeddings"
+    """Key with the size of the table of positions; empty if there is none."""
+    positions_after_padding: bool = False
+    """Whether the first token's position is the row after that of padding's id."""
+    not_isolated: str = ""
+    """Why documents in one sequence cannot be kept apart, as a sentence's end; empty if they can."""
+    not_recomputed: str = ""
+    """Why layers cannot be recomputed in backward; empty if they can, with gradients equal to the last bit."""
+    not_counted: str = ""
+    """Why sizes cannot be counted on fake tensors; empty if they can."""
+
+    def class_name(self, causal: bool) -> str:
+        """Class of transformers under an objective; ``UserError`` if there is none."""
+        if name := self.causal if causal else self.masked:
+            return name
+        kind = "causal" if causal else "masked"
+        others = ", ".join(sorted(name for name, other in FAMILIES.items() if (other.causal if causal else other.masked)))
+        raise UserError(
+            f"model.model_type '{self.model_type}' has no class for {kind} language modelling. With one: {others}."
+        )
+
+
+ROBERTA_HEAD = ("lm_head.dense", "gelu", "lm_head.layer_norm")
+IS_DECODER = {"is_decoder": True}
+BERT_LIKE = {
+    "head": ("cls.predictions.transform",),
+    "output": "cls.predictions.decoder",
+    "output_bias": "cls.predictions.bias",
+    "fixed_if_causal": IS_DECODER,
+    "layouts": ("bert",),
+}
+ROBERTA_LIKE = {
+    "head": ROBERTA_HEAD,
+    "output": "lm_head.decoder",
+    "output_bias": "lm_head.bias",
+    "positions_after_padding": True,
+}
+
+FAMILIES: dict[str, Family] = {
+    family.model_type: family
+    for family in (
+        Family("bert", masked="BertForMaskedLM", causal="BertLMHeadModel", **BERT_LIKE),
+        Family(
+            "roberta",
+            masked="RobertaForMaskedLM",
+            causal="RobertaForCausalLM",
+            layouts=("roberta",),
+            fixed_if_causal=IS_DECODER,
+            **ROBERTA_LIKE,
+        ),
+        Family("gpt2", causal="GPT2LMHeadModel", layouts=("gpt2",), layers=("h",), output="lm_head"),
+    )
+}
+"""All families, by their model type."""
+
+NOT_OF_PRETRAINING = (
+    *("vocab_size", "tie_word_embeddings", "use_cache", "is_decoder", "is_encoder", "causal", "add_cross_attention"),
+    *("asm", "lang_id", "unk_index", "mask_index", "bos_index", "eos_index", "pad_index", "start_n_top", "end_n_top"),
+    *("qa_dropout", "seq_classif_dropout", "pooler_dropout", "pooler_hidden_act", "onnx_export", "chunk_size_lm_head"),
+    *("deterministic_flash_attn", "sparse_prediction", "sparse_pred_ignore_index", "legacy"),
+)
+"""Keys of configurations that come from elsewhere, or matter for other heads, decoders or generation alone."""
+NOT_OF_PRETRAINING_BEGIN = ("classifier_", "summary_")
+ROLES: dict[str, Callable[["PretrainingTokenizer"], int | None]] = {
+    "pad_token_id": lambda tokenizer: tokenizer.pad_id,
+    "bos_token_id": lambda tokenizer: tokenizer.end_id if tokenizer.begin_id is None else tokenizer.begin_id,
+    "cls_token_id": lambda tokenizer: tokenizer.end_id if tokenizer.begin_id is None else tokenizer.begin_id,
+    "eos_token_id": lambda tokenizer: tokenizer.end_id,
+    "sep_token_id": lambda tokenizer: tokenizer.end_id,
+    "mask_token_id": lambda tokenizer: tokenizer.mask_id,
+    "mask_index": lambda tokenizer: tokenizer.mask_id,
+    "unk_index": lambda tokenizer: tokenizer.unknown_id,
+}
+"""Ids of special tokens in a configuration → where a tokenizer has them."""
+
+
+def family_of(model_type: str) -> Family:
+    """Return a family by its model type."""
+    if model_type not in FAMILIES:
+        raise UserError(f"unknown model.model_type '{model_type}'. {did_you_mean(str(model_type), FAMILIES)}")
+    return FAMILIES[model_type]
+
+
+def configuration_keys(family: Family) -> list[str]:
+    """List the keys that a recipe may give: those of the family's configuration that pre-training depends on."""
+    from transformers import PreTrainedConfig
+
+    classes = [cls for cls in type(_defaults(family)).__mro__ if issubclass(cls, PreTrainedConfig)]
+    declared = [key for cls in classes[: classes.index(PreTrainedConfig)] for key in inspect.get_annotations(cls)]
+    return [key for key in dict.fromkeys([*declared, *family.undeclared]) if _is_of_pretraining(key, family)]
+
+
+def _is_of_pretraining(key: str, family: Family) -> bool:
+    taken = key in NOT_OF_PRETRAINING or key in ROLES or key in family.fixed or key in family.fixed_if_causal
+    return not taken and not key.startswith(NOT_OF_PRETRAINING_BEGIN)
+
+
+def build_config(
+    family: Family, values: Mapping[str, object], tokenizer: "PretrainingTokenizer", seq_length: int, causal: bool = False
+) -> "PreTrainedConfig":
+    """Build the configuration of transformers from a recipe's keys; vocabulary and special ids are the tokenizer's.
+
+    Raises ``UserError`` for keys and values that the family refuses, and where it has fewer than ``seq_length`` positions.
+    """
+    class_name, defaults = family.class_name(causal), _defaults(family)
+    _check_keys(family, values, defaults)
+    fixed = {**family.fixed, **(family.fixed_if_causal if causal else {})}
+    fixed |= {"use_cache": False} if hasattr(defaults, "use_cache") else {}
+    ids = {key: role(tokenizer) for key, role in ROLES.items() if getattr(defaults, key, None) is not None}
+    config = _in_words(
+        lambda: type(defaults)(
+            **values, **fixed, **ids, vocab_size=tokenizer.vocab_size, tie_word_embeddings=_ties(defaults)
+        )
+    )
+    _check_sizes(family, config, defaults)
+    _check_length(family, config, seq_length)
+    _in_words(lambda: _build_without_numbers(class_name, config))
+    return config
+
+
+def _defaults(family: Family) -> "PreTrainedConfig":
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(family.model_type)
+
+
+def _ties(defaults: "PreTrainedConfig") -> bool:
+    return defaults.tie_word_embeddings
+
+
+def _check_keys(family: Family, values: Mapping[str, object], defaults: "PreTrainedConfig") -> None:
+    known = configuration_keys(family)
+    findings = []
+    for key in values:
+        if key in known:
+            continue
+        own_name = defaults.attribute_map.get(key)
+        hint = f"{family.model_type} calls it '{own_name}'." if own_name in known else did_you_mean(key, known)
+        findings.append(f"unknown key 'model.{key}' for {family.model_type}. {hint}")
+    for key, only in family.only.items():
+        if values.get(key, only.value) != only.value:
+            findings.append(
+                f"model.{key} is {values[key]!r}; {family.model_type} can only be trained with {only.value!r}: {only.why}"
+            )
+    if findings:
+        raise UserError(*findings)
+
+
+def _check_sizes(family: Family, config: "PreTrainedConfig", defaults: "PreTrainedConfig") -> None:
+    findings = []
+    for key in configuration_keys(family):
+        value, default = getattr(config, key, None), getattr(defaults, key, None)
+        is_size = type(default) is int and default > 0 and type(value) is int
+        if is_size and value < 1:
+            findings.append(f"model.{key} is {value}; it must be at least 1.")
+    if not findings and family.heads_divide_width and config.hidden_size % config.num_attention_heads:
+        width, heads = (config.attribute_map.get(key, key) for key in ("hidden_size", "num_attention_heads"))
+        findings.append(
+            f"model.{width} {config.hidden_size} is not a multiple of model.{heads} {config.num_attention_heads}."
+        )
+    if findings:
+        raise UserError(*findings)
+
+
+def _check_length(family: Family, config: "PreTrainedConfig", seq_length: int) -> None:
+    longest = longest_sequence(family, config)
+    if longest is not None and seq_length > longest:
+        size = f"model.{family.positions} {getattr(config, family.positions)}"
+        why = f", of which {family.model_type} uses {longest}" if getattr(config, family.positions) != longest else ""
+        raise UserError(f"data.seq_length {seq_length} is longer than {size} allows{why}: set one of them.")
+
+
+def longest_sequence(family: Family, config: "PreTrainedConfig") -> int | None:
+    """Count the positions that a model has for tokens; None if it has no table of positions."""
+    if not family.positions:
+        return None
+    before = config.pad_token_id + 1 if family.positions_after_padding else 0
+    return getattr(config, family.positions) - before
+
+
+def _build_without_numbers(class_name: str, config: "PreTrainedConfig") -> None:
+    """Build the model without allocating it, for what its classes refuse."""
+    import copy
+
+    import torch
+    import transformers
+
+    with torch.device("meta"):
+        getattr(transformers, class_name)(copy.deepcopy(config))
+
+
+def _in_words(build: Callable):
+    """Return what ``build`` does; what transformers refuses is a ``UserError`` in its own words."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        return build()
+    except (StrictDataclassError, ValueError, AssertionError, NotImplementedError, KeyError, TypeError) as error:
+        words = " ".join(str(error.args[0] if error.args else error).split())
+        raise UserError(f"model: transformers refuses these values: {words}") from error

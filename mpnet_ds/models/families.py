@@ -148,7 +148,7 @@ def configuration_keys(family: Family) -> list[str]:
     """List the keys that a recipe may give: those of the family's configuration that pre-training depends on."""
     from transformers import PreTrainedConfig
 
-    classes = [cls for cls in type(_defaults(family)).__mro__ if issubclass(cls, PreTrainedConfig)]
+    classes = [cls for cls in type(default_config(family)).__mro__ if issubclass(cls, PreTrainedConfig)]
     declared = [key for cls in classes[: classes.index(PreTrainedConfig)] for key in inspect.get_annotations(cls)]
     return [key for key in dict.fromkeys([*declared, *family.undeclared]) if _is_of_pretraining(key, family)]
 
@@ -165,7 +165,7 @@ def build_config(
 
     Raises ``UserError`` for keys and values that the family refuses, and where it has fewer than ``seq_length`` positions.
     """
-    class_name, defaults = family.class_name(causal), _defaults(family)
+    class_name, defaults = family.class_name(causal), default_config(family)
     _check_keys(family, values, defaults)
     fixed = {**family.fixed, **(family.fixed_if_causal if causal else {})}
     fixed |= {"use_cache": False} if hasattr(defaults, "use_cache") else {}
@@ -181,7 +181,8 @@ def build_config(
     return config
 
 
-def _defaults(family: Family) -> "PreTrainedConfig":
+def default_config(family: Family) -> "PreTrainedConfig":
+    """Build the configuration that transformers has without any values."""
     from transformers import AutoConfig
 
     return AutoConfig.for_model(family.model_type)

@@ -23,7 +23,7 @@ from transformers.pytorch_utils import Conv1D
 from mpnet_ds.errors import UserError
 from mpnet_ds.models.documents import causal_tokens, positions_in_documents, visible_tokens
 from mpnet_ds.models.families import Family
-from mpnet_ds.models.layers.cross_entropy import linear_cross_entropy
+from mpnet_ds.models.layers.cross_entropy import Decoder
 from mpnet_ds.models.module import Part, PretrainingModule, Scores
 from mpnet_ds.models.targets import corrupt, count_masked, labels_at, rows_at
 
@@ -50,6 +50,7 @@ class TransformersModule(PretrainingModule):
         config = copy.deepcopy(config)
         config._attn_implementation = attention_of(family, model_class, attention)
         self.family, self.model = family, model_class(config)
+        self.model.get_submodule(family.output).__class__ = Decoder  # a linear map as before, that can be given labels
 
     def parts(self) -> dict[str, Part]:
         """The only part: the family's class, whose names the parameters have."""
@@ -81,10 +82,7 @@ class TransformersModule(PretrainingModule):
         """Return ``linear_cross_entropy`` of hidden [B, k, d] at labels int64 [B, k]; losses and hits are [B, k]."""
         for step in self.family.head:
             hidden = F.gelu(hidden) if step == "gelu" else self.model.get_submodule(step)(hidden)
-        weight = self.model.get_submodule(self.family.output).weight
-        bias = self.model.get_parameter(self.family.output_bias) if self.family.output_bias else None
-        total, losses, hits = linear_cross_entropy(hidden.flatten(0, 1), weight, bias, labels.flatten())
-        return total, losses.view_as(labels), hits.view_as(labels)
+        return self.model.get_submodule(self.family.output)(hidden, labels)
 
 
 class MaskedLanguageModel(TransformersModule):

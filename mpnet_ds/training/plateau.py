@@ -33,11 +33,11 @@ class Plateau:
         self.was_left, self.was_warned = state["was_left"], state["was_warned"]
 
     def judge(self, step: int, loss: float, level: float) -> str:
-        """Return ``left`` or ``stuck`` at the first step where it holds, else nothing; losses in nats."""
+        """Return ``left`` or ``stuck`` at the first step where it holds, else nothing; losses in nats, NaN says nothing."""
         if not self.was_left and loss < level - CLEARLY:
             self.was_left = True
             return "left"
-        if not self.was_left and not self.was_warned and step >= self.due_step:
+        if not self.was_left and not self.was_warned and step >= self.due_step and loss >= level - CLEARLY:
             self.was_warned = True
             return "stuck"
         return ""

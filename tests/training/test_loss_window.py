@@ -5,15 +5,19 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 
 from mpnet_ds.checkpoint.store import verify
+from mpnet_ds.config.recipe import load_recipe
+from mpnet_ds.data import PretrainingDataset
 from mpnet_ds.models.module import Scores
+from mpnet_ds.objectives import objective_of
 from mpnet_ds.objectives.base import Objective, Term
 from mpnet_ds.objectives.mpnet import MPNet
 from mpnet_ds.training.loss_window import LossWindow, totals_of
-from tests.runs import pretrain, recipe_with
+from tests.runs import RECIPE, pretrain, recipe_with
 from tests.training.faulty_runs import FAULTY, events, saved_steps, train
 
 
@@ -105,6 +109,48 @@ def test_a_window_continues_from_its_state():
         window.add(2, torch.tensor([10.0, 4.0]), [30])
     assert one.state() == other.state()
     assert one.close() == other.close()
+
+
+def test_a_window_of_a_version_without_counts_is_continued():
+    window, masked = LossWindow(MPNet(), 2.0), {"masked": torch.tensor([8.0, 1.0, 4.0])}
+    older = {"totals": [30.0, 2.0], "targets": [10], "shapes": {}, "mean": 3.0, "seen": 1}
+    window.restore(json.loads(json.dumps(older)))
+    for step in (2, 3):
+        window.add(step, totals_of(Scores(torch.tensor([10.0]), torch.tensor([4]), masked)), [5], masked)
+    metrics, _ = window.close()
+    assert (metrics["loss"], metrics["accuracy"]) == (50 / 20, 10 / 20)
+    assert (metrics["masked_loss"], metrics["masked_accuracy"]) == (2.0, 0.25), "of the steps that counted them"
+
+
+@pytest.mark.parametrize("objective", ["mpnet", "mlm"])
+@torch.no_grad()
+def test_masked_loss_is_that_of_the_targets_read_as_mask(dataset_folder, objective):
+    data = PretrainingDataset(dataset_folder, 32, objective=objective_of(objective))
+    module = data.objective.build(load_recipe(str(RECIPE)).model, data.tokenizer, 32)
+    module.keep_logits = True
+    ids = data.batch(range(20))["input_ids"]
+    module.lm_head.bias[np.bincount(ids[ids > 4]).argmax()] = 9.0  # the most frequent token, for some hits
+    window, losses, hits, num_targets = LossWindow(data.objective), [], [], 0
+    for step in (1, 2):
+        batch = {name: torch.from_numpy(array) for name, array in data.consecutive(8 * step, 8).items()}
+        out, positions = module(**batch), batch["predicted_positions"]
+        num_targets += int(out.num_targets)
+        window.add(step, totals_of(out), [int(out.num_targets)], out.counts)
+        is_masked = (positions >= 0) & (batch["predicted_inputs"] == data.tokenizer.mask_id)
+        true, logits = batch["input_ids"].gather(1, positions.clamp(min=0))[is_masked], out.logits[is_masked].double()
+        losses += (logits.logsumexp(1) - logits.gather(1, true[:, None])[:, 0]).tolist()
+        hits += (logits.argmax(1) == true).tolist()
+    metrics, _ = window.close()
+    assert 0 < sum(hits) < len(hits) < num_targets
+    assert metrics["masked_loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+    assert metrics["masked_accuracy"] == pytest.approx(sum(hits) / len(hits))
+
+
+@pytest.mark.parametrize("section", ["plm", {"name": "mlm", "masking": {"mask_probability": 1.0}}])
+def test_there_is_no_masked_loss_where_all_targets_are_read_as_mask(section):
+    objective = objective_of(section)
+    assert objective.metrics({"masked": np.array([8.0, 1.0, 4.0])}) == {}
+    assert MPNet().metrics({"masked": np.zeros(3)}) == {}, "nor where no target is"
 
 
 def test_a_spike_is_a_loss_above_a_multiple_of_the_mean_once_that_has_settled():

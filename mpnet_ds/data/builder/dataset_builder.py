@@ -24,7 +24,7 @@ from mpnet_ds.data.builder.plan import BuildOptions, ShardPlan, difference, plan
 from mpnet_ds.data.builder.shard_builder import TRAINING, BuiltShard, Job, record_path
 from mpnet_ds.data.builder.workers import build_shards
 from mpnet_ds.data.storage.manifest import FILE_NAME, HOLDOUT, TOKENIZER, DatasetManifest
-from mpnet_ds.data.storage.piece_counts import add_up
+from mpnet_ds.data.storage.piece_counts import add_up, decode
 from mpnet_ds.data.storage.provenance import Provenance
 from mpnet_ds.data.text.corpus import Corpus, check_unchanged, num_units
 from mpnet_ds.data.text.source import STANDARD_INPUT, ReadOptions, describe_faults, warn_of_empty
@@ -227,7 +227,10 @@ def _is_finished(job: Job, number: int) -> bool:
     """Whether a shard's record and the files that it names are there; a record of other files is deleted."""
     path = record_path(Path(job.folder), number)
     try:
-        is_finished = all(shard.has_its_files(job.side(side)) for side, shard in BuiltShard.load(path).shards.items())
+        built = BuiltShard.load(path)
+        is_finished = all(shard.has_its_files(job.side(side)) for side, shard in built.shards.items())
+        for text in built.piece_counts.values():
+            decode(text)
     except FileNotFoundError:
         return False
     except ValueError:  # the record itself was cut off, by a full disk for example: the shard is built again

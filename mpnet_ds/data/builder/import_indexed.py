@@ -196,6 +196,7 @@ class _ShardWriter:
 
     def _close_shard(self) -> None:
         self._writer.close()
-        self._shards.append(ShardRecord.of(self._writer, self.tokenizer))
-        self.piece_counts += count_pieces(TokenFile(self._writer.prefix), self.tokenizer.vocab_size)
+        shard = TokenFile(self._writer.prefix)
+        self._shards.append(ShardRecord.of(shard, self.tokenizer))
+        self.piece_counts += count_pieces(shard, self.tokenizer.vocab_size)
         self._writer = None

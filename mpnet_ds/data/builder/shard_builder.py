@@ -16,7 +16,7 @@ import numpy as np
 from mpnet_ds.data.builder.plan import BuildOptions, ShardPlan
 from mpnet_ds.data.builder.wordpiece_memo import TextEncoder
 from mpnet_ds.data.storage.manifest import HOLDOUT, ShardRecord, from_json
-from mpnet_ds.data.storage.piece_counts import count_pieces, decode, encode
+from mpnet_ds.data.storage.piece_counts import FAST, count_pieces, encode
 from mpnet_ds.data.storage.token_file import TokenFile, TokenFileWriter
 from mpnet_ds.data.text.corpus import read
 from mpnet_ds.data.text.source import Block, Faults, ReadOptions, Source
@@ -61,10 +61,7 @@ class BuiltShard:
     @classmethod
     def load(cls, path: Path) -> "BuiltShard":
         """Read a record; OSError if it is missing, ValueError if it is damaged."""
-        record = from_json(cls, path.read_bytes())
-        for text in record.piece_counts.values():
-            decode(text)
-        return record
+        return from_json(cls, path.read_bytes())
 
 
 def shard_name(number: int) -> str:
@@ -108,8 +105,9 @@ class ShardBuilder:
             for side, writer in writers.items():
                 if writer.num_documents:
                     writer.close()
-                    shards[side] = ShardRecord.of(writer, tokenizer)
-                    counts[side] = encode(count_pieces(TokenFile(writer.prefix), tokenizer.vocab_size))
+                    shard = TokenFile(writer.prefix)
+                    shards[side] = ShardRecord.of(shard, tokenizer)
+                    counts[side] = encode(count_pieces(shard, tokenizer.vocab_size), FAST)
             for side in shards:
                 sync_folder(self.job.side(side))
         record = BuiltShard(shards, empty, faults.skipped, faults.first, counts)

@@ -31,7 +31,7 @@ import mpnet_ds
 from mpnet_ds.command_line import invocation
 from mpnet_ds.data.storage.piece_counts import decode
 from mpnet_ds.data.storage.provenance import Provenance
-from mpnet_ds.data.storage.token_file import TokenFile, TokenFileWriter, token_dtype
+from mpnet_ds.data.storage.token_file import TokenFile, token_dtype
 from mpnet_ds.errors import UserError, printable
 from mpnet_ds.files import write_atomically
 from mpnet_ds.machine import percent
@@ -123,14 +123,14 @@ class ShardRecord:
     indivisible_tokens: int = 0
 
     @classmethod
-    def of(cls, shard: TokenFileWriter, tokenizer: PretrainingTokenizer) -> "ShardRecord":
-        """Compute the record of a shard that was just closed, reading its files."""
-        files = {suffix: FileRecord.of(shard.prefix.with_name(f"{shard.prefix.name}.{suffix}")) for suffix in ("bin", "idx")}
-        tokens = TokenFile(shard.prefix).tokens
+    def of(cls, shard: TokenFile, tokenizer: PretrainingTokenizer) -> "ShardRecord":
+        """Compute the record of a shard, reading its files."""
+        files = {"bin": FileRecord.of(shard.bin_path), "idx": FileRecord.of(shard.index_path)}
+        tokens = shard.tokens
         starts = range(0, len(tokens), TOKENS_AT_ONCE)
         counts = [TokenCounts.of(tokens[start : start + TOKENS_AT_ONCE], tokenizer) for start in starts]
         lost = map(sum, zip(*counts, strict=True))
-        return cls(shard.prefix.name, shard.num_sequences, shard.num_documents, shard.num_tokens, files, *lost)
+        return cls(shard.bin_path.stem, shard.num_sequences, shard.num_documents, len(tokens), files, *lost)
 
     def file(self, folder: Path, suffix: str) -> Path:
         """Path of a file of the shard; dots in the name are part of it."""

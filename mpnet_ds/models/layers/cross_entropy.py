@@ -10,7 +10,7 @@ Shapes: M rows, d width, V vocabulary.
 """
 
 import torch
-from torch import Tensor, library
+from torch import Tensor, library, nn
 from torch.nn import functional as F
 
 from mpnet_ds.models.layers import kernels
@@ -43,6 +43,17 @@ def linear_cross_entropy(
     at_once = LOGITS_AT_ONCE_IN_A_KERNEL if kernels.run_on(hidden) else LOGITS_AT_ONCE
     total, losses, hits, *_ = score(hidden, weight, bias, labels, at_once, multiple, is_recorded)
     return total, losses, hits
+
+
+class Decoder(nn.Linear):
+    """A map to the vocabulary, often with the token table as its weight; called as a module, so that ZeRO 3 gathers it."""
+
+    def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        """Logits [..., V] from hidden [..., d]; with labels int64 [...], ``linear_cross_entropy`` instead of them."""
+        if labels is None:
+            return super().forward(hidden)
+        total, losses, hits = linear_cross_entropy(hidden.flatten(0, -2), self.weight, self.bias, labels.flatten())
+        return total, losses.view_as(labels), hits.view_as(labels)
 
 
 @library.custom_op("mpnet_ds::score", mutates_args=())

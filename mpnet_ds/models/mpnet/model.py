@@ -24,7 +24,7 @@ from mpnet_ds.attention_backends import check_backend
 from mpnet_ds.errors import UserError
 from mpnet_ds.models.attention.backend import Backend, choose_backend
 from mpnet_ds.models.initial_values import near_bias
-from mpnet_ds.models.layers.cross_entropy import linear_cross_entropy
+from mpnet_ds.models.layers.cross_entropy import Decoder
 from mpnet_ds.models.layers.dropout import Dropout
 from mpnet_ds.models.layers.dropout_seeds import drawn_seeds, dropout_seeds
 from mpnet_ds.models.layers.gelu import GeluLinear
@@ -190,17 +190,6 @@ class MPNet(nn.Module):
         super().__init__()
         self.embeddings = Embeddings(config)
         self.encoder = Encoder(config)
-
-
-class Decoder(nn.Linear):
-    """The token table as a map to the vocabulary."""
-
-    def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor, Tensor]:
-        """Logits [..., V] from hidden [..., d]; with labels int64 [...], ``linear_cross_entropy`` instead of them."""
-        if labels is None:
-            return super().forward(hidden)
-        total, losses, hits = linear_cross_entropy(hidden.flatten(0, -2), self.weight, self.bias, labels.flatten())
-        return total, losses.view_as(labels), hits.view_as(labels)
 
 
 class LMHead(nn.Module):

@@ -95,12 +95,13 @@ def test_expected_level_is_the_mean_over_the_training_data(dataset_folder, mode)
 
 def test_a_token_that_the_training_data_do_not_have_has_a_finite_loss(dataset_folder, count):
     data, objective = PretrainingDataset(dataset_folder, LENGTH), objective_of("mpnet")
-    absent = [piece for piece in range(999) if not count("stream")[piece] and piece not in data.tokenizer.special_ids]
+    counts, special = count("stream"), data.tokenizer.special_ids
+    absent = [piece for piece in range(999) if not counts[piece] and piece not in special]
     assert absent
     total, number = Unigram.of(data, objective).sum_of(np.array(absent[:1]))
     assert number == 1
-    ordinary = {piece: n for piece, n in count("stream").items() if piece not in data.tokenizer.special_ids}
-    assert total == pytest.approx(math.log(sum(ordinary.values()) + 999 - len(data.tokenizer.special_ids)))
+    ordinary = sum(n for piece, n in counts.items() if piece not in special)
+    assert total == pytest.approx(math.log(ordinary + 999 - len(special)))
 
 
 def test_a_mixture_has_the_level_of_its_samples(dataset_folder, count):

@@ -1,5 +1,7 @@
+import base64
 import hashlib
 import json
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -101,9 +103,16 @@ def test_a_value_of_another_type_is_named_by_its_key(tmp_path, manifest, change,
         DatasetManifest.load(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "text", ["no base64!", "AAAA", encode(np.ones(99)), encode(np.full(100, -1)), encode(np.ones(100))[:-8]]
-)
+DAMAGED_COUNTS = {
+    "not base64": "no base64!",
+    "not zlib": "AAAA",
+    "of another vocabulary": encode(np.ones(99)),
+    "negative": base64.b64encode(zlib.compress(b"\x08" + b"\xff" * 800)).decode(),
+    "cut": encode(np.ones(100))[:-8],
+}
+
+
+@pytest.mark.parametrize("text", DAMAGED_COUNTS.values(), ids=DAMAGED_COUNTS)
 def test_damaged_counts_of_pieces_are_named(tmp_path, manifest, text):
     replace(manifest, piece_counts=text).save(tmp_path)
     with pytest.raises(UserError, match=r"dataset\.json is damaged \(piece_counts: .*: build the dataset again"):

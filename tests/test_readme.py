@@ -13,7 +13,9 @@ import pytest
 from mpnet_ds.config.arguments import recipe_of
 from mpnet_ds.config.deepspeed_config import load_deepspeed_config
 from mpnet_ds.config.recipe import Recipe, recipe_from_dict
+from mpnet_ds.models.families import FAMILIES
 from mpnet_ds.objectives import OBJECTIVES
+from mpnet_ds.objectives.model_section import MPNetSection, section_class
 from mpnet_ds.programs.cli import PROGRAMS
 from mpnet_ds.validation import keys_of
 from tests.runs import ROOT
@@ -153,9 +155,10 @@ def recipe_key(text: str) -> str | None:
 
 @cache
 def recipe_keys() -> set[str]:
-    """Keys of a recipe, those of all objectives among them."""
+    """Keys of a recipe, those of all objectives and families among them."""
     objectives = {key for objective in OBJECTIVES.values() for key in keys_of(objective, "objective")}
-    return {*keys_of(Recipe), *objectives, "objective.name"}
+    sections = (MPNetSection, *map(section_class, FAMILIES))
+    return {*keys_of(Recipe), *objectives, "objective.name", *(key for one in sections for key in keys_of(one, "model"))}
 
 
 @PAGE

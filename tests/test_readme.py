@@ -12,8 +12,10 @@ import pytest
 
 from mpnet_ds.config.arguments import recipe_of
 from mpnet_ds.config.deepspeed_config import load_deepspeed_config
-from mpnet_ds.config.recipe import Recipe, recipe_from_dict
+from mpnet_ds.config.recipe import RECIPES, Recipe, load_recipe, recipe_from_dict
+from mpnet_ds.models.families import FAMILIES
 from mpnet_ds.objectives import OBJECTIVES
+from mpnet_ds.objectives.model_section import MPNetSection, section_class
 from mpnet_ds.programs.cli import PROGRAMS
 from mpnet_ds.validation import keys_of
 from tests.runs import ROOT
@@ -153,9 +155,10 @@ def recipe_key(text: str) -> str | None:
 
 @cache
 def recipe_keys() -> set[str]:
-    """Keys of a recipe, those of all objectives among them."""
+    """Keys of a recipe, those of all objectives and families among them."""
     objectives = {key for objective in OBJECTIVES.values() for key in keys_of(objective, "objective")}
-    return {*keys_of(Recipe), *objectives, "objective.name"}
+    sections = (MPNetSection, *map(section_class, FAMILIES))
+    return {*keys_of(Recipe), *objectives, "objective.name", *(key for one in sections for key in keys_of(one, "model"))}
 
 
 @PAGE
@@ -230,8 +233,26 @@ def test_the_tree_of_the_architecture_is_the_package():
             else:
                 told.add("".join([*folders, name]))
     package = (ROOT / "mpnet_ds").rglob("*")
-    there = {str(path.relative_to(ROOT)) for path in package if path.suffix in (".py", ".json", ".md")}
+    files = [path for path in package if path.suffix in (".py", ".json", ".md") and path.parent != RECIPES]
+    there = {str(path.relative_to(ROOT)) for path in files}
     assert {"not there": told - there, "not told": there - told} == {"not there": set(), "not told": set()}
+
+
+def test_the_table_of_models_is_that_of_the_recipes():
+    table = PAGES["docs/models.md"].partition("| recipe | parameters (pieces) |")[2].partition("\n\n")[0]
+    rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+    told = {row[0]: row[2:6] for row in rows}
+    assert told == {path.stem: cells_of(load_recipe(path.stem)) for path in RECIPES.glob("*.json")}
+
+
+def cells_of(recipe: Recipe) -> list[str]:
+    """Family, objective, layout and class of the export of a recipe, as the table of models says them."""
+    model, objective = recipe.model, recipe.objective
+    special = ["emd"] * (getattr(objective, "head", "") == "emd") + ["control"] * getattr(objective, "control", False)
+    layout, model_class = "mpnet", "MPNetForMaskedLM"
+    if not isinstance(model, MPNetSection):
+        layout, model_class = model.family.layouts[0], model.family.class_name(objective.name == "clm")
+    return [model.model_type, ", ".join([objective.name, *special]), layout, model_class]
 
 
 def test_the_arrows_of_the_architecture_are_those_that_are_tested():

@@ -118,7 +118,7 @@ ELECTRA_LIKE = {
 }
 GPT_LIKE = {"layouts": ("gpt2",), "layers": ("h",), "output": "lm_head"}
 XLM_LIKE = {
-    "layouts": ("xlm",),
+    "layouts": ("roberta", "xlm-roberta"),  # their own tokenizers are slow and take no other vocabulary
     "layers": ("attentions", "ffns"),
     "layers_alternate": True,
     "body": "xlm",

@@ -137,6 +137,11 @@ class FamilySection(ModelSection):
 
         return family_of(self.model_type)
 
+    def configuration(self) -> dict[str, Any]:
+        """Return the keys that transformers' configuration has too; of those that it does not declare, what is given."""
+        undeclared = self.family.undeclared
+        return {key: value for key, value in super().configuration().items() if value is not None or key not in undeclared}
+
     @property
     def hidden_size(self) -> int:
         """Width of the hidden states, whatever the family calls it; families that call it so have a field instead."""

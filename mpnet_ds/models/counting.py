@@ -52,6 +52,37 @@ def count(
         )
 
 
+def estimate(
+    build: Callable[[], PretrainingModule],
+    seq_length: int,
+    micro_batch_size: int,
+    targets: int,
+    setting: ComputeSetting | None = None,
+) -> ModulePlan:
+    """Estimate the sizes of a module that cannot run on fake tensors; its parameters are counted.
+
+    A weight costs 6 FLOPs a token. A layer keeps 34 numbers of 16 bits for each hidden number of its input: what Korthikanti
+    et al. (arXiv 2205.05198) count, without the scores of attention, which such families do not have whole.
+
+    Args:
+        targets: tokens of a sequence whose logits are computed.
+    """
+    setting = setting or ComputeSetting()
+    with torch.device("meta"):
+        module = build()
+    config = module.parts()[""].config
+    hidden = sum(matrix.numel() for matrix in module.hidden_matrices())
+    kept = len(module.layers()[setting.checkpointed_layers :]) * 34 / 2 + len(module.layers()) + 34 / 2
+    numbers = kept * micro_batch_size * seq_length * config.hidden_size
+    return ModulePlan(
+        parameters=sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad),
+        hidden_numbers=hidden,
+        flops_per_sequence=6.0 * (hidden * seq_length + config.vocab_size * config.hidden_size * targets),
+        activation_bytes=round(numbers * setting.bytes_per_number),
+        is_estimate=True,
+    )
+
+
 def _run(module: PretrainingModule, batch: dict[str, np.ndarray]) -> None:
     """Run forward and backward of a batch of these shapes."""
     tensors = {name: torch.empty(array.shape, dtype=_dtype(array)) for name, array in batch.items()}

@@ -65,6 +65,8 @@ class ModulePlan(NamedTuple):
     """Peak during a micro-batch, on the device."""
     host_bytes: int = 0
     """Activations of a micro-batch that are kept in host memory."""
+    is_estimate: bool = False
+    """Whether FLOPs and activations come from a rule of thumb, since the module cannot be counted."""
 
 
 class Group(NamedTuple):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 import numpy as np
 
 from mpnet_ds.findings import Finding
+from mpnet_ds.objectives.model_section import USUAL
 from mpnet_ds.tokenizer_layouts import MPNET
 
 if TYPE_CHECKING:
@@ -129,8 +130,13 @@ class Objective:
         raise NotImplementedError
 
     def findings(self, model: "ModelSection", tokenizer: "PretrainingTokenizer", data) -> list[Finding]:
-        """Report what cannot work, by name, before anything is built; ``data`` is the opened dataset."""
-        return []
+        """Report what cannot work, by name, before anything is built; ``data`` is the opened dataset.
+
+        By default initial values are refused that only MPNet's module has.
+        """
+        if model.start == USUAL:
+            return []
+        return [Finding(f"model.start is '{model.start}', which objective '{self.name}' does not have: leave it out.")]
 
     def sizes(
         self,

@@ -7,11 +7,12 @@ from pydantic.dataclasses import dataclass
 
 from mpnet_ds.findings import Finding
 from mpnet_ds.objectives.base import Objective, Sequences, Term, Vocabulary
-from mpnet_ds.objectives.families import find_family_faults
+from mpnet_ds.objectives.families import family_sizes, find_family_faults
 from mpnet_ds.objectives.model_section import FamilySection
 from mpnet_ds.validation import SECTION
 
 if TYPE_CHECKING:
+    from mpnet_ds.models.module import ComputeSetting, ModulePlan
     from mpnet_ds.models.transformers_model import CausalLanguageModel
     from mpnet_ds.objectives.model_section import ModelSection
     from mpnet_ds.tokenizer import PretrainingTokenizer
@@ -59,6 +60,17 @@ class CLM(Objective):
         if not isinstance(model, FamilySection):
             return [Finding("objective clm needs a causal family, and the two-stream MPNet is none: set model.model_type.")]
         return list(map(Finding, find_family_faults(model, tokenizer, data, is_causal=True)))
+
+    def sizes(
+        self,
+        model: "ModelSection",
+        tokenizer: "PretrainingTokenizer",
+        seq_length: int,
+        micro_batch_size: int,
+        setting: "ComputeSetting | None" = None,
+    ) -> "ModulePlan":
+        """Count the sizes on fake tensors."""
+        return family_sizes(self, model, tokenizer, seq_length, micro_batch_size, seq_length, setting)
 
     def build(
         self,

@@ -3,8 +3,10 @@
 from typing import TYPE_CHECKING
 
 from mpnet_ds.errors import UserError
+from mpnet_ds.objectives.base import Objective
 
 if TYPE_CHECKING:
+    from mpnet_ds.models.module import ComputeSetting, ModulePlan
     from mpnet_ds.objectives.model_section import FamilySection
     from mpnet_ds.tokenizer import PretrainingTokenizer
 
@@ -28,3 +30,20 @@ def find_family_faults(model: "FamilySection", tokenizer: "PretrainingTokenizer"
     isolates = any(part.isolate_documents for part in getattr(data, "datasets", [data]))
     why_not = family.why_not_isolated(config) if isolates else ""
     return [f"data.isolate_documents is not possible with {family.model_type}: {why_not}."] if why_not else []
+
+
+def family_sizes(
+    objective: "Objective",
+    model: "FamilySection",
+    tokenizer: "PretrainingTokenizer",
+    seq_length: int,
+    micro_batch_size: int,
+    targets: int,
+    setting: "ComputeSetting | None",
+) -> "ModulePlan":
+    """Count the sizes of a family's module, or estimate them where it cannot be counted; ``targets``: of a sequence."""
+    if not model.family.not_counted:
+        return Objective.sizes(objective, model, tokenizer, seq_length, micro_batch_size, setting)
+    from mpnet_ds.models.counting import estimate
+
+    return estimate(lambda: objective.build(model, tokenizer, seq_length), seq_length, micro_batch_size, targets, setting)

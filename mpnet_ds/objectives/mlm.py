@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic.dataclasses import dataclass
 
 from mpnet_ds.findings import Finding
-from mpnet_ds.objectives.base import Objective
-from mpnet_ds.objectives.families import find_family_faults
+from mpnet_ds.objectives.families import family_sizes, find_family_faults
 from mpnet_ds.objectives.model_section import FamilySection
 from mpnet_ds.objectives.mpnet import MPNet
 from mpnet_ds.validation import SECTION
@@ -44,8 +43,10 @@ class MLM(MPNet):
         setting: "ComputeSetting | None" = None,
     ) -> "ModulePlan":
         """Compute sizes: MPNet's by formulas, others by counting on fake tensors."""
-        compute = Objective.sizes if isinstance(model, FamilySection) else MPNet.sizes
-        return compute(self, model, tokenizer, seq_length, micro_batch_size, setting)
+        if not isinstance(model, FamilySection):
+            return super().sizes(model, tokenizer, seq_length, micro_batch_size, setting)
+        targets = int(self.masking.num_predicted(seq_length))
+        return family_sizes(self, model, tokenizer, seq_length, micro_batch_size, targets, setting)
 
     def build(
         self,

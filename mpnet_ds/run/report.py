@@ -75,7 +75,8 @@ def describe_needs(plan: RunPlan, ranks: Ranks) -> list[str]:
     """What the run takes of memory and disk, as estimated, against what there is."""
     work = workload_of(plan, ranks.world_size, ranks.device)
     disk = describe_disk(plan.start and plan.start.output, checkpoint_bytes(work), checkpoints_at_once(plan.recipe))
-    return [*describe_memory(memory_of(work, ranks.capacity), ranks.capacity), disk]
+    rule = ["Activations by a rule of thumb: this model cannot be counted"] if plan.sizes.is_estimate else []
+    return [*describe_memory(memory_of(work, ranks.capacity), ranks.capacity), *rule, disk]
 
 
 def describe_hosts(hosts: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ from mpnet_ds.data.samples.mixture import open_datasets
 from mpnet_ds.errors import UserError
 from mpnet_ds.objectives import OBJECTIVES, Objective, objective_of
 from mpnet_ds.objectives.base import Term
+from mpnet_ds.objectives.model_section import ModelSection
 
 ABLATION = ("mpnet", "plm", "mlm")
 
@@ -62,6 +63,17 @@ def test_targets_are_counted_and_cleared_and_nothing_else_changes(dataset_folder
     assert objective.num_targets(cleared) == [(batch["predicted_positions"][0] >= 0).sum()]
     for name in batch.keys() - {"predicted_positions"}:
         assert cleared[name] is batch[name]
+
+
+def test_initial_values_that_an_objective_does_not_have_are_refused():
+    class Other(Objective):
+        name = "other"
+
+    (finding,) = Other().findings(ModelSection(start="near"), None, None)
+    assert finding.text == "model.start is 'near', which objective 'other' does not have: leave it out."
+    assert finding.is_fatal
+    assert Other().findings(ModelSection(), None, None) == []
+    assert objective_of("mlm").findings(ModelSection(start="near"), None, None) == []
 
 
 @pytest.mark.parametrize(

@@ -22,11 +22,16 @@ _EXAMPLES = 5
 
 
 class CharacterCounts:
-    """Counts of ``texts``, each read once, under BERT's normalisation."""
+    """Counts of ``texts``, each read once.
 
-    def __init__(self, texts: Iterable[str], lowercase: bool, strip_accents: bool | None):
-        self._normalize = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strip_accents).normalize_str
-        self._with_accents = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=False).normalize_str
+    ``normalizer``: settings of BERT's normalisation, as in tokenizer.json; None: characters are counted as they are.
+    """
+
+    def __init__(self, texts: Iterable[str], normalizer: dict | None):
+        self._normalize = self._with_accents = str
+        if normalizer is not None:
+            self._normalize = normalizers.BertNormalizer(**normalizer).normalize_str
+            self._with_accents = normalizers.BertNormalizer(**normalizer | {"strip_accents": False}).normalize_str
         self._divide = pre_tokenizers.BertPreTokenizer().pre_tokenize_str
         self._counts = np.zeros(_CODE_POINTS, dtype=np.int64)
         self._sizes = np.full(_CODE_POINTS, _UNSEEN, dtype=np.int8)  # normalised, in a word

@@ -18,7 +18,7 @@ from mpnet_ds.attention_backends import AUTO, check_backend
 from mpnet_ds.deepspeed_workarounds import has_triton
 from mpnet_ds.errors import UserError
 from mpnet_ds.findings import Finding
-from mpnet_ds.models.attention.backend import choose_backend
+from mpnet_ds.objectives.model_section import ModelSection
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,15 @@ class Execution:
     def __post_init__(self):
         check_backend(self.attention)
 
-    def on(self, device: torch.device) -> "Execution":
+    def on(self, device: torch.device, model: ModelSection) -> "Execution":
         """The same with nothing left to choose: what ``auto`` is on the device; ``UserError`` if it cannot compute so."""
         if self.compile:
             check_compiler(device)
-        return self.on_assumed(device)
+        return self.on_assumed(device, model)
 
-    def on_assumed(self, device: torch.device) -> "Execution":
+    def on_assumed(self, device: torch.device, model: ModelSection) -> "Execution":
         """The same for a device that is not here, and about which there is nothing to find out."""
-        return replace(self, attention=choose_backend(self.attention, device).name)
+        return replace(self, attention=model.choose_attention(self.attention, device))
 
     def check_steps(self, max_steps: int, done: int = 0) -> list[Finding]:
         """Findings where there is no such step to profile: of ``max_steps``, ``done`` are behind the run's checkpoint."""

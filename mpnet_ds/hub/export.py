@@ -33,7 +33,7 @@ from mpnet_ds.hub.parity import Comparison, compare
 from mpnet_ds.hub.part_weights import Shape, Source, SumOfStored, contents_of, find_sources, first_names
 from mpnet_ds.hub.sentence_transformers import write_sentence_encoder
 from mpnet_ds.models.module import Part
-from mpnet_ds.tokenizer import BOS, BOS_ID, EOS, EOS_ID
+from mpnet_ds.tokenizer import PretrainingTokenizer
 from mpnet_ds.zero.lazy_weights import StoredWeights
 from mpnet_ds.zero.safetensors_writer import dtype_of, write_weights
 from mpnet_ds.zero.torch_file import StoredTensor
@@ -124,7 +124,7 @@ def _write_part(folder: Path, part: Part, model: TrainedModel, weights: StoredWe
         show_progress = options.show_progress
         write_weights(tensors, folder, config.dtype, sizes[stem], check=check, show_progress=show_progress, stem=stem)
     model.tokenizer.save(folder, model_max_length=model.info.seq_length)
-    _frame_texts(folder / "tokenizer.json")
+    _frame_texts(folder / "tokenizer.json", model.tokenizer)
 
 
 def open_part(part: Part, model: TrainedModel, weights: StoredWeights) -> dict[str, dict[str, StoredTensor | SumOfStored]]:
@@ -148,10 +148,11 @@ def open_part(part: Part, model: TrainedModel, weights: StoredWeights) -> dict[s
     return files
 
 
-def _frame_texts(file: Path) -> None:
-    """Make the tokenizer add ``<s>`` and ``</s>`` around a text, as sequences have them in training."""
+def _frame_texts(file: Path, tokenizer: PretrainingTokenizer) -> None:
+    """Make the saved tokenizer add ``<s>`` and ``</s>`` around a text, as sequences have them in training."""
     backend = tokenizers.Tokenizer.from_file(str(file))
-    if backend.encode("").ids != [BOS_ID, EOS_ID]:
-        special = [(BOS, BOS_ID), (EOS, EOS_ID)]
-        backend.post_processor = TemplateProcessing(f"{BOS} $A {EOS}", f"{BOS} $A {EOS} {EOS} $B {EOS}", special)
+    if backend.encode("").ids != tokenizer.framed([]):
+        begin, end = tokenizer.layout.begin or "", tokenizer.layout.end
+        special = [(token, backend.token_to_id(token)) for token in (begin, end) if token]
+        backend.post_processor = TemplateProcessing(f"{begin} $A {end}", f"{begin} $A {end} {end} $B {end}", special)
         backend.save(str(file))

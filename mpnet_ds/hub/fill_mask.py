@@ -27,6 +27,8 @@ def top_words(folder: str | Path, sentence: str, count: int = 5) -> list[tuple[s
         raise UserError(
             f"{count} words requested; the vocabulary of {folder} has {model.config.vocab_size:,}: choose 1 to that many."
         )
+    if tokenizer.mask_token is None:
+        raise UserError(f"the tokenizer in {folder} has no mask token: its model fills none.")
     if sentence.count(tokenizer.mask_token) != 1:
         raise UserError(f"'{sentence}' must have exactly one {tokenizer.mask_token}.")
     batch = tokenizer(sentence, return_tensors="pt", truncation=True)

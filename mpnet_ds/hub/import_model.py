@@ -119,7 +119,13 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
 
 def _named_tokenizer(folder: str | Path) -> PretrainingTokenizer:
     found = locate_tokenizer(folder)
-    return read_tokenizer(found) or PretrainingTokenizer.load(found)  # which says what is missing
+    return _checked(read_tokenizer(found) or PretrainingTokenizer.load(found))  # which says what is missing
+
+
+def _checked(tokenizer: PretrainingTokenizer) -> PretrainingTokenizer:
+    if tokenizer.misfit_of_mpnet:
+        raise UserError(f"{tokenizer.misfit_of_mpnet}.")
+    return tokenizer
 
 
 def _give_tokenizer(model: Pretrained, given: PretrainingTokenizer | None) -> None:
@@ -127,7 +133,9 @@ def _give_tokenizer(model: Pretrained, given: PretrainingTokenizer | None) -> No
     if given is not None and model.tokenizer is not None:
         raise UserError(f"{model.origin} has a tokenizer: leave --tokenizer out; --resize_vocabulary gives it another one.")
     model.tokenizer = model.tokenizer or given
-    if model.tokenizer is None:
+    if model.tokenizer is not None:
+        _checked(model.tokenizer)
+    else:
         model.notes.append("It has no tokenizer; --tokenizer DIR adds the one that the model was trained with.")
         return
     rows, pieces = model.config.vocab_size, model.tokenizer.vocab_size

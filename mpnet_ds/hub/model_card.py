@@ -23,7 +23,6 @@ from mpnet_ds.metrics_file import read_metrics
 from mpnet_ds.models.module import Part
 from mpnet_ds.objectives import Objective
 from mpnet_ds.run_record import Stretch, read_record, starts_of, stretches_of
-from mpnet_ds.tokenizer import MASK
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 FOLDER = "THIS_FOLDER"
@@ -107,7 +106,7 @@ def model_card(model: TrainedModel, part: Part, sentence_transformers: bool = Fa
         kind=kind,
         imports=_imports(part.model_class),
         folder=FOLDER,
-        mask=MASK,
+        mask=model.tokenizer.layout.mask,
         fills_masks=fills_masks,
         heads=_heads(family),
         sentence_transformers=sentence_transformers,

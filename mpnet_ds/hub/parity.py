@@ -25,7 +25,7 @@ from mpnet_ds.errors import UserError
 from mpnet_ds.hub.exportable import TrainedModel
 from mpnet_ds.hub.part_weights import add_up, contents_of, find_sources
 from mpnet_ds.models.module import Part, PretrainingModule
-from mpnet_ds.tokenizer import BOS_ID, EOS_ID, PretrainingTokenizer
+from mpnet_ds.tokenizer import PretrainingTokenizer
 
 TOLERANCE = 1e-5
 """Largest difference that passes, relative to the largest number of its kind if that is above 1."""
@@ -109,6 +109,7 @@ def check_batches(folder: str | Path, seq_length: int) -> Iterator[Batch]:
     First short texts, then one of ``seq_length`` tokens and one of half, then ``seq_length`` tokens at random.
     """
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     long_text = _text_of(CHARACTERS_PER_TOKEN * seq_length)
     texts = [[(text, seq_length) for text in CHECK_TEXTS], [(long_text, seq_length), (long_text, max(seq_length // 2, 4))]]
     for sequences in texts:
@@ -133,7 +134,7 @@ def _text_of(num_characters: int) -> str:
 def _compare_tokenizers(ours: PretrainingTokenizer, folder: Path) -> None:
     theirs = AutoTokenizer.from_pretrained(folder)
     for text, ids in zip(CHECK_TEXTS, ours.encode(list(CHECK_TEXTS)), strict=True):
-        expected = [BOS_ID, *ids.tolist(), EOS_ID]
+        expected = ours.framed(ids.tolist())
         found = theirs(text, truncation=True, max_length=len(ids) + 9)["input_ids"]
         if found != expected:
             raise UserError(f"the tokenizer in {folder} splits '{text}' into {found}, training into {expected}.")

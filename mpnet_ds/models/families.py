@@ -5,6 +5,7 @@ the configuration of transformers. Neither torch nor transformers is imported be
 """
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
@@ -43,6 +44,8 @@ class Family:
     """Layouts of special tokens that the family's released tokenizers have, the usual first."""
     layers: tuple[str, ...] = ("encoder.layer",)
     """Lists of blocks, in order; ``*`` in a path stands for every number."""
+    layers_alternate: bool = False
+    """Whether a block is one module of each list."""
     body: str = "plain"
     """Function of transformers_model.py that computes the hidden states."""
     head: tuple[str, ...] = ()
@@ -65,12 +68,22 @@ class Family:
     """Key with the size of the table of positions; empty if there is none."""
     positions_after_padding: bool = False
     """Whether the first token's position is the row after that of padding's id."""
+    pad_id: int | None = None
+    """Id of padding that the family's code cannot do without."""
+    length_faults: Callable[["PreTrainedConfig", int], list[str]] = lambda config, seq_length: []
+    """What is wrong with a length of sequences, beyond the table of positions."""
     not_isolated: str = ""
     """Why documents in one sequence cannot be kept apart, as a sentence's end; empty if they can."""
+    not_isolated_with: Mapping[str, str] = field(default_factory=dict)
+    """The same for configurations that have a key."""
     not_recomputed: str = ""
     """Why layers cannot be recomputed in backward; empty if they can, with gradients equal to the last bit."""
     not_counted: str = ""
     """Why sizes cannot be counted on fake tensors; empty if they can."""
+
+    def why_not_isolated(self, config: "PreTrainedConfig") -> str:
+        """Say why documents in one sequence cannot be kept apart, as a sentence's end; empty if they can."""
+        return self.not_isolated or next((why for key, why in self.not_isolated_with.items() if getattr(config, key, 0)), "")
 
     def class_name(self, causal: bool) -> str:
         """Class of transformers under an objective; ``UserError`` if there is none."""
@@ -83,26 +96,145 @@ class Family:
         )
 
 
-ROBERTA_HEAD = ("lm_head.dense", "gelu", "lm_head.layer_norm")
 IS_DECODER = {"is_decoder": True}
 BERT_LIKE = {
+    "layouts": ("bert",),
     "head": ("cls.predictions.transform",),
     "output": "cls.predictions.decoder",
     "output_bias": "cls.predictions.bias",
     "fixed_if_causal": IS_DECODER,
-    "layouts": ("bert",),
 }
 ROBERTA_LIKE = {
-    "head": ROBERTA_HEAD,
+    "head": ("lm_head.dense", "gelu", "lm_head.layer_norm"),
     "output": "lm_head.decoder",
     "output_bias": "lm_head.bias",
     "positions_after_padding": True,
+}
+ELECTRA_LIKE = {
+    "layouts": ("bert",),
+    "head": ("generator_predictions",),
+    "output": "generator_lm_head",
+    "output_bias": "generator_lm_head.bias",
+}
+GPT_LIKE = {"layouts": ("gpt2",), "layers": ("h",), "output": "lm_head"}
+XLM_LIKE = {
+    "layouts": ("xlm",),
+    "layers": ("attentions", "ffns"),
+    "layers_alternate": True,
+    "body": "xlm",
+    "output": "pred_layer.proj",
+    "output_bias": "pred_layer.proj.bias",
+    "fixed_if_causal": {"causal": True},
 }
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
         Family("bert", masked="BertForMaskedLM", causal="BertLMHeadModel", **BERT_LIKE),
+        Family(
+            "convbert",
+            masked="ConvBertForMaskedLM",
+            body="convbert",
+            heads_divide_width=False,  # half of the heads are convolutions: the class checks it
+            not_isolated="its convolutions cross their borders",
+            **ELECTRA_LIKE,
+        ),
+        Family("ctrl", causal="CTRLLMHeadModel", output_bias="lm_head.bias", positions="n_positions", **GPT_LIKE),
+        Family(
+            "deberta-v2",
+            masked="DebertaV2ForMaskedLM",
+            layouts=("deberta",),
+            body="deberta",
+            head=tuple(f"lm_predictions.lm_head.{name}" for name in ("dense", "transform_act_fn", "LayerNorm")),
+            output="deberta.embeddings.word_embeddings",
+            output_bias="lm_predictions.lm_head.bias",
+            fixed={"legacy": False},  # else the head has other names than the released models'
+            undeclared=(
+                *("position_buckets", "share_att_key", "norm_rel_ebd", "embedding_size", "attention_head_size"),
+                *("conv_kernel_size", "conv_act", "conv_groups"),
+            ),
+            not_isolated_with={"conv_kernel_size": "its convolution crosses their borders"},
+        ),
+        Family(
+            "distilbert",
+            masked="DistilBertForMaskedLM",
+            layouts=("bert",),
+            layers=("transformer.layer",),
+            head=("vocab_transform", "activation", "vocab_layer_norm"),
+            output="vocab_projector",
+            output_bias="vocab_projector.bias",
+        ),
+        Family(
+            "electra", masked="ElectraForMaskedLM", causal="ElectraForCausalLM", fixed_if_causal=IS_DECODER, **ELECTRA_LIKE
+        ),
+        Family("ernie", masked="ErnieForMaskedLM", causal="ErnieForCausalLM", **BERT_LIKE),
+        Family(
+            "flaubert",
+            masked="FlaubertWithLMHeadModel",
+            causal="FlaubertWithLMHeadModel",
+            only={
+                "pre_norm": OnlyValue(False, "transformers cannot compute pre-norm (its forward fails in FlaubertModel)."),
+                "layerdrop": OnlyValue(0.0, "every rank would skip other layers."),
+            },
+            **XLM_LIKE,
+        ),
+        Family(
+            "funnel",
+            masked="FunnelForMaskedLM",
+            layouts=("bert",),
+            layers=("encoder.blocks.*", "decoder.layers"),
+            body="flat",
+            output="lm_head",
+            output_bias="lm_head.bias",
+            heads_divide_width=False,  # d_head is a key of its own
+            positions="",
+            not_isolated="its pooling joins neighbouring tokens",
+        ),
+        Family("gpt2", causal="GPT2LMHeadModel", positions="n_positions", **GPT_LIKE),
+        Family(
+            "longformer",
+            masked="LongformerForMaskedLM",
+            layouts=("roberta",),
+            body="longformer",
+            not_isolated="its window has no mask for pairs of tokens",
+            not_counted="it looks up where attention is global",
+            **ROBERTA_LIKE,
+        ),
+        Family(
+            "modernbert",
+            masked="ModernBertForMaskedLM",
+            layouts=("bert",),
+            layers=("layers",),
+            body="modernbert",
+            head=("head",),
+            output="decoder",
+            output_bias="decoder.bias",
+            undeclared=("global_attn_every_n_layers", "global_rope_theta", "local_rope_theta"),
+        ),
+        Family(
+            "mpnet",
+            masked="MPNetForMaskedLM",
+            layouts=("mpnet",),
+            only={"relative_attention_num_buckets": OnlyValue(32, "transformers computes with 32 whatever it says.")},
+            pad_id=1,
+            **ROBERTA_LIKE,
+        ),
+        Family("openai-gpt", causal="OpenAIGPTLMHeadModel", body="gpt", positions="n_positions", **GPT_LIKE),
+        Family(
+            "reformer",
+            masked="ReformerForMaskedLM",
+            causal="ReformerModelWithLMHead",
+            layouts=("gpt2",),
+            layers=("encoder.layers",),
+            body="flat",
+            output="lm_head.decoder",
+            fixed_if_causal=IS_DECODER,
+            heads_divide_width=False,  # attention_head_size is a key of its own
+            length_faults=lambda config, seq_length: _faults_of_reformers_length(config, seq_length),
+            not_isolated="its chunks and buckets have no mask for pairs of tokens",
+            not_recomputed="its layers are reversible, and recompute themselves",
+            not_counted="its own backward looks at numbers",
+        ),
         Family(
             "roberta",
             masked="RobertaForMaskedLM",
@@ -111,7 +243,15 @@ FAMILIES: dict[str, Family] = {
             fixed_if_causal=IS_DECODER,
             **ROBERTA_LIKE,
         ),
-        Family("gpt2", causal="GPT2LMHeadModel", layouts=("gpt2",), layers=("h",), output="lm_head"),
+        Family("xlm", masked="XLMWithLMHeadModel", causal="XLMWithLMHeadModel", **XLM_LIKE),
+        Family(
+            "xlm-roberta",
+            masked="XLMRobertaForMaskedLM",
+            causal="XLMRobertaForCausalLM",
+            layouts=("xlm-roberta",),
+            fixed_if_causal=IS_DECODER,
+            **ROBERTA_LIKE,
+        ),
     )
 }
 """All families, by their model type."""
@@ -166,6 +306,10 @@ def build_config(
     Raises ``UserError`` for keys and values that the family refuses, and where it has fewer than ``seq_length`` positions.
     """
     class_name, defaults = family.class_name(causal), default_config(family)
+    if family.pad_id not in (None, tokenizer.pad_id):
+        raise UserError(
+            f"{family.model_type} of transformers pads with id {family.pad_id}, the tokenizer with {tokenizer.pad_id}."
+        )
     _check_keys(family, values, defaults)
     fixed = {**family.fixed, **(family.fixed_if_causal if causal else {})}
     fixed |= {"use_cache": False} if hasattr(defaults, "use_cache") else {}
@@ -232,6 +376,21 @@ def _check_length(family: Family, config: "PreTrainedConfig", seq_length: int) -
         size = f"model.{family.positions} {getattr(config, family.positions)}"
         why = f", of which {family.model_type} uses {longest}" if getattr(config, family.positions) != longest else ""
         raise UserError(f"data.seq_length {seq_length} is longer than {size} allows{why}: set one of them.")
+    if faults := family.length_faults(config, seq_length):
+        raise UserError(*faults)
+
+
+def _faults_of_reformers_length(config: "PreTrainedConfig", seq_length: int) -> list[str]:
+    faults, lengths = [], {kind: getattr(config, f"{kind}_attn_chunk_length") for kind in set(config.attn_layers)}
+    shape = list(config.axial_pos_shape)
+    if config.axial_pos_embds and math.prod(shape) != seq_length:
+        faults.append(
+            f"data.seq_length {seq_length} is not the product of model.axial_pos_shape {shape}, as reformer needs."
+        )
+    for kind, length in sorted(lengths.items()):
+        if seq_length > length and seq_length % length:
+            faults.append(f"data.seq_length {seq_length} is not a multiple of model.{kind}_attn_chunk_length {length}.")
+    return faults
 
 
 def longest_sequence(family: Family, config: "PreTrainedConfig") -> int | None:

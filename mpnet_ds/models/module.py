@@ -148,6 +148,10 @@ class PretrainingModule(nn.Module):
         """Group the trainable parameters by learning rate and clipping; one group by default."""
         return [Group([parameter for parameter in self.parameters() if parameter.requires_grad])]
 
+    def external_parameters(self) -> list[nn.Parameter]:
+        """Return parameters that the forward pass uses outside their modules: ZeRO 3 gathers them for all of it."""
+        return []
+
     def frozen(self) -> list[nn.Module]:
         """Return modules that are used but not trained, such as a teacher: not in state dict, optimizer and counts."""
         return []

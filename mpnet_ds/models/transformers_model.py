@@ -12,25 +12,54 @@ Shapes: B sequences, n tokens, p predicted tokens, d width, V vocabulary.
 
 import copy
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from contextlib import nullcontext
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
+from transformers.utils.import_utils import is_fake_tensor
 
+from mpnet_ds.counter_rng import make_key
 from mpnet_ds.errors import UserError
 from mpnet_ds.models.documents import causal_tokens, positions_in_documents, visible_tokens
 from mpnet_ds.models.families import Family
-from mpnet_ds.models.layers.cross_entropy import Decoder
+from mpnet_ds.models.layers.cross_entropy import Decoder, linear_cross_entropy
 from mpnet_ds.models.module import Part, PretrainingModule, Scores
 from mpnet_ds.models.targets import corrupt, count_masked, labels_at, rows_at
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedConfig
 
 ATTENTIONS = ("auto", "eager", "sdpa")
+
+
+class Inputs(NamedTuple):
+    """What a model reads, and what each token may see; all [B, n] but ``language``."""
+
+    ids: Tensor
+    """int64."""
+    attention_mask: Tensor | None = None
+    """bool, False on padding, which is on the right; None: there is none."""
+    document_ids: Tensor | None = None
+    """int64, 0, 1, 2 … along each sequence; None: a sequence is one text."""
+    language: Tensor | None = None
+    """int64 [B]."""
+
+    @property
+    def real(self) -> Tensor:
+        """bool: the mask, all True by default."""
+        return torch.ones_like(self.ids, dtype=torch.bool) if self.attention_mask is None else self.attention_mask
+
+    @property
+    def positions(self) -> Tensor:
+        """int64: from 0 in each sequence, or in each document."""
+        documents = torch.zeros_like(self.ids) if self.document_ids is None else self.document_ids
+        return positions_in_documents(documents)
 
 
 class TransformersModule(PretrainingModule):
@@ -43,14 +72,23 @@ class TransformersModule(PretrainingModule):
     """
 
     is_causal = False
+    checkpoints_with_torch = True
 
     def __init__(self, family: Family, config: "PreTrainedConfig", attention: str = "auto"):
         super().__init__()
         model_class = getattr(transformers, family.class_name(self.is_causal))
         config = copy.deepcopy(config)
-        config._attn_implementation = attention_of(family, model_class, attention)
-        self.family, self.model = family, model_class(config)
-        self.model.get_submodule(family.output).__class__ = Decoder  # a linear map as before, that can be given labels
+        config._attn_implementation = attention_of(family, attention)
+        is_counted = is_fake_tensor(torch.empty(0))  # then values do not exist, and some draws would look at them
+        with no_init_weights() if is_counted else nullcontext():
+            self.family, self.model = family, model_class(config)
+        if is_counted:
+            self.model.tie_weights()
+        output = self.model.get_submodule(family.output)
+        if isinstance(output, nn.Linear):
+            output.__class__ = Decoder  # a linear map as before, that can be given labels
+        if hasattr(self.layers()[0], "_init_attention_seed"):
+            _seed_repeatably(self.layers())
 
     def parts(self) -> dict[str, Part]:
         """The only part: the family's class, whose names the parameters have."""
@@ -59,7 +97,7 @@ class TransformersModule(PretrainingModule):
     def layers(self) -> list[nn.Module]:
         """Return the family's blocks, in order."""
         lists = [found for path in self.family.layers for found in modules_at(self.model.base_model, path)]
-        return [layer for found in lists for layer in found]
+        return [layer for group in (zip(*lists, strict=True) if self.family.layers_alternate else lists) for layer in group]
 
     def hidden_matrices(self) -> list[nn.Parameter]:
         """Return the weights of linear maps below the head.
@@ -72,17 +110,27 @@ class TransformersModule(PretrainingModule):
         maps = [module.weight for module in body.modules() if isinstance(module, nn.Linear | Conv1D)]
         return [weight for weight in maps if weight.requires_grad and id(weight) not in tables]
 
-    def hidden_states(self, ids: Tensor, attention_mask: Tensor | None, document_ids: Tensor | None) -> Tensor:
-        """Compute the last hidden states [B, n, d] of ids int64 [B, n], what may be seen as in ``forward``."""
-        if document_ids is not None and self.family.not_isolated:
-            raise UserError(f"{self.family.model_type} cannot keep documents apart: {self.family.not_isolated}.")
-        return BODIES[self.family.body](self, ids, attention_mask, document_ids)
+    def hidden_states(self, inputs: Inputs) -> Tensor:
+        """Compute the last hidden states, [B, n, d]."""
+        if inputs.document_ids is not None and (why := self.family.why_not_isolated(self.model.config)):
+            raise UserError(f"{self.family.model_type} cannot keep documents apart: {why}.")
+        return BODIES[self.family.body](self, inputs)
 
     def score(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return ``linear_cross_entropy`` of hidden [B, k, d] at labels int64 [B, k]; losses and hits are [B, k]."""
         for step in self.family.head:
             hidden = F.gelu(hidden) if step == "gelu" else self.model.get_submodule(step)(hidden)
-        return self.model.get_submodule(self.family.output)(hidden, labels)
+        output = self.model.get_submodule(self.family.output)
+        if isinstance(output, Decoder):
+            return output(hidden, labels)
+        bias = self.model.get_parameter(self.family.output_bias)
+        total, losses, hits = linear_cross_entropy(hidden.flatten(0, 1), output.weight, bias, labels.flatten())
+        return total, losses.view_as(labels), hits.view_as(labels)
+
+    def external_parameters(self) -> list[nn.Parameter]:
+        """Return the table of tokens and the bias where no module maps to the vocabulary with them."""
+        output = self.model.get_submodule(self.family.output)
+        return [] if isinstance(output, Decoder) else [output.weight, self.model.get_parameter(self.family.output_bias)]
 
 
 class MaskedLanguageModel(TransformersModule):
@@ -100,6 +148,7 @@ class MaskedLanguageModel(TransformersModule):
         predicted_inputs: Tensor,
         attention_mask: Tensor | None = None,
         document_ids: Tensor | None = None,
+        language: Tensor | None = None,
         sequence_numbers: Tensor | None = None,
         step: Tensor | None = None,
         carried: tuple[Tensor, ...] | None = None,
@@ -113,10 +162,11 @@ class MaskedLanguageModel(TransformersModule):
             attention_mask: bool [B, n], False on padding; all True by default.
             document_ids: int64 [B, n], 0, 1, 2 … along each sequence: attention and positions do not leave a document. By
                 default a sequence is one text.
+            language: int64 [B], for XLM with several languages.
             sequence_numbers, step, carried: as every module gets them; not used.
         """
         ids = corrupt(input_ids, predicted_positions, predicted_inputs)
-        hidden = rows_at(self.hidden_states(ids, attention_mask, document_ids), predicted_positions)
+        hidden = rows_at(self.hidden_states(Inputs(ids, attention_mask, document_ids, language)), predicted_positions)
         labels = labels_at(input_ids, predicted_positions)
         total, losses, hits = self.score(hidden, labels)
         counts = count_masked(labels, predicted_inputs, losses, hits, self.mask_id)
@@ -135,6 +185,7 @@ class CausalLanguageModel(TransformersModule):
         next_ids: Tensor,
         attention_mask: Tensor | None = None,
         document_ids: Tensor | None = None,
+        language: Tensor | None = None,
         sequence_numbers: Tensor | None = None,
         step: Tensor | None = None,
         carried: tuple[Tensor, ...] | None = None,
@@ -144,21 +195,33 @@ class CausalLanguageModel(TransformersModule):
         Args:
             input_ids: int64 [B, n].
             next_ids: int64 [B, n], what follows each token; -1 where nothing is predicted.
-            attention_mask, document_ids, sequence_numbers, step, carried: as in ``MaskedLanguageModel.forward``.
+            attention_mask, document_ids, language, sequence_numbers, step, carried: as in ``MaskedLanguageModel.forward``.
         """
-        total, _, hits = self.score(self.hidden_states(input_ids, attention_mask, document_ids), next_ids)
+        hidden = self.hidden_states(Inputs(input_ids, attention_mask, document_ids, language))
+        total, _, hits = self.score(hidden, next_ids)
         return Scores(sums=total[None], correct=hits.sum()[None])
 
 
-def attention_of(family: Family, model_class: type["PreTrainedModel"], attention: str) -> str:
-    """Name the implementation of attention for a back-end's name."""
-    if attention not in ATTENTIONS:
-        raise UserError(f"run.attention '{attention}' is MPNet's own; {family.model_type} has {', '.join(ATTENTIONS)}.")
-    if attention == "sdpa" and not model_class._supports_sdpa:
-        raise UserError(
-            f"{family.model_type} of transformers has no attention 'sdpa': set run.attention to 'eager' or 'auto'."
-        )
-    return "sdpa" if attention != "eager" and model_class._supports_sdpa else "eager"
+def attention_of(family: Family, name: str) -> str:
+    """Return the family's implementation of attention of that name, ``sdpa`` or ``eager``; ``UserError`` if it has none."""
+    has_sdpa = getattr(transformers, family.masked or family.causal)._supports_sdpa
+    if name not in ATTENTIONS:
+        raise UserError(f"--attention {name} is MPNet's own; {family.model_type} has {', '.join(ATTENTIONS)}.")
+    if name == "sdpa" and not has_sdpa:
+        raise UserError(f"{family.model_type} of transformers has no attention sdpa: --attention eager or auto.")
+    return "sdpa" if name != "eager" and has_sdpa else "eager"
+
+
+def _seed_repeatably(layers: list[nn.Module]) -> None:
+    """Let Reformer's layers derive each seed from the one before it; transformers draws them so that no run repeats them."""
+
+    def seed(layer: nn.Module, name: str, number: int) -> None:
+        setattr(layer, name, int(make_key(torch.initial_seed(), number)) // 2)
+        torch.manual_seed(getattr(layer, name))
+
+    for number, layer in enumerate(layers):
+        layer._init_attention_seed = partial(seed, layer, "attention_seed", 2 * number)
+        layer._init_feed_forward_seed = partial(seed, layer, "feed_forward_seed", 2 * number + 1)
 
 
 def modules_at(root: nn.Module, path: str) -> list[nn.Module]:
@@ -175,17 +238,106 @@ def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
     return mask.masked_fill(~visible, torch.finfo(dtype).min)[:, None]
 
 
-def _plain(module: TransformersModule, ids: Tensor, attention_mask: Tensor | None, document_ids: Tensor | None) -> Tensor:
+def _plain(module: TransformersModule, inputs: Inputs) -> Tensor:
     """Run a model whose ``forward`` takes additive masks and positions."""
     body, options = module.model.base_model, {}
-    visible = visible_tokens(None if module.is_causal else attention_mask, document_ids)
+    visible = visible_tokens(None if module.is_causal else inputs.attention_mask, inputs.document_ids)
     if visible is not None:
-        options["attention_mask"] = additive(visible & causal_tokens(ids) if module.is_causal else visible, body.dtype)
-    if document_ids is not None:
+        visible = visible & causal_tokens(inputs.ids) if module.is_causal else visible
+        options["attention_mask"] = additive(visible, body.dtype)
+    if inputs.document_ids is not None:
         first = body.config.pad_token_id + 1 if module.family.positions_after_padding else 0
-        options["position_ids"] = positions_in_documents(document_ids) + first
-    return body(input_ids=ids, **options)[0]
+        options["position_ids"] = inputs.positions + first
+    return body(input_ids=inputs.ids, **options)[0]
 
 
-BODIES: dict[str, Callable[[TransformersModule, Tensor, Tensor | None, Tensor | None], Tensor]] = {"plain": _plain}
-"""By name: compute hidden states [B, n, d] from ids, attention_mask and document_ids, all [B, n], the latter may be None."""
+def _flat(module: TransformersModule, inputs: Inputs) -> Tensor:
+    """Run a model that takes masks [B, n] alone."""
+    return module.model.base_model(input_ids=inputs.ids, attention_mask=inputs.attention_mask)[0]
+
+
+def _convbert(module: TransformersModule, inputs: Inputs) -> Tensor:
+    """Run ConvBERT always with a mask: it makes one itself, after it has searched the ids for padding."""
+    body = module.model.base_model
+    return body(input_ids=inputs.ids, attention_mask=additive(inputs.real[:, None, :], body.dtype))[0]
+
+
+def _deberta(module: TransformersModule, inputs: Inputs) -> Tensor:
+    """Run DeBERTa-v2's embeddings and encoder with a mask of their own each: the former are multiplied by it."""
+    body, real = module.model.base_model, inputs.real
+    embedded = body.embeddings(input_ids=inputs.ids, position_ids=inputs.positions, mask=real)
+    visible = real if inputs.document_ids is None else visible_tokens(real, inputs.document_ids)
+    return body.encoder(embedded, visible.long(), output_hidden_states=False).last_hidden_state
+
+
+def _gpt(module: TransformersModule, inputs: Inputs) -> Tensor:
+    """Run GPT's blocks, which are causal by themselves; its own ``forward`` takes masks [B, n] alone."""
+    body = module.model.base_model
+    hidden = body.drop(body.tokens_embed(inputs.ids) + body.positions_embed(inputs.positions))
+    visible = visible_tokens(None, inputs.document_ids)
+    mask = None if visible is None else additive(visible, hidden.dtype)
+    for block in body.h:
+        (hidden,) = block(hidden, mask)
+    return hidden
+
+
+def _longformer(module: TransformersModule, inputs: Inputs) -> Tensor:
+    """Run Longformer with global attention on the first token."""
+    first = torch.zeros_like(inputs.ids)
+    first[:, 0] = 1
+    mask = inputs.real.long()
+    return module.model.base_model(input_ids=inputs.ids, attention_mask=mask, global_attention_mask=first)[0]
+
+
+def _modernbert(module: TransformersModule, inputs: Inputs) -> Tensor:
+    """Run ModernBERT with masks for both kinds of its layers."""
+    body = module.model.base_model
+    visible = visible_tokens(inputs.attention_mask, inputs.document_ids)
+    if visible is None:
+        return body(input_ids=inputs.ids)[0]
+    index = torch.arange(inputs.ids.shape[1], device=inputs.ids.device)
+    near = (index[:, None] - index).abs() <= body.config.sliding_window
+    masks = {
+        "full_attention": additive(visible, body.dtype),
+        "sliding_attention": additive(visible & near, body.dtype),
+    }
+    return body(input_ids=inputs.ids, attention_mask=masks, position_ids=inputs.positions)[0]
+
+
+def _xlm(module: TransformersModule, inputs: Inputs) -> Tensor:
+    """Run the modules of XLM or FlauBERT; their own ``forward`` keeps all keys and values, and takes masks [B, n] alone."""
+    body = module.model.base_model
+
+    def drop(hidden: Tensor) -> Tensor:
+        return F.dropout(hidden, body.dropout, body.training)
+
+    def without_padding(hidden: Tensor) -> Tensor:
+        return hidden if inputs.attention_mask is None else hidden * inputs.attention_mask[:, :, None]
+
+    hidden = body.embeddings(inputs.ids) + body.position_embeddings(inputs.positions)
+    if inputs.language is not None and body.use_lang_emb and body.n_langs > 1:
+        hidden = hidden + body.lang_embeddings(inputs.language)[:, None, :]
+    hidden = without_padding(drop(body.layer_norm_emb(hidden)))
+    visible = visible_tokens(None if module.is_causal else inputs.real, inputs.document_ids)
+    if module.is_causal:
+        visible = causal_tokens(inputs.ids) if visible is None else visible & causal_tokens(inputs.ids)
+    visible = visible.expand(len(inputs.ids), inputs.ids.shape[1], -1)
+    for attention, norm1, feed_forward, norm2 in zip(
+        body.attentions, body.layer_norm1, body.ffns, body.layer_norm2, strict=True
+    ):
+        hidden = norm1(hidden + drop(attention(hidden, visible)[0]))
+        hidden = without_padding(norm2(hidden + feed_forward(hidden)))
+    return hidden
+
+
+BODIES: dict[str, Callable[[TransformersModule, Inputs], Tensor]] = {
+    "plain": _plain,
+    "flat": _flat,
+    "convbert": _convbert,
+    "deberta": _deberta,
+    "gpt": _gpt,
+    "longformer": _longformer,
+    "modernbert": _modernbert,
+    "xlm": _xlm,
+}
+"""By name: compute the last hidden states [B, n, d]."""

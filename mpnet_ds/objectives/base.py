@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 import numpy as np
 
 from mpnet_ds.findings import Finding
+from mpnet_ds.tokenizer_layouts import MPNET
 
 if TYPE_CHECKING:
     from mpnet_ds.models.module import ComputeSetting, ModulePlan, PretrainingModule
@@ -55,13 +56,16 @@ class Vocabulary:
     """bool [V]: False for a piece that continues a word."""
     is_special: np.ndarray
     """bool [V]: ids that are never drawn at random, and not predicted by default."""
-    mask_id: int
+    mask_id: int | None
+    """None where the layout has no mask token."""
     sentinels: tuple[int, ...] = ()
     """Ids of the sentinels, in order of use."""
     languages: tuple[int, ...] = ()
     """Ids of the language tokens."""
     ends_word: np.ndarray | None = None
     """bool [V]: True for a piece after which a word begins, whatever follows; None: no piece is."""
+    layout: str = MPNET.name
+    """Name of the tokenizer's layout."""
 
     @property
     def size(self) -> int:
@@ -80,7 +84,8 @@ class Vocabulary:
         is_special[tokenizer.special_ids] = True
         words = tokenizer.words
         ends = words.ends if words.ends.any() else None
-        return cls(words.starts, is_special, tokenizer.mask_id, ends_word=ends)
+        sentinels, languages = tokenizer.sentinel_ids, tokenizer.language_ids
+        return cls(words.starts, is_special, tokenizer.mask_id, sentinels, languages, ends, tokenizer.layout.name)
 
 
 class Term(NamedTuple):

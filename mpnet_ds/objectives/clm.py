@@ -71,4 +71,4 @@ class CLM(Objective):
         """Build the model of the section's family."""
         from mpnet_ds.models.transformers_model import CausalLanguageModel
 
-        return CausalLanguageModel(model.family, model.config(tokenizer, seq_length, is_causal=True))
+        return CausalLanguageModel(model.family, model.config(tokenizer, seq_length, is_causal=True), attention)

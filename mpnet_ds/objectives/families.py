@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from mpnet_ds.errors import collecting
+from mpnet_ds.errors import UserError
 
 if TYPE_CHECKING:
     from mpnet_ds.objectives.model_section import FamilySection
@@ -21,10 +21,10 @@ def find_family_faults(model: "FamilySection", tokenizer: "PretrainingTokenizer"
         needed = f"{family.model_type} needs those of {' or '.join(family.layouts)}"
         cure = f"train a tokenizer with --layout {family.layouts[0]}, and build the data with it"
         return [f"{tokenizer.origin} has the special tokens of {tokenizer.layout.name}, {needed}: {cure}."]
-    faults: list[str] = []
-    with collecting(faults):
-        model.config(tokenizer, data.seq_length, is_causal)
+    try:
+        config = model.config(tokenizer, data.seq_length, is_causal)
+    except UserError as error:
+        return list(error.findings)
     isolates = any(part.isolate_documents for part in getattr(data, "datasets", [data]))
-    if isolates and family.not_isolated:
-        faults.append(f"data.isolate_documents is not possible with {family.model_type}: {family.not_isolated}.")
-    return faults
+    why_not = family.why_not_isolated(config) if isolates else ""
+    return [f"data.isolate_documents is not possible with {family.model_type}: {why_not}."] if why_not else []

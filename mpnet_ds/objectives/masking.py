@@ -288,11 +288,19 @@ def _shuffle(chosen: np.ndarray, num_used: np.ndarray, keys: np.ndarray) -> np.n
     return np.where(unused, -1, order.astype(np.int64))
 
 
+def _mask_id(vocabulary: Vocabulary, config: MaskingConfig) -> int:
+    if vocabulary.mask_id is None and config.mask_probability:
+        raise UserError(
+            f"the tokenizer's layout {vocabulary.layout} has no mask token: masking needs another, such as bert or roberta."
+        )
+    return vocabulary.mask_id or 0
+
+
 def _corrupt(input_ids, positions, keys, vocabulary, config) -> np.ndarray:
     """Step 4: the inputs of the predicted tokens, int64 [B, p]."""
     choice = unit_interval(draw(_keys_for(keys, _CORRUPTION)[:, None], positions))
     inputs = np.take_along_axis(input_ids, np.maximum(positions, 0), axis=1).astype(np.int64)
-    inputs[choice < config.mask_probability] = vocabulary.mask_id
+    inputs[choice < config.mask_probability] = _mask_id(vocabulary, config)
     sequence, entry = np.nonzero(choice >= config.mask_probability + config.keep_probability)
     bits = draw(_keys_for(keys, _REPLACEMENT)[sequence], positions[sequence, entry])
     inputs[sequence, entry] = vocabulary.ordinary[below(bits, len(vocabulary.ordinary))]

@@ -60,4 +60,6 @@ class MLM(MPNet):
             return super().build(model, tokenizer, seq_length, attention, parts)
         from mpnet_ds.models.transformers_model import MaskedLanguageModel
 
-        return MaskedLanguageModel(model.family, model.config(tokenizer, seq_length, is_causal=False), tokenizer.mask_id)
+        return MaskedLanguageModel(
+            model.family, model.config(tokenizer, seq_length, is_causal=False), tokenizer.mask_id, attention
+        )

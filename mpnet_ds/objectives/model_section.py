@@ -17,6 +17,7 @@ from mpnet_ds.errors import UNKNOWN, UserError, did_you_mean
 from mpnet_ds.validation import SECTION, Origin, examine
 
 if TYPE_CHECKING:
+    import torch
     from transformers import MPNetConfig, PreTrainedConfig
 
     from mpnet_ds.models.families import Family
@@ -38,6 +39,10 @@ class ModelSection:
     def configuration(self) -> dict[str, Any]:
         """Return the keys that transformers' configuration has too."""
         return {key: value for key, value in asdict(self).items() if key not in OWN_KEYS}
+
+    def choose_attention(self, name: str, device: "torch.device") -> str:
+        """Return what ``auto`` is on a device, or the name itself; ``UserError`` for what the model does not have."""
+        raise NotImplementedError
 
     def identity(self) -> dict[str, Any]:
         """Return what makes another run of it; without what older versions did not have, where it has its default."""
@@ -102,6 +107,12 @@ class MPNetSection(ModelSection):
         """Tokens of the longest sequence that the model has positions for: two rows of the table are for padding."""
         return self.max_position_embeddings - 2
 
+    def choose_attention(self, name: str, device: "torch.device") -> str:
+        """Return the name of one of this project's back-ends."""
+        from mpnet_ds.models.attention.backend import choose_backend
+
+        return choose_backend(name, device).name
+
     def sizes(self, vocab_size: int) -> "NetworkSizes":
         """Everything that the network is built from."""
         from mpnet_ds.models.mpnet.sizes import NetworkSizes
@@ -132,6 +143,12 @@ class FamilySection(ModelSection):
         from mpnet_ds.models.families import default_config
 
         return getattr(self, default_config(self.family).attribute_map["hidden_size"])
+
+    def choose_attention(self, name: str, device: "torch.device") -> str:
+        """Return the name of an implementation of transformers, ``sdpa`` or ``eager``."""
+        from mpnet_ds.models.transformers_model import attention_of
+
+        return attention_of(self.family, name)
 
     def config(self, tokenizer: "PretrainingTokenizer", seq_length: int, is_causal: bool) -> "PreTrainedConfig":
         """Convert the section to transformers' configuration; ``UserError`` for what the family refuses."""

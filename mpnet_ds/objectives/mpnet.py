@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from pydantic.dataclasses import dataclass
 
+from mpnet_ds import tokenizer_layouts
 from mpnet_ds.findings import Finding
 from mpnet_ds.objectives.base import Objective, Sequences, Term, Vocabulary
 from mpnet_ds.objectives.masking import MaskingConfig, drop_predictions_without_context, mask_sequences
@@ -81,7 +82,9 @@ class MPNet(Objective):
             return [Finding(f"objective {self.name} is for the two-stream MPNet: {cure}.")]
         from mpnet_ds.models.mpnet.model import find_undivided_heads
 
-        return [Finding(text) for text in find_undivided_heads(model)]
+        misfit = tokenizer.misfit_of_mpnet
+        others = [f"{misfit}: train one with --layout {tokenizer_layouts.MPNET.name}."] if misfit else []
+        return [Finding(text) for text in (*find_undivided_heads(model), *others)]
 
     def sizes(
         self,

@@ -16,6 +16,7 @@ from mpnet_ds.hub.init_from import check_start
 from mpnet_ds.machine import Capacity, available_cores, nearest_existing_folder, show_bytes
 from mpnet_ds.models.attention.backend import choose_backend
 from mpnet_ds.models.mpnet.model import find_undivided_heads
+from mpnet_ds.objectives.model_section import FamilySection, MPNetSection
 from mpnet_ds.preflight.inspection import Check
 from mpnet_ds.preflight.memory_estimate import MemoryEstimate, Workload, checkpoint_bytes, estimate
 from mpnet_ds.preflight.plan import RunPlan, sizes_of, workload_of
@@ -134,7 +135,23 @@ def check_profiled_step_is_ahead(plan: RunPlan, ranks: Ranks, disks: Disks) -> l
 
 def check_model(plan: RunPlan, ranks: Ranks | None, disks: Disks | None) -> list[Finding]:
     """Sizes of the model that do not go together, whatever the objective and the data."""
-    return list(map(Finding, find_undivided_heads(plan.recipe.model)))
+    model = plan.recipe.model
+    return list(map(Finding, find_undivided_heads(model))) if isinstance(model, MPNetSection) else []
+
+
+def check_recomputation(plan: RunPlan, ranks: Ranks | None, disks: Disks | None) -> list[Finding]:
+    """Whether activation checkpointing as DeepSpeed's JSON has it is possible with a family of transformers."""
+    section, model = plan.engine.engine.get("activation_checkpointing"), plan.recipe.model
+    if section is None or not isinstance(model, FamilySection):
+        return []
+    name, why_not = model.model_type, model.family.not_recomputed
+    findings = [f"activation_checkpointing is not possible with {name}: {why_not}."] if why_not else []
+    findings += [
+        f"activation_checkpointing.{key} is DeepSpeed's own, which breaks layers of transformers' {name}: leave it out."
+        for key in ("partition_activations", "cpu_checkpointing")
+        if section.get(key)
+    ]
+    return list(map(Finding, findings))
 
 
 def check_objective(plan: RunPlan, ranks: Ranks, disks: Disks | None) -> list[Finding]:
@@ -144,6 +161,8 @@ def check_objective(plan: RunPlan, ranks: Ranks, disks: Disks | None) -> list[Fi
 
 def check_attention(plan: RunPlan, ranks: Ranks, disks: Disks | None) -> list[Finding]:
     """Whether the attention back-end can compute this model on this device."""
+    if isinstance(plan.recipe.model, FamilySection):
+        return []  # it was chosen among those that the family has
     backend = choose_backend(plan.execution.attention, ranks.device)
     backend.check(ranks.device, plan.recipe.model.sizes(plan.data.tokenizer.vocab_size))
     return []
@@ -255,6 +274,7 @@ CHECKS = (
     Check(check_slots),
     Check(check_values, ("recipe",)),
     Check(check_model, ("recipe",)),
+    Check(check_recomputation, ("recipe", "engine")),
     Check(check_monitors, ("engine",)),
     Check(check_profiled_step, ("recipe", "execution")),
     Check(check_objective, ("recipe", "data", "ranks")),

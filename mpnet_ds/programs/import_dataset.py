@@ -13,7 +13,9 @@ def build_parser() -> Parser:
     parser.add_argument("--input", nargs="+", required=True, metavar="PREFIX", help="paths without suffix, or patterns")
     parser.add_argument("--tokenizer", required=True, metavar="DIR|NAME", help="folder of the tokenizer that made the ids")
     parser.add_argument("--output", required=True, metavar="DIR", help="new folder for the dataset")
-    parser.add_argument("--end_of_document", type=int, default=2, metavar="ID", help="id that ends a document (default: 2)")
+    parser.add_argument(
+        "--end_of_document", type=int, metavar="ID", help="id that ends a document (default: the tokenizer's)"
+    )
     add_provenance_arguments(parser)
     return parser
 

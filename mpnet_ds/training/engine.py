@@ -141,6 +141,8 @@ def build_engine(module: PretrainingModule, config: EngineConfig, weight_decay: 
         optimizer = partial(make_muon, module, engine_config.pop("optimizer")["params"])
     deepspeed_workarounds.leave_out_compiler()
     deepspeed_workarounds.leave_out_triton()
+    for parameter in module.external_parameters():
+        deepspeed.zero.register_external_parameter(module, parameter)
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, model_parameters=groups, config=engine_config)
     return engine
 

@@ -87,8 +87,8 @@ def _start(arguments: argparse.Namespace, plan: RunPlan, ranks: Ranks, inspectio
         threads = choose_threads(ranks, before, os.environ)
         if plan.recipe is not None:
             process_group.wait_for_each_other(2 * plan.recipe.run.hang_timeout or YEAR)
-        if plan.execution is not None:
-            plan = replace(plan, execution=inspection.attempt(lambda: plan.execution.on(ranks.device)))
+        if plan.execution is not None and plan.recipe is not None:
+            plan = replace(plan, execution=inspection.attempt(lambda: plan.execution.on(ranks.device, plan.recipe.model)))
         if not arguments.data:
             gather_findings(inspection, ranks)  # nothing is built for a run that cannot start
             start_up.enter("building the demo's dataset, if there is none yet")
@@ -112,7 +112,7 @@ def _plan_for(plan: RunPlan, ranks: AssumedRanks, inspection: Inspection) -> int
         inspection.run((check for check in CHECKS if check.function is not check_attention), plan, ranks)
     warnings = [f"warning: {text}" for text in raise_if_fatal([inspection])]
     start_up.end()
-    plan = replace(plan, execution=plan.execution.on_assumed(ranks.device))
+    plan = replace(plan, execution=plan.execution.on_assumed(ranks.device, plan.recipe.model))
     lines = [*describe_training(plan, ranks), *describe_needs(plan, ranks), ranks.describe_time(plan), *warnings]
     print("\n".join([*lines, describe_configuration(plan.engine), f"This is a plan for {ranks.name}: nothing was trained."]))
     return 0

@@ -26,6 +26,9 @@ def training_line(step, loss=3.0):
     return {"step": step, "consumed_samples": 8 * step, "loss": loss, "tokens_per_second": 100.0 * step}
 
 
+WORDS = "word frequencies only"
+
+
 def names_in(figure) -> list[str]:
     (legend,) = figure.legends
     return [text.get_text() for text in legend.get_texts()]
@@ -42,10 +45,11 @@ def test_curves_are_those_of_the_run(trained, tmp_path):
     assert curves.loss == list(enumerate(run.losses, 1))
     assert curves.eval_loss == list(zip([0, 4, 8], run.eval_losses, strict=True))
     losses, speeds = draw([curves]).axes
-    training, held_out = losses.lines
+    training, held_out, words = losses.lines
     assert training.get_ydata().tolist() == run.losses
     assert held_out.get_xdata().tolist() == [0, 4, 8]
-    assert names_in(losses.figure) == ["run", "training", "validation"]
+    assert names_in(losses.figure) == ["run", "training", "validation", WORDS]
+    assert set(words.get_ydata()) == {next(line["eval_unigram_loss"] for line in run.metrics if "eval_loss" in line)}
     assert losses.get_ylabel() == "loss (nats per predicted token)"
     assert speeds.get_ylabel() == "throughput (tokens/s)"
     assert speeds.get_xlabel() == "steps"
@@ -76,6 +80,42 @@ def test_several_runs_have_colours_and_names_of_their_own(tmp_path):
     assert [line.get_color() for line in losses.lines] == [line.get_color() for line in speeds.lines]
     assert losses.lines[0].get_xdata().tolist() == [8, 16]
     assert speeds.get_xlabel() == "samples (sequences)"
+
+
+def levels_in(figure) -> list[tuple[float, str]]:
+    """Height and colour of the lines that go all the way across the losses."""
+    losses = figure.axes[0]
+    return [(line.get_ydata()[0], to_hex(line.get_color())) for line in losses.lines if list(line.get_xdata()) == [0, 1]]
+
+
+def test_word_frequencies_are_those_of_the_evaluation_or_else_of_the_training_data(tmp_path):
+    def drawn(name: str, *lines: dict):
+        return draw([read_curves(run_folder(tmp_path / name, *lines) / "metrics.jsonl", name)])
+
+    trained_on, evaluated = {"unigram_loss": 6.5}, {"step": 0, "consumed_samples": 0, "eval_loss": 7.0}
+    grey = to_hex("grey")
+    both = drawn(
+        "both", evaluated | {"eval_unigram_loss": 6.75}, training_line(1) | trained_on, training_line(2) | trained_on
+    )
+    assert levels_in(both) == [(6.75, grey)]
+    assert names_in(both) == ["both", "training", "validation", WORDS]
+    alone = drawn("alone", training_line(1), training_line(2) | trained_on)  # counts were added on the way
+    assert levels_in(alone) == [(6.5, grey)]
+    assert names_in(alone) == ["alone", "training", WORDS]
+    older = drawn("older", evaluated, training_line(1), training_line(2))
+    assert levels_in(older) == []
+    assert names_in(older) == ["older", "training", "validation"]
+
+
+@pytest.mark.parametrize(
+    ("levels", "colours"), [((6.5, 6.5, None), ["grey"]), ((6.5, 6.75, None), ["tab:blue", "tab:orange"])]
+)
+def test_runs_share_a_grey_line_or_have_those_of_their_own_data_in_their_colours(levels, colours):
+    speeds = {"tokens_per_second": [(1, 100.0)]}
+    runs = [Curves(f"{number}", loss=[(1, 3.0)], unigram_loss=level, **speeds) for number, level in enumerate(levels)]
+    figure = draw(runs)
+    assert levels_in(figure) == list(zip(dict.fromkeys(filter(None, levels)), map(to_hex, colours), strict=True))
+    assert names_in(figure) == ["0", "1", "2", "training", WORDS]
 
 
 @pytest.mark.parametrize("count", [10, 11, 40])

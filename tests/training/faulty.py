@@ -285,8 +285,16 @@ def another_numpy(update: int) -> None:
         settings.version = lambda package: "99.0.0" if package == "numpy" else true(package)
 
 
+def impatient(update: int) -> None:
+    """Runs are told that they have not begun to learn, however few tokens they have seen."""
+    from mpnet_ds.training import plateau
+
+    plateau.LEAST_TOKENS = 0
+
+
 FAULTS = {
     "another_numpy": another_numpy,
+    "impatient": impatient,
     "garbage": count_garbage,
     "graphs": count_graphs,
     "waits": count_waits,

@@ -19,6 +19,7 @@ import torch
 
 from mpnet_ds.config.arguments import build_parser
 from mpnet_ds.ranks import process_group
+from mpnet_ds.training import plateau
 from mpnet_ds.training.pretrain import pretrain
 from mpnet_ds.training.trainer import Trainer
 from tests.training.faulty import FAULTS
@@ -26,11 +27,12 @@ from tests.training.faulty import FAULTS
 
 @contextmanager
 def undone(fault: str) -> Iterator[None]:
-    """``NAME@UPDATE`` of faulty.py, for one run: what it replaces in the trainer and at the end of a run is put back."""
+    """``NAME@UPDATE`` of faulty.py, for one run: what it replaces here is put back."""
     name, _, update = fault.partition("@")
     with (
         mock.patch.object(Trainer, "train_step", Trainer.train_step),
         mock.patch.object(process_group, "stop", process_group.stop),
+        mock.patch.object(plateau, "LEAST_TOKENS", plateau.LEAST_TOKENS),
     ):
         if fault:
             FAULTS[name](int(update or 0))

@@ -21,7 +21,7 @@ from mpnet_ds.data.storage.token_file import TokenFile, TokenFileWriter, token_d
 from mpnet_ds.errors import UserError
 from mpnet_ds.files import new_folder
 from mpnet_ds.progress import Progress
-from mpnet_ds.tokenizer import BOS_ID, EOS_ID, PAD_ID, PretrainingTokenizer
+from mpnet_ds.tokenizer import PretrainingTokenizer
 
 TOKENS_PER_SHARD = 1 << 28
 
@@ -30,7 +30,7 @@ def import_dataset(
     inputs: list[str],
     tokenizer: str | Path,
     output: str | Path,
-    end_of_document: int = EOS_ID,
+    end_of_document: int | None = None,
     tokens_per_shard: int = TOKENS_PER_SHARD,
     show_progress: bool = True,
     provenance: Provenance | None = None,
@@ -44,20 +44,22 @@ def import_dataset(
         inputs: paths with or without ``.idx`` or ``.bin``, or patterns; one dataset is made from all of them in this
             order, matches of a pattern in natural order (2 before 10).
         tokenizer: folder of the tokenizer that made the ids. The files do not say which one that was.
-        end_of_document: id that ends a document in these files, if it is not that of ``</s>``.
+        end_of_document: id that ends a document in these files beside the tokenizer's own, that of ``</s>``.
     Raises:
         UserError: a file is missing, damaged or in another format, or holds an id that this tokenizer does not give.
     """
     text_tokenizer = PretrainingTokenizer.load(tokenizer)
+    end_of_document = text_tokenizer.end_id if end_of_document is None else end_of_document
     if not 0 <= end_of_document < 1 << 31:
         raise UserError(f"--end_of_document is {end_of_document}; it must be an id, 0 or more.")
-    files = [IndexedFile(prefix, end_of_document) for prefix in find_prefixes(inputs)]
+    ends = sorted({text_tokenizer.end_id, end_of_document})
+    files = [IndexedFile(prefix, ends) for prefix in find_prefixes(inputs)]
     with new_folder(output) as folder:
         writer = _ShardWriter(folder, text_tokenizer, tokens_per_shard)
         total = sum(file.bin_path.stat().st_size for file in files)
         with Progress("Importing", total, unit="B", enabled=show_progress) as progress:
             for file in files:
-                cleaner = _Cleaner(file, text_tokenizer, end_of_document)
+                cleaner = _Cleaner(file, text_tokenizer, ends)
                 for first, last in file.document_ranges():
                     writer.add_documents(*cleaner.documents(first, last))
                     progress.update(file.num_bytes(first, last))
@@ -98,9 +100,8 @@ def _natural_order(name: str) -> list:
 class _Cleaner:
     """Converts the ids of a file to documents in our form: no special id except one ``</s>`` at the end."""
 
-    def __init__(self, file: IndexedFile, tokenizer: PretrainingTokenizer, end_of_document: int):
-        self.file, self.tokenizer = file, tokenizer
-        self.ends = sorted({EOS_ID, end_of_document})
+    def __init__(self, file: IndexedFile, tokenizer: PretrainingTokenizer, ends: list[int]):
+        self.file, self.tokenizer, self.ends = file, tokenizer, ends
 
     def documents(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Convert the documents ``first`` … ``last - 1``, without empty sequences and empty documents.
@@ -116,7 +117,7 @@ class _Cleaner:
         self._check(ids, kept, begin)
         sizes = np.add.reduceat(np.append(kept, False), np.cumsum(sizes) - sizes, dtype=np.int64) * (sizes > 0)
         document_of = np.repeat(np.arange(last - first), np.diff(starts))[sizes > 0]
-        return _add_ends(ids[kept].astype(np.int32), sizes[sizes > 0], document_of)
+        return _add_ends(ids[kept].astype(np.int32), sizes[sizes > 0], document_of, self.tokenizer.end_id)
 
     def _kept(self, ids: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         """Which ids to keep, bool [ids]: not end ids at the end of a sequence, and not ``<s>`` at its start."""
@@ -130,13 +131,15 @@ class _Cleaner:
             stops[ending] -= 1
             kept[stops[ending]] = False
         firsts = begins[stops > begins]
-        kept[firsts[ids[firsts] == BOS_ID]] = False
+        if self.tokenizer.begin_id is not None:
+            kept[firsts[ids[firsts] == self.tokenizer.begin_id]] = False
         return kept
 
     def _check(self, ids: np.ndarray, kept: np.ndarray, begin: int) -> None:
         """Raise ``UserError`` for the first kept id that the tokenizer does not give for text."""
         outside = (ids < 0) | (ids >= self.tokenizer.vocab_size)
-        special = np.isin(ids, [BOS_ID, PAD_ID, self.tokenizer.mask_id, *self.ends])
+        of_layout = [*self.tokenizer.frame, self.tokenizer.mask_id]
+        special = np.isin(ids, [*(number for number in of_layout if number is not None), *self.ends])
         wrong = np.flatnonzero((outside | special) & kept)
         if not len(wrong):
             return
@@ -153,7 +156,9 @@ class _Cleaner:
         raise UserError(f"{where} is '{name}', which is never the id of text, inside a sequence: {advice}")
 
 
-def _add_ends(ids: np.ndarray, sizes: np.ndarray, document_of: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _add_ends(
+    ids: np.ndarray, sizes: np.ndarray, document_of: np.ndarray, end_id: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Add ``</s>`` to each document.
 
     Args:
@@ -164,7 +169,7 @@ def _add_ends(ids: np.ndarray, sizes: np.ndarray, document_of: np.ndarray) -> tu
         ids, sizes and lengths as in ``TokenFileWriter.add_documents``.
     """
     is_last = np.append(document_of[1:] != document_of[:-1], True)[: len(sizes)]
-    ids = np.insert(ids, np.cumsum(sizes)[is_last], EOS_ID)
+    ids = np.insert(ids, np.cumsum(sizes)[is_last], end_id)
     return ids, sizes + is_last, np.diff(np.flatnonzero(is_last), prepend=-1)
 
 

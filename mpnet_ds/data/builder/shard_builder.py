@@ -21,7 +21,7 @@ from mpnet_ds.data.storage.token_file import TokenFile, TokenFileWriter
 from mpnet_ds.data.text.corpus import read
 from mpnet_ds.data.text.source import Block, Faults, ReadOptions, Source
 from mpnet_ds.files import sync_folder, write_atomically
-from mpnet_ds.tokenizer import EOS_ID, PretrainingTokenizer
+from mpnet_ds.tokenizer import PretrainingTokenizer
 
 TRAINING = "training"
 
@@ -152,7 +152,7 @@ class ShardBuilder:
         sizes, lengths = encoded.sizes[has_tokens], lengths[~is_empty]
         ends = np.cumsum(sizes)
         last = np.cumsum(lengths) - 1  # last sequence of each document
-        ids = np.insert(encoded.ids, ends[last], EOS_ID)
+        ids = np.insert(encoded.ids, ends[last], self.encoder.tokenizer.end_id)
         sizes[last] += 1
         return ids, sizes, lengths, is_empty
 

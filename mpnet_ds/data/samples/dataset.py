@@ -23,7 +23,8 @@ from mpnet_ds.errors import UserError, collecting, did_you_mean
 from mpnet_ds.objectives.base import Objective, Sequences, Vocabulary
 from mpnet_ds.objectives.masking import MAX_SEQ_LENGTH, MaskingConfig
 from mpnet_ds.objectives.mpnet import MPNet
-from mpnet_ds.tokenizer import BOS_ID, EOS_ID, PretrainingTokenizer
+from mpnet_ds.tokenizer import PretrainingTokenizer
+from mpnet_ds.tokenizer_layouts import MPNETS_FRAME, Frame
 
 SampleMode = Literal["stream", "document", "line"]
 SAMPLE_MODES = get_args(SampleMode)
@@ -76,9 +77,9 @@ class PretrainingDataset:
         length = self.objective.tokens_needed(seq_length, self.vocabulary)
         self.isolate_documents = isolate_documents
         if sample_mode == "stream":
-            self.reader = BlockSequences(shards, length, self._seed_for(_START))
+            self.reader = BlockSequences(shards, length, self._seed_for(_START), self.tokenizer.frame)
         else:
-            self.reader = DocumentSequences(shards, length, sample_mode, packing)
+            self.reader = DocumentSequences(shards, length, sample_mode, packing, self.tokenizer.frame)
         self.num_samples = len(self.reader)
         if not self.num_samples:
             found = f"{folder} has {self.manifest.tokens} tokens, less than one sequence of {seq_length}"
@@ -143,7 +144,7 @@ class PretrainingDataset:
             keys=make_key(self._masking_seed, epochs, indices),
             ids=ids,
             real=real,
-            documents=document_ids(ids) if self.isolate_documents else None,
+            documents=document_ids(ids, self.tokenizer.frame, real) if self.isolate_documents else None,
             dataset=np.full(len(ids), self.number),
         )
 
@@ -241,8 +242,13 @@ def _open(folder: Path, manifest: DatasetManifest, shard: ShardRecord) -> TokenF
     return file
 
 
-def document_ids(input_ids: np.ndarray) -> np.ndarray:
-    """Number the documents in each sequence 0, 1, 2 …, int64 [B, n]; a document ends with ``</s>`` or before ``<s>``."""
+def document_ids(input_ids: np.ndarray, frame: Frame = MPNETS_FRAME, real: np.ndarray | bool = True) -> np.ndarray:
+    """Number the documents in each sequence 0, 1, 2 …, int64 [B, n]; a document ends with ``</s>`` or before ``<s>``.
+
+    ``real``: bool [B, n], False on padding, which is one document more where it follows an end.
+    """
     ids = np.zeros(input_ids.shape, dtype=np.int64)
-    ids[:, 1:] = (input_ids[:, :-1] == EOS_ID) | (input_ids[:, 1:] == BOS_ID)
+    ids[:, 1:] = ((input_ids == frame.end) & real)[:, :-1]
+    if frame.begin is not None:
+        ids[:, 1:] |= input_ids[:, 1:] == frame.begin
     return np.cumsum(ids, axis=1, out=ids)

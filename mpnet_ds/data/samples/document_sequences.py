@@ -4,6 +4,8 @@ An *item* is a document, or in mode ``line`` one line. Its ids (a line that is n
 are cut into chunks of ``seq_length - 1``, of which the last may be shorter; ``<s>`` and a chunk make a *unit*. So an item
 that fits is one unit, and a longer one fills whole sequences except for its last unit.
 
+In layouts without a token that begins sequences, units have none, and chunks are of ``seq_length``.
+
 With ``packing`` a sequence takes consecutive units as long as they fit; without it, each unit has its own sequence.
 
     items    a a a a a </s>    b b </s>    c c c </s>                     with seq_length 12:
@@ -22,7 +24,7 @@ import numpy as np
 
 from mpnet_ds.data.storage.token_file import TokenFile
 from mpnet_ds.errors import UserError
-from mpnet_ds.tokenizer import BOS_ID, EOS_ID, PAD_ID
+from mpnet_ds.tokenizer_layouts import MPNETS_FRAME, Frame
 
 ITEMS_PER_BLOCK = 1024  # at most 1 << 16
 BLOCKS_AT_ONCE = 1024
@@ -34,23 +36,27 @@ class DocumentSequences:
     Raises ``UserError`` if the index of a shard is damaged.
     """
 
-    def __init__(self, shards: list[TokenFile], seq_length: int, sample_mode: str, packing: bool):
+    def __init__(
+        self, shards: list[TokenFile], seq_length: int, sample_mode: str, packing: bool, frame: Frame = MPNETS_FRAME
+    ):
         self.seq_length, self.packing = seq_length, packing
+        self.frame, self.body = frame, seq_length - frame.num_begin
         self.shards = [_Items(shard, sample_mode) for shard in shards]
         firsts, sequences_of_blocks, self._block_ends_of_shards, num_ids, num_units = [], [], [], 0, 0
         for items in self.shards:
             for begin in range(0, len(items), ITEMS_PER_BLOCK * BLOCKS_AT_ONCE):
                 lengths = items.lengths(begin, min(begin + ITEMS_PER_BLOCK * BLOCKS_AT_ONCE, len(items)))
-                opened = sequences_opened(_in_blocks(lengths), seq_length, packing)
+                opened = sequences_opened(_in_blocks(lengths), seq_length, packing, frame.num_begin)
                 firsts.append(np.repeat(np.tile(np.arange(opened.shape[1], dtype=np.uint16), len(opened)), opened.ravel()))
                 sequences_of_blocks.append(opened.sum(axis=1))
                 num_ids += int(lengths.sum())
-                num_units += int(-(-lengths // (seq_length - 1)).sum())
+                num_units += int(frame.num_begin * -(-lengths // self.body).sum())
             self._block_ends_of_shards.append(sum(map(len, sequences_of_blocks)))
         self._first_items = np.concatenate(firsts) if firsts else np.empty(0, dtype=np.uint16)
         self._sequence_ends_of_blocks = np.cumsum(np.concatenate(sequences_of_blocks)).tolist() if firsts else []
         self.tokens_per_sequence = (num_ids + num_units) / max(len(self), 1)
-        self.added_ids = {BOS_ID: num_units, EOS_ID: num_ids - sum(len(shard.tokens) for shard in shards)}
+        self.added_ids = {frame.end: num_ids - sum(len(shard.tokens) for shard in shards)}
+        self.added_ids |= {frame.begin: num_units} if frame.num_begin else {}
         """How often an epoch has each id that is not in the shards."""
 
     def __len__(self) -> int:
@@ -65,16 +71,18 @@ class DocumentSequences:
         sequence = np.repeat(np.arange(len(found)), np.array([len(sizes) for _, sizes, _ in found], dtype=np.int64))
         ends = np.cumsum(sizes)
         last_ids = ids[np.maximum(ends, 1) - 1] if ids.size else np.zeros(len(ends))
-        adds_end = may_add_end & ((last_ids != EOS_ID) | (sizes == 0))
-        lengths = 1 + sizes + adds_end
+        adds_end = may_add_end & ((last_ids != self.frame.end) | (sizes == 0))
+        lengths = self.frame.num_begin + sizes + adds_end
         before = np.cumsum(lengths) - lengths
         offset = before - before[np.searchsorted(sequence, sequence)]
         begin = sequence * self.seq_length + offset  # of each unit, in the flattened batch
-        batch = np.full((len(found), self.seq_length), PAD_ID, dtype=np.int64)
+        text = begin + self.frame.num_begin
+        batch = np.full((len(found), self.seq_length), self.frame.pad, dtype=np.int64)
         flat = batch.reshape(-1)
-        flat[np.repeat(begin + 1 - (ends - sizes), sizes) + np.arange(ids.size)] = ids
-        flat[begin] = BOS_ID
-        flat[(begin + 1 + sizes)[adds_end]] = EOS_ID
+        flat[np.repeat(text - (ends - sizes), sizes) + np.arange(ids.size)] = ids
+        if self.frame.begin is not None:
+            flat[begin] = self.frame.begin
+        flat[(text + sizes)[adds_end]] = self.frame.end
         used = np.bincount(sequence, weights=lengths, minlength=len(found))
         return batch, np.arange(self.seq_length) < used[:, None]
 
@@ -113,10 +121,9 @@ class DocumentSequences:
 
     def _cut_first_item(self, bounds: np.ndarray, adds_end: np.ndarray, chunk: int) -> tuple[np.ndarray, np.ndarray]:
         """Cut the first item to one of its chunks; return the bounds and ``adds_end`` of the units."""
-        body = self.seq_length - 1
-        begin, end = int(bounds[0]) + chunk * body, int(bounds[1])
-        if end + adds_end[0] > begin + body:  # not the last chunk of the item: it fills the sequence
-            end = min(end, begin + body)
+        begin, end = int(bounds[0]) + chunk * self.body, int(bounds[1])
+        if end + adds_end[0] > begin + self.body:  # not the last chunk of the item: it fills the sequence
+            end = min(end, begin + self.body)
             return np.array([begin, end]), np.zeros(1, dtype=bool)
         bounds[0] = begin
         return bounds, adds_end
@@ -176,18 +183,19 @@ def _in_blocks(lengths: np.ndarray) -> np.ndarray:
     return padded.reshape(-1, width)
 
 
-def sequences_opened(lengths: np.ndarray, seq_length: int, packing: bool) -> np.ndarray:
+def sequences_opened(lengths: np.ndarray, seq_length: int, packing: bool, num_begin: int = 1) -> np.ndarray:
     """Count the new sequences that each item needs; blocks are independent of each other.
 
-    ``lengths``: ids of each item, and what is returned: int [blocks, items].
+    ``lengths``: ids of each item, and what is returned: int [blocks, items]. ``num_begin``: ids that begin a unit, 1 or 0.
     """
     narrow = np.int32 if lengths.max(initial=0) < 1 << 31 else np.int64
     lengths = np.ascontiguousarray(lengths.T, dtype=narrow)  # (items, blocks): one step takes an item of every block
-    opened = lengths // (seq_length - 1)
-    needed = (lengths - opened * (seq_length - 1)).astype(np.int32)
+    body = seq_length - num_begin
+    opened = lengths // body
+    needed = (lengths - opened * body).astype(np.int32)
     if not packing:
         return (opened + (needed > 0)).T
-    needed += needed > 0  # ``<s>``
+    needed += num_begin * (needed > 0)
     fills_sequences = opened.any(axis=1).tolist()
     free = np.zeros(lengths.shape[1], dtype=np.int32)  # positions in the newest sequence of each block
     for item in range(len(lengths)):

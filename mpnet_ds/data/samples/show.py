@@ -69,11 +69,13 @@ def show(folder: str | Path, index: int, seq_length: int = 128, colour: bool | N
 
     A predicted token is shown as ``[true→input]``, or with ``colour`` as true→input in a colour that tells whether the model
     sees ``<mask>``, the token itself or a random one. By default, colour is used on a terminal unless the variable NO_COLOR
-    is set (no-color.org).
+    is set (no-color.org). Where the layout has no mask token, only the text is shown.
     """
     data = PretrainingDataset(folder, seq_length)
     if not 0 <= index < len(data):
         raise UserError(f"--show is {index}; {folder} has samples 0 … {len(data) - 1} of {seq_length} tokens.")
+    if data.tokenizer.mask_id is None:
+        return _joined(data.sequences([index]).ids[0], data.tokenizer, {})
     sample = {name: array[0] for name, array in data.batch([index]).items()}
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") if colour is None else colour
     arrow = "→" if can_print("→") else "->"

@@ -24,14 +24,13 @@ nothing, ends a document; in a file without blank lines each line is a document.
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from mpnet_ds.data.storage.token_file import MAGIC, VERSION
 from mpnet_ds.errors import UserError
-from mpnet_ds.tokenizer import EOS_ID
 
 TOKENS_AT_ONCE = 1 << 20
 ENTRIES_AT_ONCE = 1 << 16  # of an index
@@ -45,6 +44,8 @@ OLD_FAIRSEQ_MAGIC = b"TNTIDX\x00\x00"
 class IndexedFile:
     """A pair of files of Megatron or fairseq, opened for reading; see the top of this file.
 
+    ``ends``: ids of which one alone makes a blank line.
+
     Attributes:
         kind: ``megatron`` or ``fairseq``.
         tokens: all ids, memory-mapped, in the type of the file.
@@ -52,7 +53,7 @@ class IndexedFile:
         num_documents: including empty ones.
     """
 
-    def __init__(self, prefix: str, end_of_document: int = EOS_ID):
+    def __init__(self, prefix: str, ends: Collection[int] = ()):
         self.index_path, self.bin_path = Path(f"{prefix}.idx"), Path(f"{prefix}.bin")
         for path in (self.index_path, self.bin_path):
             if not path.is_file():
@@ -69,7 +70,7 @@ class IndexedFile:
             self._starts = self._array("<i8", at + 12 * self.num_sequences, num_entries)
             self._check_document_index()
         else:
-            self._starts = self._starts_after_blank_lines(end_of_document)
+            self._starts = self._starts_after_blank_lines(ends)
         self.num_documents = len(self._starts) - 1 if self._starts is not None else self.num_sequences
 
     @property
@@ -162,14 +163,14 @@ class IndexedFile:
             found = f"{self.index_path}: the document index does not rise from 0 to {self.num_sequences:,}"
             raise UserError(f"{found}: it is damaged, or was merged by a tool that loses documents.")
 
-    def _starts_after_blank_lines(self, end_of_document: int) -> np.ndarray | None:
+    def _starts_after_blank_lines(self, ends: Collection[int]) -> np.ndarray | None:
         """Index of the first sequence of each document, then S; None if no line is blank, so that each is a document."""
         blank = [np.empty(0, dtype=np.int64)]
         for begin in range(0, self.num_sequences, ENTRIES_AT_ONCE):
             sizes = self.sizes[begin : begin + ENTRIES_AT_ONCE]
             single = begin + np.flatnonzero(sizes == 1)
             ids = self.tokens[self.offsets[single] // self.dtype.itemsize]
-            blank += [begin + np.flatnonzero(sizes == 0), single[(ids == EOS_ID) | (ids == end_of_document)]]
+            blank += [begin + np.flatnonzero(sizes == 0), single[np.isin(ids, list(ends))]]
         blank = np.concatenate(blank)
         if not len(blank):
             return None

@@ -35,7 +35,8 @@ from mpnet_ds.data.storage.token_file import TokenFile, token_dtype
 from mpnet_ds.errors import UserError, printable
 from mpnet_ds.files import write_atomically
 from mpnet_ds.machine import percent
-from mpnet_ds.tokenizer import BOS_ID, EOS_ID, PAD_ID, PretrainingTokenizer
+from mpnet_ds.tokenizer import PretrainingTokenizer
+from mpnet_ds.tokenizer_layouts import MPNET
 
 FILE_NAME = "dataset.json"
 TOKENIZER, HOLDOUT = "tokenizer", "holdout"
@@ -157,6 +158,7 @@ class DatasetManifest:
     dtype: str
     vocab_size: int
     special_ids: dict[str, int]
+    """Ids of ``bos``, ``eos``, ``pad`` and ``mask``, those of them that the layout has."""
     tokenizer_fingerprint: str
     documents: int
     sequences: int
@@ -175,16 +177,21 @@ class DatasetManifest:
     provenance: Provenance = field(default_factory=Provenance)
     piece_counts: str = ""
     """How often each id occurs in all shards, as ``piece_counts.py`` encodes it; empty in datasets of older versions."""
+    layout: str = MPNET.name
+    """Name of the tokenizer's layout of special tokens, see ``tokenizer_layouts.py``; older versions had one only."""
 
     @classmethod
     def of(
         cls, tokenizer: PretrainingTokenizer, shards: list[ShardRecord], sources: list[dict], options: dict, **other
     ) -> "DatasetManifest":
         """Make the manifest of shards that this program has written."""
+        begin, end, pad = tokenizer.frame
+        special_ids = {"bos": begin, "pad": pad, "eos": end, "mask": tokenizer.mask_id}
         return cls(
             dtype=token_dtype(tokenizer.vocab_size).name,
             vocab_size=tokenizer.vocab_size,
-            special_ids={"bos": BOS_ID, "pad": PAD_ID, "eos": EOS_ID, "mask": tokenizer.mask_id},
+            special_ids={role: number for role, number in special_ids.items() if number is not None},
+            layout=tokenizer.layout.name,
             tokenizer_fingerprint=tokenizer.fingerprint,
             documents=sum(shard.documents for shard in shards),
             sequences=sum(shard.sequences for shard in shards),

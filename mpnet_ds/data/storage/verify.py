@@ -20,7 +20,7 @@ from mpnet_ds.data.storage.token_file import HEADER, TokenFile
 from mpnet_ds.errors import UserError
 from mpnet_ds.machine import available_cores
 from mpnet_ds.progress import Progress
-from mpnet_ds.tokenizer import EOS_ID, PretrainingTokenizer
+from mpnet_ds.tokenizer import PretrainingTokenizer
 
 ENTRIES_AT_ONCE = 1 << 14  # of an index: intermediate arrays stay in the CPU's cache
 
@@ -98,7 +98,7 @@ def _shard_problems(folder: Path, manifest: DatasetManifest, shard: ShardRecord,
     except UserError as error:
         return [str(error), *_file_problems(bin_path, shard.files["bin"], progress)]
     of_index = _index_problems(opened, manifest, shard)
-    checks = _TokenChecks(opened, manifest.vocab_size, knows_documents=not of_index)
+    checks = _TokenChecks(opened, manifest, knows_documents=not of_index)
     of_file = _file_problems(bin_path, shard.files["bin"], progress, checks)
     return [*of_index, *of_file, *checks.faults.lines]
 
@@ -193,8 +193,8 @@ def _check_sequences(shard: TokenFile, begin: int, end: int, faults: "_FaultsOfF
 class _TokenChecks:
     """Checks the ids of a shard, MiB by MiB, and their documents' ends if the index is sound (``knows_documents``)."""
 
-    def __init__(self, shard: TokenFile, vocab_size: int, knows_documents: bool):
-        self.shard, self.vocab_size = shard, vocab_size
+    def __init__(self, shard: TokenFile, manifest: DatasetManifest, knows_documents: bool):
+        self.shard, self.vocab_size, self.end_id = shard, manifest.vocab_size, manifest.special_ids["eos"]
         self.lasts = shard.document_starts(0, shard.num_documents)[1:] - 1 if knows_documents else None
         self.faults = _FaultsOfFile(shard.bin_path)
         self._unsigned = np.dtype(f"<u{shard.dtype.itemsize}")  # a negative id becomes a large one
@@ -210,7 +210,7 @@ class _TokenChecks:
     def _check_ends(self, tokens: np.ndarray, first: int) -> None:
         begin, end = np.searchsorted(self.lasts, [first, first + len(tokens)])
         expected = self.lasts[begin:end] - first
-        is_end = tokens == EOS_ID
+        is_end = tokens == self.end_id
         if np.count_nonzero(is_end) == len(expected) and is_end[expected].all():
             return
         self._add("a document that does not end in </s>", first + expected[~is_end[expected]])

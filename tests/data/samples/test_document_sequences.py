@@ -12,9 +12,10 @@ from mpnet_ds.data.samples.dataset import document_ids
 from mpnet_ds.data.samples.document_sequences import DocumentSequences
 from mpnet_ds.data.storage.token_file import TokenFile, TokenFileWriter
 from mpnet_ds.errors import UserError
+from mpnet_ds.tokenizer_layouts import MPNETS_FRAME, Frame
 from tests.shards import add_document
 
-BOS, PAD, EOS = 0, 1, 2
+BOS, EOS = 0, 2
 ITEMS_PER_BLOCK = 4
 LINES = st.lists(st.integers(0, 30), min_size=0, max_size=5)
 CORPORA = st.lists(st.lists(LINES, min_size=1, max_size=12), min_size=1, max_size=3)
@@ -62,7 +63,7 @@ def items_of(documents, sample_mode: str) -> list[list[int]]:
             for line, stored in zip(document, stored_document, strict=True)]  # fmt: skip
 
 
-def expected_sequences(corpus, n: int, sample_mode: str, packing: bool) -> list[list[int]]:
+def expected_sequences(corpus, n: int, sample_mode: str, packing: bool, opening: list[int]) -> list[list[int]]:
     """The definition, item by item: a sequence takes the next unit if it fits; shards and blocks start new ones."""
     rows = []
     for documents in corpus:
@@ -70,8 +71,8 @@ def expected_sequences(corpus, n: int, sample_mode: str, packing: bool) -> list[
         for begin in range(0, len(items), ITEMS_PER_BLOCK):
             rows.append([])
             for item in items[begin : begin + ITEMS_PER_BLOCK]:
-                for start in range(0, len(item), n - 1):
-                    unit = [BOS, *item[start : start + n - 1]]
+                for start in range(0, len(item), n - len(opening)):
+                    unit = [*opening, *item[start : start + n - len(opening)]]
                     if packing and len(rows[-1]) + len(unit) <= n:
                         rows[-1] += unit
                     else:
@@ -81,15 +82,18 @@ def expected_sequences(corpus, n: int, sample_mode: str, packing: bool) -> list[
 
 @settings(max_examples=30)
 @given(CORPORA, st.integers(8, 20), MODES, st.booleans())
-def test_sequences_hold_whole_units_in_their_order_and_no_token_is_lost_or_doubled(scratch, sizes, n, sample_mode, packing):
+@pytest.mark.parametrize("frame", [MPNETS_FRAME, Frame(begin=None, end=EOS, pad=EOS)])
+def test_sequences_hold_whole_units_in_their_order_and_no_token_is_lost_or_doubled(
+    scratch, frame, sizes, n, sample_mode, packing
+):
     corpus = corpus_of(sizes)
-    rows = DocumentSequences(shards_of(corpus, scratch), n, sample_mode, packing)
-    expected = expected_sequences(corpus, n, sample_mode, packing)
+    rows = DocumentSequences(shards_of(corpus, scratch), n, sample_mode, packing, frame)
+    expected = expected_sequences(corpus, n, sample_mode, packing, [BOS] * frame.num_begin)
     assert len(rows) == len(expected)
     if expected:
         input_ids, real = rows.read(np.arange(len(rows)), np.zeros(len(rows), dtype=int))
         assert [row[mask].tolist() for row, mask in zip(input_ids, real, strict=True)] == expected
-        assert (input_ids[~real] == PAD).all()
+        assert (input_ids[~real] == frame.pad).all()
         assert rows.tokens_per_sequence == pytest.approx(real.sum() / len(rows))
         everything = [token for token in input_ids.ravel().tolist() if token > EOS]
         assert everything == [token for token in itertools.chain.from_iterable(
@@ -214,6 +218,15 @@ def test_documents_of_a_sequence_are_numbered_from_its_ends_and_beginnings():
         [0, 0, 0, 0, 1, 1, 1, 2],
         [0, 0, 0, 1, 1, 2, 2, 2],
         [0, 0, 1, 2, 2, 2, 3, 3],
+    ]
+
+
+def test_without_a_token_that_begins_them_documents_are_numbered_from_ends_and_padding_is_one_of_them():
+    rows = np.array([[5, 2, 0, 6, 2, 2, 2, 2], [2, 0, 0, 2, 5, 6, 7, 8]])
+    real = np.arange(8) < np.array([[5], [8]])
+    assert document_ids(rows, Frame(begin=None, end=2, pad=2), real).tolist() == [
+        [0, 0, 1, 1, 1, 2, 2, 2],
+        [0, 1, 1, 1, 2, 2, 2, 2],
     ]
 
 

@@ -6,7 +6,7 @@ that family's configuration, with its defaults.
 
 import copy
 import json
-from dataclasses import asdict, field, fields, make_dataclass
+from dataclasses import MISSING, asdict, field, fields, make_dataclass
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -138,9 +138,9 @@ class FamilySection(ModelSection):
         return family_of(self.model_type)
 
     def configuration(self) -> dict[str, Any]:
-        """Return the keys that transformers' configuration has too; of those that it does not declare, what is given."""
-        undeclared = self.family.undeclared
-        return {key: value for key, value in super().configuration().items() if value is not None or key not in undeclared}
+        """Return the keys that are not the family's defaults: some of those follow from others, as ``layer_types`` do."""
+        defaults = {one.name: one.default_factory() if one.default is MISSING else one.default for one in fields(self)}
+        return {key: value for key, value in super().configuration().items() if value != defaults[key]}
 
     @property
     def hidden_size(self) -> int:

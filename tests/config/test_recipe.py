@@ -39,6 +39,11 @@ COARSE = {"deberta-v2-xlarge": 0.02, "deberta-v2-xxlarge": 0.05, "distilbert-bas
 """Relative error of published figures that leave out the head, or are round; of the others it is 0.01."""
 
 
+def tokenizer_of(pieces: int) -> SimpleNamespace:
+    """What a configuration asks of a tokenizer."""
+    return SimpleNamespace(vocab_size=pieces, begin_id=0, pad_id=1, end_id=2, unknown_id=3, mask_id=4)
+
+
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.json")), ids=lambda path: path.stem)
 def test_every_shipped_recipe_loads_and_has_the_published_size(path):
     recipe = load_recipe(path.stem)
@@ -49,13 +54,25 @@ def test_every_shipped_recipe_loads_and_has_the_published_size(path):
         assert recipe.model.config(30527).layer_norm_eps == 1e-5
         return
     pieces, millions = SIZES[recipe.name]
-    tokenizer = SimpleNamespace(vocab_size=pieces, begin_id=0, pad_id=1, end_id=2, unknown_id=3, mask_id=4)
     is_causal = recipe.objective.name == "clm"
-    config = recipe.model.config(tokenizer, recipe.data.seq_length, is_causal)
+    config = recipe.model.config(tokenizer_of(pieces), recipe.data.seq_length, is_causal)
     with torch.device("meta"):
         model = getattr(transformers, recipe.model.family.class_name(is_causal))(config)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     assert parameters == pytest.approx(millions * 1e6, rel=COARSE.get(recipe.name, 0.01))
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "follows"),
+    [
+        ({"model_type": "modernbert", "num_hidden_layers": 2}, "layer_types", ["full_attention", "sliding_attention"]),
+        ({"model_type": "funnel", "block_sizes": [2, 2]}, "block_repeats", [1, 1]),
+        ({"model_type": "bert", "hidden_size": 24, "num_hidden_layers": 12}, "num_hidden_layers", 12),
+    ],
+)
+def test_what_follows_from_a_key_is_not_the_default_of_another(section, key, follows):
+    recipe = recipe_from_dict({"name": "mine", "objective": "mlm", "model": section}, "mine.json")
+    assert getattr(recipe.model.config(tokenizer_of(100), 64, False), key) == follows
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ knows what a batch holds: dataset, trainer, resume, preflight and export ask the
 Shape legend: B sequences, m raw tokens of a sequence, V vocabulary.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
@@ -67,6 +68,8 @@ class Vocabulary:
     """bool [V]: True for a piece after which a word begins, whatever follows; None: no piece is."""
     layout: str = MPNET.name
     """Name of the tokenizer's layout."""
+    control_id: int | None = None
+    """The dataset's name as a token; None where it has none, or one of several tokens."""
 
     @property
     def size(self) -> int:
@@ -79,14 +82,17 @@ class Vocabulary:
         return np.flatnonzero(~self.is_special)
 
     @classmethod
-    def of(cls, tokenizer: "PretrainingTokenizer") -> "Vocabulary":
-        """The vocabulary of a tokenizer."""
+    def of(cls, tokenizer: "PretrainingTokenizer", names: Sequence[str] = ()) -> "Vocabulary":
+        """The vocabulary of a tokenizer, for a dataset of these names."""
         is_special = np.zeros(tokenizer.vocab_size, dtype=bool)
         is_special[tokenizer.special_ids] = True
         words = tokenizer.words
         ends = words.ends if words.ends.any() else None
         sentinels, languages = tokenizer.sentinel_ids, tokenizer.language_ids
-        return cls(words.starts, is_special, tokenizer.mask_id, sentinels, languages, ends, tokenizer.layout.name)
+        ids = tokenizer.encode([names[0]])[0] if len(names) == 1 else ()
+        control_id = int(ids[0]) if len(ids) == 1 and ids[0] != tokenizer.unknown_id else None
+        layout = tokenizer.layout.name
+        return cls(words.starts, is_special, tokenizer.mask_id, sentinels, languages, ends, layout, control_id)
 
 
 class Term(NamedTuple):

@@ -25,10 +25,18 @@ class CLM(Objective):
     name: ClassVar[str] = "clm"
     omitted_if_true: ClassVar[tuple[str, ...]] = ("attention_mask",)
 
+    control: bool = False
+    """Begin every sequence with a control code (CTRL: Keskar et al., arXiv 1909.05858): the name of its dataset
+    (``build_dataset --name``), which must be one token."""
+
     @property
     def terms(self) -> tuple[Term, ...]:
         """The only term: the cross-entropy of the next tokens."""
         return (Term(self.name, "next_ids"),)
+
+    def tokens_needed(self, seq_length: int, vocabulary: Vocabulary) -> int:
+        """Raw tokens of a sequence: one less than ``seq_length`` where it begins with a control code."""
+        return seq_length - self.control
 
     def draw(self, sequences: Sequences, vocabulary: Vocabulary) -> dict[str, np.ndarray]:
         """Shift the tokens by one; nothing is random.
@@ -39,6 +47,10 @@ class CLM(Objective):
             ``document_ids`` int64 [B, n], from 0 in each sequence.
         """
         ids, real, documents = sequences.ids, sequences.real, sequences.documents
+        if self.control:
+            ids = np.insert(ids, 0, vocabulary.control_id, axis=1)
+            real = np.insert(real, 0, True, axis=1)
+            documents = None if documents is None else np.insert(documents, 0, documents[:, 0], axis=1)
         is_target = real[:, 1:].copy()
         if documents is not None:
             is_target &= documents[:, 1:] == documents[:, :-1]
@@ -59,7 +71,14 @@ class CLM(Objective):
         """Report what cannot be built."""
         if not isinstance(model, FamilySection):
             return [Finding("objective clm needs a causal family, and the two-stream MPNet is none: set model.model_type.")]
-        return list(map(Finding, find_family_faults(model, tokenizer, data, is_causal=True)))
+        faults = find_family_faults(model, tokenizer, data, is_causal=True)
+        parts = getattr(data, "datasets", [data]) if self.control else []
+        for part in parts:
+            if part.vocabulary.control_id is None:
+                names = ", ".join(part.manifest.provenance.names) or "none"
+                needed = f"objective.control needs a name of one token for {part.folder}, which has {names}"
+                faults.append(f"{needed}: state one with build_dataset --name.")
+        return list(map(Finding, faults))
 
     def sizes(
         self,

@@ -73,7 +73,7 @@ class PretrainingDataset:
             raise UserError(f"data.seq_length is {seq_length}; it must be {bounds}.")
         self.seq_length, self.seed = seq_length, seed
         self.objective, self.number = objective or MPNet(masking or MaskingConfig()), number
-        self.vocabulary = Vocabulary.of(self.tokenizer)
+        self.vocabulary = Vocabulary.of(self.tokenizer, self.manifest.provenance.names)
         length = self.objective.tokens_needed(seq_length, self.vocabulary)
         self.isolate_documents = isolate_documents
         if sample_mode == "stream":

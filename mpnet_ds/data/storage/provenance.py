@@ -21,6 +21,8 @@ class Provenance:
     languages: list[str] = field(default_factory=list)
     """Codes such as ``en`` or ``pt-BR``."""
     sources: list[str] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    """What the texts are called; with objective clm and ``control``, the control code."""
 
     def updated(self, given: "Provenance") -> "Provenance":
         """These statements, with those that ``given`` makes in place of the old ones."""
@@ -49,12 +51,14 @@ def add_provenance_arguments(parser: Parser) -> None:
     add("--license", metavar="NAME", help="licence of the texts, such as cc-by-sa-4.0, for model cards")
     add("--language", nargs="+", default=[], metavar="CODE", help="languages of the texts, such as en de, for model cards")
     add("--source", nargs="+", default=[], metavar="NAME", help="where the texts come from, for model cards")
+    add("--name", metavar="NAME", help="what the texts are called: the control code of objective clm")
 
 
 def provenance_of(arguments: argparse.Namespace) -> Provenance:
     """What the flags state; ``UserError`` for an empty text or a language that is not a code."""
     stated = {"license": [arguments.license] * (arguments.license is not None)}
     stated |= {"language": arguments.language, "source": arguments.source}
+    stated |= {"name": [arguments.name] * (arguments.name is not None)}
     findings = [f"--{flag} is empty: name it, or leave it out." for flag in stated if not all(map(str.strip, stated[flag]))]
     findings += [
         f"--language is '{one}'; it must be a code, such as en, de or pt-BR."

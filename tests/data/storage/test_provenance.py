@@ -64,4 +64,4 @@ def test_nothing_stated_anywhere_stays_nothing():
 )
 def test_a_statement_that_says_nothing_is_refused(given, message):
     with pytest.raises(UserError, match=message):
-        provenance_of(Namespace(**{"license": None, "language": [], "source": []} | given))
+        provenance_of(Namespace(**{"license": None, "language": [], "source": [], "name": None} | given))

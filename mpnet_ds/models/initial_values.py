@@ -36,12 +36,13 @@ def look_near_by_sinusoids(
     rotation by the head's offset δ. After the LayerNorm, a pair's squared amplitude is d / 2P, and the logit of key k for
     query q is
 
-        s² d / (2 √D) · mean_j cos(ω_j (k - q - δ)),    s² = 2 √D · strength · ln(n / π) / d.
+        s² d / (2 √D) · mean_j cos(ω_j (k - q - δ)),    s² = 4 √D · strength · ln(n / π) / d.
 
     With these frequencies, 1 minus the mean is about (ln r + 0.58) / ln(n / π) at distances r = abs(k - q - δ) from 2 to
-    n / π: attention falls off as r^-strength at any widths, numbers of heads and amplitudes. If strength is 2 and D >= 16,
-    0.4 of it is at the offset and 0.2 on either side. Later layers begin like this too where LayerNorm follows the residual
-    connection; where it precedes, what earlier layers add soon outweighs the embeddings.
+    n / π: attention falls off as r^(-2 strength) at any widths, numbers of heads and amplitudes. With a strength of 2 and
+    D >= 16, 0.6 of it is at the offset and 0.2 on either side, about as much as odds of (1 + r)^-2 on one side only would
+    give. Later layers begin like this too where LayerNorm follows the residual connection; where it precedes, what earlier
+    layers add soon outweighs the embeddings.
 
     Args:
         positions: [n, d], n > 3, the position table. The row of the first token does not matter.
@@ -75,7 +76,7 @@ def look_near_by_sinusoids(
     frequencies = (math.pi / num_positions) ** (torch.arange(pairs) / pairs)
     angles = torch.arange(num_positions)[:, None] * frequencies
     positions[:, first:] = amplitude * torch.cat([angles.sin(), angles.cos()], 1)
-    scale = math.sqrt(2 * math.sqrt(head_width) * strength * math.log(num_positions / math.pi) / hidden_width)
+    scale = math.sqrt(4 * math.sqrt(head_width) * strength * math.log(num_positions / math.pi) / hidden_width)
     for layer, (query, key) in enumerate(attention):
         key.unflatten(0, (-1, head_width))[:, : 2 * pairs, first:] += scale * torch.eye(2 * pairs).to(key)
         for head in range(num_heads):

@@ -305,19 +305,19 @@ def _modernbert(module: TransformersModule, inputs: Inputs) -> Tensor:
 
 
 def _xlm(module: TransformersModule, inputs: Inputs) -> Tensor:
-    """Run the modules of XLM or FlauBERT; their own ``forward`` keeps all keys and values, and takes masks [B, n] alone."""
+    """Run the modules of XLM or FlauBERT.
+
+    Their own ``forward`` keeps all keys and values, takes masks [B, n] alone, and zeroes padding, which nobody sees.
+    """
     body = module.model.base_model
 
     def drop(hidden: Tensor) -> Tensor:
         return F.dropout(hidden, body.dropout, body.training)
 
-    def without_padding(hidden: Tensor) -> Tensor:
-        return hidden if inputs.attention_mask is None else hidden * inputs.attention_mask[:, :, None]
-
     hidden = body.embeddings(inputs.ids) + body.position_embeddings(inputs.positions)
     if inputs.language is not None and body.use_lang_emb and body.n_langs > 1:
         hidden = hidden + body.lang_embeddings(inputs.language)[:, None, :]
-    hidden = without_padding(drop(body.layer_norm_emb(hidden)))
+    hidden = drop(body.layer_norm_emb(hidden))
     visible = visible_tokens(None if module.is_causal else inputs.real, inputs.document_ids)
     if module.is_causal:
         visible = causal_tokens(inputs.ids) if visible is None else visible & causal_tokens(inputs.ids)
@@ -326,7 +326,7 @@ def _xlm(module: TransformersModule, inputs: Inputs) -> Tensor:
         body.attentions, body.layer_norm1, body.ffns, body.layer_norm2, strict=True
     ):
         hidden = norm1(hidden + drop(attention(hidden, visible)[0]))
-        hidden = without_padding(norm2(hidden + feed_forward(hidden)))
+        hidden = norm2(hidden + feed_forward(hidden))
     return hidden
 
 

@@ -275,7 +275,7 @@ def test_muons_step_of_a_transposed_matrix_is_the_step_transposed():
     torch.testing.assert_close(*steps, atol=1e-6, rtol=1e-2)
 
 
-@each_case
+@pytest.mark.parametrize(("name", "causal"), dict(reversed(CASES)).items())
 def test_sizes_are_counted_on_tensors_without_numbers(name, causal):
     if FAMILIES[name].not_counted:
         return
@@ -335,6 +335,61 @@ def test_families_and_classes_that_do_not_exist_are_refused():
         family_of("robertta")
     with pytest.raises(UserError, match=r"'gpt2' has no class for masked language modelling\. With one: bert"):
         build_config(family_of("gpt2"), GPT, TOKENIZER, N)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "text"),
+    [
+        ("flaubert", {"pre_norm": True}, "model.pre_norm is True; flaubert can only be trained with False: transformers"),
+        ("flaubert", {"layerdrop": 0.1}, "model.layerdrop is 0.1; flaubert can only be trained with 0.0: every rank"),
+        ("mpnet", {"relative_attention_num_buckets": 64}, "model.relative_attention_num_buckets is 64; mpnet can only"),
+        ("mpnet", {"hidden_act": "gleu"}, "transformers refuses these values: .*gleu"),
+        ("xlm", {"hidden_size": 32}, "unknown key 'model.hidden_size' for xlm. xlm calls it 'emb_dim'"),
+        ("reformer", {"axial_pos_shape": [4, 8]}, "seq_length 16 is not the product of model.axial_pos_shape .4, 8., as"),
+        ("reformer", {"lsh_attn_chunk_length": 5}, "seq_length 16 is not a multiple of model.lsh_attn_chunk_length 5"),
+        ("reformer", {"axial_pos_embds_dim": [4, 8]}, "transformers refuses these values: .* sum to config.hidden_size: 16"),
+        ("longformer", {"attention_window": 5}, "transformers refuses these values: .*attention_window"),
+        ("convbert", {"hidden_size": 15}, "transformers refuses these values: hidden_size should be divisible"),
+    ],
+)
+def test_what_a_family_refuses_is_refused_in_words(name, values, text):
+    with pytest.raises(UserError, match=text):
+        config_of(name, causal=False, **values)
+
+
+def test_mpnet_pads_with_the_id_that_its_class_knows():
+    with pytest.raises(UserError, match="mpnet of transformers pads with id 1, the tokenizer with 5"):
+        build_config(FAMILIES["mpnet"], BERT, SimpleNamespace(**vars(TOKENIZER) | {"pad_id": 5}), N)
+
+
+def test_positions_of_roberta_begin_after_padding():
+    assert longest_sequence(FAMILIES["roberta"], config_of("roberta", False)) == BERT["max_position_embeddings"] - 2
+    assert longest_sequence(FAMILIES["bert"], config_of("bert", False)) == BERT["max_position_embeddings"]
+
+
+def test_a_convolution_in_deberta_leaks_between_documents_and_is_refused():
+    with pytest.raises(UserError, match="deberta-v2 cannot keep documents apart: its convolution crosses their borders"):
+        module_of("deberta-v2", False, conv_kernel_size=3)(**batch_of(False, documents=True))
+    assert torch.isfinite(module_of("deberta-v2", False, conv_kernel_size=3)(**batch_of(False)).sums).all()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_languages_reach_xlm_as_its_own_langs(causal):
+    module, batch = module_of("xlm", causal), batch_of(causal)
+    ids, language, real = labels_of(module, batch)[0], torch.tensor([2, 1]), batch["attention_mask"]
+    ours = module.hidden_states(Inputs(ids, real, language=language))
+    theirs = module.model.transformer(ids, attention_mask=real.long(), langs=language[:, None].expand(B, N))[0]
+    torch.testing.assert_close(ours[real], theirs[real], atol=1e-5, rtol=1e-5)
+    assert module(**batch, language=language).sums != module(**batch).sums
+
+
+def test_layers_are_in_the_order_in_which_they_run():
+    for name, causal in CASES:
+        module, order = module_of(name, causal), []
+        for number, layer in enumerate(module.layers()):
+            layer.register_forward_pre_hook(lambda *_, number=number, order=order: order.append(number))
+        module(**batch_of(causal))
+        assert order == list(range(len(order))), name
 
 
 def test_attention_is_sdpa_where_the_family_has_it():

@@ -374,7 +374,7 @@ def _read_vocabulary(file: Path) -> tokenizers.Tokenizer:
         twice = next(piece for piece in pieces if pieces.count(piece) > 1)
         raise UserError(f"{file} is not a vocabulary of one piece per line: '{twice}' is in it twice.")
     normalizer = {"lowercase": lower_case, "strip_accents": accents, "handle_chinese_chars": chinese}
-    layout = BERT if BERT.begin in pieces and MPNET.begin not in pieces else MPNET
+    layout = BERT if BERT.begin in pieces and tuple(pieces[:3]) != MPNET.first[:3] else MPNET
     return as_transformers(layout, wordpiece(pieces, normalizer), model_max_length=512).backend_tokenizer
 
 

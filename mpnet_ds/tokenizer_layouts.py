@@ -155,9 +155,9 @@ def _find(
     by_class = [layout for layout in LAYOUTS.values() if tokenizer_class in (*layout.classes.values(), *layout.also)]
     if by_ids or by_class:
         return (by_ids or by_class)[0]
-    has_begin = id_of(MPNET.begin) is not None
-    if not has_begin and id_of(roles.get("cls", BERT.begin)) is not None:
+    if id_of(roles.get("cls", BERT.begin)) is not None and roles.get("cls") != MPNET.begin:
         return BERT
     if algorithm == WORDPIECE:
         return MPNET
+    has_begin = id_of(MPNET.begin) is not None
     return {BPE: (GPT2, ROBERTA), UNIGRAM: (T5, XLM_ROBERTA)}.get(algorithm, (MPNET, MPNET))[has_begin]

@@ -1,6 +1,7 @@
 """Tokenizers of every layout: the ids that the family's class of transformers has, training, recognition, datasets."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import tokenizers
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import models, normalizers, pre_tokenizers
+from tokenizers import models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer
 
 from mpnet_ds.data import BuildOptions, PretrainingDataset, build_dataset
@@ -229,6 +230,11 @@ def foreign(tmp_path, backend, **config):
     return PretrainingTokenizer.load(tmp_path)
 
 
+def test_berts_vocabulary_may_hold_the_tokens_of_another(tmp_path):
+    ours = foreign(tmp_path, wordpiece_backend([*RELEASED_BERT, "<s>", "</s>"]))
+    assert (ours.layout.name, ours.frame) == ("bert", (101, 102, 0))
+
+
 RELEASED_BERT = ["[PAD]", *(f"[unused{i}]" for i in range(99)), "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "##s", "a"]
 
 
@@ -285,6 +291,23 @@ def test_a_tokenizer_that_cuts_otherwise_than_the_familys_class_is_saved_as_it_i
     assert theirs("ﬁle")["input_ids"] == other.framed(other.encode(["file"])[0].tolist())
 
 
+@pytest.mark.parametrize(("layout", "algorithm"), CASES)
+def test_an_export_frames_texts_as_in_training_whatever_its_file_says(loaded, tmp_path, layout, algorithm):
+    from mpnet_ds.hub.export import _frame_texts
+
+    ours, theirs = loaded(layout, algorithm)
+    ours.save(tmp_path)
+    (ids,) = ours.encode(["a list"])
+    for processor in (None, "bytes and a template"):
+        backend = tokenizers.Tokenizer.from_str(ours.backend.to_str())
+        backend.post_processor = processors.TemplateProcessing("$A x", "$A x $B", [("x", ids[0])]) if processor else None
+        backend.save(str(tmp_path / "tokenizer.json"))
+        _frame_texts(tmp_path / "tokenizer.json", ours)
+        exported = AutoTokenizer.from_pretrained(tmp_path)
+        assert exported("a list")["input_ids"] == ours.framed(ids.tolist())
+        assert exported("a list", "a list")["input_ids"] == theirs("a list", "a list")["input_ids"]
+
+
 @pytest.mark.parametrize("content", ["{", "[]"])
 def test_damaged_files_beside_a_tokenizer_are_named(folder_of, tmp_path, content):
     (tmp_path / "tokenizer.json").write_bytes((folder_of("bert", "wordpiece") / "tokenizer.json").read_bytes())
@@ -331,8 +354,6 @@ def test_a_dataset_of_an_older_version_is_mpnets(dataset_folder, tmp_path):
 
 
 def test_an_end_in_the_wrong_place_is_found_in_any_layout(dataset_of, tmp_path):
-    import shutil
-
     folder = shutil.copytree(dataset_of("bert", "wordpiece"), tmp_path / "dataset")
     tokens = np.memmap(folder / "shard-00000.bin", np.uint16, "r+")
     tokens[1] = 3
@@ -404,3 +425,11 @@ def test_foreign_ids_of_another_layout_are_imported_with_its_ends(folder_of, wri
     wrong = write_foreign(tmp_path / "wrong", [[[50, 4, 51]]], 8, "megatron")
     with pytest.raises(UserError, match=r"id 4 is '\[MASK\]', which is never the id of text"):
         import_dataset([str(wrong)], folder_of("bert", "wordpiece"), tmp_path / "other", show_progress=False)
+
+
+def test_a_start_of_mpnet_takes_no_tokenizer_of_another_layout(folder_of, tmp_path):
+    from mpnet_ds.hub.import_model import make_start
+
+    for option in ("tokenizer", "resize_to"):
+        with pytest.raises(UserError, match="has the layout bert; MPNet needs <s> = 0"):
+            make_start(tmp_path / "out", tmp_path / "nowhere", **{option: folder_of("bert", "wordpiece")})

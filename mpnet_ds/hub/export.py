@@ -33,7 +33,7 @@ from mpnet_ds.hub.parity import Comparison, compare
 from mpnet_ds.hub.part_weights import Shape, Source, SumOfStored, contents_of, find_sources, first_names
 from mpnet_ds.hub.sentence_transformers import write_sentence_encoder
 from mpnet_ds.models.module import Part
-from mpnet_ds.tokenizer import PretrainingTokenizer
+from mpnet_ds.tokenizer import BOS, PretrainingTokenizer
 from mpnet_ds.zero.lazy_weights import StoredWeights
 from mpnet_ds.zero.safetensors_writer import dtype_of, write_weights
 from mpnet_ds.zero.torch_file import StoredTensor
@@ -152,7 +152,10 @@ def _frame_texts(file: Path, tokenizer: PretrainingTokenizer) -> None:
     """Make the saved tokenizer add ``<s>`` and ``</s>`` around a text, as sequences have them in training."""
     backend = tokenizers.Tokenizer.from_file(str(file))
     if backend.encode("").ids != tokenizer.framed([]):
-        begin, end = tokenizer.layout.begin or "", tokenizer.layout.end
-        special = [(token, backend.token_to_id(token)) for token in (begin, end) if token]
-        backend.post_processor = TemplateProcessing(f"{begin} $A {end}", f"{begin} $A {end} {end} $B {end}", special)
+        added = {backend.id_to_token(number): number for number in tokenizer.framed([])}
+        *begin, end = added or [""]
+        between = [end] * (2 if begin == [BOS] else 1)  # two in MPNet's and RoBERTa's pairs
+        pair = [*begin, "$A", *between, "$B", end]
+        single, pair = (" ".join(filter(None, template)) for template in ([*begin, "$A", end], pair))
+        backend.post_processor = TemplateProcessing(single, pair, list(added.items()))
         backend.save(str(file))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from mpnet_ds.errors import UserError
 from mpnet_ds.hub.locate import locate_model
+from mpnet_ds.tokenizer import MASK
 
 EXAMPLES = [
     "return <mask> if the object is callable.",
@@ -16,6 +17,8 @@ EXAMPLES = [
 
 def top_words(folder: str | Path, sentence: str, count: int = 5) -> list[tuple[str, float]]:
     """Return the ``count`` most likely pieces for the one ``<mask>`` of ``sentence``, with their probabilities.
+
+    ``<mask>`` stands for the mask token of any layout, which may also be given itself.
 
     Raises ``UserError`` if ``folder`` is not a model, ``sentence`` does not have exactly one ``<mask>``, or ``count`` is not
     between 1 and the size of the vocabulary.
@@ -29,6 +32,7 @@ def top_words(folder: str | Path, sentence: str, count: int = 5) -> list[tuple[s
         )
     if tokenizer.mask_token is None:
         raise UserError(f"the tokenizer in {folder} has no mask token: its model fills none.")
+    sentence = sentence.replace(MASK, tokenizer.mask_token)
     if sentence.count(tokenizer.mask_token) != 1:
         raise UserError(f"'{sentence}' must have exactly one {tokenizer.mask_token}.")
     batch = tokenizer(sentence, return_tensors="pt", truncation=True)

@@ -21,7 +21,7 @@ from mpnet_ds.config.recipe import Recipe
 from mpnet_ds.errors import UserError
 from mpnet_ds.hub.locate import locate_model
 from mpnet_ds.hub.part_weights import Contents, contents_of, find_sources, first_names
-from mpnet_ds.hub.read_folder import CONFIG, SAFE_FORMS, FolderWeights, model_folder, read_tokenizer
+from mpnet_ds.hub.read_folder import CONFIG, SAFE_FORMS, FolderWeights, model_folder, open_safetensors, read_tokenizer
 from mpnet_ds.models.module import Part, PretrainingModule
 from mpnet_ds.objectives.model_section import USUAL
 from mpnet_ds.tokenizer import PretrainingTokenizer
@@ -62,6 +62,7 @@ def check_start(folder: str | Path, recipe: Recipe, tokenizer: PretrainingTokeni
         contents, stored = contents_of(part), FolderWeights(part_folder)
         find_sources(part, module, contents)
         _check_names(part_folder, part, contents, stored)
+        _check_extra_files(part_folder, part, module)
 
 
 def load_pretrained_weights(module: PretrainingModule, folder: str | Path) -> None:
@@ -167,6 +168,22 @@ def _check_names(folder: Path, part: Part, contents: Contents, stored: FolderWei
     ]
     if findings:
         raise UserError(*findings)
+
+
+def _check_extra_files(folder: Path, part: Part, module: PretrainingModule) -> None:
+    """Raise ``UserError`` unless the files beside the model are there, with every weight in its shape."""
+    shapes = {name: list(tensor.shape) for name, tensor in module.state_dict().items()}
+    for file, inside in part.extra_files.items():
+        if not (folder / file).is_file():
+            cure = "an export of a run with this objective has it; start with another objective, or from such an export."
+            raise UserError(
+                f"--init_from {folder}: {file} is missing. {part.model_class.__name__} has no such weights: {cure}"
+            )
+        stored = open_safetensors(folder / file)
+        for name, inner in inside.items():
+            found = stored.get_slice(inner).get_shape() if inner in stored.keys() else "missing"  # noqa: SIM118
+            if found != shapes[name]:
+                raise UserError(f"--init_from {folder}: {inner} of {file} is {found} there, {shapes[name]} here.")
 
 
 def _is_of_another_head(name: str, contents: Contents, base: str) -> bool:

@@ -37,7 +37,7 @@ class FolderWeights:
         self.shapes: dict[str, list[int]] = {}
         self._files: dict[str, object] = {}
         for path in _weight_files(folder):
-            file = _open_safetensors(path) if path.suffix == ".safetensors" else load_torch_file(path, mmap=True)
+            file = open_safetensors(path) if path.suffix == ".safetensors" else load_torch_file(path, mmap=True)
             self._add(path, file)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -90,7 +90,8 @@ def _shards(index: Path) -> list[Path]:
     return [index.parent / name for name in sorted(names)]
 
 
-def _open_safetensors(path: Path):
+def open_safetensors(path: Path):
+    """Open a file whose tensors are read on access; ``UserError`` if it is damaged."""
     try:
         return safe_open(path, "pt")
     except (SafetensorError, OSError) as error:

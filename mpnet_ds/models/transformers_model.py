@@ -114,6 +114,10 @@ class TransformersModule(PretrainingModule):
         """Compute the last hidden states, [B, n, d]."""
         if inputs.document_ids is not None and (why := self.family.why_not_isolated(self.model.config)):
             raise UserError(f"{self.family.model_type} cannot keep documents apart: {why}.")
+        return self.run_body(inputs)
+
+    def run_body(self, inputs: Inputs) -> Tensor:
+        """Compute the last hidden states, [B, n, d], as the family does."""
         return BODIES[self.family.body](self, inputs)
 
     def score(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -263,11 +267,18 @@ def _convbert(module: TransformersModule, inputs: Inputs) -> Tensor:
 
 
 def _deberta(module: TransformersModule, inputs: Inputs) -> Tensor:
-    """Run DeBERTa-v2's embeddings and encoder with a mask of their own each: the former are multiplied by it."""
-    body, real = module.model.base_model, inputs.real
-    embedded = body.embeddings(input_ids=inputs.ids, position_ids=inputs.positions, mask=real)
+    """Run DeBERTa-v2's embeddings and encoder with a mask of their own each."""
+    embedded, mask = embed_deberta(module, inputs)
+    return module.model.base_model.encoder(embedded, mask, output_hidden_states=False).last_hidden_state
+
+
+def embed_deberta(module: TransformersModule, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """Compute what DeBERTa-v2's encoder reads: embeddings [B, n, d], which are multiplied by the mask [B, n] of padding, and
+    the encoder's own mask, int64 [B, n], or [B, n, n] with documents."""
+    real = inputs.real
+    embedded = module.model.base_model.embeddings(input_ids=inputs.ids, position_ids=inputs.positions, mask=real)
     visible = real if inputs.document_ids is None else visible_tokens(real, inputs.document_ids)
-    return body.encoder(embedded, visible.long(), output_hidden_states=False).last_hidden_state
+    return embedded, visible.long()
 
 
 def _gpt(module: TransformersModule, inputs: Inputs) -> Tensor:

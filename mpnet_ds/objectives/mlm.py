@@ -3,7 +3,7 @@
 On the two-stream MPNet it is the ablation of MPNet without permutation.
 """
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic.dataclasses import dataclass
 
@@ -19,20 +19,33 @@ if TYPE_CHECKING:
     from mpnet_ds.tokenizer import PretrainingTokenizer
 
 
+PLAIN, EMD, DEBERTA = "plain", "emd", "deberta-v2"
+
+
 @dataclass(frozen=True, config=SECTION)
 class MLM(MPNet):
     """Predict all masked tokens at once from the corrupted sequence."""
 
     name: ClassVar[str] = "mlm"
 
+    head: Literal["plain", "emd"] = PLAIN
+    """What tokens are predicted from. ``plain``: the last layer's states. ``emd``: those of DeBERTa's enhanced mask decoder,
+    for model_type deberta-v2 only ([models](models.md#deberta))."""
+
+    def section(self) -> dict:
+        """The section of the recipe, without a plain head: runs of versions that had no other are continued."""
+        return {key: value for key, value in super().section().items() if key != "head" or value != PLAIN}
+
     def findings(self, model: "ModelSection", tokenizer: "PretrainingTokenizer", data) -> list[Finding]:
         """Report what cannot be built."""
+        why_not = _why_no_decoder(model) if self.head == EMD else ""
+        own = [Finding(f"objective.head is '{EMD}', {why_not}, or take objective.head '{PLAIN}'.")] if why_not else []
         if not isinstance(model, FamilySection):
-            return super().findings(model, tokenizer, data)
+            return [*super().findings(model, tokenizer, data), *own]
         faults = find_family_faults(model, tokenizer, data, is_causal=False)
         if tokenizer.mask_id is None:
             faults.append(f"objective mlm needs a tokenizer with a mask token, which {tokenizer.origin} has not.")
-        return list(map(Finding, faults))
+        return [*map(Finding, faults), *own]
 
     def sizes(
         self,
@@ -59,8 +72,19 @@ class MLM(MPNet):
         """Build the model of the section's family."""
         if not isinstance(model, FamilySection):
             return super().build(model, tokenizer, seq_length, attention, parts)
+        from mpnet_ds.models.enhanced_mask_decoder import EnhancedMaskDecoder
         from mpnet_ds.models.transformers_model import MaskedLanguageModel
 
-        return MaskedLanguageModel(
-            model.family, model.config(tokenizer, seq_length, is_causal=False), tokenizer.mask_id, attention
-        )
+        kind = EnhancedMaskDecoder if self.head == EMD else MaskedLanguageModel
+        return kind(model.family, model.config(tokenizer, seq_length, is_causal=False), tokenizer.mask_id, attention)
+
+
+def _why_no_decoder(model: "ModelSection") -> str:
+    """Say why a model has no enhanced mask decoder, and what would give it one; empty if it has."""
+    if model.model_type != DEBERTA:
+        return f"which model_type {model.model_type} does not have: set model.model_type to '{DEBERTA}'"
+    if model.position_biased_input:
+        return "but absolute positions are in the input already: set model.position_biased_input to false"
+    if model.num_hidden_layers < 2:
+        return f"but model.num_hidden_layers is {model.num_hidden_layers}: give it 2 or more"
+    return ""

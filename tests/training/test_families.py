@@ -20,10 +20,11 @@ DEBERTA |= {"norm_rel_ebd": "layer_norm", "position_biased_input": False}
 REFORMER = {"attention_head_size": 8, "num_attention_heads": 4, "hidden_size": 32, "feed_forward_size": 48}
 REFORMER |= {"attn_layers": ["local", "lsh"], "axial_pos_shape": [4, 8], "axial_pos_embds_dim": [16, 16]}
 REFORMER |= {"local_attn_chunk_length": 8, "lsh_attn_chunk_length": 8, "max_position_embeddings": 32}
+EMD = {"name": "mlm", "head": "emd"}
 KINDS = {
     "bert": ("mlm", BERT, ("hidden_dropout_prob", "attention_probs_dropout_prob")),
     "roberta": ("mlm", BERT, ("hidden_dropout_prob", "attention_probs_dropout_prob")),
-    "deberta-v2": ("mlm", BERT | DEBERTA, ("hidden_dropout_prob", "attention_probs_dropout_prob")),
+    "deberta-v2": (EMD, BERT | DEBERTA, ("hidden_dropout_prob", "attention_probs_dropout_prob")),
     "gpt2": (
         "clm",
         {"n_layer": 2, "n_embd": 32, "n_head": 4, "n_positions": 32},
@@ -32,7 +33,8 @@ KINDS = {
     "reformer": ("clm", REFORMER, ("hidden_dropout_prob", "local_attention_probs_dropout_prob")),
 }
 """Model type → objective, sizes, keys of dropout. Of different kinds: post-LayerNorm; positions after padding; a map to the
-vocabulary that is the token table; Conv1D and pre-LayerNorm; reversible layers that draw at random."""
+vocabulary that is the token table, and a last layer that is run twice; Conv1D and pre-LayerNorm; reversible layers that
+draw at random."""
 STEPS, CUT = 8, 6
 VARIANTS = {  # of each family: dropout, DeepSpeed's file, ranks
     "resumed": (0.1, "zero2", 2),
@@ -126,4 +128,5 @@ def test_the_export_loads_with_the_familys_class(runs, kind, tmp_path):
     model_class = getattr(transformers, family.causal if KINDS[kind][0] == "clm" else family.masked)
     _, loading = model_class.from_pretrained(tmp_path / "model", output_loading_info=True)
     assert not any(loading.values())
+    assert (tmp_path / "model" / "emd.safetensors").exists() is (KINDS[kind][0] == EMD)
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "model")("text")["input_ids"]

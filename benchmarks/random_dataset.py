@@ -11,7 +11,7 @@ import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers
 
 from mpnet_ds.data.storage.manifest import TOKENIZER, DatasetManifest, ShardRecord
-from mpnet_ds.data.storage.token_file import TokenFileWriter, token_dtype
+from mpnet_ds.data.storage.token_file import TokenFile, TokenFileWriter, token_dtype
 from mpnet_ds.files import new_folder
 from mpnet_ds.tokenizer import EOS_ID, PretrainingTokenizer
 
@@ -36,7 +36,7 @@ def make_dataset(folder: Path, num_tokens: int, num_shards: int, vocab_size: int
             while writer.num_tokens < num_tokens / num_shards:
                 writer.add_documents(*documents)
             writer.close()
-            shards.append(ShardRecord.of(writer, tokenizer))
+            shards.append(ShardRecord.of(TokenFile(writer.prefix), tokenizer))
         DatasetManifest.of(tokenizer, shards, sources=[], options={}).save(work)
 
 

@@ -401,11 +401,11 @@ def test_without_a_mask_token_masking_is_refused_by_name_and_samples_are_shown_a
 
 
 def test_mpnet_is_trained_with_tokenizers_that_have_its_ids(loaded):
-    from mpnet_ds.objectives.model_section import ModelSection
+    from mpnet_ds.objectives.model_section import MPNetSection
 
     for case in EXPECTED:
         ours, _ = loaded(*case)
-        findings = [finding.text for finding in MPNet().findings(ModelSection(), ours, None)]
+        findings = [finding.text for finding in MPNet().findings(MPNetSection(), ours, None)]
         if case[0] in ("mpnet", "roberta", "xlm-roberta"):
             assert findings == []
         else:

@@ -1,5 +1,6 @@
 from dataclasses import dataclass
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from mpnet_ds.data.samples.mixture import open_datasets
 from mpnet_ds.errors import UserError
 from mpnet_ds.objectives import OBJECTIVES, Objective, objective_of
 from mpnet_ds.objectives.base import Term
-from mpnet_ds.objectives.model_section import ModelSection
+from mpnet_ds.objectives.model_section import MPNetSection
 
 ABLATION = ("mpnet", "plm", "mlm")
 
@@ -69,11 +70,12 @@ def test_initial_values_that_an_objective_does_not_have_are_refused():
     class Other(Objective):
         name = "other"
 
-    (finding,) = Other().findings(ModelSection(start="near"), None, None)
+    (finding,) = Other().findings(MPNetSection(start="near"), None, None)
     assert finding.text == "model.start is 'near', which objective 'other' does not have: leave it out."
     assert finding.is_fatal
-    assert Other().findings(ModelSection(), None, None) == []
-    assert objective_of("mlm").findings(ModelSection(start="near"), None, None) == []
+    assert Other().findings(MPNetSection(), None, None) == []
+    tokenizer = SimpleNamespace(misfit_of_mpnet="")
+    assert objective_of("mlm").findings(MPNetSection(start="near"), tokenizer, None) == []
 
 
 @pytest.mark.parametrize(

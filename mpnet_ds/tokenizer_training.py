@@ -17,7 +17,8 @@ from mpnet_ds.counter_rng import draw, make_key, unit_interval
 from mpnet_ds.errors import UserError, did_you_mean
 from mpnet_ds.machine import percent
 from mpnet_ds.subword_training import learn_bpe, learn_unigram
-from mpnet_ds.tokenizer import CUTTING_PRE_TOKENIZER, WORD_STARTS, PretrainingTokenizer, as_transformers, wordpiece
+from mpnet_ds.tokenizer import CUTTING_PRE_TOKENIZER, WORD_STARTS, PretrainingTokenizer
+from mpnet_ds.tokenizer_classes import as_transformers, wordpiece
 from mpnet_ds.tokenizer_layouts import ALGORITHMS, BPE, LAYOUTS, MPNET, UNIGRAM, WORDPIECE, Layout
 from mpnet_ds.word_boundaries import CONTINUATION
 

@@ -17,7 +17,8 @@ from mpnet_ds.counter_rng import draw, make_key, unit_interval
 from mpnet_ds.errors import UserError, did_you_mean
 from mpnet_ds.machine import percent
 from mpnet_ds.subword_training import learn_bpe, learn_unigram
-from mpnet_ds.tokenizer import CUTTING_PRE_TOKENIZER, WORD_STARTS, PretrainingTokenizer, as_transformers, wordpiece
+from mpnet_ds.tokenizer import CUTTING_PRE_TOKENIZER, WORD_STARTS, PretrainingTokenizer
+from mpnet_ds.tokenizer_classes import as_transformers, wordpiece
 from mpnet_ds.tokenizer_layouts import ALGORITHMS, BPE, LAYOUTS, MPNET, UNIGRAM, WORDPIECE, Layout
 from mpnet_ds.word_boundaries import CONTINUATION
 
@@ -25,9 +26,10 @@ CHARACTER_COVERAGE = 0.9995
 ROOM_FOR_CHARACTERS = 0.1
 """Share of the vocabulary: where pieces of single characters take less, all characters have one."""
 SMALLER_COVERAGES = (0.999, 0.995, 0.99, 0.98, 0.95, 0.9)
-SAMPLED_CHARACTERS, USUAL_WORD = 256_000_000, 6
+SAMPLED_CHARACTERS, USUAL_WORD = {WORDPIECE: 256_000_000, BPE: 256_000_000, UNIGRAM: 64_000_000}, 6
 """Characters from which a tokenizer is learned; fewer where words are longer than usual. The trainer keeps each different
-word, with about 100 bytes for each of its characters: in scripts without blanks that is nearly all of the text."""
+word, with about 100 bytes for each of its characters: in scripts without blanks that is nearly all of the text. Unigram's
+takes several times that, and minutes of a core for each 10 MB of new words."""
 SAMPLED_PART = 1 << 16
 """Characters of a long document that are drawn, or not, at once."""
 RARE_LONG_WORDS = 1e-4
@@ -82,7 +84,7 @@ def train_tokenizer(
     if not counts.total:
         raise UserError("the corpus has no text to train a tokenizer on: check --input.")
     coverage = 1.0 if algorithm == BPE else _settle_coverage(vocab_size, counts, character_coverage, family, algorithm)
-    sample = sample or round(SAMPLED_CHARACTERS * min(1, USUAL_WORD / counts.mean_word))
+    sample = sample or round(SAMPLED_CHARACTERS[algorithm] * min(1, USUAL_WORD / counts.mean_word))
     sampled = _sample(texts, sample / counts.num_read, seed, tell)
     cut = algorithm == WORDPIECE and counts.in_long_words > RARE_LONG_WORDS * counts.total
     if algorithm == WORDPIECE:

@@ -23,7 +23,10 @@ def build_parser() -> Parser:
     add("--keep_accents", action="store_true", help="keep accents and other marks in lower case")
     add("--character_coverage", type=float, metavar="F", help="share of the text's characters with pieces (0.9995)")
     add(
-        "--sample", type=size, metavar="SIZE", help="learn from about SIZE of the text (default: 256MB, less for long words)"
+        "--sample",
+        type=size,
+        metavar="SIZE",
+        help="learn from about SIZE of the text (default: 256MB, Unigram 64MB, less for long words)",
     )
     add("--seed", type=int, metavar="N", help="which documents are sampled (default: 0)")
     return parser

@@ -28,7 +28,7 @@ def describe(folder: str | Path) -> str:
     lines = [
         f"{folder}: {manifest.counted} ({manifest.unknown_share})",
         f"{len(manifest.shards)} shard(s), {size:,} bytes, ids as {manifest.dtype}",
-        f"vocabulary of {manifest.vocab_size:,} pieces, tokenizer {manifest.tokenizer_fingerprint[:12]}",
+        f"vocabulary of {manifest.vocab_size:,} pieces, tokenizer {manifest.tokenizer_fingerprint[:12]} ({manifest.layout})",
         _frequency_loss(folder, manifest),
         *(
             f"from {one_line(source['path'])}, {source['num_bytes']:,} bytes"

@@ -293,6 +293,17 @@ def test_sizes_are_counted_on_tensors_without_numbers(name, causal):
     assert plan.activation_bytes > 0
 
 
+@pytest.mark.parametrize(("name", "causal", "rows"), [("bert", False, P), ("gpt2", True, N)])
+def test_the_map_to_the_vocabulary_is_counted_for_the_rows_of_targets(name, causal, rows):
+    family, batch, found = FAMILIES[name], {key: tensor.numpy() for key, tensor in batch_of(causal).items()}, []
+    for size in (V, 3 * V):
+        config = build_config(family, SIZES[name], SimpleNamespace(**vars(TOKENIZER) | {"vocab_size": size}), N, causal)
+        module_class = CausalLanguageModel if causal else MaskedLanguageModel
+        sizes = batch | {"sequence_numbers": np.arange(B), "step": np.array(0)}
+        found.append(count(partial(module_class, family, config), sizes).flops_per_sequence)
+    assert found[1] - found[0] == 6 * rows * 2 * V * 16
+
+
 @each_case
 def test_ids_and_vocabulary_are_the_tokenizers(name, causal):
     config = config_of(name, causal)

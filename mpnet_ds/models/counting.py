@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from mpnet_ds.deepspeed_workarounds import memory_tracker, tensors_without_numbers
+from mpnet_ds.models.layers import cross_entropy  # noqa: F401, its operator is counted
 from mpnet_ds.models.module import ComputeSetting, ModulePlan, PretrainingModule
 
 
@@ -31,7 +32,7 @@ def count(
     dtype = torch.float32 if setting.bytes_per_number == 4 else torch.bfloat16
     with warnings.catch_warnings(), tensors_without_numbers(), default_dtype(dtype):
         warnings.simplefilter("ignore")
-        module, flops = build(), FlopCounterMode(display=False)
+        module, flops = build(), FlopCounterMode(display=False, custom_mapping={torch.ops.mpnet_ds.score: _flops_of_score})
         with flops:  # apart from the memory: what is recomputed counts once
             _run(module, batch)
         module.zero_grad()
@@ -81,6 +82,12 @@ def estimate(
         activation_bytes=round(numbers * setting.bytes_per_number),
         is_estimate=True,
     )
+
+
+def _flops_of_score(hidden: torch.Size, weight: torch.Size, *arguments, out_shape=None) -> int:
+    """Operations of ``layers/cross_entropy.py``: the projection and, where gradients are recorded, both of its gradients."""
+    *_, is_recorded = arguments
+    return 2 * hidden[0] * weight.numel() * (3 if is_recorded else 1)
 
 
 def _run(module: PretrainingModule, batch: dict[str, np.ndarray]) -> None:

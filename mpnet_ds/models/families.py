@@ -80,6 +80,8 @@ class Family:
     """Why layers cannot be recomputed in backward; empty if they can, with gradients equal to the last bit."""
     not_counted: str = ""
     """Why sizes cannot be counted on fake tensors; empty if they can."""
+    not_compiled: str = ""
+    """Why layers cannot be compiled; empty if they can, each as one graph."""
 
     def why_not_isolated(self, config: "PreTrainedConfig") -> str:
         """Say why documents in one sequence cannot be kept apart, as a sentence's end; empty if they can."""
@@ -198,6 +200,7 @@ FAMILIES: dict[str, Family] = {
             body="longformer",
             not_isolated="its window has no mask for pairs of tokens",
             not_counted="it looks up where attention is global",
+            not_compiled="they look up where attention is global",
             **ROBERTA_LIKE,
         ),
         Family(
@@ -234,6 +237,7 @@ FAMILIES: dict[str, Family] = {
             not_isolated="its chunks and buckets have no mask for pairs of tokens",
             not_recomputed="its layers are reversible, and recompute themselves",
             not_counted="its own backward looks at numbers",
+            not_compiled="they seed the generator of random numbers",
         ),
         Family(
             "roberta",
@@ -260,7 +264,7 @@ NOT_OF_PRETRAINING = (
     *("vocab_size", "tie_word_embeddings", "use_cache", "is_decoder", "is_encoder", "causal", "add_cross_attention"),
     *("asm", "lang_id", "unk_index", "mask_index", "bos_index", "eos_index", "pad_index", "start_n_top", "end_n_top"),
     *("qa_dropout", "seq_classif_dropout", "pooler_dropout", "pooler_hidden_act", "onnx_export", "chunk_size_lm_head"),
-    *("deterministic_flash_attn", "sparse_prediction", "sparse_pred_ignore_index", "legacy"),
+    *("deterministic_flash_attn", "sparse_prediction", "sparse_pred_ignore_index", "hash_seed"),
 )
 """Keys of configurations that come from elsewhere, or matter for other heads, decoders or generation alone."""
 NOT_OF_PRETRAINING_BEGIN = ("classifier_", "summary_")
@@ -312,13 +316,8 @@ def build_config(
         )
     _check_keys(family, values, defaults)
     fixed = {**family.fixed, **(family.fixed_if_causal if causal else {})}
-    fixed |= {"use_cache": False} if hasattr(defaults, "use_cache") else {}
     ids = {key: role(tokenizer) for key, role in ROLES.items() if getattr(defaults, key, None) is not None}
-    config = _in_words(
-        lambda: type(defaults)(
-            **values, **fixed, **ids, vocab_size=tokenizer.vocab_size, tie_word_embeddings=_ties(defaults)
-        )
-    )
+    config = _in_words(lambda: type(defaults)(**values, **fixed, **ids, vocab_size=tokenizer.vocab_size))
     _check_sizes(family, config, defaults)
     _check_length(family, config, seq_length)
     _in_words(lambda: _build_without_numbers(class_name, config))
@@ -330,10 +329,6 @@ def default_config(family: Family) -> "PreTrainedConfig":
     from transformers import AutoConfig
 
     return AutoConfig.for_model(family.model_type)
-
-
-def _ties(defaults: "PreTrainedConfig") -> bool:
-    return defaults.tie_word_embeddings
 
 
 def _check_keys(family: Family, values: Mapping[str, object], defaults: "PreTrainedConfig") -> None:

@@ -77,26 +77,28 @@ class TransformersModule(PretrainingModule):
     def __init__(self, family: Family, config: "PreTrainedConfig", attention: str = "auto"):
         super().__init__()
         model_class = getattr(transformers, family.class_name(self.is_causal))
-        config = copy.deepcopy(config)
-        config._attn_implementation = attention_of(family, attention)
+        self.family, self.config = family, config
+        config = copy.deepcopy(config)  # what the export says is left as it is
+        config._attn_implementation, config.use_cache = attention_of(family, attention), False
         is_counted = is_fake_tensor(torch.empty(0))  # then values do not exist, and some draws would look at them
         with no_init_weights() if is_counted else nullcontext():
-            self.family, self.model = family, model_class(config)
+            self.model = model_class(config)
         if is_counted:
             self.model.tie_weights()
-        output = self.model.get_submodule(family.output)
+        (output,) = found_at(self.model, family.output)
         if isinstance(output, nn.Linear):
             output.__class__ = Decoder  # a linear map as before, that can be given labels
         if hasattr(self.layers()[0], "_init_attention_seed"):
             _seed_repeatably(self.layers())
+        self.register_load_state_dict_pre_hook(_fill_tied_weights)
 
     def parts(self) -> dict[str, Part]:
         """The only part: the family's class, whose names the parameters have."""
-        return {"": Part("model.", type(self.model), self.model.config)}
+        return {"": Part("model.", type(self.model), self.config)}
 
     def layers(self) -> list[nn.Module]:
         """Return the family's blocks, in order."""
-        lists = [found for path in self.family.layers for found in modules_at(self.model.base_model, path)]
+        lists = [found for path in self.family.layers for found in found_at(self.model.base_model, path)]
         return [layer for group in (zip(*lists, strict=True) if self.family.layers_alternate else lists) for layer in group]
 
     def hidden_matrices(self) -> list[nn.Parameter]:
@@ -124,17 +126,18 @@ class TransformersModule(PretrainingModule):
         """Return ``linear_cross_entropy`` of hidden [B, k, d] at labels int64 [B, k]; losses and hits are [B, k]."""
         for step in self.family.head:
             hidden = F.gelu(hidden) if step == "gelu" else self.model.get_submodule(step)(hidden)
-        output = self.model.get_submodule(self.family.output)
+        (output,), bias = found_at(self.model, self.family.output), None
         if isinstance(output, Decoder):
             return output(hidden, labels)
-        bias = self.model.get_parameter(self.family.output_bias)
+        if self.family.output_bias:
+            (bias,) = found_at(self.model, self.family.output_bias)
         total, losses, hits = linear_cross_entropy(hidden.flatten(0, 1), output.weight, bias, labels.flatten())
         return total, losses.view_as(labels), hits.view_as(labels)
 
     def external_parameters(self) -> list[nn.Parameter]:
         """Return the table of tokens and the bias where no module maps to the vocabulary with them."""
-        output = self.model.get_submodule(self.family.output)
-        return [] if isinstance(output, Decoder) else [output.weight, self.model.get_parameter(self.family.output_bias)]
+        (output,) = found_at(self.model, self.family.output)
+        return [] if isinstance(output, Decoder) else [output.weight, *found_at(self.model, self.family.output_bias)]
 
 
 class MaskedLanguageModel(TransformersModule):
@@ -228,8 +231,15 @@ def _seed_repeatably(layers: list[nn.Module]) -> None:
         layer._init_feed_forward_seed = partial(seed, layer, "feed_forward_seed", 2 * number + 1)
 
 
-def modules_at(root: nn.Module, path: str) -> list[nn.Module]:
-    """Find the modules at a dotted path, in which ``*`` stands for every number."""
+def _fill_tied_weights(module: TransformersModule, state_dict: dict, prefix: str, *_) -> None:
+    """Let ``load_state_dict`` take files without the tied copies, as safetensors files are."""
+    for copied, source in module.model.all_tied_weights_keys.items():
+        if f"{prefix}model.{source}" in state_dict:
+            state_dict.setdefault(f"{prefix}model.{copied}", state_dict[f"{prefix}model.{source}"])
+
+
+def found_at(root: nn.Module, path: str) -> list:
+    """Find modules or parameters at a dotted path, in which ``*`` stands for every number."""
     found = [root]
     for name in path.split("."):
         found = [child for module in found for child in (module if name == "*" else [getattr(module, name)])]

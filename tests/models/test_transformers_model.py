@@ -238,8 +238,8 @@ def test_the_part_is_the_familys_class_with_its_tied_weights(name, causal, tmp_p
     found = model.load_state_dict({key: add_up(weights, source) for key, source in sources.items()}, strict=False)
     assert not found.unexpected_keys
     model.save_pretrained(tmp_path)
-    implementation = part.config._attn_implementation
-    loaded = part.model_class.from_pretrained(tmp_path, attn_implementation=implementation).eval()
+    loaded = part.model_class.from_pretrained(tmp_path).eval()
+    assert getattr(loaded.config, "use_cache", True)  # off in training alone
     logits = []
     for one in (loaded, module.eval().model):
         torch.manual_seed(3)  # Reformer hashes at random
@@ -248,6 +248,12 @@ def test_the_part_is_the_familys_class_with_its_tied_weights(name, causal, tmp_p
     assert torch.equal(*(found[batch["attention_mask"]] for found in logits))
     for copied, source in loaded.all_tied_weights_keys.items():
         assert module.model.get_parameter(copied) is module.model.get_parameter(source), copied
+    files = {
+        f"model.{key}": tensor for key, tensor in loaded.state_dict().items() if key not in loaded.all_tied_weights_keys
+    }
+    module.load_state_dict(files)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        module.load_state_dict(dict(list(files.items())[1:]))
 
 
 @each_case
@@ -285,6 +291,17 @@ def test_sizes_are_counted_on_tensors_without_numbers(name, causal):
     assert plan.parameters == sum(parameter.numel() for parameter in module.parameters())
     assert plan.flops_per_sequence > 4 * N * plan.hidden_numbers
     assert plan.activation_bytes > 0
+
+
+@pytest.mark.parametrize(("name", "causal", "rows"), [("bert", False, P), ("gpt2", True, N)])
+def test_the_map_to_the_vocabulary_is_counted_for_the_rows_of_targets(name, causal, rows):
+    family, batch, found = FAMILIES[name], {key: tensor.numpy() for key, tensor in batch_of(causal).items()}, []
+    for size in (V, 3 * V):
+        config = build_config(family, SIZES[name], SimpleNamespace(**vars(TOKENIZER) | {"vocab_size": size}), N, causal)
+        module_class = CausalLanguageModel if causal else MaskedLanguageModel
+        sizes = batch | {"sequence_numbers": np.arange(B), "step": np.array(0)}
+        found.append(count(partial(module_class, family, config), sizes).flops_per_sequence)
+    assert found[1] - found[0] == 6 * rows * 2 * V * 16
 
 
 @each_case
@@ -390,6 +407,40 @@ def test_layers_are_in_the_order_in_which_they_run():
             layer.register_forward_pre_hook(lambda *_, number=number, order=order: order.append(number))
         module(**batch_of(causal))
         assert order == list(range(len(order))), name
+
+
+@each_case
+def test_the_dtype_of_the_weights_is_that_of_the_masks(name, causal):
+    for documents in (False, True)[: 1 if FAMILIES[name].not_isolated else 2]:
+        module, batch = module_of(name, causal), batch_of(causal, documents=documents)
+        torch.manual_seed(3)
+        expected = module(**batch).sums.item()
+        torch.manual_seed(3)
+        assert module.bfloat16()(**batch).sums.item() == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.long
+@each_case
+def test_layers_are_compiled_as_one_graph_each(name, causal):
+    if FAMILIES[name].not_compiled:
+        return
+    module, batch = module_of(name, causal), batch_of(causal, documents=not FAMILIES[name].not_isolated)
+    expected = module(**batch).sums.item()
+    for layer in module.layers():
+        layer.compile(backend="aot_eager", fullgraph=True)
+    scores = module(**batch)
+    scores.sums.sum().backward()
+    assert scores.sums.item() == pytest.approx(expected, rel=1e-5)
+    torch._dynamo.reset()
+
+
+def test_modernberts_output_may_have_no_bias():
+    module, batch = module_of("modernbert", False, decoder_bias=False), batch_of(False)
+    loss_of_transformers("modernbert", module, batch).backward()
+    expected = gradients(module)
+    (module(**batch).sums[0] / 7).backward()
+    for key, gradient in gradients(module).items():
+        torch.testing.assert_close(gradient, expected[key], atol=1e-5, rtol=1e-5)
 
 
 def test_attention_is_sdpa_where_the_family_has_it():

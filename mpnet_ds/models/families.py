@@ -376,13 +376,13 @@ def _check_length(family: Family, config: "PreTrainedConfig", seq_length: int) -
 
 
 def _faults_of_reformers_length(config: "PreTrainedConfig", seq_length: int) -> list[str]:
-    faults, lengths = [], {kind: getattr(config, f"{kind}_attn_chunk_length") for kind in set(config.attn_layers)}
-    shape = list(config.axial_pos_shape)
+    faults, shape = [], list(config.axial_pos_shape)
+    lengths = {kind: getattr(config, f"{kind}_attn_chunk_length") for kind in ("local", "lsh") if kind in config.attn_layers}
     if config.axial_pos_embds and math.prod(shape) != seq_length:
         faults.append(
             f"data.seq_length {seq_length} is not the product of model.axial_pos_shape {shape}, as reformer needs."
         )
-    for kind, length in sorted(lengths.items()):
+    for kind, length in lengths.items():
         if seq_length > length and seq_length % length:
             faults.append(f"data.seq_length {seq_length} is not a multiple of model.{kind}_attn_chunk_length {length}.")
     return faults
@@ -407,12 +407,16 @@ def _build_without_numbers(class_name: str, config: "PreTrainedConfig") -> None:
         getattr(transformers, class_name)(copy.deepcopy(config))
 
 
+REFUSALS = (ValueError, AssertionError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError)
+"""What transformers' classes raise at sizes that do not fit; NotImplementedError is a RuntimeError."""
+
+
 def _in_words(build: Callable):
     """Return what ``build`` does; what transformers refuses is a ``UserError`` in its own words."""
     from huggingface_hub.errors import StrictDataclassError
 
     try:
         return build()
-    except (StrictDataclassError, ValueError, AssertionError, NotImplementedError, KeyError, TypeError) as error:
+    except (StrictDataclassError, *REFUSALS) as error:
         words = " ".join(str(error.args[0] if error.args else error).split())
         raise UserError(f"model: transformers refuses these values: {words}") from error

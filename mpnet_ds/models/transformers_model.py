@@ -126,6 +126,7 @@ class TransformersModule(PretrainingModule):
         """Return ``linear_cross_entropy`` of hidden [B, k, d] at labels int64 [B, k]; losses and hits are [B, k]."""
         for step in self.family.head:
             hidden = F.gelu(hidden) if step == "gelu" else self.model.get_submodule(step)(hidden)
+        # Read outside their modules, which ZeRO 3 notices and gathers them.
         (output,), bias = found_at(self.model, self.family.output), None
         if isinstance(output, Decoder):
             return output(hidden, labels)

@@ -365,6 +365,8 @@ def test_families_and_classes_that_do_not_exist_are_refused():
         ("reformer", {"axial_pos_shape": [4, 8]}, "seq_length 16 is not the product of model.axial_pos_shape .4, 8., as"),
         ("reformer", {"lsh_attn_chunk_length": 5}, "seq_length 16 is not a multiple of model.lsh_attn_chunk_length 5"),
         ("reformer", {"axial_pos_embds_dim": [4, 8]}, "transformers refuses these values: .* sum to config.hidden_size: 16"),
+        ("reformer", {"attn_layers": ["locl"]}, "transformers refuses these values: .*locl"),
+        ("deberta-v2", {"norm_rel_ebd": 3}, "transformers refuses these values: .*lower"),
         ("longformer", {"attention_window": 5}, "transformers refuses these values: .*attention_window"),
         ("convbert", {"hidden_size": 15}, "transformers refuses these values: hidden_size should be divisible"),
     ],

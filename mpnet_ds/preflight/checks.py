@@ -139,17 +139,20 @@ def check_model(plan: RunPlan, ranks: Ranks | None, disks: Disks | None) -> list
     return list(map(Finding, find_undivided_heads(model))) if isinstance(model, MPNetSection) else []
 
 
-def check_recomputation(plan: RunPlan, ranks: Ranks | None, disks: Disks | None) -> list[Finding]:
-    """Whether activation checkpointing as DeepSpeed's JSON has it is possible with a family of transformers."""
+def check_layers(plan: RunPlan, ranks: Ranks | None, disks: Disks | None) -> list[Finding]:
+    """Whether layers of a family of transformers can be recomputed and compiled as the run asks for."""
     section, model = plan.engine.engine.get("activation_checkpointing"), plan.recipe.model
-    if section is None or not isinstance(model, FamilySection):
+    if not isinstance(model, FamilySection):
         return []
-    name, why_not = model.model_type, model.family.not_recomputed
-    findings = [f"activation_checkpointing is not possible with {name}: {why_not}."] if why_not else []
+    name, family, findings = model.model_type, model.family, []
+    if plan.execution.compile and family.not_compiled:
+        findings.append(f"--compile is not possible with {name}, whose layers cannot be compiled: {family.not_compiled}.")
+    if section is not None and family.not_recomputed:
+        findings.append(f"activation_checkpointing is not possible with {name}: {family.not_recomputed}.")
     findings += [
         f"activation_checkpointing.{key} is DeepSpeed's own, which breaks layers of transformers' {name}: leave it out."
         for key in ("partition_activations", "cpu_checkpointing")
-        if section.get(key)
+        if (section or {}).get(key)
     ]
     return list(map(Finding, findings))
 
@@ -274,7 +277,7 @@ CHECKS = (
     Check(check_slots),
     Check(check_values, ("recipe",)),
     Check(check_model, ("recipe",)),
-    Check(check_recomputation, ("recipe", "engine")),
+    Check(check_layers, ("recipe", "engine", "execution")),
     Check(check_monitors, ("engine",)),
     Check(check_profiled_step, ("recipe", "execution")),
     Check(check_objective, ("recipe", "data", "ranks")),

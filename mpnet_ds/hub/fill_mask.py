@@ -48,8 +48,12 @@ def _load(folder: str):
     found = locate_model(folder)
     if not (found / "config.json").is_file():
         raise UserError(f"{folder} is not a Hugging Face folder: config.json is missing. convert_to_hf makes one.")
-    from transformers import AutoModelForMaskedLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    family = AutoConfig.from_pretrained(found).model_type
+    if family not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        raise UserError(f"{folder} is a {family}, which predicts what follows and fills no masks.")
     return AutoModelForMaskedLM.from_pretrained(found).eval(), AutoTokenizer.from_pretrained(found)

@@ -3,6 +3,7 @@
 import io
 
 import pytest
+from transformers import GPT2Config
 
 from mpnet_ds.errors import UserError
 from mpnet_ds.hub.fill_mask import top_words
@@ -28,6 +29,12 @@ def test_sentences_come_from_standard_input_too(exported, monkeypatch, capsys):
     said = capsys.readouterr().out.splitlines()
     (word, probability) = top_words(exported, SENTENCE, 1)[0]
     assert said == [SENTENCE, f"    {word} {probability:.0%}"]
+
+
+def test_a_causal_model_is_refused(tmp_path):
+    GPT2Config(n_layer=1, n_embd=8, n_head=1).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="is a gpt2, which predicts what follows and fills no masks"):
+        top_words(tmp_path, SENTENCE)
 
 
 def test_there_is_one_mask(exported):

@@ -22,6 +22,7 @@ from mpnet_ds.metrics_file import FILE_NAME as METRICS
 from mpnet_ds.metrics_file import read_metrics
 from mpnet_ds.models.module import Part
 from mpnet_ds.objectives import Objective
+from mpnet_ds.objectives.clm import CLM
 from mpnet_ds.run_record import Stretch, read_record, starts_of, stretches_of
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
@@ -95,9 +96,10 @@ def model_card(model: TrainedModel, part: Part, sentence_transformers: bool = Fa
     """
     info, kind, family = model.info, part.model_class.__name__, part.config.model_type
     run, name = RunFacts.of(model.checkpoint, info), info.objective["name"]
-    fills_masks = kind in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()
+    generates = name == CLM.name
+    fills_masks = kind in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES.values() and not generates
     tags = [*dict.fromkeys([family, name, "mpnet_ds"]), *(["sentence-transformers"] if sentence_transformers else [])]
-    pipeline_tag = "fill-mask" if fills_masks else None
+    pipeline_tag = "fill-mask" if fills_masks else "text-generation" if generates else None
     data = ModelCardData(library_name="transformers", pipeline_tag=pipeline_tag, tags=tags, **_origins(run))
     evaluated = {"eval_loss": info.eval_loss, "step": info.step} if info.eval_loss is not None else run.last("eval_loss")
     card = ModelCard.from_template(
@@ -108,6 +110,7 @@ def model_card(model: TrainedModel, part: Part, sentence_transformers: bool = Fa
         folder=FOLDER,
         mask=model.tokenizer.layout.mask,
         fills_masks=fills_masks,
+        generates=generates,
         heads=_heads(family),
         sentence_transformers=sentence_transformers,
         config=part.config,

@@ -1,6 +1,7 @@
 """Families of transformers in the whole program: ZeRO stages, ranks, resume, recomputed layers, bf16, export."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import transformers
 
 from mpnet_ds.data import BuildOptions, build_dataset
+from mpnet_ds.hub.model_card import FOLDER
 from mpnet_ds.models.families import FAMILIES
 from mpnet_ds.tokenizer_training import train_tokenizer
 from tests.runs import RECIPE, ROOT, Run, command, pretrain_all
@@ -121,7 +123,7 @@ def test_bf16_is_near(runs, kind):
 
 
 @each_kind
-def test_the_export_loads_with_the_familys_class(runs, kind, tmp_path):
+def test_the_export_loads_with_the_familys_class(runs, kind, tmp_path, capsys):
     done = command(sys.executable, "tools/convert_to_hf.py", runs[kind, "divided"].folder, tmp_path / "model")
     assert done.returncode == 0, done.stderr
     family = FAMILIES[kind]
@@ -130,3 +132,8 @@ def test_the_export_loads_with_the_familys_class(runs, kind, tmp_path):
     assert not any(loading.values())
     assert (tmp_path / "model" / "emd.safetensors").exists() is (KINDS[kind][0] == EMD)
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "model")("text")["input_ids"]
+    if kind == "gpt2":
+        card = (tmp_path / "model" / "README.md").read_text()
+        (code,) = re.findall(r"^```python\n(.*?)^```", card, re.MULTILINE | re.DOTALL)
+        exec(code.replace(FOLDER, str(tmp_path / "model")), {})
+        assert capsys.readouterr().out.startswith("The list")

@@ -46,8 +46,7 @@ def count(
         held = {str(kind).rpartition(".")[2]: size for kind, size in peak.items()}
         states = sum(held.get(kind, 0) for kind in ("PARAM", "GRAD", "BUFFER"))
         return ModulePlan(
-            parameters=sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad),
-            hidden_numbers=sum(matrix.numel() for matrix in module.hidden_matrices()),
+            *numbers_of(module),
             flops_per_sequence=flops.get_total_flops() / micro_batch_size,
             activation_bytes=held["Total"] - states,
         )
@@ -71,17 +70,28 @@ def estimate(
     setting = setting or ComputeSetting()
     with torch.device("meta"):
         module = build()
-    config = module.parts()[""].config
-    hidden = sum(matrix.numel() for matrix in module.hidden_matrices())
+    config, (parameters, hidden) = module.parts()[""].config, numbers_of(module)
     kept = len(module.layers()[setting.checkpointed_layers :]) * 34 / 2 + len(module.layers()) + 34 / 2
     numbers = kept * micro_batch_size * seq_length * config.hidden_size
     return ModulePlan(
-        parameters=sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad),
+        parameters=parameters,
         hidden_numbers=hidden,
         flops_per_sequence=6.0 * (hidden * seq_length + config.vocab_size * config.hidden_size * targets),
         activation_bytes=round(numbers * setting.bytes_per_number),
         is_estimate=True,
     )
+
+
+def count_parameters(build: Callable[[], PretrainingModule]) -> tuple[int, int]:
+    """Count ``numbers_of`` a module without running it."""
+    with torch.device("meta"):
+        return numbers_of(build())
+
+
+def numbers_of(module: PretrainingModule) -> tuple[int, int]:
+    """Count a module's trainable numbers, and those of its hidden matrices among them."""
+    trainable = (parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    return sum(trainable), sum(matrix.numel() for matrix in module.hidden_matrices())
 
 
 def _flops_of_score(hidden: torch.Size, weight: torch.Size, *arguments, out_shape=None) -> int:

@@ -1,12 +1,13 @@
 """What objectives ask of a family of transformers before it is built."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mpnet_ds.errors import UserError
 from mpnet_ds.objectives.base import Objective
 
 if TYPE_CHECKING:
-    from mpnet_ds.models.module import ComputeSetting, ModulePlan
+    from mpnet_ds.models.module import ComputeSetting, ModulePlan, PretrainingModule
     from mpnet_ds.objectives.model_section import FamilySection
     from mpnet_ds.tokenizer import PretrainingTokenizer
 
@@ -32,6 +33,10 @@ def find_family_faults(model: "FamilySection", tokenizer: "PretrainingTokenizer"
     return [f"data.isolate_documents is not possible with {family.model_type}: {why_not}."] if why_not else []
 
 
+FEW, MORE = 3, 6
+"""Layers that are counted where a model has more than twice as many; patterns of layers repeat after three at most."""
+
+
 def family_sizes(
     objective: "Objective",
     model: "FamilySection",
@@ -41,9 +46,31 @@ def family_sizes(
     targets: int,
     setting: "ComputeSetting | None",
 ) -> "ModulePlan":
-    """Count the sizes of a family's module, or estimate them where it cannot be counted; ``targets``: of a sequence."""
-    if not model.family.not_counted:
-        return Objective.sizes(objective, model, tokenizer, seq_length, micro_batch_size, setting)
-    from mpnet_ds.models.counting import estimate
+    """Count the sizes of a family's module, or estimate them where it cannot be counted; ``targets``: of a sequence.
 
-    return estimate(lambda: objective.build(model, tokenizer, seq_length), seq_length, micro_batch_size, targets, setting)
+    FLOPs and activations of a deep model follow from those of two shallow ones: each layer takes the same.
+    """
+    from mpnet_ds.models.counting import count_parameters, estimate
+    from mpnet_ds.models.module import ModulePlan
+
+    def build() -> "PretrainingModule":
+        return objective.build(model, tokenizer, seq_length)
+
+    def counted(layers: int) -> "ModulePlan":
+        shallow = replace(model, **{model.layers_key: layers})
+        return Objective.sizes(objective, shallow, tokenizer, seq_length, micro_batch_size, setting)
+
+    if model.family.not_counted:
+        return estimate(build, seq_length, micro_batch_size, targets, setting)
+    layers, recomputed = model.num_layers, setting.checkpointed_layers if setting else 0
+    if layers <= 2 * MORE or 0 < recomputed < layers:
+        return Objective.sizes(objective, model, tokenizer, seq_length, micro_batch_size, setting)
+    few, more = counted(FEW), counted(MORE)
+    deeper = (layers - MORE) / (MORE - FEW)
+    parameters, hidden = count_parameters(build)
+    return ModulePlan(
+        parameters=parameters,
+        hidden_numbers=hidden,
+        flops_per_sequence=more.flops_per_sequence + deeper * (more.flops_per_sequence - few.flops_per_sequence),
+        activation_bytes=round(more.activation_bytes + deeper * (more.activation_bytes - few.activation_bytes)),
+    )

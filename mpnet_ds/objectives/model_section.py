@@ -149,6 +149,18 @@ class FamilySection(ModelSection):
 
         return getattr(self, default_config(self.family).attribute_map["hidden_size"])
 
+    @property
+    def layers_key(self) -> str:
+        """Name of the key with the number of layers."""
+        from mpnet_ds.models.families import default_config
+
+        return default_config(self.family).attribute_map.get("num_hidden_layers", "num_hidden_layers")
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers; 0 where it follows from other keys."""
+        return self.__dict__.get(self.layers_key, 0)
+
     def choose_attention(self, name: str, device: "torch.device") -> str:
         """Return the name of an implementation of transformers, ``sdpa`` or ``eager``."""
         from mpnet_ds.models.transformers_model import attention_of

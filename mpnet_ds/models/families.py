@@ -26,6 +26,19 @@ class OnlyValue(NamedTuple):
     """What is wrong with the others, as the end of a sentence."""
 
 
+class Near(NamedTuple):
+    """Where a model has what ``initial_values.look_near_by_sinusoids`` changes."""
+
+    positions: str
+    """Path of the position table, from the model without its head."""
+    words: tuple[str, ...]
+    """Paths of the tables that are added to it."""
+    query: str
+    """Path of the map to queries, from a block."""
+    key: str
+    """Path of the map to keys."""
+
+
 @dataclass(frozen=True)
 class Family:
     """One model type of transformers.
@@ -82,6 +95,8 @@ class Family:
     """Why sizes cannot be counted on fake tensors; empty if they can."""
     not_compiled: str = ""
     """Why layers cannot be compiled; empty if they can, each as one graph."""
+    near: Near | None = None
+    """For ``model.start`` ``near``; None where no such start is known."""
 
     def why_not_isolated(self, config: "PreTrainedConfig") -> str:
         """Say why documents in one sequence cannot be kept apart, as a sentence's end; empty if they can."""
@@ -99,8 +114,15 @@ class Family:
 
 
 IS_DECODER = {"is_decoder": True}
+NEAR_OF_BERT = Near(
+    "embeddings.position_embeddings",
+    ("embeddings.word_embeddings", "embeddings.token_type_embeddings"),
+    "attention.self.query",
+    "attention.self.key",
+)
 BERT_LIKE = {
     "layouts": ("bert",),
+    "near": NEAR_OF_BERT,
     "head": ("cls.predictions.transform",),
     "output": "cls.predictions.decoder",
     "output_bias": "cls.predictions.bias",

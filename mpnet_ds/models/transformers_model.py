@@ -28,6 +28,7 @@ from mpnet_ds.counter_rng import make_key
 from mpnet_ds.errors import UserError
 from mpnet_ds.models.documents import causal_tokens, positions_in_documents, visible_tokens
 from mpnet_ds.models.families import Family
+from mpnet_ds.models.initial_values import look_near_by_sinusoids
 from mpnet_ds.models.layers.cross_entropy import Decoder, linear_cross_entropy
 from mpnet_ds.models.module import Part, PretrainingModule, Scores
 from mpnet_ds.models.targets import corrupt, count_masked, labels_at, rows_at
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 ATTENTIONS = ("auto", "eager", "sdpa")
+OFFSETS, CAUSAL_OFFSETS = (-1, 1, -3, 3), (-1, -2, -3, -4)
+"""Neighbours at which heads begin to look, with ``model.start`` ``near``."""
 
 
 class Inputs(NamedTuple):
@@ -91,6 +94,17 @@ class TransformersModule(PretrainingModule):
         if hasattr(self.layers()[0], "_init_attention_seed"):
             _seed_repeatably(self.layers())
         self.register_load_state_dict_pre_hook(_fill_tied_weights)
+
+    def begin_near(self, strength: float) -> None:
+        """Let each head begin by looking at a neighbour (see initial_values.py), if the weights have values."""
+        body, near = self.model.base_model, self.family.near
+        (positions,) = found_at(body, near.positions)
+        if positions.weight.is_meta or is_fake_tensor(positions.weight):
+            return
+        words = [found_at(body, path)[0].weight for path in near.words]
+        attention = [tuple(found_at(layer, path)[0].weight for path in (near.query, near.key)) for layer in self.layers()]
+        offsets = CAUSAL_OFFSETS if self.is_causal else OFFSETS
+        look_near_by_sinusoids(positions.weight, words, attention, self.config.num_attention_heads, strength, offsets)
 
     def parts(self) -> dict[str, Part]:
         """The only part: the family's class, whose names the parameters have."""

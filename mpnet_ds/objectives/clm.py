@@ -7,7 +7,7 @@ from pydantic.dataclasses import dataclass
 
 from mpnet_ds.findings import Finding
 from mpnet_ds.objectives.base import Objective, Sequences, Term, Vocabulary
-from mpnet_ds.objectives.families import family_sizes, find_family_faults
+from mpnet_ds.objectives.families import begun, family_sizes, find_family_faults
 from mpnet_ds.objectives.model_section import FamilySection
 from mpnet_ds.validation import SECTION
 
@@ -102,4 +102,5 @@ class CLM(Objective):
         """Build the model of the section's family."""
         from mpnet_ds.models.transformers_model import CausalLanguageModel
 
-        return CausalLanguageModel(model.family, model.config(tokenizer, seq_length, is_causal=True), attention)
+        config = model.config(tokenizer, seq_length, is_causal=True)
+        return begun(CausalLanguageModel(model.family, config, attention), model)

@@ -1,15 +1,19 @@
 """What objectives ask of a family of transformers before it is built."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from mpnet_ds.errors import UserError
 from mpnet_ds.objectives.base import Objective
+from mpnet_ds.objectives.model_section import NEAR
 
 if TYPE_CHECKING:
     from mpnet_ds.models.module import ComputeSetting, ModulePlan, PretrainingModule
+    from mpnet_ds.models.transformers_model import TransformersModule
     from mpnet_ds.objectives.model_section import FamilySection
     from mpnet_ds.tokenizer import PretrainingTokenizer
+
+Module = TypeVar("Module", bound="TransformersModule")
 
 
 def find_family_faults(model: "FamilySection", tokenizer: "PretrainingTokenizer", data, is_causal: bool) -> list[str]:
@@ -31,6 +35,13 @@ def find_family_faults(model: "FamilySection", tokenizer: "PretrainingTokenizer"
     isolates = any(part.isolate_documents for part in getattr(data, "datasets", [data]))
     why_not = family.why_not_isolated(config) if isolates else ""
     return [f"data.isolate_documents is not possible with {family.model_type}: {why_not}."] if why_not else []
+
+
+def begun(module: "Module", model: "FamilySection") -> "Module":
+    """Give a new module the initial values that the section asks for."""
+    if model.start == NEAR:
+        module.begin_near(model.start_strength)
+    return module
 
 
 FEW, MORE = 3, 6

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic.dataclasses import dataclass
 
 from mpnet_ds.findings import Finding
-from mpnet_ds.objectives.families import family_sizes, find_family_faults
+from mpnet_ds.objectives.families import begun, family_sizes, find_family_faults
 from mpnet_ds.objectives.model_section import FamilySection
 from mpnet_ds.objectives.mpnet import MPNet
 from mpnet_ds.validation import SECTION
@@ -76,7 +76,8 @@ class MLM(MPNet):
         from mpnet_ds.models.transformers_model import MaskedLanguageModel
 
         kind = EnhancedMaskDecoder if self.head == EMD else MaskedLanguageModel
-        return kind(model.family, model.config(tokenizer, seq_length, is_causal=False), tokenizer.mask_id, attention)
+        config = model.config(tokenizer, seq_length, is_causal=False)
+        return begun(kind(model.family, config, tokenizer.mask_id, attention), model)
 
 
 def _why_no_decoder(model: "ModelSection") -> str:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Positive = Annotated[int, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
+Strength = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 MPNET, TWO_STREAM, TRANSFORMERS = "mpnet", "two_stream", "transformers"
 USUAL, NEAR = "usual", "near"
 DEFAULT_STRENGTH = 2.0
@@ -39,6 +40,13 @@ class ModelSection:
     def configuration(self) -> dict[str, Any]:
         """Return the keys that transformers' configuration has too."""
         return {key: value for key, value in asdict(self).items() if key not in OWN_KEYS}
+
+    def settle_start(self) -> None:
+        """Give the strength of a near start its default; ``UserError`` for the strength of a usual one."""
+        if self.start == NEAR and self.start_strength is None:
+            object.__setattr__(self, "start_strength", DEFAULT_STRENGTH)
+        if self.start == USUAL and self.start_strength is not None:
+            raise UserError("model.start_strength is for model.start 'near': set that too, or leave it out.")
 
     def choose_attention(self, name: str, device: "torch.device") -> str:
         """Return what ``auto`` is on a device, or the name itself; ``UserError`` for what the model does not have."""
@@ -87,15 +95,12 @@ class MPNetSection(ModelSection):
     start: Literal["usual", "near"] = USUAL
     """Initial values. ``usual``: every matrix is drawn from N(0, initializer_range), as in the original. ``near``: attention
     begins with what is near, and small models learn sooner; the model is the same otherwise."""
-    start_strength: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    start_strength: Strength | None = None
     """How near, if ``start`` is ``near``, by default 2: a head begins with weights proportional to
     (1 + distance)^-strength, on one side."""
 
     def __post_init__(self):
-        if self.start == NEAR and self.start_strength is None:
-            object.__setattr__(self, "start_strength", DEFAULT_STRENGTH)
-        if self.start == USUAL and self.start_strength is not None:
-            raise UserError("model.start_strength is for model.start 'near': set that too, or leave it out.")
+        self.settle_start()
 
     @classmethod
     def of(cls, config: "MPNetConfig") -> "MPNetSection":
@@ -129,6 +134,9 @@ _DEFAULTS = {field.name: field.default for field in fields(MPNetSection)}
 
 class FamilySection(ModelSection):
     """Base class of the sections of transformers' families; ``section_class`` makes them."""
+
+    def __post_init__(self):
+        self.settle_start()
 
     @property
     def family(self) -> "Family":
@@ -179,13 +187,13 @@ def section_class(model_type: str) -> type[FamilySection]:
     """Make the section of a family: its configuration's keys, with the types and defaults that they have there."""
     from mpnet_ds.models.families import configuration_keys, default_config, family_of
 
+    family = family_of(model_type)
     own: list[tuple] = [
         ("model_type", Literal[model_type], model_type),
         ("implementation", Literal[TRANSFORMERS], TRANSFORMERS),
-        ("start", Literal[USUAL], USUAL),
-        ("start_strength", None, None),
+        ("start", Literal[USUAL, NEAR] if family.near else Literal[USUAL], USUAL),
+        ("start_strength", Strength | None, None),
     ]
-    family = family_of(model_type)
     defaults = default_config(family)
     types = {one.name: one.type for one in fields(type(defaults))}
     for key in configuration_keys(family):

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from mpnet_ds.config.recipe import recipe_from_dict
 from mpnet_ds.errors import UserError
@@ -68,7 +69,9 @@ def test_what_does_not_fit_is_named(objective, model, layout, more, words):
             BERT | {"implementation": "two_stream"},
             "model.implementation 'two_stream' is MPNet's; bert has 'transformers' only",
         ),
-        (BERT | {"start": "near"}, "model.start"),
+        (BERT | {"model_type": "convbert", "start": "near"}, 'unknown model.start "near".*usual'),
+        (BERT | {"start_strength": 2.0}, "model.start_strength is for model.start 'near'"),
+        (BERT | {"start": "near", "start_strength": -1.0}, "model.start_strength is -1.0; it must be greater than 0"),
         ("bert", "model is .bert.; it must be an object"),
     ],
 )
@@ -82,6 +85,29 @@ def test_a_section_makes_another_run_and_names_its_family():
     assert bert.identity()["model_type"] == "bert"
     assert recipe_of("mlm", BERT | {"hidden_size": 32}).model.identity() != bert.identity()
     assert (bert.hidden_size, recipe_of("clm", GPT2).model.hidden_size) == (16, 16)
+
+
+def test_a_near_start_changes_positions_words_queries_and_keys_alone():
+    tokenizer = SimpleNamespace(vocab_size=99, pad_id=0, begin_id=2, end_id=3, unknown_id=1, mask_id=4)
+    states = {}
+    for start in ("usual", "near"):
+        recipe = recipe_of("mlm", BERT | {"start": start})
+        torch.manual_seed(0)
+        states[start] = recipe.objective.build(recipe.model, tokenizer, 32).state_dict()
+    changed = [name for name, tensor in states["usual"].items() if not torch.equal(tensor, states["near"][name])]
+    ends = (
+        "position_embeddings.weight",
+        "word_embeddings.weight",
+        "token_type_embeddings.weight",
+        "query.weight",
+        "key.weight",
+    )
+    assert all(name.endswith((*ends, "decoder.weight")) for name in changed)
+    assert all(any(name.endswith(end) for name in changed) for end in ends)
+    assert recipe.model.start_strength == 2.0
+    assert recipe.model.identity()["start"] == "near"
+    with torch.device("meta"):
+        recipe.objective.build(recipe.model, tokenizer, 32)
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,13 @@ def of_straightforward(rows: list[dict]) -> list[Line]:
     ]
 
 
+def of_families(rows: list[dict]) -> list[Line]:
+    return [
+        Line(f"{row['recipe']} in {row['precision']}", row["seconds"] * 1e3, "ms", "plain loop", row["ratio"])
+        for row in rows
+    ]
+
+
 SMALL_MODEL = "--recipe mpnet-base --layers 4 --hidden_size 256 --micro_batch_size 2 --vocab_size 8192 --steps 3"
 BENCHMARKS = (
     Benchmark("bench_step", f"{SMALL_MODEL} --attention eager auto", of_step),
@@ -130,6 +137,7 @@ BENCHMARKS = (
         of_scaling,
     ),
     Benchmark("bench_straightforward", "--micro_batch_size 1 --pairs 3", of_straightforward),
+    Benchmark("bench_families", "--recipes bert-base gpt2 --seq_length 128 --micro_batch_size 1 --pairs 3", of_families),
     Benchmark("bench_loader", "--folder {work} --tokens 20000000 --batches 20 --repeats 3", of_loader),
     Benchmark("bench_build", "--megabytes 8 --times 2 --repeats 1", of_build),
     Benchmark("bench_consolidate", "--parameters 60M --shards 2 --stages 2 --rounds 1", of_consolidation),

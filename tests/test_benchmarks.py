@@ -24,6 +24,7 @@ from tests.runs import RECIPE, ROOT, command
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import bench_all
+import bench_families
 import bench_scaling
 import bench_step
 import measure_gpu
@@ -559,3 +560,30 @@ def test_a_gpus_page_is_made_on_cpus_too(tmp_path):
     (page,) = tmp_path.glob("*.md")
     assert re.search(r"pytest tests/models`\): \d+ passed", page.read_text())
     assert json.loads(page.with_suffix(".json").read_text())["rows"]
+
+
+def test_families_are_compared_with_a_plain_loop(tmp_path, monkeypatch):
+    sizes = {
+        "model_type": "bert",
+        "num_hidden_layers": 1,
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
+    (tmp_path / "tiny.json").write_text(json.dumps({"objective": "mlm", "model": sizes}))
+    arguments = [
+        "--recipes",
+        tmp_path / "tiny.json",
+        "--precision",
+        "fp32",
+        "--seq_length",
+        32,
+        "--vocab_size",
+        99,
+        "--pairs",
+        2,
+    ]
+    assert in_process(bench_families.main, monkeypatch, [*arguments, "--json", tmp_path / "r.json"]) == 0
+    (row,) = json.loads((tmp_path / "r.json").read_text())["rows"]
+    assert row["bytes"] < row["plain_bytes"]
+    assert row["ratio"] == pytest.approx(sum(row["ratios"]) / 2)

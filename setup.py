@@ -21,7 +21,7 @@ setup(
     install_requires=[
         "torch>=2.9",
         "deepspeed>=0.19.8",
-        "transformers>=5",
+        "transformers>=5.20",
         "tokenizers>=0.22",
         "datasets>=4",
         "safetensors>=0.6",
